@@ -1,0 +1,1 @@
+"""Batch-size robustness studies of normalization layers."""

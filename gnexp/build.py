@@ -1,0 +1,270 @@
+"""From a config to images, models and steps: the only place where the two meet.
+
+`check` finds what is wrong with a run before any work starts; the rest builds its parts.
+"""
+
+import functools
+import hashlib
+import importlib
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from gnexp.config import CUSTOM, DataConfig, TrainConfig
+from gnexp.data.loader import DeviceImages
+from gnexp.data.sources import Images, load_images
+from gnexp.models.resnet import build_model, initialize, zero_last_gamma
+from gnexp.norms.probes import values_per_statistic
+from gnexp.norms.registry import build_norm, group_count
+from gnexp.seeding import derived_seed, generator
+from gnexp.training.loop import Recipe
+from gnexp.training.step import EagerStep
+
+
+def images_of(data: DataConfig) -> Images:
+    """Load the images a config names; the same ones are loaded once per process."""
+    return _images(data.name, data.root, data.train_limit, data.test_limit, data.size, data.title)
+
+
+@functools.lru_cache(maxsize=2)
+def _images(name, root, train_limit, test_limit, size, title) -> Images:
+    return load_images(name, root, train_limit, test_limit, size, title)
+
+
+@functools.lru_cache(maxsize=2)
+def _on_device(images: "_ById", mean, std, device: torch.device) -> DeviceImages:
+    return DeviceImages(images.value, device, mean=mean, std=std)
+
+
+class _ById:
+    """Makes an object without a hash (arrays inside) a key of a cache."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _ById) and other.value is self.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+
+def device_images(data: DataConfig, device: torch.device) -> DeviceImages:
+    """Return the images as tensors on the device; uploaded once per process."""
+    mean, std = (tuple(v) if v else None for v in (data.mean, data.std))
+    return _on_device(_ById(images_of(data)), mean, std, device)
+
+
+def pick_device(device: str) -> torch.device:
+    """Return the device meant; "auto" is the GPU where there is one.
+
+    Raises ValueError for a device that is not there.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        picked = torch.device(device)
+    except RuntimeError:
+        picked = None
+    if picked is None or picked.type not in ("cpu", "cuda"):
+        raise ValueError(f"device={device} is not one of auto, cpu, cuda, cuda:0 ...")
+    if picked.type == "cuda" and (picked.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"device={device} is not there: PyTorch sees {torch.cuda.device_count()} CUDA devices;"
+            " use device=cpu or device=auto"
+        )
+    return picked
+
+
+def import_target(path: str) -> Callable[..., nn.Module]:
+    """Return the class or function at an import path; the current directory is importable.
+
+    Raises ValueError naming the path and what is missing.
+    """
+    module_name, _, attribute = path.rpartition(".")
+    if not module_name:
+        raise ValueError(f"norm._target_={path} must be MODULE.NAME, such as my_pkg.MyNorm")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        found = getattr(importlib.import_module(module_name), attribute)
+    except AttributeError:
+        raise ValueError(f"norm._target_={path}: {module_name} has no {attribute}") from None
+    except ImportError as error:
+        raise ValueError(f"norm._target_={path} cannot be imported: {error}") from error
+    except Exception as error:  # whatever the user's module does when it is imported
+        name = type(error).__name__
+        raise ValueError(f"norm._target_={path}: importing it raised {name}: {error}") from error
+    if not callable(found):
+        raise ValueError(f"norm._target_={path} is not a class or function")
+    return found
+
+
+def code_checksum(config: TrainConfig) -> str | None:
+    """Return a digest of the source file of the user's norm, None for a norm of the table."""
+    if config.norm.get("name") != CUSTOM:
+        return None
+    target = import_target(config.norm["_target_"])
+    try:
+        source = inspect.getsourcefile(inspect.unwrap(target))
+    except TypeError:
+        source = None
+    return hashlib.sha256(Path(source).read_bytes()).hexdigest()[:16] if source else None
+
+
+def norm_factory(config: TrainConfig) -> Callable[[int], nn.Module]:
+    """Return the callable that a model calls with a number of channels to get a norm layer."""
+    options = {k: v for k, v in config.norm.items() if k not in ("name", "_target_")}
+    name = config.norm["name"]
+    if name == CUSTOM:
+        return _custom_factory(config.norm["_target_"], options)
+    if config.groups is None and config.channels_per_group is None:
+        return lambda channels: build_norm(name, channels, **options)
+    return lambda channels: build_norm(
+        name, channels, num_groups=_groups(config, channels), **options
+    )
+
+
+def _groups(config: TrainConfig, channels: int) -> int:
+    return group_count(channels, config.groups, config.channels_per_group, config.groups_fallback)
+
+
+def _custom_factory(path: str, options: dict[str, Any]) -> Callable[[int], nn.Module]:
+    target = import_target(path)
+
+    def build(channels: int) -> nn.Module:
+        try:
+            layer = target(channels, **options)
+        except Exception as error:
+            typed = "".join(f", {k}={v}" for k, v in options.items())
+            raise ValueError(
+                f"norm._target_={path}({channels}{typed}) raised {type(error).__name__}: {error}"
+            ) from error
+        if not isinstance(layer, nn.Module):
+            kind = type(layer).__name__
+            raise ValueError(f"norm._target_={path} must return an nn.Module, not {kind}")
+        return layer
+
+    return build
+
+
+class _Site(nn.Module):
+    """Stands where a norm layer will be, to learn its name and channels."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+
+
+def norm_sites(config: TrainConfig) -> dict[str, int]:
+    """Return the number of channels at every norm layer of the model, by layer name."""
+    with torch.device("meta"):
+        model = build_model(config.model.name, _Site, 2, config.model.width)
+    return {n: m.channels for n, m in model.named_modules() if isinstance(m, _Site)}
+
+
+def groups_per_layer(config: TrainConfig) -> dict[str, int]:
+    """Return the number of groups of every layer under group norm, {} under any other.
+
+    Raises ValueError naming the first layer whose channels the groups do not divide.
+    """
+    if config.groups is None and config.channels_per_group is None:
+        return {}
+    counts = {}
+    for layer, channels in norm_sites(config).items():
+        try:
+            counts[layer] = _groups(config, channels)
+        except ValueError as error:
+            raise ValueError(f"layer {layer}: {error}") from None
+    return counts
+
+
+def seeded_model(config: TrainConfig, num_classes: int, seed: int) -> nn.Module:
+    """Return the model of one seed on the CPU; the global random state is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        # A user's own norm may draw from the global generator when it is built.
+        torch.manual_seed(derived_seed(seed, "build"))
+        model = build_model(
+            config.model.name, norm_factory(config), num_classes, config.model.width
+        )
+    initialize(model, generator(seed, "initialization"))
+    if config.zero_gamma:
+        zero_last_gamma(model)
+    return model
+
+
+def recipe(config: TrainConfig) -> Recipe:
+    """Return the protocol's numbers for a resolved config."""
+    return Recipe(
+        batch=config.batch,
+        update_batch=config.update_batch,
+        epochs=config.epochs,
+        lr=config.lr,
+        lr_rule=config.lr_rule,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        warmup=config.warmup,
+        schedule=config.schedule,
+        precision=config.precision,
+        augment=config.data.augment,
+    )
+
+
+def step_of(config: TrainConfig, model: nn.Module) -> EagerStep:
+    """Return the training step of a model already on its device."""
+    return EagerStep(model, config.batch, config.momentum, config.weight_decay, config.precision)
+
+
+def check(config: TrainConfig) -> list[str]:
+    """Return one sentence for all that is wrong with a resolved config, its data and its model."""
+    try:
+        device = pick_device(config.device)
+        images = images_of(config.data)
+    except ValueError as error:
+        return [str(error)]
+    found = _size_problems(config, len(images.x_train))
+    if config.precision == "tf32" and device.type != "cuda":
+        found.append(f"precision=tf32 needs a CUDA device, not {device.type}; use precision=fp32")
+    try:
+        groups_per_layer(config)
+        model = seeded_model(config, len(images.classes), seed=0)
+        found += _statistic_problems(config, model, images.x_train.shape[1:])
+    except ValueError as error:
+        found.append(str(error))
+    return found
+
+
+def _size_problems(config: TrainConfig, train_size: int) -> list[str]:
+    for key in ("batch", "update_batch"):
+        value = getattr(config, key)
+        if value > train_size:
+            return [
+                f"{key}={value} is larger than the training set of {train_size} images;"
+                f" use at most {key}={train_size}"
+            ]
+    return []
+
+
+def _statistic_problems(config: TrainConfig, model: nn.Module, shape: torch.Size) -> list[str]:
+    name = config.norm["name"]
+    try:
+        counts = values_per_statistic(model, tuple(shape), config.batch)
+    except Exception as error:  # only a user's own norm can fail in this forward pass
+        if name != CUSTOM:
+            raise
+        path = config.norm["_target_"]
+        return [f"norm._target_={path}: a forward pass raised {type(error).__name__}: {error}"]
+    for layer, count, _ in counts:
+        if count is not None and count < 2:
+            return [
+                f"norm={name} batch={config.batch}: layer {layer} has one value per statistic, so"
+                " its output would be constant; use larger images, a larger batch under bn, or"
+                " fewer groups"
+            ]
+    return []

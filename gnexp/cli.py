@@ -1,0 +1,74 @@
+"""The command word, Hydra, grids and exit codes.
+
+Exit codes: 0 done (diverged and infeasible runs are results), 1 a run failed, 2 a mistake in what
+was typed, 130 Ctrl-C. Heavy packages are imported by the commands, so that help answers at once.
+"""
+
+import os
+import sys
+
+HELP = """\
+gnexp: which normalization should I train with when only a few images fit in a batch?
+
+usage: gnexp COMMAND [key=value ...] [Hydra flags]
+
+commands
+  train     train one run, or with --multirun (-m) a grid of runs; a grid ends with its report
+  report    build tables, figures and the page from what a study holds, finished or not
+  measure   run instruments (gradient variance at shared weights) on stored runs
+  status    what of a study is complete, running, failed or missing
+
+examples
+  gnexp train norm=gn groups=32 batch=2
+  gnexp train --multirun norm=bn,gn,ln,in batch=1,2,4,8,16,32,64
+  gnexp train experiment=smoke
+  gnexp report study=smoke
+
+keys of train (all of them: gnexp train --cfg job)
+  norm       bn gn ln in none; norm._target_=my_pkg.MyNorm for your own
+  groups     groups of gn (8), or channels_per_group=
+  batch      images that share one forward pass (32)
+  update_batch   images per optimizer update (batch)
+  seeds      how many seeds (1), or which: seeds=[5,6]
+  epochs, lr, model, data, data.root, study, out, device, precision
+  experiment     preset grids: smoke, batch_sweep, group_sweep
+
+A command's own help: gnexp train --help
+"""
+
+
+def entry() -> None:
+    """Run the command line of this process and exit with its code."""
+    sys.exit(main())
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command line, without the program's name, and return its exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    completing = "COMP_LINE" in os.environ
+    if completing and not argv:
+        argv = os.environ["COMP_LINE"].split()[1:2]
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return 0
+    if argv[0] in ("-V", "--version"):
+        from importlib.metadata import version
+
+        print(f"gnexp {version('gnexp')}")
+        return 0
+    from gnexp import hydra_app
+    from gnexp.config import Mistake
+
+    if completing:
+        # Hydra completes keys and must not see the command word.
+        line = os.environ["COMP_LINE"]
+        os.environ["COMP_LINE"] = line.replace(f" {argv[0]}", "", 1)
+    try:
+        return hydra_app.run(argv[0], argv[1:])
+    except Mistake as mistake:
+        for sentence in str(mistake).splitlines():
+            print(f"gnexp: {sentence}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("gnexp: stopped; the same command goes on where this one ended", file=sys.stderr)
+        return 130

@@ -1,0 +1,1 @@
+"""One function per command word; each joins training, measuring and storing."""

@@ -1,0 +1,261 @@
+"""`gnexp train`: one run or a grid, from checked configs to stored runs and their report."""
+
+import copy
+import os
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gnexp import build
+from gnexp.commands.measure import measure_shared
+from gnexp.commands.report import make_report
+from gnexp.config import Mistake, TrainConfig, norm_label, problems, resolve, run_name
+from gnexp.data.loader import draw_batches
+from gnexp.execute import Task, missing_seeds, run_task
+from gnexp.progress import Progress, duration
+from gnexp.study.statistics import binomial_interval, t_interval
+from gnexp.study.store import Run
+from gnexp.workers import WorkerDied, run_here, run_in_processes
+
+
+def train(configs: list[TrainConfig], command: str, grid: bool) -> int:
+    """Train what is missing of these runs and return the exit code.
+
+    Raises Mistake with one sentence per problem, before anything is written.
+    """
+    tasks = plan(configs, command)
+    if configs[0].data.preview:
+        _preview(configs[0])
+    todo = [task for task in tasks if missing_seeds(task)]
+    if grid:
+        print(_grid_line(tasks, todo))
+    elif todo:
+        print(_single_line(todo[0]))
+    outcomes = _execute(todo, grid)
+    failed = [(name, why) for name, whys in outcomes.items() for why in whys]
+    _measure_shared(tasks, [name for name, _ in failed])
+    if not grid:
+        print(_closing_line(tasks[0]))
+    else:
+        print(make_report(Path(tasks[0].config.out), tasks[0].config.study, _reference(tasks)))
+    for name, why in failed:
+        print(f"failed: {name}: {why}")
+    return 1 if failed else 0
+
+
+def plan(configs: list[TrainConfig], command: str) -> list[Task]:
+    """Return the distinct runs of a grid; raises Mistake listing all that is wrong."""
+    found: list[str] = []
+    good = []
+    for config in configs:
+        wrong = problems(config)
+        found += wrong
+        if not wrong:
+            good.append(resolve(config))
+    if not found:
+        found += _folder_problems(configs[0])
+        for config in _distinct_builds(good):
+            found += build.check(config)
+    if found:
+        raise Mistake("\n".join(dict.fromkeys(found)))
+    tasks = {}
+    for config in good:
+        name = run_name(config, build.images_of(config.data).checksum, build.code_checksum(config))
+        tasks.setdefault(name, Task(config, name, command))
+    return list(tasks.values())
+
+
+def _distinct_builds(configs: list[TrainConfig]) -> list[TrainConfig]:
+    """Leave out configs that differ only in what building and checking does not look at."""
+    looked_at = ("norm", "model", "data", "groups", "channels_per_group", "groups_fallback")
+    looked_at += ("batch", "update_batch", "device", "precision", "zero_gamma")
+    distinct = {str([getattr(c, key) for key in looked_at]): c for c in configs}
+    return list(distinct.values())
+
+
+def _folder_problems(config: TrainConfig) -> list[str]:
+    """Return what keeps the study's folder from being written, leaving no trace of the look."""
+    folder = (Path(config.out) / config.study).absolute()
+    existing = next(p for p in (folder, *folder.parents) if p.exists())
+    if not existing.is_dir():
+        return [f"out={config.out}: {existing} is a file, not a folder; choose another out="]
+    if not os.access(existing, os.W_OK | os.X_OK):
+        return [f"out={config.out}: {existing} cannot be written; choose another out=FOLDER"]
+    return []
+
+
+def _execute(todo: list[Task], grid: bool) -> dict[str, list[str]]:
+    """Run the tasks and return, per run that failed, its reasons."""
+    if not todo:
+        return {}
+    sizes = {}
+    for task in todo:
+        images = len(build.images_of(task.config.data).x_train) * task.config.epochs
+        sizes[task.name] = images * len(missing_seeds(task)), task.config.batch
+    # The longest first, or the last one would run alone at the end.
+    todo = sorted(todo, key=lambda task: -sizes[task.name][0] / task.config.batch)
+    workers = min(_workers(todo[0].config), len(todo))
+    outcomes: dict[str, list[str]] = {}
+    with Progress(sizes) as progress:
+        if workers > 1:
+            results = run_in_processes(todo, run_task, progress.event, workers)
+        else:
+            results = run_here(todo, run_task, progress.event)
+        for index, statuses in results:
+            task = todo[index]
+            whys = _failures(task, statuses)
+            if whys:
+                outcomes[task.name] = whys
+            progress.run_done(
+                f"{task.name}: {whys[0]}" if whys else _closing_line(task), bool(whys)
+            )
+    return outcomes
+
+
+def _workers(config: TrainConfig) -> int:
+    if config.workers:
+        return config.workers
+    if build.pick_device(config.device).type == "cuda":
+        return 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _failures(task: Task, statuses: Any) -> list[str]:
+    if isinstance(statuses, WorkerDied):
+        run = Run(task.folder)
+        for seed, status in run.statuses().items():
+            if status["status"] == "running":
+                run.set_status(seed, "failed", statuses.why)
+        return [statuses.why]
+    return [v["why"] for v in statuses.values() if v["status"] == "failed"]
+
+
+def _measure_shared(tasks: list[Task], failed: list[str]) -> None:
+    """Measure at shared weights where asked for: at those of each family's largest batch."""
+    config = tasks[0].config
+    if config.gradients_at or config.covariance:
+        folders = [task.folder for task in tasks if task.name not in failed]
+        measure_shared(
+            folders, config.gradients_at or [], config.gradients, config.covariance, config.device
+        )
+
+
+def _reference(tasks: list[Task]) -> int:
+    return tasks[0].config.reference_batch
+
+
+def _preview(config: TrainConfig) -> None:
+    from gnexp.study.plots import plot_preview
+
+    images = build.images_of(config.data)
+    path = Path(config.out) / config.study / "preview.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    plot_preview(path, images.x_train, images.y_train, images.classes, images.title)
+    print(f"ten images of each class: {path}")
+
+
+def describe_norm(config: TrainConfig) -> str:
+    """Return a resolved config's norm for people: "gn (32 groups)"."""
+    label = norm_label(config.norm)
+    if config.channels_per_group:
+        return f"{label} ({config.channels_per_group} channels per group)"
+    return f"{label} ({config.groups} groups)" if config.groups else label
+
+
+def _device_text(config: TrainConfig, workers: int) -> str:
+    device = build.pick_device(config.device)
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if workers > 1:
+        return f"cpu, {workers} processes of one thread"
+    return f"cpu, {torch.get_num_threads()} threads"
+
+
+def _data_text(config: TrainConfig) -> str:
+    images = build.images_of(config.data)
+    return (
+        f"{images.title}: {len(images.x_train):,} training and {len(images.x_test):,} test images"
+    )
+
+
+def _single_line(task: Task) -> str:
+    """Return the line that says what will run and about how long it takes."""
+    config = task.config
+    images = build.images_of(config.data)
+    parameters = sum(p.numel() for p in build.seeded_model(config, 2, 0).parameters())
+    used = build.recipe(config).examples_per_epoch(len(images.x_train))
+    seeds = missing_seeds(task)
+    updates = config.epochs * used // config.update_batch
+    accumulated = (
+        "" if config.update_batch == config.batch else f" in updates of {config.update_batch}"
+    )
+    many = f" x {len(seeds)} seeds" if len(seeds) > 1 else ""
+    return (
+        f"{_device_text(config, 1)} | {_data_text(config)} | {config.model.name} with"
+        f" {describe_norm(config)}, {parameters:,} parameters | batch {config.batch}{accumulated},"
+        f" {config.epochs} epochs, {updates:,} updates{many}"
+        f" | about {duration(_expected_time(config) * len(seeds))}"
+    )
+
+
+def _expected_time(config: TrainConfig, updates: int = 6) -> float:
+    """Return the seconds one seed will take, from a few updates of a throw-away copy."""
+    device = build.pick_device(config.device)
+    images = build.device_images(config.data, device)
+    model = copy.deepcopy(build.seeded_model(config, len(images.classes), 0)).to(device)
+    step = build.step_of(config, model.train())
+    batches = draw_batches(images, config.update_batch, 2 * updates, 0, "timing", "none")
+    start = 0.0
+    for index, (x, y) in enumerate(batches):
+        if index == updates:  # the first ones warm up
+            step.take_sums()
+            start = time.perf_counter()
+        step(x, y, 0.0)
+    step.take_sums()
+    per_update = (time.perf_counter() - start) / updates
+    used = build.recipe(config).examples_per_epoch(len(images.x_train))
+    measuring = 1.0 if config.gradients == 0 else 1.12
+    return per_update * config.epochs * used / config.update_batch * measuring
+
+
+def _grid_line(tasks: list[Task], todo: list[Task]) -> str:
+    """Return the line that says how much of a grid there is to do."""
+    config = tasks[0].config
+    counts: Counter[str] = Counter()
+    for task in tasks:
+        if task in todo:
+            counts["to train"] += 1
+        else:
+            states = {v["status"] for s, v in Run(task.folder).statuses().items()}
+            counts["diverged" if states == {"diverged"} else "complete"] += 1
+    parts = [f"{counts[k]} {k}" for k in ("complete", "diverged", "to train") if counts[k]]
+    workers = min(_workers(config), max(1, len(todo)))
+    where = f"{_device_text(config, workers)} | {_data_text(config)}"
+    return f"{len(tasks)} runs: {', '.join(parts)} | {where}"
+
+
+def _closing_line(task: Task) -> str:
+    """Return the line that says what came out, with its interval, and where it lies."""
+    config = task.config
+    result = Run(task.folder).result()
+    seeds = [v for s, v in result.get("seeds", {}).items() if int(s) in config.seeds]
+    good = [v["test_acc"] for v in seeds if v["status"] == "complete"]
+    lost = len(seeds) - len(good)
+    trouble = f", {lost} of {len(seeds)} diverged" if lost else ""
+    head = f"{describe_norm(config)}, batch {config.batch}"
+    if not good:
+        return f"{head}: no seed completed{trouble} | {task.folder}"
+    if len(good) == 1:
+        tests = result["data"]["test"]
+        lo, hi = binomial_interval(good[0], tests)
+        mean, basis = good[0], f"over {tests:,} test images, one seed"
+    else:
+        interval = t_interval(good)
+        mean, lo, hi, basis = interval.mean, interval.lo, interval.hi, f"over {len(good)} seeds"
+    return (
+        f"{head}: {100 * mean:.1f} % test accuracy"
+        f" (95 % CI {100 * lo:.1f} to {100 * hi:.1f} {basis}{trouble}) | {task.folder}"
+    )

@@ -1,0 +1,1 @@
+"""Image sources: uint8 arrays from anywhere, then batches on the training device."""

@@ -1,0 +1,49 @@
+"""Fixed subsets with as many images of each class as of any other, and a fixed test order.
+
+The draws are PCG64's raw stream, which NumPy keeps stable, so that a subset means the same images
+next year.
+"""
+
+import numpy as np
+
+_SUBSET, _TEST_ORDER = 1, 2  # what a stream is for
+
+
+def balanced_subset(y_N: np.ndarray, limit: int | None, key: str) -> np.ndarray:
+    """Return the ascending indices of `limit` examples, per class as equal in number as can be.
+
+    y_N: integer labels. None keeps all. The choice is fixed, and a smaller limit's subset lies
+    within a larger one's. A class that runs out leaves its share to the others.
+    Raises ValueError naming `key` when the limit is larger than the set or leaves a class empty.
+    """
+    if limit is None:
+        return np.arange(len(y_N))
+    classes = np.unique(y_N)
+    if limit > len(y_N):
+        raise ValueError(f"{key}={limit} is larger than the set: it has {len(y_N)} images")
+    if limit < len(classes):
+        raise ValueError(
+            f"{key}={limit} leaves a class without images: use at least {len(classes)}, "
+            "one for each class"
+        )
+    # Deal images out in rounds, one per class, and stop at the limit.
+    round_of = np.empty(len(y_N), np.int64)
+    turn_of = np.empty(len(y_N), np.int64)
+    turns = _shuffled(len(classes), _SUBSET)
+    for position, label in enumerate(classes):
+        rows = np.flatnonzero(y_N == label)
+        round_of[rows[_shuffled(len(rows), _SUBSET, position)]] = np.arange(len(rows))
+        turn_of[rows] = turns[position]
+    return np.sort(np.lexsort((turn_of, round_of))[:limit])
+
+
+def fixed_test_order(count: int) -> np.ndarray:
+    """Return the permutation (count,) that every test set of this size is shuffled by.
+
+    Class folders come sorted, which would matter to anything that evaluates in batches.
+    """
+    return _shuffled(count, _TEST_ORDER)
+
+
+def _shuffled(count: int, *stream: int) -> np.ndarray:
+    return np.argsort(np.random.PCG64(list(stream)).random_raw(count), kind="stable")

@@ -1,0 +1,209 @@
+"""Hydra composes, gnexp runs: under Hydra a job only hands over its config.
+
+All configs of a grid are collected first; the command then checks every one of them before it
+starts the first. What Hydra finds wrong becomes one sentence.
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import os
+import re
+import shlex
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from gnexp.config import COMMANDS, CUSTOM, Mistake, expand
+
+GROUPS = ("norm", "model", "data", "experiment")
+BASIC = ("hydra._internal.core_plugins.basic_sweeper.BasicSweeper",)
+BASIC += ("hydra._internal.core_plugins.basic_launcher.BasicLauncher",)
+
+
+def config_folder() -> Path:
+    """Return the folder of YAML files: the checkout's for an editable install, or the wheel's."""
+    package = Path(__file__).resolve().parent
+    checkout = package.parent / "configs"
+    return checkout if (checkout / "train.yaml").is_file() else package / "configs"
+
+
+def run(command: str, arguments: list[str]) -> int:
+    """Compose and run one command; returns the exit code, raises Mistake for a user's mistake."""
+    if command not in COMMANDS:
+        near = _nearest(command, list(COMMANDS))
+        raise Mistake(f"unknown command {command!r}; did you mean {near}? See gnexp --help")
+    arguments = _prepare(arguments) if command == "train" else arguments
+    _refuse_twice_and_lists(arguments)
+    configs, grid = _collect(command, arguments)
+    if not configs:  # Hydra answered itself: --help, --cfg, --info
+        return 0
+    typed = shlex.join(["gnexp", command, *arguments])
+    return _dispatch(command, configs, grid, typed)
+
+
+def _dispatch(command: str, configs: list[Any], grid: bool, typed: str) -> int:
+    from importlib import import_module
+
+    function = getattr(import_module(f"gnexp.commands.{command}"), command)
+    if command == "train":
+        return function(configs, typed, grid)
+    if grid:
+        raise Mistake(f"gnexp {command} takes no --multirun; name one study, such as study=main")
+    return function(configs[0])
+
+
+def _prepare(arguments: list[str]) -> list[str]:
+    """Choose the custom norm when norm._target_ is typed, and let any norm.KEY be typed for it."""
+    if not any(a.lstrip("+").startswith("norm._target_=") for a in arguments):
+        return arguments
+    typed = [a for a in arguments if a.startswith("norm=") and a != f"norm={CUSTOM}"]
+    if typed:
+        raise Mistake(f"{typed[0]} and norm._target_= exclude each other: type one of them")
+    plain = [f"++{a}" if a.startswith("norm.") else a for a in arguments]
+    return [f"norm={CUSTOM}", *(a for a in plain if a != f"norm={CUSTOM}")]
+
+
+def _refuse_twice_and_lists(arguments: list[str]) -> None:
+    """Refuse a key typed twice (Hydra takes the last) and a list for a group (it merges them)."""
+    seen: dict[str, str] = {}
+    for argument in arguments:
+        if argument.startswith("-") or "=" not in argument:
+            continue
+        key, _, value = argument.partition("=")
+        key = key.lstrip("+~")
+        if key in seen:
+            raise Mistake(f"{key} is typed twice, {seen[key]} and {argument}: keep one of them")
+        seen[key] = argument
+        if key in GROUPS and value.lstrip("'\"").startswith("["):
+            names = value.strip("'\"[]")
+            raise Mistake(f"{argument}: {key} takes one choice; for a grid type -m {key}={names}")
+
+
+def _collect(command: str, arguments: list[str]) -> tuple[list[Any], bool]:
+    """Return the typed configs of all jobs, and whether they form a grid."""
+    store = ConfigStore.instance()
+    for name, schema in COMMANDS.items():
+        store.store(f"{name}_schema", schema)
+    collected: list[Any] = []
+    grid = False
+
+    def task(config: Any) -> None:
+        nonlocal grid
+        job = HydraConfig.get()
+        for part in (job.sweeper, job.launcher):
+            if part._target_ not in BASIC:
+                raise Mistake(
+                    f"{part._target_} is not supported: gnexp runs a grid itself, on workers=N"
+                    " processes, with Hydra's basic sweeper and launcher"
+                )
+        grid = job.mode == RunMode.MULTIRUN
+        plain = OmegaConf.to_object(config)
+        collected.extend(expand(plain) if command == "train" else [plain])
+
+    with tempfile.TemporaryDirectory() as scratch, _hydra_arguments(command, arguments, scratch):
+        try:
+            hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=command)(
+                task
+            )()
+        except (HydraException, OmegaConfBaseException) as error:
+            raise Mistake(_sentence(error, command)) from error
+    return collected, grid or len(collected) > 1
+
+
+@contextlib.contextmanager
+def _hydra_arguments(command: str, arguments: list[str], scratch: str) -> Iterator[None]:
+    """Show Hydra its command line, let it raise, and keep what it writes in a scratch folder."""
+    before_argv, before_full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    sys.argv = [f"gnexp {command}", *arguments, f"hydra.sweep.dir={scratch}"]
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        yield
+    finally:
+        sys.argv = before_argv
+        GlobalHydra.instance().clear()
+        if before_full is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = before_full
+
+
+def _sentence(error: Exception, command: str) -> str:
+    """Turn Hydra's error into one sentence with the nearest valid choice."""
+    text = str(error)
+    cause = str(error.__cause__ or "")
+    if found := re.search(r"Could not override '([^']+)'", text):
+        return _unknown_key(found[1].lstrip("+"), command)
+    if found := re.search(r"Could not find '(\w+)/([^']+)'", text):
+        group, choice = found[1], found[2]
+        valid = sorted(p.stem for p in (config_folder() / group).glob("*.yaml"))
+        valid = [v for v in valid if v != CUSTOM]
+        near = _nearest(choice, valid)
+        return f"{group}={choice} is unknown; did you mean {near}? Valid: {', '.join(valid)}"
+    if found := re.search(r"Error merging override (\S+)", text):
+        wanted = _wanted_type(cause)
+        return f"{found[1].lstrip('+')} must be {wanted}"
+    if found := re.search(r"Ambiguous value for argument '([^']+)'", text):
+        key, _, value = found[1].partition("=")
+        return f"{found[1]} is a sweep: type -m {found[1]}, or {key}=[{value}] for a list"
+    if found := re.search(r"Missing mandatory value: (\S+)", text + cause):
+        return f"{found[1]} must be given, as {found[1]}=VALUE"
+    first = text.strip().splitlines()[0] if text.strip() else type(error).__name__
+    if "OverrideParse" in type(error).__name__:
+        return f"cannot read what was typed ({first}); write key=value, quoted where a shell needs"
+    return first
+
+
+def _wanted_type(cause: str) -> str:
+    """Return what a value should have been, from OmegaConf's reason."""
+    kinds = {
+        "Integer": "a whole number, such as 2",
+        "Float": "a number, such as 0.1",
+        "Boolean": "true or false",
+        "Incompatible value 'None'": "given a value, not null",
+    }
+    return next((text for kind, text in kinds.items() if kind in cause), cause.split("\n")[0])
+
+
+def _unknown_key(key: str, command: str) -> str:
+    """Return the sentence for a key that the command does not have."""
+    valid = _keys(COMMANDS[command])
+    if key.startswith("norm."):
+        options = {
+            f"norm.{k}"
+            for path in (config_folder() / "norm").glob("*.yaml")
+            for k in OmegaConf.load(path)
+            if k not in ("name", "_target_")
+        }
+        valid = sorted(options)
+        return (
+            f"{key} is not an option of this norm; did you mean {_nearest(key, valid)}?"
+            " A norm of your own takes any, with norm._target_=my_pkg.MyNorm"
+        )
+    near = _nearest(key, valid)
+    return f"{key} is not a key of gnexp {command}; did you mean {near}?"
+
+
+def _keys(schema: type, prefix: str = "") -> list[str]:
+    """Return the names of all keys of a config, nested ones with dots."""
+    names = []
+    for field in dataclasses.fields(schema):
+        names.append(prefix + field.name)
+        if dataclasses.is_dataclass(field.type):
+            names += _keys(field.type, f"{prefix}{field.name}.")
+    return names
+
+
+def _nearest(word: str, valid: list[str]) -> str:
+    return difflib.get_close_matches(word, valid, n=1, cutoff=0.0)[0]

@@ -1,0 +1,1 @@
+"""Residual networks that take their normalization layer as a callable."""

@@ -1,0 +1,102 @@
+"""Builders of the normalization layers: like for like, from stock PyTorch modules.
+
+Every builder returns a module on (N, C, H, W) with `weight` (gamma, ones) and `bias` (beta, zeros),
+both (C,), and the same default eps: what differs between two norms is which values share a
+statistic, and nothing else.
+
+Shapes: N examples, C channels, H and W pixels.
+"""
+
+import torch
+from torch import Tensor, nn
+
+DEFAULT_EPS = 1e-5
+DEFAULT_GROUPS = 8  # divides every layer of the 6n+2 ResNets; the paper's 32 need width >= 32
+DEFAULT_MOMENTUM = 0.1  # PyTorch's convention: the weight of the new batch, not of the old average
+
+
+def require_divisor(key: str, value: int, num_channels: int) -> None:
+    """Raise ValueError, naming `key` and the valid values, unless `value` divides the channels."""
+    if value < 1:
+        raise ValueError(f"{key}={value} must be at least 1")
+    if num_channels % value:
+        valid = ", ".join(str(d) for d in range(1, num_channels + 1) if num_channels % d == 0)
+        raise ValueError(f"{key}={value} does not divide {num_channels} channels; valid: {valid}")
+
+
+def _require_positive_eps(eps: float) -> None:
+    # A dead channel has variance 0: without eps its output, and then the whole network, is NaN.
+    if not eps > 0:
+        raise ValueError(f"eps={eps} must be positive; the default is {DEFAULT_EPS:g}")
+
+
+def batch_norm(
+    num_channels: int, *, eps: float = DEFAULT_EPS, momentum: float | None = DEFAULT_MOMENTUM
+) -> nn.Module:
+    """Normalize each channel over the batch and the pixels, N * H * W values per statistic.
+
+    Keeps running statistics for evaluation; `momentum` is the weight of the newest batch in them,
+    None averages all batches alike. At N = 1 it trains as instance norm does, as long as
+    H * W > 1; PyTorch refuses a single value per channel.
+    Source: Ioffe & Szegedy 2015, arXiv:1502.03167.
+    """
+    _require_positive_eps(eps)
+    if momentum is not None and not 0 < momentum <= 1:
+        raise ValueError(
+            f"momentum={momentum} must lie in (0, 1]; the default is {DEFAULT_MOMENTUM}"
+        )
+    return nn.BatchNorm2d(num_channels, eps=eps, momentum=momentum)
+
+
+def group_norm(
+    num_channels: int, *, num_groups: int = DEFAULT_GROUPS, eps: float = DEFAULT_EPS
+) -> nn.Module:
+    """Normalize each example within groups of channels, C/G * H * W values per statistic.
+
+    Groups are consecutive channels; no running state. Raises ValueError when `num_groups` does
+    not divide `num_channels`: it never rounds. Source: Wu & He 2018, arXiv:1803.08494.
+    """
+    _require_positive_eps(eps)
+    require_divisor("num_groups", num_groups, num_channels)
+    return nn.GroupNorm(num_groups, num_channels, eps=eps)
+
+
+def layer_norm(num_channels: int, *, eps: float = DEFAULT_EPS) -> nn.Module:
+    """Normalize each example over channels and pixels, C * H * W values: GN with one group.
+
+    The affine is per channel. `nn.LayerNorm((C, H, W))` has one gamma per value instead, hence
+    another parameter count and a fixed image size, and is not what GN's paper compares with.
+    Source: Ba et al. 2016, arXiv:1607.06450; as GN(1): Wu & He 2018, arXiv:1803.08494.
+    """
+    return group_norm(num_channels, num_groups=1, eps=eps)
+
+
+def instance_norm(num_channels: int, *, eps: float = DEFAULT_EPS) -> nn.Module:
+    """Normalize each channel of each example over its pixels, H * W values: GN with C groups.
+
+    The numbers are those of `nn.InstanceNorm2d(affine=True)` (whose default has no affine), from
+    the kernel that GN uses, so that speed and autocast treatment are compared alike too.
+    Source: Ulyanov et al. 2016, arXiv:1607.08022; as GN(C): Wu & He 2018, arXiv:1803.08494.
+    """
+    return group_norm(num_channels, num_groups=num_channels, eps=eps)
+
+
+class ChannelAffine(nn.Module):
+    """y = gamma_c * x + beta_c: what remains of a norm when the standardization is left out."""
+
+    def __init__(self, num_channels: int) -> None:
+        super().__init__()
+        self.num_channels = num_channels
+        self.weight = nn.Parameter(torch.ones(num_channels))
+        self.bias = nn.Parameter(torch.zeros(num_channels))
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        return torch.addcmul(self.bias[:, None, None], x_NCHW, self.weight[:, None, None])
+
+    def extra_repr(self) -> str:
+        return str(self.num_channels)
+
+
+def no_norm(num_channels: int) -> nn.Module:
+    """Standardize nothing and keep the per-channel gamma and beta: the control."""
+    return ChannelAffine(num_channels)

@@ -1,0 +1,112 @@
+"""Normalization forward and backward in float64 NumPy, written from the formulas.
+
+Slow and plain on purpose: the oracle that every layer is checked against, so it shares no code
+with `layers.py`. For each set S of values that share a statistic, with M = |S|:
+
+    mu = 1/M sum x,  var = 1/M sum (x - mu)^2,  xhat = (x - mu) / sigma,  sigma = sqrt(var + eps)
+    y = gamma_c xhat + beta_c
+
+and backwards, with dxhat = gamma_c dy and all means over S,
+
+    dx = (1/sigma) (dxhat - mean(dxhat) - xhat mean(dxhat xhat))
+    dgamma_c = sum_nhw dy xhat,  dbeta_c = sum_nhw dy
+
+The backward formula is exact with eps inside sigma. It is the chain rule through mu and var; the
+norms differ only in which values form a set S.
+
+Shapes: N examples, C channels, H and W pixels; G groups of C/G consecutive channels.
+"""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+Index = tuple[slice, slice]  # which examples, which channels; always all pixels
+
+
+def _per_channel_over_the_batch(n: int, c: int, groups: int | None) -> Iterator[Index]:
+    for channel in range(c):
+        yield slice(0, n), slice(channel, channel + 1)
+
+
+def _per_example_and_group(n: int, c: int, groups: int | None) -> Iterator[Index]:
+    if groups is None or groups < 1 or c % groups:
+        raise ValueError(f"groups={groups} does not divide {c} channels")
+    m = c // groups
+    for example in range(n):
+        for g in range(groups):
+            yield slice(example, example + 1), slice(g * m, (g + 1) * m)
+
+
+_SETS: dict[str, Callable[[int, int, int | None], Iterator[Index]]] = {
+    "bn": _per_channel_over_the_batch,
+    "gn": _per_example_and_group,
+    "ln": lambda n, c, groups: _per_example_and_group(n, c, 1),
+    "in": lambda n, c, groups: _per_example_and_group(n, c, c),
+    "none": lambda n, c, groups: iter(()),
+}
+
+
+def _standardize(
+    name: str, x_NCHW: np.ndarray, eps: float, groups: int | None
+) -> tuple[np.ndarray, list[tuple[Index, float]]]:
+    """Return xhat (N, C, H, W) and, for each set of values, its index and its sigma.
+
+    Values in no set (norm `none`) pass unchanged. Raises KeyError for a name it does not know.
+    """
+    xhat_NCHW = np.array(x_NCHW, dtype=np.float64)  # a copy
+    sigmas = []
+    for index in _SETS[name](x_NCHW.shape[0], x_NCHW.shape[1], groups):
+        values = xhat_NCHW[index]
+        mu = values.sum() / values.size
+        var = ((values - mu) ** 2).sum() / values.size  # biased: divided by M, not M - 1
+        sigma = np.sqrt(var + eps)
+        xhat_NCHW[index] = (values - mu) / sigma
+        sigmas.append((index, float(sigma)))
+    return xhat_NCHW, sigmas
+
+
+def normalize_reference(
+    name: str,
+    x_NCHW: np.ndarray,
+    gamma_C: np.ndarray,
+    beta_C: np.ndarray,
+    eps: float = 1e-5,
+    groups: int | None = None,
+) -> np.ndarray:
+    """Return y (N, C, H, W) of norm `name` ("bn gn ln in none"), float64, in training mode.
+
+    `groups` is read by gn alone, and must divide C (else ValueError). Source of the formulas:
+    Wu & He 2018, arXiv:1803.08494, which states these norms in one form.
+    """
+    xhat_NCHW, _ = _standardize(name, x_NCHW, eps, groups)
+    gamma_C11 = np.asarray(gamma_C, dtype=np.float64)[:, None, None]
+    beta_C11 = np.asarray(beta_C, dtype=np.float64)[:, None, None]
+    return gamma_C11 * xhat_NCHW + beta_C11
+
+
+def normalize_backward_reference(
+    name: str,
+    x_NCHW: np.ndarray,
+    gamma_C: np.ndarray,
+    beta_C: np.ndarray,
+    eps: float,
+    groups: int | None,
+    dy_NCHW: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return (dx (N, C, H, W), dgamma (C,), dbeta (C,)) for the output gradient `dy_NCHW`.
+
+    Arguments as in `normalize_reference`; `beta_C` does not enter a gradient and is there so that
+    both take the same arguments.
+    """
+    xhat_NCHW, sigmas = _standardize(name, x_NCHW, eps, groups)
+    dy_NCHW = np.asarray(dy_NCHW, dtype=np.float64)
+    dgamma_C = (dy_NCHW * xhat_NCHW).sum(axis=(0, 2, 3))
+    dbeta_C = dy_NCHW.sum(axis=(0, 2, 3))
+    dx_NCHW = dy_NCHW * np.asarray(gamma_C, dtype=np.float64)[:, None, None]  # dxhat
+    for index, sigma in sigmas:
+        dxhat, xhat = dx_NCHW[index], xhat_NCHW[index]
+        mean_dxhat = dxhat.sum() / dxhat.size
+        mean_product = (dxhat * xhat).sum() / dxhat.size
+        dx_NCHW[index] = (dxhat - mean_dxhat - xhat * mean_product) / sigma
+    return dx_NCHW, dgamma_C, dbeta_C

@@ -1,0 +1,122 @@
+"""The table of norms and the policy that turns a typed group setting into a number of groups.
+
+One explicit table: to add a norm, write its builder in `layers.py` and its line here.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+
+from torch import nn
+
+from gnexp.norms import layers
+
+
+@dataclass(frozen=True)
+class Norm:
+    """One entry of the table.
+
+    build: called as build(num_channels, **options); the module takes (N, C, H, W).
+    options: the keywords `build` takes, each with its default.
+    pools: the axes, letters of "nchw", whose values share a statistic; gn pools c within a group.
+    source: the paper that introduced it. label: its name for people, in tables and figures.
+    """
+
+    build: Callable[..., nn.Module]
+    pools: str
+    source: str
+    label: str
+    options: dict[str, object] = field(default_factory=dict)
+
+
+NORMS: dict[str, Norm] = {
+    "bn": Norm(
+        layers.batch_norm,
+        pools="nhw",
+        source="Ioffe & Szegedy 2015, arXiv:1502.03167",
+        label="BatchNorm",
+        options={"eps": layers.DEFAULT_EPS, "momentum": layers.DEFAULT_MOMENTUM},
+    ),
+    "gn": Norm(
+        layers.group_norm,
+        pools="chw",
+        source="Wu & He 2018, arXiv:1803.08494",
+        label="GroupNorm",
+        options={"eps": layers.DEFAULT_EPS, "num_groups": layers.DEFAULT_GROUPS},
+    ),
+    "ln": Norm(
+        layers.layer_norm,
+        pools="chw",
+        source="Ba et al. 2016, arXiv:1607.06450",
+        label="LayerNorm",
+        options={"eps": layers.DEFAULT_EPS},
+    ),
+    "in": Norm(
+        layers.instance_norm,
+        pools="hw",
+        source="Ulyanov et al. 2016, arXiv:1607.08022",
+        label="InstanceNorm",
+        options={"eps": layers.DEFAULT_EPS},
+    ),
+    "none": Norm(layers.no_norm, pools="", source="control", label="no norm"),
+}
+
+
+def build_norm(name: str, num_channels: int, **options: object) -> nn.Module:
+    """Return the layer `name` of the table for (N, C, H, W) inputs with C = `num_channels`.
+
+    Options left out take the table's defaults. Raises ValueError for an unknown name or option,
+    naming the nearest valid one, and for option values the builder refuses.
+    """
+    if name not in NORMS:
+        by_any_name = {entry.label.lower(): known for known, entry in NORMS.items()}
+        by_any_name |= {known: known for known in NORMS}
+        nearest = get_close_matches(str(name).lower(), by_any_name, n=1, cutoff=0.0)[0]
+        raise ValueError(
+            f"norm={name} is unknown; nearest: {by_any_name[nearest]}; valid: {', '.join(NORMS)}"
+        )
+    entry = NORMS[name]
+    for option in options:
+        if option not in entry.options:
+            raise ValueError(_unknown_option(name, option, list(entry.options)))
+    return entry.build(num_channels, **{**entry.options, **options})
+
+
+def _unknown_option(name: str, option: str, valid: list[str]) -> str:
+    if not valid:
+        return f"norm={name} takes no options, got {option}"
+    nearest = get_close_matches(option, valid, n=1, cutoff=0.0)[0]
+    return (
+        f"{option} is not an option of norm={name}; nearest: {nearest}; valid: {', '.join(valid)}"
+    )
+
+
+def group_count(
+    num_channels: int,
+    groups: int | None = None,
+    channels_per_group: int | None = None,
+    fallback: str | None = None,
+) -> int:
+    """Return the number of groups for a layer of `num_channels` channels.
+
+    Give `groups` or `channels_per_group`, not both; neither means 8 groups. A value that does not
+    divide the channels raises ValueError with the valid ones, unless fallback="gcd" asks for the
+    greatest common divisor of the value and the channels; whoever asks records the result.
+    """
+    if groups is not None and channels_per_group is not None:
+        raise ValueError(
+            f"groups={groups} and channels_per_group={channels_per_group} exclude each other; "
+            "give one of them"
+        )
+    if fallback not in (None, "gcd"):
+        raise ValueError(f"groups_fallback={fallback} is unknown; valid: gcd, or null for none")
+    by_size = channels_per_group is not None
+    key = "channels_per_group" if by_size else "groups"
+    value = channels_per_group if by_size else groups
+    if value is None:
+        value = layers.DEFAULT_GROUPS
+    if fallback == "gcd" and value >= 1:
+        value = math.gcd(value, num_channels)
+    layers.require_divisor(key, value, num_channels)
+    return num_channels // value if by_size else value

@@ -1,0 +1,281 @@
+"""A study's runs as rows, cells and series: what may be averaged, and what may be compared.
+
+A cell is one configuration with all its seeds. A series is the cells of one norm that differ in
+batch size alone (or in what follows from it), and so make one line of a figure.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gnexp.study import statistics
+from gnexp.study.store import Record, Study
+
+NORM_LABELS = {"bn": "BN", "gn": "GN", "ln": "LN", "in": "IN", "none": "no norm"}
+RUN_COLUMNS = (
+    *("run", "norm", "groups", "channels_per_group", "model", "data", "batch", "update_batch"),
+    *("lr", "seed", "status", "execution", "stack", "test_acc", "test_acc_median5", "test_loss"),
+    *("train_loss", "train_acc", "epochs", "examples_seen", "train_time_s", "device"),
+)
+NUMBERS = RUN_COLUMNS[RUN_COLUMNS.index("test_acc") : RUN_COLUMNS.index("device")]
+BASE = ("norm", "groups", "channels_per_group", "batch", "update_batch")
+
+# They cannot change a number, only where, how fast or under which name it is made.
+_NOT_COMPARED = {
+    *("study", "seeds", "out", "workers", "device", "execution", "together", "reference_batch"),
+    *("gradients", "gradients_at", "covariance", "data.root", "data.title", "data.preview"),
+    *("norm.name", *BASE),
+}
+_RENAMED = {"model.name": "model", "data.name": "data"}
+# Across these a comparison of batch sizes means nothing, even where they follow the batch size.
+_NEVER_ONE_SERIES = ("model", "data", "norm.", "model.", "data.")
+
+
+@dataclass
+class Cell:
+    """One configuration: its key (BASE columns and those that vary), its run, its seeds' rows."""
+
+    key: dict[str, Any]
+    record: Record
+    seeds: list[dict[str, Any]]
+
+    def of(self, status: str) -> list[dict[str, Any]]:
+        """Return the rows of the seeds with this status."""
+        return [row for row in self.seeds if row["status"] == status]
+
+    @property
+    def accuracies(self) -> list[float]:
+        """Test accuracy of each complete seed, last epoch, 0..1."""
+        return [row["test_acc"] for row in self.of("complete") if row["test_acc"] is not None]
+
+    @property
+    def scored(self) -> list[float]:
+        """Accuracies with each diverged seed at chance, as tests and answers use them."""
+        return self.accuracies + [1 / self.classes] * len(self.of("diverged"))
+
+    @property
+    def classes(self) -> int:
+        return len(self.record.result.get("data", {}).get("classes", ())) or 10
+
+    @property
+    def test_images(self) -> int:
+        return int(self.record.result.get("data", {}).get("test") or 0)
+
+    def accuracy(self) -> tuple[statistics.Interval, str]:
+        """Return the survivors' mean with its 95 % interval, and what the interval is over."""
+        interval = statistics.t_interval(self.accuracies)
+        if interval.n != 1:
+            return interval, "t over seeds" if interval.n else ""
+        lo, hi = statistics.binomial_interval(interval.mean, self.test_images)
+        binomial = statistics.Interval(interval.mean, math.nan, 1, lo, hi)
+        return binomial, "binomial over test images"
+
+
+@dataclass
+class Series:
+    """Cells of one norm along the batch size; `key` is what they share."""
+
+    label: str
+    norm: str
+    key: dict[str, Any]
+    cells: list[Cell]
+
+
+def run_rows(study: Study) -> list[dict[str, Any]]:
+    """Return one row per run and seed: RUN_COLUMNS, `why`, and other config keys that vary."""
+    extras = varying(study)
+    rows = []
+    for record in study.runs:
+        key = cell_key(record, extras)
+        for seed, state in record.statuses.items():
+            numbers = record.numbers(seed) or _progress(record, seed)
+            rows.append(
+                {
+                    "run": record.name,
+                    **key,
+                    "model": record.config.get("model", {}).get("name"),
+                    "data": record.config.get("data", {}).get("name"),
+                    "lr": record.config.get("lr"),
+                    "seed": seed,
+                    "status": state.get("status"),
+                    **{c: numbers.get(c) for c in ("execution", "stack", *NUMBERS)},
+                    "device": numbers.get("device") or record.provenance.get("device"),
+                    "why": state.get("why", ""),
+                }
+            )
+            rows[-1]["epochs"] = numbers.get("epochs")  # not the epochs asked for
+    order = (*RUN_COLUMNS, *(e for e in extras if e not in RUN_COLUMNS), "why")
+    return [{column: row[column] for column in order} for row in sorted(rows, key=_row_order)]
+
+
+def cells(study: Study) -> list[Cell]:
+    """Return the cells that have a finished seed, ordered by norm, groups, other keys and batch."""
+    extras = varying(study)
+    grouped: dict[str, Cell] = {}
+    for record in study.runs:
+        key = cell_key(record, extras)
+        rows = [
+            {"seed": seed, "status": state.get("status"), **record.numbers(seed)}
+            for seed, state in record.statuses.items()
+            if record.numbers(seed)
+        ]
+        taken = {row["seed"] for row in grouped[_text(key)].seeds} if _text(key) in grouped else {}
+        if any(row["seed"] in taken for row in rows):
+            # Two runs differ in something the config does not show: never average them.
+            key = {**key, "run": record.name}
+        if rows:
+            grouped.setdefault(_text(key), Cell(key, record, [])).seeds.extend(rows)
+    return sorted(grouped.values(), key=lambda cell: _row_order(cell.key))
+
+
+def series(all_cells: Iterable[Cell]) -> list[Series]:
+    """Return the lines along the batch size: cells of one norm that differ in nothing but it.
+
+    A study may hold both update_batch = batch and a fixed update_batch: those are two series of
+    one norm, and a cell where the two coincide belongs to both.
+    """
+    all_cells = list(all_cells)
+    splitting = _splitting(all_cells)
+    lines: dict[str, Series] = {}
+    for cell in all_cells:
+        shared = {c: v for c, v in cell.key.items() if c in splitting}
+        shared = {"norm": cell.key["norm"], **shared}
+        for update in _update_rules(cell, all_cells, shared):
+            key = {**shared, "update": update}
+            line = lines.setdefault(_text(key), Series("", cell.key["norm"], key, []))
+            line.cells.append(cell)
+    result = [
+        Series(line.label, line.norm, line.key, sorted(line.cells, key=lambda c: c.key["batch"]))
+        for line in lines.values()
+    ]
+    for line in result:
+        line.label = series_label(line.key, [other.key for other in result])
+    return result
+
+
+def series_label(key: Mapping[str, Any], keys: list[Mapping[str, Any]]) -> str:
+    """Return a short name for people: the norm, its groups, and what tells the series apart."""
+    label = norm_label(key)
+    told = ("norm", "groups", "channels_per_group")
+    for column, value in key.items():
+        if column not in told and len({_text(other.get(column)) for other in keys}) > 1:
+            label += f", {column}{' ' if column == 'update' else '='}{value}"
+    return label
+
+
+def norm_label(key: Mapping[str, Any]) -> str:
+    """Return BN, GN(8), GN(16 per group), or an own norm's name."""
+    label = NORM_LABELS.get(key["norm"], str(key["norm"]))
+    if key.get("channels_per_group") is not None:
+        return f"{label}({key['channels_per_group']} per group)"
+    return f"{label}({key['groups']})" if key.get("groups") is not None else label
+
+
+def varying(study: Study) -> list[str]:
+    """Return the config keys, beyond BASE, that take several values in the study.
+
+    A norm's own keys count only when they differ within one norm. A key that a run lacks (made
+    by an older version) differs from nothing.
+    """
+    values: dict[str, dict[str, set[str]]] = {}
+    for record in study.runs:
+        norm = norm_name(record.config)
+        for key, value in _compared(record).items():
+            within = norm if key.startswith("norm.") else ""
+            values.setdefault(key, {}).setdefault(within, set()).add(_text(value))
+    return sorted(k for k, by in values.items() if any(len(seen) > 1 for seen in by.values()))
+
+
+def cell_key(record: Record, extras: Iterable[str]) -> dict[str, Any]:
+    """Return what identifies the record's cell: BASE, then the extra keys."""
+    config, compared = record.config, _compared(record)
+    batch = config.get("batch")
+    return {
+        "norm": norm_name(config),
+        "groups": config.get("groups"),
+        "channels_per_group": config.get("channels_per_group"),
+        "batch": batch,
+        "update_batch": config.get("update_batch") or batch,
+        **{extra: compared.get(extra) for extra in extras},
+    }
+
+
+def norm_name(config: Mapping[str, Any]) -> str:
+    """Return the norm's name; for an own norm the last part of its import path."""
+    norm = config.get("norm") or {}
+    if isinstance(norm, str):
+        return norm
+    target = norm.get("_target_")
+    return str(target).rsplit(".", 1)[-1] if target else str(norm.get("name"))
+
+
+def norm_rank(norm: str) -> tuple[int, str]:
+    """Return a sort key: the built-in norms in their usual order, then the others by name."""
+    names = list(NORM_LABELS)
+    return (names.index(norm), "") if norm in names else (len(names), norm)
+
+
+def _compared(record: Record) -> dict[str, Any]:
+    flat = {k: v for k, v in _flatten(record.config) if k not in _NOT_COMPARED}
+    checksum = record.result.get("data", {}).get("checksum")
+    if checksum:
+        flat["data.checksum"] = str(checksum)[:8]
+    return {_RENAMED.get(key, key): value for key, value in flat.items()}
+
+
+def _flatten(config: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, _text(value) if isinstance(value, (list, tuple)) else value
+
+
+def _splitting(all_cells: list[Cell]) -> set[str]:
+    """Keys that make separate series: those that vary where norm, groups and batch do not."""
+    keys = dict.fromkeys(key for cell in all_cells for key in cell.key)
+    split = {"groups", "channels_per_group"}
+    split |= {k for k in keys if k == "data" or k.startswith(_NEVER_ONE_SERIES)}
+    seen: dict[tuple[str, str], set[str]] = {}
+    for cell in all_cells:
+        base = _text([cell.key[c] for c in BASE])
+        for key in keys:
+            seen.setdefault((key, base), set()).add(_text(cell.key.get(key)))
+    return split | {key for (key, _), values in seen.items() if len(values) > 1 and key not in BASE}
+
+
+def _update_rules(cell: Cell, all_cells: list[Cell], shared: Mapping[str, Any]) -> list[str]:
+    """Return the series a cell lies on: '= batch', and its fixed update_batch if others use it."""
+    like = [c for c in all_cells if all(c.key.get(k) == v for k, v in shared.items())]
+    own = {c.key["update_batch"] for c in like if c.key["update_batch"] != c.key["batch"]}
+    update, batch = cell.key["update_batch"], cell.key["batch"]
+    if update != batch:
+        return [str(update)]
+    follows = {c.key["batch"] for c in like if c.key["update_batch"] == c.key["batch"]}
+    rules = [str(update)] if update in own else []
+    return rules if follows <= own and rules else ["= batch", *rules]
+
+
+def _progress(record: Record, seed: int) -> dict[str, Any]:
+    """How far an unfinished seed has come; its accuracies are not results and stay out."""
+    rows = record.metrics[record.metrics["seed"] == seed]
+    if rows.empty:
+        return {}
+    return {"epochs": len(rows), "examples_seen": int(rows["examples_seen"].max())}
+
+
+def _row_order(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    def number(value: Any) -> tuple[bool, float, str]:
+        is_number = isinstance(value, (int, float))
+        return (is_number, value if is_number else 0, "" if is_number else str(value))
+
+    rest = [c for c in row if c not in BASE and c not in (*NUMBERS, "why", "status", "run")]
+    ordered = ["groups", "channels_per_group", *(c for c in rest if c != "seed")]
+    ordered += ["update_batch", "batch", "seed", "run"]
+    return (norm_rank(row["norm"]), *(number(row.get(column)) for column in ordered))
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)

@@ -1,0 +1,117 @@
+"""Files that are always whole: a reader sees the old version or the new one, never a part.
+
+JSON and CSV with fixed order and exact floats, so that equal contents are equal bytes.
+A file that cannot be read raises ValueError naming it.
+"""
+
+import csv
+import io
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+Columns = Mapping[str, type]
+
+
+def write_whole(path: Path, data: bytes | str) -> None:
+    """Replace `path` by `data` (text as UTF-8) in one rename; on an error nothing changes.
+
+    The temporary file lies in the same folder, because a rename is atomic only within one file
+    system, and is synced first, so that a power cut cannot leave a renamed but empty file.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as JSON; a number that is not finite becomes null, as the standard asks."""
+    text = json.dumps(plain(value, finite=True), indent=1, allow_nan=False)
+    write_whole(path, text + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object in `path`; {} when there is no such file."""
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(corrupt(path, error)) from error
+    if not isinstance(value, dict):
+        raise ValueError(corrupt(path, "not a JSON object"))
+    return value
+
+
+def write_table(path: Path, columns: Columns, key: Sequence[str], rows: Iterable[Row]) -> None:
+    """Write rows as CSV, sorted by `key`; floats read back as exactly the same number."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(columns)
+    for row in sorted(rows, key=lambda row: tuple(row[c] for c in key)):
+        writer.writerow([repr(row[c]) if isinstance(row[c], float) else row[c] for c in columns])
+    write_whole(path, buffer.getvalue())
+
+
+def read_table(path: Path, columns: Columns) -> list[Row]:
+    """Return the rows of a CSV that write_table wrote, typed; [] when there is no such file."""
+    if not path.is_file():
+        return []
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            reader = csv.reader(file, strict=True)
+            if next(reader, None) != list(columns):
+                raise ValueError("its header is not " + ",".join(columns))
+            return [
+                {c: kind(v) for (c, kind), v in zip(columns.items(), row, strict=True)}
+                for row in reader
+            ]
+    except (ValueError, csv.Error) as error:
+        raise ValueError(corrupt(path, error)) from error
+
+
+def typed_row(row: Mapping[str, Any], columns: Columns, name: str) -> Row:
+    """Return `row` in the columns' own order and types (None is nan in a float column).
+
+    Raises ValueError when the row's keys are not exactly the columns.
+    """
+    if set(row) != set(columns):
+        wrong = ", ".join(sorted(set(row) ^ set(columns)))
+        raise ValueError(f"a row of {name} lacks or does not know: {wrong}")
+    return {
+        c: math.nan if kind is float and row[c] is None else kind(row[c])
+        for c, kind in columns.items()
+    }
+
+
+def plain(value: Any, finite: bool = False) -> Any:
+    """Return `value` in Python's own types, so that numpy scalars and tuples serialize alike.
+
+    finite: turn nan and infinities into None.
+    """
+    if isinstance(value, Mapping):
+        return {str(k): plain(v, finite) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v, finite) for v in value]
+    if isinstance(value, float):
+        return None if finite and not math.isfinite(value) else float(value)
+    if isinstance(value, (str, bool, int, type(None))):
+        return value
+    return plain(value.item(), finite) if hasattr(value, "item") else str(value)
+
+
+def corrupt(path: Path, why: object) -> str:
+    """Return the sentence for a file that cannot be read."""
+    return f"{path} is corrupt ({why}): restore it, or remove its run folder and train again"

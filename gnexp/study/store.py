@@ -1,0 +1,385 @@
+"""The run store: one folder per run, every file written whole.
+
+STUDY/RUN/ holds config.yaml, provenance.json, status.json, metrics.csv, gradients.csv,
+covariance.csv, result.json, checkpoint.pt and logits.npz. A reader sees either the old or the new
+version of a file, never a part of one, whenever the writer is killed.
+"""
+
+import contextlib
+import difflib
+import io
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gnexp.study.files import (
+    corrupt,
+    plain,
+    read_json,
+    read_table,
+    typed_row,
+    write_json,
+    write_table,
+    write_whole,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+METRICS_COLUMNS = {
+    "seed": int,
+    "epoch": int,
+    "examples_seen": int,
+    "lr": float,
+    "train_loss": float,
+    "train_acc": float,
+    "test_loss": float,
+    "test_acc": float,
+    "time_s": float,
+}
+GRADIENTS_COLUMNS = {
+    "seed": int,
+    "epoch": int,
+    "at_batch": int,
+    "parameters": str,
+    "k": int,
+    "noise": float,
+    "noise_lo": float,
+    "noise_hi": float,
+    "signal": float,
+    "signal_lo": float,
+    "signal_hi": float,
+    "relative_noise": float,
+    "noise_scale": float,
+    "weight_norm": float,
+}
+COVARIANCE_COLUMNS = {"seed": int, "epoch": int, "parameters": str, "n": int, "trace": float}
+
+METRICS_KEY = ("seed", "epoch")
+GRADIENTS_KEY = ("seed", "epoch", "at_batch", "parameters")
+COVARIANCE_KEY = ("seed", "epoch", "parameters")
+STATUSES = ("running", "complete", "diverged", "infeasible", "failed")
+NOT_STUDIES = ("check", "reference", "report")
+
+_RUN_FILES = ("config.yaml", "status.json", "metrics.csv", "result.json")
+_TABLES = {
+    "metrics.csv": (METRICS_COLUMNS, METRICS_KEY),
+    "gradients.csv": (GRADIENTS_COLUMNS, GRADIENTS_KEY),
+    "covariance.csv": (COVARIANCE_COLUMNS, COVARIANCE_KEY),
+}
+
+
+class Run:
+    """One run's folder: a config and what each of its seeds gave.
+
+    Tables are lists of rows (dicts of plain numbers, see the *_COLUMNS constants); adding a row
+    whose key is there already replaces it, so a resumed epoch is written twice without harm.
+    A file that cannot be read raises ValueError naming it.
+    """
+
+    def __init__(self, folder: Path | str):
+        self.folder = Path(folder)
+
+    @classmethod
+    def create(cls, folder: Path | str) -> "Run":
+        """Make the folder (parents too) if it is not there, and return its Run."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        return cls(folder)
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    def exists(self) -> bool:
+        """Whether the folder holds at least one of a run's files."""
+        return any((self.folder / name).is_file() for name in _RUN_FILES)
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[bool]:
+        """Yield whether this process is the only one in the run; freed also when it is killed."""
+        import fcntl
+
+        with open(self.folder / ".lock", "w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+                return
+            for leftover in self.folder.glob(".*.tmp"):  # of a killed writer: nobody else is here
+                leftover.unlink(missing_ok=True)
+            yield True
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        """Write the resolved config as config.yaml, keys in the order given."""
+        import yaml
+
+        text = yaml.safe_dump(plain(config), sort_keys=False, default_flow_style=None, width=100)
+        write_whole(self.folder / "config.yaml", text)
+
+    def config(self) -> dict[str, Any]:
+        """Return the resolved config; {} when it has not been written."""
+        import yaml
+
+        path = self.folder / "config.yaml"
+        if not path.is_file():
+            return {}
+        try:
+            loaded = yaml.load(path.read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        except yaml.YAMLError as error:
+            raise ValueError(corrupt(path, error)) from error
+        if not isinstance(loaded, dict):
+            raise ValueError(corrupt(path, "not a mapping"))
+        return loaded
+
+    def write_provenance(self, provenance: Mapping[str, Any]) -> None:
+        """Write what produced the numbers: commit, versions, device, determinism, command."""
+        self._write_json("provenance.json", provenance)
+
+    def provenance(self) -> dict[str, Any]:
+        """Return provenance.json; {} when it has not been written."""
+        return self._read_json("provenance.json")
+
+    def set_status(self, seed: int, status: str, why: str = "") -> None:
+        """Record one seed's status (one of STATUSES) and the reason, for people."""
+        if status not in STATUSES:
+            raise ValueError(f"status={status!r} of seed {seed} is none of {', '.join(STATUSES)}")
+        seeds = {**self.statuses(), int(seed): {"status": status, "why": why}}
+        self._write_json("status.json", {"seeds": {str(s): seeds[s] for s in sorted(seeds)}})
+
+    def statuses(self) -> dict[int, dict[str, str]]:
+        """Return {seed: {"status", "why"}}."""
+        return _by_seed(
+            self._read_json("status.json").get("seeds", {}), self.folder / "status.json"
+        )
+
+    def add_metrics(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Add rows of METRICS_COLUMNS, replacing those of the same seed and epoch."""
+        self._upsert("metrics.csv", rows)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Return the rows of metrics.csv, sorted by seed and epoch."""
+        return self._read_table("metrics.csv")
+
+    def add_gradients(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Add rows of GRADIENTS_COLUMNS, replacing those of the same GRADIENTS_KEY."""
+        self._upsert("gradients.csv", rows)
+
+    def gradients(self) -> list[dict[str, Any]]:
+        """Return the rows of gradients.csv, sorted by GRADIENTS_KEY."""
+        return self._read_table("gradients.csv")
+
+    def add_covariance(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Add rows of COVARIANCE_COLUMNS, replacing those of the same COVARIANCE_KEY."""
+        self._upsert("covariance.csv", rows)
+
+    def covariance(self) -> list[dict[str, Any]]:
+        """Return the rows of covariance.csv, sorted by COVARIANCE_KEY."""
+        return self._read_table("covariance.csv")
+
+    def write_result(self, result: Mapping[str, Any]) -> None:
+        """Write result.json whole; result["seeds"] maps each finished seed to its numbers.
+
+        A number that is not finite is stored as null, which every JSON reader understands.
+        """
+        seeds = {int(seed): numbers for seed, numbers in result.get("seeds", {}).items()}
+        ordered = {str(seed): seeds[seed] for seed in sorted(seeds)}
+        self._write_json("result.json", {**result, "seeds": ordered})
+
+    def add_result(self, seed: int, numbers: Mapping[str, Any], **head: Any) -> None:
+        """Add (or replace) one finished seed; `head` are result.json's other keys to set."""
+        result = self.result()
+        seeds = {**result.get("seeds", {}), str(int(seed)): dict(numbers)}
+        self.write_result({**result, **head, "seeds": seeds})
+
+    def result(self) -> dict[str, Any]:
+        """Return result.json, seeds keyed by text as in the file; {} when there is none."""
+        return self._read_json("result.json")
+
+    def finished_seeds(self) -> list[int]:
+        """Return the seeds that result.json lists, sorted."""
+        return sorted(_by_seed(self.result().get("seeds", {}), self.folder / "result.json"))
+
+    def drop_seed(self, seed: int) -> None:
+        """Forget one seed's result, rows and logits, before it is trained afresh."""
+        result = self.result()
+        # The result goes first: a seed listed there must never have fewer rows than it had.
+        if str(int(seed)) in result.get("seeds", {}):
+            del result["seeds"][str(int(seed))]
+            self.write_result(result)
+        for name in _TABLES:
+            rows = self._read_table(name)
+            kept = [row for row in rows if row["seed"] != seed]
+            if len(kept) < len(rows):
+                write_table(self.folder / name, *_TABLES[name], kept)
+        logits = self.logits()
+        if logits.pop(int(seed), None) is not None:
+            self._write_logits(logits)
+
+    def write_checkpoint(self, data: bytes) -> None:
+        """Replace checkpoint.pt; the bytes are the caller's affair."""
+        write_whole(self.folder / "checkpoint.pt", data)
+
+    def checkpoint(self) -> bytes | None:
+        """Return the bytes of checkpoint.pt, None when there is none."""
+        path = self.folder / "checkpoint.pt"
+        return path.read_bytes() if path.is_file() else None
+
+    def add_logits(self, seed: int, logits_NC: "np.ndarray") -> None:
+        """Add one seed's test logits, (test images, classes), stored as float16."""
+        import numpy as np
+
+        self._write_logits({**self.logits(), int(seed): np.asarray(logits_NC, dtype=np.float16)})
+
+    def logits(self) -> dict[int, "np.ndarray"]:
+        """Return {seed: float16 (test images, classes)}; {} when there are none."""
+        import zipfile
+
+        import numpy as np
+
+        path = self.folder / "logits.npz"
+        if not path.is_file():
+            return {}
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                return {int(key.removeprefix("seed_")): arrays[key] for key in arrays.files}
+        except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(corrupt(path, error)) from error
+
+    def _write_logits(self, logits: Mapping[int, "np.ndarray"]) -> None:
+        import numpy as np
+
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **{f"seed_{seed}": logits[seed] for seed in sorted(logits)})
+        write_whole(self.folder / "logits.npz", buffer.getvalue())
+
+    def _write_json(self, name: str, value: Any) -> None:
+        write_json(self.folder / name, value)
+
+    def _read_json(self, name: str) -> dict[str, Any]:
+        value = read_json(self.folder / name)
+        _by_seed(value.get("seeds", {}), self.folder / name)
+        return value
+
+    def _upsert(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        columns, key = _TABLES[name]
+        table = {tuple(row[c] for c in key): row for row in self._read_table(name)}
+        for row in rows:
+            typed = typed_row(row, columns, name)
+            table[tuple(typed[c] for c in key)] = typed
+        write_table(self.folder / name, columns, key, table.values())
+
+    def _read_table(self, name: str) -> list[dict[str, Any]]:
+        return read_table(self.folder / name, _TABLES[name][0])
+
+
+@dataclass
+class Record:
+    """What one run's folder holds, for reading: tables become DataFrames when first asked for."""
+
+    name: str
+    folder: Path
+    config: dict[str, Any]
+    result: dict[str, Any]
+    provenance: dict[str, Any]
+    statuses: dict[int, dict[str, str]]  # a finished seed's status comes from result.json
+
+    @cached_property
+    def metrics(self) -> "pd.DataFrame":
+        return _frame(Run(self.folder).metrics(), METRICS_COLUMNS)
+
+    @cached_property
+    def gradients(self) -> "pd.DataFrame":
+        return _frame(Run(self.folder).gradients(), GRADIENTS_COLUMNS)
+
+    @cached_property
+    def covariance(self) -> "pd.DataFrame":
+        return _frame(Run(self.folder).covariance(), COVARIANCE_COLUMNS)
+
+    def numbers(self, seed: int) -> dict[str, Any]:
+        """Return result.json's numbers of one seed; {} while it is unfinished."""
+        return self.result.get("seeds", {}).get(str(seed), {})
+
+
+@dataclass
+class Study:
+    """A folder of runs, sorted by name."""
+
+    name: str
+    folder: Path
+    runs: list[Record]
+
+
+def load_study(folder: Path | str) -> Study:
+    """Read a study, finished or not; files and folders that are no runs are ignored.
+
+    Raises ValueError when there is no such study (listing those there are, nearest first), when
+    it holds no run, and when a file is corrupt.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(_no_such_study(folder))
+    runs = [Run(child) for child in sorted(folder.iterdir()) if child.name not in NOT_STUDIES]
+    records = [_record(run) for run in runs if run.folder.is_dir() and run.exists()]
+    if not records:
+        raise ValueError(
+            f"study={folder.name} holds no run yet: start one with "
+            f"'gnexp train study={folder.name}'"
+        )
+    return Study(folder.name, folder, records)
+
+
+def studies(out: Path | str) -> list[str]:
+    """Return the names of the studies under `out` (folders that hold a run), sorted."""
+    out = Path(out)
+    if not out.is_dir():
+        return []
+    return sorted(
+        child.name
+        for child in out.iterdir()
+        if child.is_dir() and child.name not in NOT_STUDIES and not child.name.startswith(".")
+        if any(Run(run).exists() for run in child.iterdir() if run.is_dir())
+    )
+
+
+def _record(run: Run) -> Record:
+    result = run.result()
+    # YAML is slow to parse: it is read only for runs that have finished no seed.
+    config = result.get("config") or run.config()
+    statuses = run.statuses()
+    finished = _by_seed(result.get("seeds", {}), run.folder / "result.json")
+    for seed, numbers in finished.items():
+        why = statuses.get(seed, {}).get("why", "")
+        statuses[seed] = {"status": numbers.get("status", "complete"), "why": why}
+    wanted = config.get("seeds") or []
+    for seed in range(wanted) if isinstance(wanted, int) else wanted:
+        statuses.setdefault(int(seed), {"status": "missing", "why": "not started"})
+    ordered = {seed: statuses[seed] for seed in sorted(statuses)}
+    return Record(run.name, run.folder, config, result, run.provenance(), ordered)
+
+
+def _no_such_study(folder: Path) -> str:
+    names = studies(folder.parent)
+    if not names:
+        return f"study={folder.name} does not exist, and {folder.parent} holds no study yet"
+
+    def distance(name: str) -> float:
+        return -difflib.SequenceMatcher(None, folder.name, name).ratio()
+
+    nearest = ", ".join(sorted(names, key=distance))
+    return f"study={folder.name} does not exist in {folder.parent}; there is: {nearest}"
+
+
+def _by_seed(seeds: Any, path: Path) -> dict[int, dict[str, Any]]:
+    try:
+        return {int(seed): dict(value) for seed, value in seeds.items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(corrupt(path, error)) from error
+
+
+def _frame(rows: list[dict[str, Any]], columns: Mapping[str, type]) -> "pd.DataFrame":
+    import pandas as pd
+
+    return pd.DataFrame(rows, columns=list(columns)).astype(dict(columns))

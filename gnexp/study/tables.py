@@ -1,0 +1,267 @@
+"""The report's tables: which columns they have, what people see of them, and what they mean."""
+
+import math
+from collections.abc import Callable, Sequence
+
+from gnexp.study import noise
+from gnexp.study.cells import BASE, NORM_LABELS, RUN_COLUMNS, Cell, Series, run_rows
+from gnexp.study.comparisons import flatness_rows
+from gnexp.study.rendering import Column, Cut, Row, Table, percent, plain
+from gnexp.study.store import Study
+
+ACCURACY_COLUMNS = ("n", "n_diverged", "mean", "sd", "lo", "hi", "interval")
+
+
+def build_tables(
+    study: Study, cells: Sequence[Cell], lines: Sequence[Series], reference_batch: int
+) -> dict[str, Table]:
+    """Return every table of the report by name; those without data have no row and say why."""
+    rows = run_rows(study)
+    per_group = any(row["channels_per_group"] is not None for row in rows)
+    extras = [k for k in dict.fromkeys(k for c in cells for k in c.key) if k not in BASE]
+    key = [k for k in BASE if per_group or k != "channels_per_group"] + extras
+    tables = [
+        _runs(rows, per_group),
+        _accuracy(cells, key),
+        _flatness(flatness_rows(lines, reference_batch), key, reference_batch),
+        _gradients(noise.gradient_rows(cells), key),
+        _exponents(noise.exponent_rows(cells, lines), key),
+        _check(noise.check_rows(cells), key),
+    ]
+    return {table.name: table for table in tables}
+
+
+def _runs(rows: list[Row], per_group: bool) -> Table:
+    columns = list(rows[0] if rows else RUN_COLUMNS)
+    if not per_group:
+        columns.remove("channels_per_group")
+    shown = [Column("Run", _get("run"), False), *_key_columns(["norm", "groups"])]
+    shown += _key_columns(["channels_per_group"] if per_group else [])
+    shown += _key_columns(["batch", "update_batch", "lr"])
+    shown += [
+        Column("Seed", _get("seed")),
+        Column("Status", _get("status"), False),
+        Column("Test accuracy, last epoch (%)", _percent("test_acc", 2)),
+        Column("Test accuracy, median of last 5 (%)", _percent("test_acc_median5", 2)),
+        Column("Test loss (nats)", _get("test_loss")),
+        Column("Train loss (nats)", _get("train_loss")),
+        Column("Epochs", _get("epochs")),
+        Column("Images seen", _get("examples_seen")),
+        Column("Training time (s)", _get("train_time_s")),
+        Column("Execution", _get("execution"), False),
+        Column("Seeds per step", _get("stack")),
+        Column("Device", _get("device"), False),
+    ]
+    caption = "Every run and seed. No epoch is selected: the last one is the result."
+    return Table("runs", "Runs", caption, columns, shown, rows, "The study holds no run.")
+
+
+def _accuracy(cells: Sequence[Cell], key: list[str]) -> Table:
+    rows = []
+    for cell in cells:
+        interval, over = cell.accuracy()
+        numbers = {k: getattr(interval, k) for k in ("n", "mean", "sd", "lo", "hi")}
+        numbers |= {"n_diverged": len(cell.of("diverged")), "interval": over}
+        rows.append({**cell.key, **numbers})
+    shown = [
+        *_key_columns(key),
+        Column("Test accuracy (%)", _percent("mean", 2)),
+        Column("95 % interval", _range("lo", "hi")),
+        Column("SD over seeds", _percent("sd", 2)),
+        Column("n", _get("n")),
+        Column("Diverged", _diverged, False),
+        Column("Interval over", _get("interval"), False),
+    ]
+    caption = (
+        "Test accuracy of the last epoch: mean over the n seeds that did not diverge, with its "
+        "95 % interval (Student's t over seeds; for one seed Wilson's binomial interval over the "
+        "test images, which says nothing about other seeds)."
+    )
+    columns = [*key, *ACCURACY_COLUMNS]
+    return Table("accuracy", "Accuracy", caption, columns, shown, rows, "No seed is finished yet.")
+
+
+def _flatness(rows: list[Row], key: list[str], reference: int) -> Table:
+    columns = [
+        *key,
+        *("reference_batch", "reference_update_batch", "n", "n_reference", "n_diverged"),
+        *("difference", "lo90", "hi90", "lo95", "hi95", "sd", "dof", "method"),
+        *("p_equivalence", "verdict", "differs"),
+    ]
+    shown = [
+        *_key_columns(key),
+        Column(f"Accuracy minus that at batch {reference} (points)", _percent("difference", 2)),
+        Column("90 % interval", _range("lo90", "hi90")),
+        Column("95 % interval", _range("lo95", "hi95")),
+        Column("n", lambda row: f"{row['n']} and {row['n_reference']}"),
+        Column("SD", lambda row: f"{percent(row['sd'], 2)} {row['method']}".strip(), False),
+        Column("Verdict", _get("verdict"), False),
+        Column("Also differs", _get("differs"), False),
+    ]
+    caption = (
+        f"Each batch size against batch {reference}, fixed beforehand. Flat within 1 point: the "
+        "90 % interval of the difference lies inside +-1 point (two one-sided tests, 5 %); "
+        "otherwise lower or higher when the 95 % interval excludes 0. SD pooled over the norm's "
+        "batch sizes, or each cell's own (Welch) where seeds diverged or spreads are too unequal. "
+        "A diverged seed counts at chance. Not adjusted for the number of comparisons."
+    )
+    empty = (
+        f"No norm was trained both at the reference batch {reference} and at another batch size, "
+        "so there is nothing to compare."
+    )
+    return Table("flatness", "What the batch size costs", caption, columns, shown, rows, empty)
+
+
+def _gradients(rows: list[Row], key: list[str]) -> Table:
+    columns = [
+        *key,
+        *("epoch", "at_batch", "parameters", "weights", "n", "k", "noise", "noise_lo", "noise_hi"),
+        *("signal", "signal_lo", "signal_hi", "relative_noise", "noise_scale"),
+        *("noise_scale_lo", "noise_scale_hi", "weight_norm", "weight_norm2_noise", "interval"),
+    ]
+    shown = [
+        *_key_columns(key),
+        Column("Epoch", _get("epoch")),
+        Column("Measured at batch", _get("at_batch")),
+        Column("Parameters", _get("parameters"), False),
+        Column("Noise", _get("noise")),
+        Column("95 % interval", _bounds("noise_lo", "noise_hi")),
+        Column("Signal", _get("signal")),
+        Column("95 % interval", _bounds("signal_lo", "signal_hi")),
+        Column("Noise scale (images)", _get("noise_scale")),
+        Column("Range", _bounds("noise_scale_lo", "noise_scale_hi")),
+        Column("|w|^2 x noise", _get("weight_norm2_noise")),
+        Column("Seeds", _get("n")),
+        Column("Draws", _get("k")),
+    ]
+    caption = (
+        "Gradient noise (trace of the covariance of a mini-batch gradient, unbiased) and signal "
+        "(squared norm of the expected gradient, unbiased, may be negative), in (loss/parameter)^2:"
+        " mean over seeds with 95 % interval (one seed: block jackknife over its draws). Noise "
+        "scale is batch x noise / signal; its range combines both intervals and has no upper end "
+        "when the signal's reaches 0. Epoch 0 is the initialization."
+    )
+    title = "Gradient variance"
+    return Table("gradient_variance", title, caption, columns, shown, rows, _NO_GRADIENTS)
+
+
+def _exponents(rows: list[Row], key: list[str]) -> Table:
+    columns = [
+        *(k for k in key if k not in ("batch", "update_batch")),
+        *("weights", "batch", "update_batch", "epoch", "parameters", "slope", "se", "lo95", "hi95"),
+        *("lo997", "hi997", "dof", "n_points", "n_seeds", "expected", "at_batches"),
+        "batch_1_ratio",
+    ]
+    shown = [
+        *_key_columns([k for k in key if k not in ("batch", "update_batch")]),
+        Column("Weights", _weights, False),
+        Column("Epoch", _get("epoch")),
+        Column("Parameters", _get("parameters"), False),
+        Column("Exponent", _fixed("slope")),
+        Column("95 % interval", _bounds("lo95", "hi95", _fixed)),
+        Column("99.7 % interval", _bounds("lo997", "hi997", _fixed)),
+        Column("Expected", _get("expected")),
+        Column("Points", _get("n_points")),
+        Column("Seeds", _get("n_seeds")),
+        Column("At batch", _get("at_batches"), False),
+        Column("Batch 1 / fit", _get("batch_1_ratio")),
+    ]
+    caption = (
+        "Exponent a of noise = c x batch^a: weighted least squares on logarithms, one intercept "
+        "per seed, error widened when the points scatter more than their own errors. -1 is "
+        "expected where each example is treated alone and the weights are shared; at own weights "
+        "the networks differ too. BN at batch 1 is instance norm: it stays out of the fit, and its "
+        "noise is given relative to the fit."
+    )
+    title = "Exponent of the gradient noise"
+    return Table("exponents", title, caption, columns, shown, rows, _NO_EXPONENTS)
+
+
+def _check(rows: list[Row], key: list[str]) -> Table:
+    columns = [
+        *key,
+        *("seed", "epoch", "at_batch", "parameters", "k", "n_examples", "batch_noise"),
+        *("lo997", "hi997", "trace", "ratio", "agree"),
+    ]
+    shown = [
+        *_key_columns(key),
+        Column("Seed", _get("seed")),
+        Column("Epoch", _get("epoch")),
+        Column("Measured at batch", _get("at_batch")),
+        Column("Parameters", _get("parameters"), False),
+        Column("Batch x noise", _get("batch_noise")),
+        Column("99.7 % interval", _bounds("lo997", "hi997")),
+        Column("Per-example trace", _get("trace")),
+        Column("Ratio", _fixed("ratio")),
+        Column("Agree", _get("agree"), False),
+    ]
+    caption = (
+        "Batch x noise against the trace of the per-example gradient covariance, which it equals "
+        "for norms that treat each example alone. Agree: the trace lies in the 99.7 % interval, "
+        "so about 3 in 1,000 would disagree by chance."
+    )
+    empty = (
+        "No per-example covariance was measured (it exists for norms that treat examples alone)."
+    )
+    return Table("noise_check", "Noise two ways", caption, columns, shown, rows, empty)
+
+
+_NO_GRADIENTS = "No gradients were measured: train with gradients=256, for example."
+_NO_EXPONENTS = (
+    "No exponent can be fitted: gradients were measured at fewer than two batch sizes per norm."
+)
+_HEADERS = {
+    "norm": "Norm",
+    "groups": "Groups",
+    "channels_per_group": "Channels per group",
+    "batch": "Batch",
+    "update_batch": "Update batch",
+    "lr": "Learning rate",
+    "model": "Model",
+    "data": "Data",
+    "data.checksum": "Data checksum",
+}
+
+
+def _key_columns(key: Sequence[str]) -> list[Column]:
+    def norm(row: Row) -> str:
+        return NORM_LABELS.get(row["norm"], str(row["norm"]))
+
+    text = ("norm", "model", "data", "run")
+    return [
+        Column(_HEADERS.get(k, k), norm if k == "norm" else _get(k), numeric=k not in text)
+        for k in key
+    ]
+
+
+def _get(column: str) -> Cut:
+    return lambda row: plain(row.get(column))
+
+
+def _fixed(column: str) -> Cut:
+    return lambda row: "" if math.isnan(row[column]) else f"{row[column]:.3f}"
+
+
+def _percent(column: str, digits: int) -> Cut:
+    return lambda row: percent(row.get(column), digits)
+
+
+def _range(lo: str, hi: str) -> Cut:
+    return _bounds(lo, hi, lambda column: _percent(column, 2))
+
+
+def _bounds(lo: str, hi: str, cut: Callable[[str], Cut] = _get) -> Cut:
+    def text(row: Row) -> str:
+        low, high = cut(lo)(row), cut(hi)(row)
+        return f"[{low}, {high}]" if low and high else ""
+
+    return text
+
+
+def _diverged(row: Row) -> str:
+    total = row["n"] + row["n_diverged"]
+    return f"{row['n_diverged']} of {total} diverged" if row["n_diverged"] else "none"
+
+
+def _weights(row: Row) -> str:
+    return row["weights"] + (f" (trained at {row['batch']})" if row["batch"] is not None else "")

@@ -1,0 +1,1 @@
+"""Turning a model and images into epochs of training."""

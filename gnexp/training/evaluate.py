@@ -1,0 +1,40 @@
+"""Test accuracy and loss in evaluation mode.
+
+Axes: N examples, C channels, H, W pixels, K classes.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gnexp.data.loader import DeviceImages, normalize
+from gnexp.training.step import autocast
+
+
+class Scores(NamedTuple):
+    """What a test set says of a model: accuracy in [0, 1], loss in nats, logits (N, K) float32."""
+
+    accuracy: float
+    loss: float
+    logits_NK: Tensor
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module, images: DeviceImages, *, precision: str = "fp32", chunk: int = 250
+) -> Scores:
+    """Score the model on the test images in evaluation mode; its mode is restored."""
+    was_training = model.training
+    model.eval()
+    dtype = next(model.parameters()).dtype
+    parts = []
+    for x in images.x_test.split(chunk):
+        with autocast(x.device, precision):
+            parts.append(model(normalize(x, images.mean, images.std, dtype)))
+    model.train(was_training)
+    logits_NK = torch.cat(parts).float()
+    hits = (logits_NK.argmax(dim=1) == images.y_test).double().mean()
+    loss = F.cross_entropy(logits_NK, images.y_test)
+    return Scores(hits.item(), loss.item(), logits_NK)

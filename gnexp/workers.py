@@ -1,0 +1,91 @@
+"""Tasks over processes: each worker has its own pipe, so that one that dies harms no other."""
+
+import multiprocessing
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+Emit = Callable[[dict[str, Any]], None]
+Work = Callable[[Any, Emit], Any]
+
+
+def run_here(tasks: Sequence[Any], work: Work, emit: Emit) -> Iterator[tuple[int, Any]]:
+    """Do the tasks one after the other in this process, yielding (index, result) after each."""
+    for index, task in enumerate(tasks):
+        yield index, work(task, emit)
+
+
+def run_in_processes(
+    tasks: Sequence[Any], work: Work, emit: Emit, workers: int
+) -> Iterator[tuple[int, Any]]:
+    """Do the tasks on `workers` single-threaded processes, yielding (index, result) as they end.
+
+    The result of a task whose process died is a WorkerDied; a fresh process takes its place.
+    However the loop is left, by the end, an error or Ctrl-C, no process stays behind.
+    """
+    context = multiprocessing.get_context("spawn")  # a forked CUDA or OpenMP state is unusable
+    waiting = list(range(len(tasks)))[::-1]
+    pool: dict[Connection, tuple[Any, int]] = {}
+    try:
+        while waiting or pool:
+            while waiting and len(pool) < workers:
+                _start(context, work, pool, tasks, waiting.pop())
+            for connection in wait(list(pool)):
+                process, index = pool[connection]
+                try:
+                    kind, payload = connection.recv()
+                except EOFError:
+                    process.join()
+                    del pool[connection]
+                    yield index, WorkerDied(process.exitcode)
+                    continue
+                if kind == "event":
+                    emit(payload)
+                    continue
+                yield index, payload
+                if waiting:
+                    following = waiting.pop()
+                    pool[connection] = process, following
+                    connection.send(tasks[following])
+                else:
+                    connection.send(None)
+                    process.join()
+                    del pool[connection]
+    finally:
+        for process, _ in pool.values():
+            process.kill()
+            process.join()
+
+
+class WorkerDied:
+    """The process of a task ended without an answer."""
+
+    def __init__(self, exitcode: int | None) -> None:
+        killed = exitcode is not None and exitcode < 0
+        ending = f"by {signal.Signals(-exitcode).name}" if killed else f"with exit code {exitcode}"
+        self.why = f"its process ended {ending}"
+
+
+def _start(context: Any, work: Work, pool: dict, tasks: Sequence[Any], index: int) -> None:
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_serve, args=(theirs, work), daemon=True)
+    process.start()
+    theirs.close()  # or the end of the process would not close the pipe
+    ours.send(tasks[index])
+    pool[ours] = process, index
+
+
+def _serve(connection: Connection, work: Work) -> None:
+    """Answer tasks until None comes; Ctrl-C is the parent's to handle."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    import torch
+
+    # Two default OpenMP threads beside another busy process are many times slower than one.
+    torch.set_num_threads(1)
+    try:
+        while (task := connection.recv()) is not None:
+            result = work(task, lambda event: connection.send(("event", event)))
+            connection.send(("done", result))
+    except (EOFError, BrokenPipeError):  # the parent is gone
+        pass

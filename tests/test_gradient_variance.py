@@ -1,0 +1,388 @@
+"""Gradient variance: the measured noise and signal are those of the law the draws follow.
+
+Shape suffixes: N examples, C channels, H, W pixels, K draws, P entries of the flat gradient.
+"""
+
+import copy
+import math
+from contextlib import suppress
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy.stats import t as student_t
+from torch import nn
+
+from gnexp.measure.gradients import choose_draws, measure_gradients
+from gnexp.measure.parameters import parameter_kinds, reported_groups
+from gnexp.measure.per_example import per_example_covariance
+from gnexp.norms.registry import NORMS, build_norm
+
+ISOLATING = [name for name, norm in NORMS.items() if "n" not in norm.pools]
+OPTIONS = {"gn": {"num_groups": 2}}
+
+
+class Net(nn.Module):
+    """Two convolutions with a norm behind each, the second in a residual branch."""
+
+    def __init__(self, norm, seed: int = 0):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 4, 3, padding=1, bias=False)
+        self.norm1 = norm(4)
+        self.conv2 = nn.Conv2d(4, 4, 3, padding=1, bias=False)
+        self.norm2 = norm(4)
+        self.fc = nn.Linear(4, 3)
+        rng = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for p in self.parameters():
+                p.add_(0.4 * torch.randn(p.shape, generator=rng) - (p if p.ndim > 1 else 0))
+
+    def forward(self, x_NCHW):
+        h = F.relu(self.norm1(self.conv1(x_NCHW)))
+        h = h + self.norm2(self.conv2(h))
+        return self.fc(F.relu(h).mean(dim=(2, 3)))
+
+
+class Quadratic(nn.Module):
+    """Residual w - x: the loss 0.5 |w - x|^2 has the gradient w - x."""
+
+    def __init__(self, w):
+        super().__init__()
+        self.w = nn.Parameter(w.clone())
+
+    def forward(self, x_NP):
+        return self.w - x_NP
+
+
+def half_square(residual_NP, y_N):
+    return 0.5 * residual_NP.square().sum(dim=1).mean()
+
+
+def net(name: str, dtype: torch.dtype = torch.float64) -> Net:
+    return Net(lambda c: build_norm(name, c, **OPTIONS.get(name, {}))).to(dtype)
+
+
+def population(n: int, dtype: torch.dtype = torch.float64):
+    rng = torch.Generator().manual_seed(1)
+    x_NCHW = torch.randn(n, 3, 6, 6, generator=rng, dtype=torch.float64)
+    # Unlike means and contrasts, so that a batch's statistics differ from each image's own.
+    x_NCHW = x_NCHW * (0.5 + torch.rand(n, 3, 1, 1, generator=rng)) + torch.randn(
+        n, 3, 1, 1, generator=rng, dtype=torch.float64
+    )
+    return x_NCHW.to(dtype), torch.randint(0, 3, (n,), generator=rng)
+
+
+def drawn(x, y, batch: int, k: int, seed: int = 2):
+    """k mini-batches, drawn with replacement."""
+    rng = torch.Generator().manual_seed(seed)
+    picks = [torch.randint(0, len(x), (batch,), generator=rng) for _ in range(k)]
+    return [(x[i], y[i]) for i in picks]
+
+
+def gaussian(k: int, batch: int, mean_P, root_PP, seed: int):
+    """k mini-batches of examples ~ N(mean, root root^T)."""
+    rng = torch.Generator().manual_seed(seed)
+    z = torch.randn(k, batch, len(mean_P), generator=rng, dtype=mean_P.dtype)
+    return [(x, None) for x in mean_P + z @ root_PP.T]
+
+
+def by_name(rows):
+    return {row["parameters"]: row for row in rows}
+
+
+def backward_gradients(model, batches, train: bool = True):
+    """(K, P) float64, by loop and .backward() on a copy; names and slices of its columns."""
+    model = copy.deepcopy(model).train(train)
+    rows = []
+    for x, y in batches:
+        model.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        rows.append(np.concatenate([p.grad.numpy().ravel() for p in model.parameters()]))
+    ends = np.cumsum([p.numel() for p in model.parameters()])
+    names = [name for name, _ in model.named_parameters()]
+    return np.array(rows), {n: range(e - s, e) for n, e, s in zip(names, ends, np.diff([0, *ends]))}
+
+
+def textbook(g_KP):
+    """(noise, signal) by centring, without any running sum."""
+    noise = np.var(g_KP, axis=0, ddof=1).sum()
+    return noise, np.square(g_KP.mean(axis=0)).sum() - noise / len(g_KP)
+
+
+ROOT = torch.tensor([[1.0, 0, 0], [0.8, 0.6, 0], [-0.5, 0.3, 1.2]], dtype=torch.float64)
+MEAN = torch.tensor([0.2, -0.4, 0.3], dtype=torch.float64)
+TRACE = float((ROOT @ ROOT.T).trace())
+
+
+def quadratic_row(w, k: int, batch: int, seed: int, **options):
+    draws = gaussian(k, batch, MEAN, ROOT, seed)
+    return measure_gradients(Quadratic(w), draws, k, batch, loss=half_square, **options)[0]
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_noise_and_signal_of_a_quadratic_are_the_known_ones(batch):
+    row = quadratic_row(torch.zeros(3, dtype=torch.float64), k=512, batch=batch, seed=3)
+    assert row["noise_lo"] < TRACE / batch < row["noise_hi"]
+    assert row["signal_lo"] < float(MEAN.square().sum()) < row["signal_hi"]
+    assert row["noise"] == pytest.approx(TRACE / batch, rel=0.2)  # 512 draws
+    assert row["relative_noise"] == row["noise"] / row["signal"]
+    assert row["noise_scale"] == pytest.approx(batch * row["relative_noise"], rel=1e-12)
+
+
+def test_both_estimates_are_right_on_average_and_95_percent_intervals_cover_the_truth():
+    truth = {"noise": TRACE / 2, "signal": float(MEAN.square().sum())}
+    # 70 draws in 32 blocks: six blocks of three, the others of two
+    rows = [quadratic_row(torch.zeros(3).double(), 70, 2, seed) for seed in range(300)]
+    for name, value in truth.items():
+        estimates = np.array([row[name] for row in rows])
+        assert abs(estimates.mean() - value) < 3 * estimates.std() / math.sqrt(len(rows))
+        covered = np.mean([row[f"{name}_lo"] <= value <= row[f"{name}_hi"] for row in rows])
+        assert 0.90 <= covered <= 0.99, name
+
+
+def test_at_zero_true_gradient_the_signal_is_zero_on_average_and_sometimes_negative():
+    rows = [quadratic_row(MEAN, 24, 2, seed, blocks=8) for seed in range(200)]
+    signals = np.array([row["signal"] for row in rows])
+    assert abs(signals.mean()) < 3 * signals.std() / math.sqrt(len(signals))
+    assert 0.3 < np.mean(signals < 0) < 0.8
+    below = [row for row in rows if row["signal"] < 0]
+    assert all(row["relative_noise"] == row["noise_scale"] == math.inf for row in below)
+
+
+def test_a_noise_a_hundred_million_times_below_the_signal_survives_float32():
+    mean_P = torch.linspace(1.0, 2.0, 50)
+    draws = gaussian(200, 1, mean_P, 1e-4 * torch.eye(50), seed=5)
+    model = Quadratic(torch.zeros(50))
+    row = measure_gradients(model, draws, 200, 1, loss=half_square)[0]
+    noise, signal = textbook(np.stack([-x[0].double().numpy() for x, _ in draws]))
+    assert noise < 1e-8 * signal
+    assert row["noise"] == pytest.approx(noise, rel=1e-4)  # float32 gradients
+    assert row["signal"] == pytest.approx(signal, rel=1e-6)  # float32 gradients
+
+
+@pytest.mark.parametrize(
+    "k", [96, 101, 20]
+)  # equal blocks, unequal blocks, fewer draws than blocks
+def test_streamed_blocks_equal_the_formulas_on_stacked_gradients(k):
+    model, batches = net("bn"), drawn(*population(24), batch=4, k=k)
+    g_KP, columns = backward_gradients(model, batches)
+    rows = by_name(measure_gradients(model, iter(batches), k, 4))
+    groups = reported_groups(model)
+    assert list(rows) == list(groups)
+    blocks = min(32, k)
+    sizes = np.array([len(range(b, k, blocks)) for b in range(blocks)])
+    for name, members in groups.items():
+        g = g_KP[:, [i for member in members for i in columns[member]]]
+        left_out = [textbook(np.delete(g, range(b, k, blocks), axis=0)) for b in range(blocks)]
+        for what, full, without in zip(("noise", "signal"), textbook(g), zip(*left_out)):
+            assert rows[name][what] == pytest.approx(full, rel=1e-10)  # float64
+            spread = np.mean((k / sizes - 1) * (full - np.array(without)) ** 2) ** 0.5
+            half_width = student_t.ppf(0.975, blocks - 1) * spread
+            assert rows[name][f"{what}_lo"] == pytest.approx(full - half_width, rel=1e-8)
+            assert rows[name][f"{what}_hi"] == pytest.approx(full + half_width, rel=1e-8)
+
+
+@pytest.mark.parametrize("name", ISOLATING)
+def test_noise_times_batch_is_the_per_example_trace_when_examples_do_not_mix(name):
+    model = net(name, torch.float32)
+    x_NCHW, y_N = population(24, torch.float32)
+    trace = {row["parameters"]: row["trace"] for row in per_example_covariance(model, x_NCHW, y_N)}
+    for batch in (1, 2, 8):
+        batches = drawn(x_NCHW, y_N, batch, k=256, seed=10 + batch)
+        rows = by_name(measure_gradients(model, batches, 256, batch))
+        assert list(rows) == list(trace)
+        for parameters in ("all", *parameter_kinds(model)):
+            row = rows[parameters]
+            # Twice the 95 % interval: sixty comparisons are made, none may fail by chance.
+            half_width = row["noise_hi"] - row["noise_lo"]
+            assert abs(row["noise"] - trace[parameters] / batch) < half_width, (batch, parameters)
+            assert half_width < 0.8 * row["noise"]  # or the comparison would mean nothing
+
+
+@pytest.mark.parametrize("name", ISOLATING)
+@pytest.mark.parametrize("chunk", [5, 64])
+def test_the_per_example_trace_is_that_of_one_backward_pass_per_example(name, chunk):
+    model = net(name)
+    x_NCHW, y_N = population(12)
+    g_NP, columns = backward_gradients(
+        model, [(x_NCHW[i : i + 1], y_N[i : i + 1]) for i in range(12)]
+    )
+    rows = per_example_covariance(model, x_NCHW, y_N, chunk=chunk)
+    groups = reported_groups(model)
+    assert [row["parameters"] for row in rows] == list(groups)
+    for row in rows:
+        g = g_NP[:, [i for member in groups[row["parameters"]] for i in columns[member]]]
+        assert row["n"] == 12
+        assert row["trace"] == pytest.approx(np.var(g, axis=0).sum(), rel=1e-10)  # float64
+
+
+def test_under_batch_norm_the_measured_mode_is_the_training_mode():
+    model = net("bn")
+    x_NCHW, y_N = population(24)
+    model.train()(x_NCHW)  # running statistics of their own
+    batches = drawn(x_NCHW, y_N, batch=2, k=64)
+    trained, _ = textbook(backward_gradients(model, batches)[0])
+    evaluated, _ = textbook(backward_gradients(model, batches, train=False)[0])
+    assert abs(evaluated - trained) > 0.1 * trained
+    for train in (True, False):
+        noise = measure_gradients(model.train(train), batches, 64, 2)[0]["noise"]
+        assert noise == pytest.approx(trained, rel=1e-10)  # float64
+
+
+def snapshot(model):
+    return {
+        "tensors": {name: t.clone() for name, t in model.state_dict().items()},
+        "objects": [id(t) for t in (*model.parameters(), *model.buffers())],
+        "grad": [None if p.grad is None else p.grad.clone() for p in model.parameters()],
+        "requires_grad": [p.requires_grad for p in model.parameters()],
+        "training": [m.training for m in model.modules()],
+        "random": torch.get_rng_state(),
+    }
+
+
+def assert_same(before, after):
+    assert before["tensors"].keys() == after["tensors"].keys()
+    assert all(torch.equal(t, after["tensors"][name]) for name, t in before["tensors"].items())
+    assert torch.equal(before["random"], after["random"])
+    for a, b in zip(before["grad"], after["grad"]):
+        assert (a is None and b is None) or torch.equal(a, b)
+    for key in ("objects", "requires_grad", "training"):
+        assert before[key] == after[key], key
+
+
+class Sloppy(nn.Module):
+    """A user's norm with bad manners: random, counts its calls in a buffer it rebinds."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(1, channels, 1, 1))
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x_NCHW):
+        self.calls = self.calls + 1
+        return self.gamma * F.dropout(x_NCHW, 0.2, self.training)
+
+
+def interrupted(batches):
+    yield from batches
+    raise RuntimeError("the disk is full")
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d, Sloppy])
+def test_measuring_leaves_no_trace_even_when_the_data_fail_midway(norm):
+    model = Net(norm)
+    x_NCHW, y_N = population(24, torch.float32)
+    F.cross_entropy(model(x_NCHW), y_N).backward()
+    model.fc.bias.grad = None
+    model.conv1.weight.requires_grad_(False)
+    model.eval().norm1.train()
+    batches = drawn(x_NCHW, y_N, batch=2, k=8)
+    before = snapshot(model)
+    measure_gradients(model, batches, 8, 2)
+    assert_same(before, snapshot(model))
+    with pytest.raises(RuntimeError, match="disk is full"):
+        measure_gradients(model, interrupted(batches[:5]), 8, 2)
+    assert_same(before, snapshot(model))
+    with suppress(ValueError):  # under batch norm it refuses, and must not leave a trace then
+        per_example_covariance(model, x_NCHW, y_N)
+    assert_same(before, snapshot(model))
+    assert not any(m._forward_hooks for m in model.modules())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_cuda_draws_never_wait_for_the_device_and_agree_with_the_cpu():
+    model = net("bn")
+    batches = drawn(*population(24), batch=2, k=64)
+    expected = measure_gradients(model, batches, 64, 2)
+    model, batches = model.cuda(), [(x.cuda(), y.cuda()) for x, y in batches]
+    random = torch.cuda.get_rng_state()
+
+    def watched():
+        for i, (x, y) in enumerate(batches):
+            torch.cuda.set_sync_debug_mode("error" if i > 0 else "default")
+            yield x, y
+            torch.cuda.set_sync_debug_mode("default")
+
+    measured = measure_gradients(model, watched(), 64, 2)
+    torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(random, torch.cuda.get_rng_state())
+    for a, b in zip(expected, measured):
+        assert a["noise"] == pytest.approx(b["noise"], rel=1e-8)  # float64
+
+
+@pytest.mark.parametrize("zero_fc", [False, True])
+def test_batch_norm_has_no_per_example_gradient_and_is_refused_even_behind_zero_weights(zero_fc):
+    model = net("bn")
+    if zero_fc:
+        nn.init.zeros_(model.fc.weight)
+    with pytest.raises(ValueError, match="under batch normalization a per-example gradient") as e:
+        per_example_covariance(model, *population(8))
+    assert "norm1" in str(e.value)
+
+
+class OwnBatchNorm(nn.Module):
+    """Mixes examples, and no type or buffer gives it away."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(1, channels, 1, 1))
+
+    def forward(self, x_NCHW):
+        return self.gamma * (x_NCHW - x_NCHW.mean(dim=(0, 2, 3), keepdim=True))
+
+
+def test_a_users_own_norm_is_refused_for_what_it_does_not_for_its_type():
+    with pytest.raises(ValueError, match="per-example gradient does not exist"):
+        per_example_covariance(Net(OwnBatchNorm), *population(8, torch.float32))
+
+
+def test_zero_gamma_gives_rows_of_exact_zeros_for_what_lies_behind_it():
+    model = net("gn", torch.float32)
+    nn.init.zeros_(model.norm2.weight)
+    x_NCHW, y_N = population(24, torch.float32)
+    row = by_name(measure_gradients(model, drawn(x_NCHW, y_N, 2, 16), 16, 2))["conv2"]
+    for key in ("noise", "noise_lo", "noise_hi", "signal", "signal_lo", "signal_hi"):
+        assert row[key] == 0.0, key
+    assert math.isnan(row["relative_noise"])
+    assert math.isnan(row["noise_scale"])
+    assert row["weight_norm"] == pytest.approx(model.conv2.weight.norm().item(), rel=1e-6)
+    assert by_name(per_example_covariance(model, x_NCHW, y_N))["conv2"]["trace"] == 0.0
+
+
+def test_rows_come_as_all_then_kinds_then_layers():
+    names = [
+        row["parameters"] for row in measure_gradients(net("gn"), drawn(*population(8), 2, 4), 4, 2)
+    ]
+    assert names[:5] == ["all", "gamma", "beta", "conv", "linear"]
+    assert names[5:] == ["conv1", "norm1", "conv2", "norm2", "fc"]
+    assert parameter_kinds(net("gn"))["gamma"] == ["norm1.weight", "norm2.weight"]
+    assert parameter_kinds(net("gn"))["linear"] == ["fc.weight", "fc.bias"]
+    assert "beta" not in parameter_kinds(Net(Sloppy))  # it has none
+    assert parameter_kinds(Net(Sloppy))["gamma"] == ["norm1.gamma", "norm2.gamma"]
+
+
+def test_exactly_k_mini_batches_are_taken():
+    batches = iter(drawn(*population(8), batch=2, k=9))
+    measure_gradients(net("gn"), batches, 8, 2)
+    assert len(list(batches)) == 1
+
+
+@pytest.mark.parametrize(
+    ("k", "batch", "blocks", "message"),
+    [
+        (9, 2, 32, "ended after 8 of k=9"),
+        (8, 4, 32, "holds 2 examples, not batch=4"),
+        (3, 2, 32, "k=3 .* at least 4"),
+        (8, 2, 1, "blocks=1 .* at least 2"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_with_the_reason(k, batch, blocks, message):
+    with pytest.raises(ValueError, match=message):
+        measure_gradients(net("gn"), drawn(*population(8), batch=2, k=8), k, batch, blocks)
+
+
+def test_the_default_number_of_draws_is_a_thirtieth_of_the_training_within_bounds():
+    assert choose_draws(30_000, 2) == 1000
+    assert choose_draws(10, 2) == 64
+    assert choose_draws(10**7, 2) == 4096

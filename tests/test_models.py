@@ -1,0 +1,248 @@
+"""The networks: published sizes, no in-place operations, initialization from one generator.
+
+Shapes: N examples, C channels, H and W pixels.
+"""
+
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from gnexp.models.resnet import (
+    MODELS,
+    PaddedShortcut,
+    ResidualBlock,
+    build_model,
+    cifar_resnet,
+    imagenet_resnet_cifar_stem,
+    initialize,
+    zero_last_gamma,
+)
+from gnexp.norms.probes import values_per_statistic
+from gnexp.norms.registry import NORMS, build_norm, group_count
+
+BATCH_NORM = partial(build_norm, "bn")
+
+
+def small(name: str = "tiny", norm: str = "gn") -> nn.Sequential:
+    model = build_model(name, partial(build_norm, norm), num_classes=10, width=16)
+    initialize(model, torch.Generator().manual_seed(0))
+    return model
+
+
+def images(n: int, size: int = 16) -> torch.Tensor:
+    return torch.randn(n, 3, size, size, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("resnet20", 269_722),
+        ("resnet32", 464_154),
+        ("resnet44", 658_586),
+        ("resnet56", 853_018),
+        ("resnet110", 1_727_962),
+        ("resnet18", 11_173_962),
+        ("resnet34", 21_282_122),
+        ("resnet50", 23_520_842),
+    ],
+)
+def test_each_network_has_the_published_number_of_parameters(name, parameters):
+    with torch.device("meta"):  # counts need no memory
+        model = build_model(name, BATCH_NORM, num_classes=10)
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == parameters
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_every_norm_gives_the_same_number_of_parameters(norm):
+    count = sum(p.numel() for p in small("resnet8", norm).parameters())
+    assert count == sum(p.numel() for p in small("resnet8", "bn").parameters())
+
+
+def test_tiny_is_the_smallest_network_of_the_family_that_32_groups_divide():
+    model = build_model("tiny", partial(build_norm, "gn", num_groups=32), num_classes=10)
+    channels = [m.num_channels for m in model.modules() if isinstance(m, nn.GroupNorm)]
+    assert channels == [32, 32, 32, 64, 64, 128, 128]  # depth 8: these 7 convolutions and fc
+
+
+def test_modules_have_the_names_that_files_and_tables_use():
+    names = [name for name, _ in build_model("resnet20", BATCH_NORM, 10).named_parameters()]
+    expected = {"conv1.weight", "norm1.bias", "stage1.0.conv1.weight", "stage3.2.norm2.weight"}
+    assert expected | {"fc.weight", "fc.bias"} <= set(names)
+    names = [name for name, _ in small("resnet18").named_parameters()]
+    assert {"stage2.0.shortcut.conv.weight", "stage2.0.shortcut.norm.weight"} <= set(names)
+
+
+@pytest.mark.parametrize("size", [28, 32, 33, 64])
+@pytest.mark.parametrize("name", ["tiny", "resnet20", "resnet18", "resnet50"])
+def test_networks_train_on_one_image_of_28_to_64_pixels(name, size):
+    model = build_model(name, BATCH_NORM, num_classes=7, width=8).train()
+    logits = model(images(1, size))
+    assert logits.shape == (1, 7)
+    logits.sum().backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("name", ["tiny", "resnet18", "resnet50"])
+def test_networks_evaluate_on_8_pixels_with_every_norm(name, norm):
+    assert small(name, norm).eval()(images(2, 8)).isfinite().all()
+
+
+def test_strides_leave_quarter_and_eighth_size_maps_in_the_last_stage():
+    pixels = partial(values_per_statistic, input_shape=(3, 32, 32), batch=1)
+    assert pixels(small("tiny", "bn"))[-1].values == 8 * 8
+    assert pixels(small("resnet18", "bn"))[-1].values == 4 * 4
+
+
+def test_the_padded_shortcut_keeps_every_other_pixel_and_appends_zero_channels():
+    x_NCHW = images(2, 5)
+    y_NCHW = PaddedShortcut(3, 7, stride=2)(x_NCHW)
+    assert torch.equal(y_NCHW[:, :3], x_NCHW[:, :, ::2, ::2])
+    assert torch.equal(y_NCHW[:, 3:], torch.zeros(2, 4, 3, 3))
+
+
+class InPlaceWrites(TorchDispatchMode):
+    """Collect the operations that write into a tensor which is not one of `allowed`."""
+
+    def __init__(self, allowed):
+        super().__init__()
+        self.allowed = {tensor.data_ptr() for tensor in allowed}
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        for argument, value in zip(func._schema.arguments, args):
+            info = argument.alias_info
+            if info and info.is_write and value.data_ptr() not in self.allowed:
+                self.found.append(func.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def in_place_writes(model: nn.Module, x_NCHW: torch.Tensor) -> list[str]:
+    with InPlaceWrites(model.buffers()) as mode:  # BN may count its batches
+        model(x_NCHW)
+    return mode.found
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("name", ["tiny", "resnet18", "resnet50"])
+def test_the_forward_pass_writes_into_no_activation(name, norm):
+    assert in_place_writes(small(name, norm).train(), images(2)) == []
+
+
+def test_an_in_place_relu_or_sum_would_be_noticed():
+    class Sum(nn.Module):
+        def forward(self, x):
+            y = 2 * x
+            y += x
+            return y
+
+    assert in_place_writes(nn.Sequential(nn.Identity(), Sum()), images(1)) == ["add_.Tensor"]
+    model = small()
+    model.stage1[0].relu1.inplace = True
+    assert in_place_writes(model, images(1)) == ["relu_.default"]
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("name", ["tiny", "resnet20", "resnet18", "resnet50"])
+def test_with_zero_gamma_every_block_starts_as_relu_of_its_shortcut(name, norm):
+    model = small(name, norm).train()
+    zeroed = zero_last_gamma(model)
+    blocks = {n: m for n, m in model.named_modules() if isinstance(m, ResidualBlock)}
+    assert zeroed == [f"{n}.{block.last_norm}.weight" for n, block in blocks.items()]
+    x_NCHW = model.relu(model.norm1(model.conv1(images(2))))
+    for block in blocks.values():
+        shortcut_NCHW = block.shortcut(x_NCHW)
+        if isinstance(block.shortcut, nn.Identity):
+            assert shortcut_NCHW is x_NCHW
+        x_NCHW = block(x_NCHW)
+        assert torch.equal(x_NCHW, F.relu(shortcut_NCHW))
+
+
+def test_zero_gamma_changes_only_the_parameters_it_returns():
+    model, before = small("resnet18", "bn"), small("resnet18", "bn").state_dict()
+    zeroed = zero_last_gamma(model)
+    for name, value in model.state_dict().items():
+        expected = torch.zeros_like(value) if name in zeroed else before[name]
+        assert torch.equal(value, expected), name
+
+
+def test_zero_gamma_refuses_a_norm_without_a_weight_and_changes_nothing():
+    def norm(channels: int) -> nn.Module:  # the last stage only has no gamma
+        return nn.GroupNorm(1, channels, affine=channels < 64)
+
+    model = cifar_resnet(8, norm)
+    with pytest.raises(ValueError, match=r"stage3\.0\.norm2 \(GroupNorm\) has none"):
+        zero_last_gamma(model)
+    assert model.stage1[0].norm2.weight.all()
+
+
+def test_zero_gamma_refuses_a_model_without_residual_blocks():
+    with pytest.raises(ValueError, match="residual blocks"):
+        zero_last_gamma(nn.Sequential(nn.BatchNorm2d(3)))
+
+
+def test_initialization_depends_on_its_generator_alone():
+    states = []
+    for global_seed, seed in [(1, 0), (2, 0), (1, 5)]:
+        torch.manual_seed(global_seed)
+        model = build_model("resnet8", BATCH_NORM, 10)
+        random_state = torch.get_rng_state()
+        initialize(model, torch.Generator().manual_seed(seed))
+        assert torch.equal(torch.get_rng_state(), random_state)
+        states.append(model.state_dict())
+    first, same, other = states
+    assert all(torch.equal(first[key], same[key]) for key in first)
+    drawn = [key for key in first if not torch.equal(first[key], other[key])]
+    assert len(drawn) == 7 + 2  # convolutions, fc.weight, fc.bias; no norm
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_every_norm_starts_from_the_same_convolutions(norm):
+    state, other = small("resnet8", norm).state_dict(), small("resnet8", "bn").state_dict()
+    assert all(torch.equal(state[key], other[key]) for key in state if "conv" in key)
+
+
+def test_initial_weights_have_the_stated_spread_and_precision_does_not_change_them():
+    generator = torch.Generator()
+    model = build_model("resnet8", BATCH_NORM, 10, width=64)
+    initialize(model, generator.manual_seed(0))
+    weight = model.stage2[0].conv2.weight
+    # 147,456 normal draws: the sample sd has a relative standard error of 0.2 %
+    assert weight.std().item() == pytest.approx((2 / (128 * 9)) ** 0.5, rel=0.01)
+    assert model.fc.weight.abs().max().item() == pytest.approx(1 / 256**0.5, rel=0.01)
+    double = build_model("resnet8", BATCH_NORM, 10, width=64).double()
+    initialize(double, generator.manual_seed(0))
+    assert torch.equal(double.stage2[0].conv2.weight, weight.double())
+
+
+@pytest.mark.parametrize(
+    ("build", "sentence"),
+    [
+        (partial(build_model, "resnet21", BATCH_NORM, 10), "model=resnet21 is unknown; nearest: r"),
+        (partial(build_model, "Tiny", BATCH_NORM, 10), "model=Tiny is unknown; nearest: tiny;"),
+        (partial(build_model, "tiny", BATCH_NORM, 10, 0), "width=0 must be at least 1"),
+        (partial(build_model, "tiny", BATCH_NORM, 0), "num_classes=0 must be at least 1"),
+        (partial(cifar_resnet, 21, BATCH_NORM), "depth=21 must be 6n+2 with n >= 1; nearest: 20"),
+        (partial(cifar_resnet, 2, BATCH_NORM), "depth=2 must be 6n+2 with n >= 1; nearest: 8"),
+        (partial(imagenet_resnet_cifar_stem, 20, BATCH_NORM), "valid: 18, 34, 50"),
+    ],
+)
+def test_a_wrong_name_width_or_depth_is_refused_with_a_sentence(build, sentence):
+    with pytest.raises(ValueError) as error:
+        build()
+    assert sentence in str(error.value)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_groups_that_do_not_divide_name_the_layer(name):
+    def norm(channels: int) -> nn.Module:
+        return build_norm("gn", channels, num_groups=group_count(channels, groups=7))
+
+    width = MODELS[name].width
+    with torch.device("meta"), pytest.raises(ValueError) as error:
+        build_model(name, norm, num_classes=10)
+    assert str(error.value).startswith(f"norm1: groups=7 does not divide {width} channels; valid:")

@@ -1,0 +1,285 @@
+"""Every norm against the float64 reference, and the properties that tell the norms apart.
+
+Shapes: N examples, C channels, H and W pixels.
+"""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from gnexp.norms.layers import ChannelAffine
+from gnexp.norms.probes import stock_pools, values_per_statistic
+from gnexp.norms.reference import normalize_backward_reference, normalize_reference
+from gnexp.norms.registry import NORMS, build_norm, group_count
+
+SHAPES = [(4, 16, 5, 7), (1, 16, 6, 6), (3, 16, 1, 2), (2, 48, 2, 3), (5, 16, 4, 1)]
+RTOL, ATOL = 1e-10, 1e-12  # float64
+
+
+def draw(*shape: int, seed: int = 0) -> torch.Tensor:
+    g = torch.Generator().manual_seed(seed)
+    return 3 * torch.randn(*shape, generator=g, dtype=torch.float64) + 2
+
+
+@pytest.fixture
+def x_NCHW() -> torch.Tensor:
+    return draw(4, 16, 5, 7)
+
+
+def random_affine(layer: nn.Module) -> nn.Module:
+    with torch.no_grad():
+        layer.weight.copy_(draw(len(layer.weight), seed=1))
+        layer.bias.copy_(draw(len(layer.bias), seed=2))
+    return layer
+
+
+def assert_equals_the_reference(layer, name, x_NCHW, eps=1e-5, groups=None):
+    layer = random_affine(layer.double().train())
+    x_NCHW = x_NCHW.clone().requires_grad_()
+    dy_NCHW = draw(*x_NCHW.shape, seed=3)
+    y_NCHW = layer(x_NCHW)
+    y_NCHW.backward(dy_NCHW)
+    args = (x_NCHW.detach().numpy(), layer.weight.detach().numpy(), layer.bias.detach().numpy())
+    y = normalize_reference(name, *args, eps, groups)
+    grads = normalize_backward_reference(name, *args, eps, groups, dy_NCHW.numpy())
+    np.testing.assert_allclose(y_NCHW.detach(), y, rtol=RTOL, atol=ATOL)
+    for got, expected in zip((x_NCHW.grad, layer.weight.grad, layer.bias.grad), grads):
+        scale = np.abs(expected).max()  # a sum of terms that cancel is exact only to their size
+        np.testing.assert_allclose(got, expected, rtol=RTOL, atol=max(ATOL, RTOL * scale))
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("name", NORMS)
+def test_forward_and_backward_agree_with_the_float64_reference(name, shape):
+    layer = build_norm(name, shape[1])
+    assert_equals_the_reference(layer, name, draw(*shape), groups=8)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4, 8, 16])
+def test_group_norm_agrees_with_the_reference_for_every_number_of_groups(groups, x_NCHW):
+    layer = build_norm("gn", 16, num_groups=groups)
+    assert_equals_the_reference(layer, "gn", x_NCHW, groups=groups)
+
+
+@pytest.mark.parametrize("name", [name for name in NORMS if "eps" in NORMS[name].options])
+def test_eps_is_added_to_the_variance_in_every_norm(name, x_NCHW):
+    # Variance 1e-4 beside eps 1e-2: an eps in another place would be plain to see.
+    layer = build_norm(name, 16, eps=1e-2)
+    assert_equals_the_reference(layer, name, 1e-2 * x_NCHW, eps=1e-2, groups=8)
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_the_reference_gradient_is_the_slope_of_the_reference_forward(name):
+    x, dy = draw(2, 4, 2, 3).numpy(), draw(2, 4, 2, 3, seed=3).numpy()
+    gamma, beta = draw(4, seed=1).numpy(), draw(4, seed=2).numpy()
+
+    def loss(x, gamma, beta):
+        return (normalize_reference(name, x, gamma, beta, 1e-5, 2) * dy).sum()
+
+    grads = normalize_backward_reference(name, x, gamma, beta, 1e-5, 2, dy)
+    rng = np.random.default_rng(0)
+    for i, gradient in enumerate(grads):
+        direction, h = rng.standard_normal(gradient.shape), 1e-5
+        ahead, behind = [x, gamma, beta], [x, gamma, beta]
+        ahead[i], behind[i] = ahead[i] + h * direction, behind[i] - h * direction
+        slope = (loss(*ahead) - loss(*behind)) / (2 * h)
+        # float64 central difference: error of order h^2 plus rounding / h
+        assert (gradient * direction).sum() == pytest.approx(slope, rel=1e-6, abs=1e-6)
+
+
+def output_and_gradient(layer: nn.Module, x_NCHW: torch.Tensor):
+    x_NCHW = x_NCHW.clone().requires_grad_()
+    y_NCHW = random_affine(layer.double().train())(x_NCHW)
+    y_NCHW.backward(draw(*x_NCHW.shape, seed=3))
+    return y_NCHW.detach(), x_NCHW.grad
+
+
+def assert_same_function(a: nn.Module, b: nn.Module, x_NCHW: torch.Tensor) -> None:
+    for got, expected in zip(output_and_gradient(a, x_NCHW), output_and_gradient(b, x_NCHW)):
+        torch.testing.assert_close(got, expected, rtol=RTOL, atol=ATOL)  # float64
+
+
+def test_one_group_is_layer_norm(x_NCHW):
+    stock = nn.LayerNorm((16, 5, 7), elementwise_affine=False)
+
+    class PerChannelLayerNorm(ChannelAffine):
+        def forward(self, x):
+            return super().forward(stock(x))
+
+    assert_same_function(build_norm("gn", 16, num_groups=1), PerChannelLayerNorm(16), x_NCHW)
+    assert_same_function(build_norm("ln", 16), PerChannelLayerNorm(16), x_NCHW)
+
+
+def test_as_many_groups_as_channels_is_instance_norm(x_NCHW):
+    stock = nn.InstanceNorm2d(16, affine=True)
+    assert_same_function(build_norm("gn", 16, num_groups=16), stock, x_NCHW)
+    assert_same_function(build_norm("in", 16), stock, x_NCHW)
+
+
+def test_batch_norm_at_batch_1_is_instance_norm(x_NCHW):
+    assert_same_function(build_norm("bn", 16), nn.InstanceNorm2d(16, affine=True), x_NCHW[:1])
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_an_example_sees_its_batch_exactly_when_the_norm_pools_over_n(name, x_NCHW):
+    layer = build_norm(name, num_channels=16).double().train()
+    strangers = torch.cat([x_NCHW[:1], 3 * x_NCHW[1:] + 1])  # same first example, other batch
+    same = torch.allclose(layer(x_NCHW)[0], layer(strangers)[0], rtol=0, atol=1e-12)  # float64
+    assert same == ("n" not in NORMS[name].pools)
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_training_and_evaluation_differ_exactly_when_the_norm_pools_over_n(name, x_NCHW):
+    layer = build_norm(name, num_channels=16).double()
+    same = torch.equal(layer.train()(x_NCHW), layer.eval()(x_NCHW))
+    assert same == ("n" not in NORMS[name].pools)
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_every_norm_starts_with_gamma_one_and_beta_zero_per_channel_and_nothing_else(name):
+    parameters = dict(build_norm(name, 16).named_parameters())
+    assert set(parameters) == {"weight", "bias"}
+    assert torch.equal(parameters["weight"], torch.ones(16))
+    assert torch.equal(parameters["bias"], torch.zeros(16))
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_every_option_in_the_table_is_taken_and_every_norm_has_the_same_eps(name):
+    build_norm(name, 16, **NORMS[name].options)
+    assert NORMS[name].options.get("eps", 1e-5) == 1e-5
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_every_norm_keeps_the_memory_format_of_its_input(name, x_NCHW):
+    y_NCHW = build_norm(name, 16).double()(x_NCHW.to(memory_format=torch.channels_last))
+    assert y_NCHW.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "sentence"),
+    [
+        ("gm", {}, "norm=gm is unknown; nearest: gn; valid: bn, gn, ln, in, none"),
+        ("batchnorm", {}, "norm=batchnorm is unknown; nearest: bn;"),
+        ("gn", {"groups": 4}, "groups is not an option of norm=gn; nearest: num_groups;"),
+        ("bn", {"epz": 1}, "epz is not an option of norm=bn; nearest: eps; valid: eps, momentum"),
+        ("none", {"eps": 1e-5}, "norm=none takes no options, got eps"),
+        ("bn", {"eps": 0.0}, "eps=0.0 must be positive"),
+        ("gn", {"eps": float("nan")}, "eps=nan must be positive"),
+        ("bn", {"momentum": 0}, "momentum=0 must lie in"),
+        ("gn", {"num_groups": 7}, "num_groups=7 does not divide 16 channels; valid: 1, 2, 4, 8"),
+    ],
+)
+def test_a_wrong_name_or_option_is_refused_with_a_sentence(name, options, sentence):
+    with pytest.raises(ValueError) as error:
+        build_norm(name, 16, **options)
+    assert sentence in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "groups"),
+    [
+        ({}, 8),
+        ({"groups": 4}, 4),
+        ({"groups": 48}, 48),
+        ({"channels_per_group": 16}, 3),
+        ({"groups": 32, "fallback": "gcd"}, 16),
+        ({"groups": 7, "fallback": "gcd"}, 1),
+        ({"channels_per_group": 32, "fallback": "gcd"}, 3),
+        ({"groups": 6, "fallback": "gcd"}, 6),
+    ],
+)
+def test_the_group_policy_for_48_channels(arguments, groups):
+    assert group_count(48, **arguments) == groups
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"groups": 7}, "groups=7 does not divide 16 channels; valid: 1, 2, 4, 8, 16"),
+        ({"groups": 32}, "groups=32 does not divide 16 channels; valid: 1, 2, 4, 8, 16"),
+        ({"groups": 0}, "groups=0 must be at least 1"),
+        ({"groups": -8, "fallback": "gcd"}, "groups=-8 must be at least 1"),
+        (
+            {"channels_per_group": 3},
+            "channels_per_group=3 does not divide 16 channels; valid: 1, 2, 4, 8, 16",
+        ),
+        (
+            {"groups": 4, "channels_per_group": 4},
+            "groups=4 and channels_per_group=4 exclude each other; give one of them",
+        ),
+        ({"groups": 4, "fallback": "lcm"}, "groups_fallback=lcm is unknown; valid: gcd"),
+    ],
+)
+def test_groups_that_do_not_fit_are_refused_never_rounded(arguments, sentence):
+    with pytest.raises(ValueError) as error:
+        group_count(16, **arguments)
+    assert str(error.value).startswith(sentence)
+
+
+def small_net(name: str, **options) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1),
+        build_norm(name, 16, **options),
+        nn.Conv2d(16, 32, 3, stride=4, padding=1),
+        build_norm(name, 32, **options),
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "values"),
+    [
+        ("bn", {}, [5 * 64, 5 * 4]),
+        ("gn", {}, [2 * 64, 4 * 4]),
+        ("gn", {"num_groups": 16}, [64, 2 * 4]),
+        ("ln", {}, [16 * 64, 32 * 4]),
+        ("in", {}, [64, 4]),
+        ("none", {}, []),
+    ],
+)
+def test_values_per_statistic_at_batch_5_on_8_pixels(name, options, values):
+    rows = values_per_statistic(small_net(name, **options), (3, 8, 8), batch=5)
+    assert [row.values for row in rows] == values
+    assert [(row.layer, row.channels) for row in rows] == [("1", 16), ("3", 32)][: len(values)]
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_the_table_and_the_layer_types_agree_on_what_is_pooled(name):
+    net = small_net(name)
+    norms = {net[1]: NORMS[name].pools, net[3]: NORMS[name].pools}
+    by_type = values_per_statistic(net, (3, 8, 8), 3, stock_pools)
+    assert values_per_statistic(net, (3, 8, 8), 3, norms.get) == by_type
+
+
+@pytest.mark.parametrize(("name", "options"), [("bn", {}), ("in", {}), ("gn", {"num_groups": 16})])
+def test_a_single_value_per_statistic_is_reported_not_raised(name, options):
+    net = nn.Sequential(nn.Conv2d(3, 16, 8), build_norm(name, 16, **options))
+    assert [row.values for row in values_per_statistic(net, (3, 8, 8), batch=1)] == [1]
+
+
+def test_norms_with_unknown_axes_are_left_out():
+    class OwnNorm(nn.BatchNorm2d):
+        pass
+
+    net = nn.Sequential(OwnNorm(3), nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16))
+    assert [row.layer for row in values_per_statistic(net, (3, 8, 8), batch=1)] == ["2"]
+
+
+@pytest.mark.parametrize("broken", [False, True])
+@pytest.mark.parametrize("name", NORMS)
+def test_probing_leaves_weights_buffers_flags_hooks_and_random_state_as_they_were(name, broken):
+    net = nn.Sequential(small_net(name), nn.Dropout()).double().train()
+    net[0][3].eval()  # a frozen layer
+    state = {key: value.clone() for key, value in net.state_dict().items()}
+    flags = [module.training for module in net.modules()]
+    random_state = torch.get_rng_state()
+    if broken:  # the forward pass fails half-way
+        with pytest.raises(RuntimeError):
+            values_per_statistic(net, (5, 8, 8), batch=2)
+    else:
+        values_per_statistic(net, (3, 8, 8), batch=2)
+    assert all(torch.equal(value, state[key]) for key, value in net.state_dict().items())
+    assert [module.training for module in net.modules()] == flags
+    assert not any(module._forward_pre_hooks for module in net.modules())
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert all(p.grad is None for p in net.parameters())
