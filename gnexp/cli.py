@@ -39,7 +39,11 @@ A command's own help: gnexp train --help
 
 def entry() -> None:
     """Run the command line of this process and exit with its code."""
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except BrokenPipeError:  # the reader of our output left, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -19,6 +19,7 @@ PRECISIONS = ("fp32", "tf32", "bf16")
 EXECUTIONS = ("auto", "eager")
 AUGMENTS = ("crop_flip", "crop", "none")
 DEFAULT_GROUPS = 8  # divides every layer of the 6n+2 family
+LEAST_DRAWS = 4  # of gradients: deleting one of two blocks must leave a variance
 RESERVED_STUDIES = ("check", "reference", "report")
 REFERENCE_BATCH = 32  # comparisons across batch sizes are against this one, fixed beforehand
 
@@ -196,8 +197,10 @@ def problems(config: TrainConfig) -> list[str]:
 def gradient_problems(draws: int | None, batches: Any) -> list[str]:
     """Return what is wrong with `gradients=` and `gradients_at=`."""
     found = []
-    if draws is not None and draws != 0 and draws < 2:
-        found.append(f"gradients={draws} must be 0 (none) or at least 2 draws, such as 256")
+    if draws is not None and draws != 0 and draws < LEAST_DRAWS:
+        found.append(
+            f"gradients={draws} must be 0 (none) or at least {LEAST_DRAWS} draws, such as 256"
+        )
     listed = isinstance(batches, list) and batches and all(_is_whole(b) for b in batches)
     if batches is not None and not (listed and min(batches) >= 1):
         found.append(f"gradients_at={batches} must be a list of batch sizes, such as [1,2,4,8]")

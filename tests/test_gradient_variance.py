@@ -161,9 +161,7 @@ def test_a_noise_a_hundred_million_times_below_the_signal_survives_float32():
     assert row["signal"] == pytest.approx(signal, rel=1e-6)  # float32 gradients
 
 
-@pytest.mark.parametrize(
-    "k", [96, 101, 20]
-)  # equal blocks, unequal blocks, fewer draws than blocks
+@pytest.mark.parametrize("k", [96, 101, 20])  # blocks of 3, of 3 and 4, of a single draw
 def test_streamed_blocks_equal_the_formulas_on_stacked_gradients(k):
     model, batches = net("bn"), drawn(*population(24), batch=4, k=k)
     g_KP, columns = backward_gradients(model, batches)
@@ -304,8 +302,10 @@ def test_on_cuda_draws_never_wait_for_the_device_and_agree_with_the_cpu():
             yield x, y
             torch.cuda.set_sync_debug_mode("default")
 
-    measured = measure_gradients(model, watched(), 64, 2)
-    torch.cuda.set_sync_debug_mode("default")
+    try:
+        measured = measure_gradients(model, watched(), 64, 2)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
     assert torch.equal(random, torch.cuda.get_rng_state())
     for a, b in zip(expected, measured):
         assert a["noise"] == pytest.approx(b["noise"], rel=1e-8)  # float64

@@ -2,6 +2,7 @@
 
 import copy
 import os
+import tempfile
 import time
 from collections import Counter
 from pathlib import Path
@@ -77,14 +78,22 @@ def _distinct_builds(configs: list[TrainConfig]) -> list[TrainConfig]:
 
 
 def _folder_problems(config: TrainConfig) -> list[str]:
-    """Return what keeps the study's folder from being written, leaving no trace of the look."""
-    folder = (Path(config.out) / config.study).absolute()
-    existing = next(p for p in (folder, *folder.parents) if p.exists())
-    if not existing.is_dir():
-        return [f"out={config.out}: {existing} is a file, not a folder; choose another out="]
-    if not os.access(existing, os.W_OK | os.X_OK):
-        return [f"out={config.out}: {existing} cannot be written; choose another out=FOLDER"]
-    return []
+    """Return what keeps the study's folder from being written, leaving no trace of the try."""
+    folder = Path(config.out) / config.study
+    made: list[Path] = []
+    try:
+        for part in (*reversed(folder.parents), folder):
+            if not part.exists():
+                part.mkdir()
+                made.append(part)
+        with tempfile.TemporaryFile(dir=folder):
+            return []
+    except OSError as error:
+        reason = error.strerror or error
+        return [f"out={config.out}: {folder} cannot be written ({reason}); use another out=FOLDER"]
+    finally:
+        for part in reversed(made):
+            part.rmdir()
 
 
 def _execute(todo: list[Task], grid: bool) -> dict[str, list[str]]:
@@ -138,9 +147,8 @@ def _measure_shared(tasks: list[Task], failed: list[str]) -> None:
     config = tasks[0].config
     if config.gradients_at or config.covariance:
         folders = [task.folder for task in tasks if task.name not in failed]
-        measure_shared(
-            folders, config.gradients_at or [], config.gradients, config.covariance, config.device
-        )
+        # `gradients` is for a run's own points; shared ones are fitted and need their own number.
+        measure_shared(folders, config.gradients_at or [], None, config.covariance, config.device)
 
 
 def _reference(tasks: list[Task]) -> int:
@@ -196,7 +204,7 @@ def _single_line(task: Task) -> str:
     return (
         f"{_device_text(config, 1)} | {_data_text(config)} | {config.model.name} with"
         f" {describe_norm(config)}, {parameters:,} parameters | batch {config.batch}{accumulated},"
-        f" {config.epochs} epochs, {updates:,} updates{many}"
+        f" {config.epochs} epoch{'s' * (config.epochs > 1)}, {updates:,} updates{many}"
         f" | about {duration(_expected_time(config) * len(seeds))}"
     )
 

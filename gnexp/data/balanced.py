@@ -32,7 +32,7 @@ def balanced_subset(y_N: np.ndarray, limit: int | None, key: str) -> np.ndarray:
     turns = _shuffled(len(classes), _SUBSET)
     for position, label in enumerate(classes):
         rows = np.flatnonzero(y_N == label)
-        round_of[rows[_shuffled(len(rows), _SUBSET, position)]] = np.arange(len(rows))
+        round_of[rows[_shuffled(len(rows), _SUBSET, position + 1)]] = np.arange(len(rows))
         turn_of[rows] = turns[position]
     return np.sort(np.lexsort((turn_of, round_of))[:limit])
 

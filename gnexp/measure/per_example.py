@@ -26,7 +26,7 @@ def per_example_covariance(
     model: nn.Module,
     x_NCHW: Tensor,
     y_N: Tensor,
-    chunk: int = 64,
+    chunk: int = 32,
     loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
 ) -> list[dict[str, object]]:
     """Trace of the covariance of the N examples' gradients, rows for "all", kinds and layers.
@@ -123,7 +123,10 @@ def _traces(
             chunk_mean = g_M.mean(dim=0, dtype=torch.float64)
             step = chunk_mean - mean[name]
             # Scatter within the chunk, and between its mean and that of the chunks before.
-            scatter[name] += (g_M.double() - chunk_mean).square().sum()
+            # Centred in the gradient's dtype (copies of a chunk in float64 cost more than the
+            # gradients themselves), squared and summed in float64.
+            centred_M = g_M - chunk_mean.to(g_M.dtype)
+            scatter[name] += torch.linalg.vector_norm(centred_M, dtype=torch.float64).square()
             scatter[name] += step.square().sum() * seen * m / (seen + m)
             mean[name] += step * m / (seen + m)
         seen += m

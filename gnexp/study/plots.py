@@ -1,18 +1,13 @@
-"""The report's figures, as PNG and SVG with the same bytes for the same numbers.
+"""The report's figures, each drawn from cells, series or rows, and nothing computed but means."""
 
-One colour and one marker per norm, whatever else a figure shows (the Okabe-Ito palette, which
-colour-blind readers can tell apart; markers for those who print in grey).
-"""
-
-import contextlib
-import io
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gnexp.study import noise, statistics
-from gnexp.study.cells import Cell, Series, norm_label, norm_rank
+from gnexp.study import drawing, noise, statistics
+from gnexp.study.cells import Cell, Series, norm_label
+from gnexp.study.drawing import COLUMN_IN, LEGEND_LINE_IN, PAGE_IN
 from gnexp.study.files import write_whole
 
 if TYPE_CHECKING:
@@ -20,45 +15,35 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-STYLES = {
-    "bn": ("#D55E00", "o"),
-    "gn": ("#0072B2", "s"),
-    "ln": ("#009E73", "^"),
-    "in": ("#CC79A7", "v"),
-    "none": ("#555555", "X"),
-}
-OTHER_STYLES = (("#E69F00", "D"), ("#56B4E9", "P"), ("#000000", "*"), ("#8B6F00", "p"))
-LINES = ("-", "--", ":", "-.")
-COLUMN_IN, PAGE_IN = 3.5, 7.0  # widths of one printed column and of the page, inches
-DPI = 200
-
-_SETTINGS = {
-    **{"font.family": "DejaVu Sans", "font.size": 8, "axes.titlesize": 8, "legend.fontsize": 7},
-    **{"axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.7},
-    **{"lines.linewidth": 1.2, "lines.markersize": 4.5, "legend.frameon": False},
-    **{"grid.color": "#DDDDDD", "grid.linewidth": 0.5, "axes.axisbelow": True},
-    **{"svg.hashsalt": "gnexp", "svg.fonttype": "path", "figure.facecolor": "white"},
-}
+Row = dict[str, Any]
+Maker = Callable[[], "Figure | None"]
 
 
-def draw_figures(cells: Sequence[Cell], lines: Sequence[Series], folder: Path) -> dict[str, Path]:
-    """Write every figure that has something to show; return {name: path of its SVG}."""
-    makers: dict[str, Callable[[], Figure | None]] = {
+def draw_figures(
+    cells: Sequence[Cell],
+    lines: Sequence[Series],
+    gradients: Sequence[Row],
+    exponents: Sequence[Row],
+    folder: Path,
+) -> dict[str, Path]:
+    """Write every figure that has something to show; return {name: path of its SVG}.
+
+    gradients, exponents: the rows of the tables of those names.
+    """
+    makers: dict[str, Maker] = {
         "accuracy_vs_batch": lambda: accuracy_vs_batch(lines),
-        "gradient_variance_vs_batch": lambda: gradient_variance_vs_batch(cells, lines, ("all",)),
-        "gradient_variance_by_kind": lambda: gradient_variance_vs_batch(
-            cells, lines, noise.KINDS[:-1]
-        ),
+        "gradient_variance_vs_batch": lambda: noise_vs_batch(gradients, exponents, ("all",)),
+        "gradient_variance_by_kind": lambda: noise_vs_batch(gradients, exponents, noise.KINDS[:-1]),
         "curves": lambda: curves(lines),
         "accuracy_vs_groups": lambda: accuracy_vs_groups(cells),
         "cost": lambda: cost(lines),
     }
     written = {}
-    with _drawing():
+    with drawing.drawing():
         for name, make in makers.items():
             figure = make()
             if figure is not None:
-                written[name] = _save(figure, folder / name)
+                written[name] = drawing.save(figure, folder / name)
     return written
 
 
@@ -67,59 +52,47 @@ def accuracy_vs_batch(lines: Sequence[Series]) -> "Figure | None":
     lines = [line for line in lines if any(cell.accuracies for cell in line.cells)]
     if not lines:
         return None
-    figure, axes = _axes(1, 1, COLUMN_IN, 2.6)
+    figure, axes = drawing.axes_grid(1, 1, COLUMN_IN, 2.4)
     for index, line in enumerate(lines):
         points = [(c.key["batch"], c.accuracy()[0]) for c in line.cells if c.accuracies]
-        x = _dodge([batch for batch, _ in points], index, len(lines))
-        y = [100 * i.mean for _, i in points]
-        error = [
-            [100 * (i.mean - i.lo) for _, i in points],
-            [100 * (i.hi - i.mean) for _, i in points],
-        ]
-        _errorbar(axes[0], x, y, error, line, lines)
-    _batch_axis(axes[0], [c.key["batch"] for line in lines for c in line.cells])
+        x = drawing.dodge([batch for batch, _ in points], index, len(lines))
+        _intervals(axes[0], x, [i for _, i in points], 100, drawing.line_style(line, lines))
+    drawing.size_axis(axes[0], [c.key["batch"] for line in lines for c in line.cells])
     axes[0].set_ylabel("Test accuracy (%)")
-    _legend(figure, axes)
+    drawing.legend_below(figure, axes)
     return figure
 
 
-def gradient_variance_vs_batch(
-    cells: Sequence[Cell], lines: Sequence[Series], kinds: Sequence[str]
+def noise_vs_batch(
+    gradients: Sequence[Row], exponents: Sequence[Row], kinds: Sequence[str]
 ) -> "Figure | None":
     """Gradient noise against batch size on log axes, with fits, at the first and last weights.
 
-    Shared weights where the study has them, else each run's own. One row per kind of parameter.
+    Shared weights where the study has them, else each run's own. A panel per kind and epoch.
     """
-    shared = [cell for cell in cells if noise.has_shared(cell)]
-    rows = noise.gradient_rows(shared or cells)
-    if not shared:
-        rows = [row for row in rows if row["at_batch"] == row["batch"]]
-    rows = [row for row in rows if row["parameters"] in kinds and row["noise"] > 0]
-    fits = noise.exponent_rows(shared, []) if shared else noise.exponent_rows([], lines)
+    shared = any(row["weights"] == noise.SHARED for row in gradients)
+    weights = noise.SHARED if shared else noise.OWN
+    rows = [r for r in gradients if r["weights"] == weights and r["parameters"] in kinds]
+    rows = [r for r in rows if r["noise"] > 0]
     if len({row["at_batch"] for row in rows}) < 2:
         return None
-    last = max(row["epoch"] for row in rows)
-    epochs = sorted({min(row["epoch"] for row in rows), last})
+    epochs = sorted({min(r["epoch"] for r in rows), max(r["epoch"] for r in rows)})
     kinds = [kind for kind in kinds if any(row["parameters"] == kind for row in rows)]
-    width = COLUMN_IN * 1.6 if len(epochs) > 1 else COLUMN_IN
-    figure, axes = _axes(len(kinds), len(epochs), width, 2.3 * len(kinds), sharey="row")
     panels = [(kind, epoch) for kind in kinds for epoch in epochs]
+    columns = 1 if len(kinds) == 1 else len(epochs)
+    told = _told_apart(rows, shared)
+    count = len({_noise_label(row, told) for row in rows}) + 2
+    height = 2.1 + LEGEND_LINE_IN * count
+    figure, axes = drawing.axes_grid(
+        len(panels) // columns, columns, COLUMN_IN * columns, height * (len(panels) // columns)
+    )
     for axis, (kind, epoch) in zip(axes, panels):
         here = [r for r in rows if (r["parameters"], r["epoch"]) == (kind, epoch)]
-        fitted = [f for f in fits if (f["parameters"], f["epoch"]) == (kind, epoch)]
-        _noise_panel(axis, here, fitted)
+        wanted = (weights, kind, epoch)
+        fits = [f for f in exponents if (f["weights"], f["parameters"], f["epoch"]) == wanted]
+        _noise_panel(axis, here, fits, told)
         when = "initialization" if epoch == 0 else f"epoch {epoch}"
-        axis.set_title(f"{_KIND_TITLES[kind]}, {when}")
-    for axis in axes[:: len(epochs)]:
-        axis.set_ylabel("Gradient noise\n(loss/parameter)$^2$")
-    figure.supxlabel(
-        f"Batch size ({'same weights' if shared else 'own weights'} at every batch size)"
-        if shared
-        else "Batch size (each network at its own weights)",
-        fontsize=8,
-    )
-    for axis in axes:
-        axis.set_xlabel("")
+        axis.set_title(f"{_KIND_TITLES[kind]}, {when} ({weights})")
     return figure
 
 
@@ -129,7 +102,7 @@ def curves(lines: Sequence[Series]) -> "Figure | None":
     if not any(len(cell.record.metrics["epoch"].unique()) > 1 for _, cell in runs):
         return None
     batches = sorted({cell.key["batch"] for _, cell in runs})
-    figure, axes = _axes(
+    figure, axes = drawing.axes_grid(
         len(batches), 2, PAGE_IN, 0.5 + 1.5 * len(batches), sharex=True, sharey="col"
     )
     for row, batch in enumerate(batches):
@@ -143,7 +116,7 @@ def curves(lines: Sequence[Series]) -> "Figure | None":
             axis.grid(True)
     for axis in axes[-2:]:
         axis.set_xlabel("Images seen (thousands)")
-    _legend(figure, axes)
+    drawing.legend_below(figure, axes)
     return figure
 
 
@@ -156,48 +129,39 @@ def accuracy_vs_groups(cells: Sequence[Cell]) -> "Figure | None":
             panels.append((column, title, chosen))
     if not panels:
         return None
+    names = _names_without_groups([cell for _, _, chosen in panels for cell in chosen])
+    order = list(dict.fromkeys(names.values()))
     width = COLUMN_IN * (1 if len(panels) == 1 else 1.8)
-    figure, axes = _axes(1, len(panels), width, 2.6, sharey=True)
-    shades = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-    markers = "so^vDP*"
+    figure, axes = drawing.axes_grid(1, len(panels), width, 2.3, sharey=True)
     for axis, (column, title, chosen) in zip(axes, panels):
-        told = [{k: v for k, v in c.key.items() if k not in ("norm", column)} for c in chosen]
-        names = [_group_line(key, told) for key in told]
-        for index, name in enumerate(dict.fromkeys(names)):
-            points = sorted(
-                (c.key[column], c.accuracy()[0]) for c, n in zip(chosen, names) if n == name
+        for index, name in enumerate(order):
+            members = sorted(
+                (c for c in chosen if names[id(c)] == name), key=lambda c: c.key[column]
             )
-            x = _dodge([value for value, _ in points], index, len(set(names)))
-            y = [100 * i.mean for _, i in points]
-            low = [100 * (i.mean - i.lo) for _, i in points]
-            high = [100 * (i.hi - i.mean) for _, i in points]
-            axis.errorbar(
-                *(x, y, [low, high]),
-                **{"color": shades[index % 7], "marker": markers[index % 7]},
-                **{"linestyle": LINES[index // 7 % 4], "capsize": 2, "label": name},
-            )
-        _batch_axis(axis, [c.key[column] for c in chosen], title)
+            x = drawing.dodge([c.key[column] for c in members], index, len(order))
+            style = {**drawing.sequence_style(index), "label": name}
+            if members:
+                _intervals(axis, x, [c.accuracy()[0] for c in members], 100, style)
+        drawing.size_axis(axis, [c.key[column] for c in chosen], title)
     axes[0].set_ylabel("Test accuracy (%)")
-    _legend(figure, axes)
+    drawing.legend_below(figure, axes)
     return figure
 
 
 def cost(lines: Sequence[Series]) -> "Figure | None":
     """Training time per 1,000 images and seed, as recorded, against batch size."""
-    times = {id(line): [(c.key["batch"], _cost(c)) for c in line.cells] for line in lines}
-    lines = [line for line in lines if any(value.n for _, value in times[id(line)])]
-    if not lines:
+    times = [[(c.key["batch"], _cost(c)) for c in line.cells] for line in lines]
+    if not any(interval.n for points in times for _, interval in points):
         return None
-    figure, axes = _axes(1, 1, COLUMN_IN, 2.6)
-    for index, line in enumerate(lines):
-        points = [(b, i) for b, i in times[id(line)] if i.n]
-        x = _dodge([b for b, _ in points], index, len(lines))
-        half = [0 if math.isnan(i.hi) else i.hi - i.mean for _, i in points]
-        _errorbar(axes[0], x, [i.mean for _, i in points], [half, half], line, lines)
-    _batch_axis(axes[0], [c.key["batch"] for line in lines for c in line.cells])
+    figure, axes = drawing.axes_grid(1, 1, COLUMN_IN, 2.4)
+    for index, (line, points) in enumerate(zip(lines, times)):
+        points = [(batch, interval) for batch, interval in points if interval.n]
+        x = drawing.dodge([batch for batch, _ in points], index, len(lines))
+        _intervals(axes[0], x, [i for _, i in points], 1, drawing.line_style(line, lines))
+    drawing.size_axis(axes[0], [c.key["batch"] for line in lines for c in line.cells])
     axes[0].set_ylim(bottom=0)
     axes[0].set_ylabel("Seconds per 1,000 images")
-    _legend(figure, axes)
+    drawing.legend_below(figure, axes)
     return figure
 
 
@@ -211,8 +175,8 @@ def plot_preview(
     import numpy as np
 
     shown = list(classes)[:10]
-    with _drawing():
-        figure, _ = _axes(1, 1, 4.2, 0.35 + 0.36 * len(shown))
+    with drawing.drawing():
+        figure, _ = drawing.axes_grid(1, 1, 4.2, 0.35 + 0.36 * len(shown))
         axis = figure.axes[0]
         height, width = x_NCHW.shape[2:]
         sheet = np.full((len(shown) * (height + 2), 10 * (width + 2), 3), 255, dtype=np.uint8)
@@ -226,7 +190,7 @@ def plot_preview(
         axis.tick_params(length=0)
         axis.spines[:].set_visible(False)
         axis.set_title(title)
-        write_whole(path, _bytes(figure, "png"))
+        write_whole(path, drawing.image_bytes(figure, "png"))
 
 
 _KIND_TITLES = {
@@ -235,97 +199,78 @@ _KIND_TITLES = {
 }
 
 
-@contextlib.contextmanager
-def _drawing() -> Iterator[None]:
-    # Figures are made without pyplot: no global state, no window system, nothing to close.
-    import matplotlib
-
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_SETTINGS)
-        yield
-
-
-def _axes(
-    rows: int, columns: int, width: float, height: float, **sharing: Any
-) -> "tuple[Figure, list[Axes]]":
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, list(figure.subplots(rows, columns, squeeze=False, **sharing).flat)
-
-
-def _save(figure: "Figure", stem: Path) -> Path:
-    for kind in ("png", "svg"):
-        write_whole(stem.with_suffix(f".{kind}"), _bytes(figure, kind))
-    return stem.with_suffix(".svg")
-
-
-def _bytes(figure: "Figure", kind: str) -> bytes:
-    buffer = io.BytesIO()
-    metadata = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
-    figure.savefig(buffer, format=kind, dpi=DPI, metadata=metadata)
-    return buffer.getvalue()
-
-
-def style_of(norm: str, norms: Sequence[str]) -> tuple[str, str]:
-    """Return (colour, marker); own norms take turns in the order of their names."""
-    if norm in STYLES:
-        return STYLES[norm]
-    own = sorted({n for n in norms if n not in STYLES})
-    return OTHER_STYLES[own.index(norm) % len(OTHER_STYLES)]
-
-
-def _line_style(line: Series, lines: Sequence[Series]) -> dict[str, Any]:
-    colour, marker = style_of(line.norm, [other.norm for other in lines])
-    turn = [id(other) for other in lines if other.norm == line.norm].index(id(line))
-    # Several series of one norm keep its colour and marker; line and filling tell them apart.
-    return {
-        **{"color": colour, "marker": marker, "linestyle": LINES[turn % len(LINES)]},
-        **{"markerfacecolor": colour if turn % 2 == 0 else "white", "label": line.label},
-    }
-
-
-def _errorbar(
-    axis: "Axes", x: Any, y: Any, error: Any, line: Series, lines: Sequence[Series]
+def _intervals(
+    axis: "Axes",
+    x: Sequence[float],
+    intervals: Sequence[statistics.Interval],
+    scale: float,
+    style: dict[str, Any],
 ) -> None:
-    axis.errorbar(x, y, error, capsize=2, elinewidth=0.9, **_line_style(line, lines))
+    """Draw means with error bars; a mean without an interval stands alone."""
+    mean = [scale * i.mean for i in intervals]
+    down = [scale * (i.mean - i.lo) if i.lo == i.lo else 0.0 for i in intervals]
+    up = [scale * (i.hi - i.mean) if i.hi == i.hi else 0.0 for i in intervals]
+    axis.errorbar(x, mean, [down, up], capsize=2, elinewidth=0.9, **style)
 
 
-def _noise_panel(axis: "Axes", rows: list[dict[str, Any]], fits: list[dict[str, Any]]) -> None:
-    norms = [row["norm"] for row in rows]
-    labels = {row["norm"]: set() for row in rows}
-    groups: dict[str, list[dict[str, Any]]] = {}
+def _noise_panel(axis: "Axes", rows: list[Row], fits: list[Row], told: list[str]) -> None:
+    groups: dict[str, list[Row]] = {}
     for row in rows:
-        groups.setdefault(norm_label(row), []).append(row)
-        labels[row["norm"]].add(norm_label(row))
-    for name, points in groups.items():
+        groups.setdefault(_noise_label(row, told), []).append(row)
+    for index, (name, points) in enumerate(groups.items()):
         norm = points[0]["norm"]
-        colour, marker = style_of(norm, norms)
-        turn = sorted(labels[norm]).index(name)
-        fit = next((f for f in fits if norm_label(f) == name), None)
-        text = name
-        if fit and not math.isnan(fit["slope"]):
-            text = f"{name}: {fit['slope']:.2f}"
-            if not math.isnan(fit["hi95"]):
-                text += f" [{fit['lo95']:.2f}, {fit['hi95']:.2f}]"
+        variants = [n for n, other in groups.items() if other[0]["norm"] == norm]
+        style = drawing.variant_style(norm, [r["norm"] for r in rows], variants.index(name))
         apart = [p for p in points if norm == "bn" and p["at_batch"] == 1]
-        for some, filling in (([p for p in points if p not in apart], colour), (apart, "white")):
-            axis.errorbar(
-                [p["at_batch"] for p in some],
-                [p["noise"] for p in some],
-                _log_error(some),
-                **{"color": colour, "marker": marker, "markerfacecolor": filling, "capsize": 2},
-                **{
-                    "linestyle": LINES[turn % 4],
-                    "label": text if some and filling == colour else None,
-                },
-            )
+        fitted = [p for p in points if p not in apart]
+        fit = next((f for f in fits if _noise_label(f, told) == name), None)
+        labelled = {**style, "label": _fit_label(name, fit)}
+        _noise_line(axis, fitted, index, len(groups), labelled)
+        open_marker = {**style, "markerfacecolor": "white", "zorder": 5}
+        _noise_line(axis, apart, index, len(groups), open_marker)
     _slope_guide(axis, rows)
     axis.set_yscale("log")
-    _batch_axis(axis, [row["at_batch"] for row in rows])
+    drawing.size_axis(axis, [row["at_batch"] for row in rows], "Measured at batch size")
+    axis.set_ylabel("Gradient noise\n(loss/parameter)$^2$")
     # The exponents differ from panel to panel, so each panel has its own legend, below it.
-    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), title="exponent [95 %]")
+    axis.legend(
+        loc="upper center", bbox_to_anchor=(0.45, -0.24), title="fitted exponent [95 % interval]"
+    )
+
+
+def _noise_line(
+    axis: "Axes", points: list[Row], index: int, count: int, style: dict[str, Any]
+) -> None:
+    if points:
+        x = drawing.dodge([p["at_batch"] for p in points], index, count)
+        y = [p["noise"] for p in points]
+        axis.errorbar(x, y, _log_error(points), capsize=2, elinewidth=0.9, **style)
+
+
+def _told_apart(rows: list[Row], shared: bool) -> list[str]:
+    """Keys beyond the norm by which rows at one measured batch size differ, and so make lines."""
+    keys = list(rows[0])[: list(rows[0]).index("epoch")]
+    fixed = ("norm", "groups", "channels_per_group", *(() if shared else ("batch", "update_batch")))
+    places: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        place = (norm_label(row), row["at_batch"], row["epoch"], row["parameters"])
+        places.setdefault(place, []).append(row)
+    return [
+        k
+        for k in keys
+        if k not in fixed and any(len({str(r[k]) for r in same}) > 1 for same in places.values())
+    ]
+
+
+def _noise_label(row: Row, told: list[str]) -> str:
+    return norm_label(row) + "".join(f", {key}={row.get(key)}" for key in told)
+
+
+def _fit_label(name: str, fit: Row | None) -> str:
+    if fit is None or math.isnan(fit["slope"]):
+        return name
+    bounds = "" if math.isnan(fit["hi95"]) else f" [{fit['lo95']:.2f}, {fit['hi95']:.2f}]"
+    return f"{name}: {fit['slope']:.2f}{bounds}"
 
 
 def _slope_guide(axis: "Axes", rows: list[dict[str, Any]]) -> None:
@@ -350,7 +295,11 @@ def _curve(
     table = table.pivot(index="examples_seen", columns="seed", values=name)
     if table.empty:
         return
-    style = {k: v for k, v in _line_style(line, lines).items() if k != "marker"}
+    style = {
+        k: v
+        for k, v in drawing.line_style(line, lines).items()
+        if k not in ("marker", "markerfacecolor")
+    }
     x = table.index.to_numpy() / 1000
     axis.plot(x, scale * table.mean(axis=1), **style)
     low, high = scale * table.min(axis=1), scale * table.max(axis=1)
@@ -367,43 +316,21 @@ def _cost(cell: Cell) -> statistics.Interval:
     )
 
 
-def _dodge(values: Sequence[float], index: int, count: int) -> list[float]:
-    """Shift a line sideways by a few percent, so that its intervals do not hide the others'."""
-    shift = 0.05 * (index - (count - 1) / 2) if count > 1 else 0.0
-    return [value * 2 ** (max(-0.3, min(0.3, shift))) for value in values]
+def _names_without_groups(cells: Sequence[Cell]) -> dict[int, str]:
+    """Name each cell (by id) by its batch size and whatever else varies, groups apart."""
 
+    def told(cell: Cell) -> Row:
+        key = {k: v for k, v in cell.key.items() if k not in ("groups", "channels_per_group")}
+        same = key.pop("update_batch") == key["batch"]
+        return {**key, "update": "= batch" if same else str(cell.key["update_batch"])}
 
-def _batch_axis(axis: "Axes", values: Sequence[int], title: str = "Batch size") -> None:
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
-
-    ticks = sorted(set(values))
-    axis.set_xscale("log", base=2)
-    axis.xaxis.set_major_locator(FixedLocator(ticks))
-    axis.xaxis.set_minor_locator(NullLocator())
-    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_xlim(ticks[0] / 1.3, ticks[-1] * 1.3)
-    axis.set_xlabel(title)
-    axis.grid(True)
-
-
-def _legend(figure: "Figure", axes: "Sequence[Axes]") -> None:
-    handles: dict[str, Any] = {}
-    for axis in axes:
-        for handle, label in zip(*axis.get_legend_handles_labels()):
-            handles.setdefault(label, handle)
-    longest = max((len(label) for label in handles), default=0)
-    per_row = max(1, int(figure.get_figwidth() * 15 / (longest + 7)))
-    figure.legend(
-        *(handles.values(), handles.keys()),
-        **{"loc": "outside lower center", "ncols": min(per_row, len(handles))},
-    )
-
-
-def _group_line(key: dict[str, Any], keys: list[dict[str, Any]]) -> str:
-    text = f"batch {key['batch']}"
-    for column, value in key.items():
-        if column not in ("batch", "groups", "channels_per_group") and any(
-            other["batch"] == key["batch"] and other.get(column) != value for other in keys
-        ):
-            text += f", {column}={value}"
-    return text
+    keys = [told(cell) for cell in cells]
+    varies = [k for k in keys[0] if len({str(key.get(k)) for key in keys}) > 1]
+    varies = [k for k in varies if k not in ("batch", "norm")]
+    norms = {key["norm"] for key in keys}
+    return {
+        id(cell): (f"{key['norm']}, " if len(norms) > 1 else "")
+        + f"batch {key['batch']}"
+        + "".join(f", {k}{' ' if k == 'update' else '='}{key.get(k)}" for k in varies)
+        for cell, key in zip(cells, keys)
+    }

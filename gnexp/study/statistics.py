@@ -110,16 +110,21 @@ def spreads_differ(cells: Sequence[Sequence[float]], p: float = UNEQUAL_SPREAD) 
     """Return whether Bartlett's test rejects one common standard deviation at level p.
 
     A cell on the edge of failing scatters ten times more than the others; pooled with them it
-    would hide their differences and overstate its own precision.
+    would hide their differences and overstate its own precision. With v_i the variances, f_i =
+    n_i - 1, f and v their sum and pooled value, k cells: (f ln v - sum f_i ln v_i) /
+    (1 + (sum 1/f_i - 1/f) / 3(k - 1)) is about chi-squared with k - 1 degrees of freedom.
     """
-    from scipy.stats import bartlett
+    from scipy.special import chdtrc
 
     several = [np.asarray(cell, dtype=np.float64) for cell in cells if len(cell) > 1]
-    spread = [x for x in several if x.std() > 0]
-    if len(several) < 2 or not spread:
+    f, v = (np.array(x) for x in ([x.size - 1 for x in several], [x.var(ddof=1) for x in several]))
+    if len(several) < 2 or not v.any():
         return False
-    # Bartlett's statistic takes the log of each variance: no spread at all is unlike any spread.
-    return len(spread) < len(several) or bool(bartlett(*spread).pvalue < p)
+    if not v.all():  # no spread at all is unlike any spread, and has no logarithm
+        return True
+    statistic = f.sum() * np.log((f * v).sum() / f.sum()) - (f * np.log(v)).sum()
+    statistic /= 1 + ((1 / f).sum() - 1 / f.sum()) / (3 * (len(f) - 1))
+    return bool(chdtrc(len(f) - 1, statistic) < p)
 
 
 def welch(a: Sequence[float], b: Sequence[float]) -> tuple[float, float]:

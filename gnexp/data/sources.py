@@ -1,0 +1,115 @@
+"""One function that loads any data set by name, limited to balanced subsets and checksummed.
+
+Axes: N images, S pixels along a side.
+"""
+
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+import numpy as np
+
+from gnexp.data.arrays import LEAST_SIDE, Arrays, digest, resize
+from gnexp.data.balanced import balanced_subset, fixed_test_order
+from gnexp.data.imagefolder import load_imagefolder
+from gnexp.data.npz import load_npz, npz_file
+from gnexp.data.published import PUBLISHED_TITLES, load_published
+from gnexp.data.synthetic import SHAPES10_CLASSES, shapes10
+
+SOURCES = ("shapes10", *PUBLISHED_TITLES, "imagefolder", "npz")
+
+_SHAPES10_LARGEST = {"train_limit": 50_000, "test_limit": 10_000}
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """A data set in memory: uint8 (N, 3, S, S) images and int64 (N,) labels that index `classes`.
+
+    `title` is for people. `checksum` (hex digits) covers the four arrays, their order included.
+    """
+
+    x_train: np.ndarray
+    y_train: np.ndarray
+    x_test: np.ndarray
+    y_test: np.ndarray
+    classes: tuple[str, ...]
+    title: str
+    checksum: str
+
+
+def load_images(
+    name: str,
+    root: str | Path | None = None,
+    train_limit: int | None = None,
+    test_limit: int | None = None,
+    size: int | None = None,
+    title: str | None = None,
+    download: bool = True,
+) -> Images:
+    """Return the data set `name`, one of SOURCES, with its test images in a fixed random order.
+
+    root: the folder (npz: the file) to read; unused by shapes10; None lets torchvision's sets use
+    gnexp's cache folder. train_limit, test_limit: a fixed subset with equally many images per
+    class; shapes10 draws that many (5,120 and 1,000 if None). size: pixels to resize to. title:
+    instead of the source's own. download: whether a set that is not in `root` may be fetched.
+    Raises ValueError, with the key as a user types it, for values or files that do not fit.
+    """
+    if name not in SOURCES:
+        near = get_close_matches(str(name), SOURCES, n=1, cutoff=0)[0]
+        raise ValueError(f"data={name} is unknown, did you mean {near}? ({', '.join(SOURCES)})")
+    limits = {"train_limit": train_limit, "test_limit": test_limit}
+    for key, value in limits.items():
+        if value is not None and value < 1:
+            raise ValueError(f"data.{key}={value} must be at least 1, or null for all images")
+    if size is not None and size < LEAST_SIDE:
+        raise ValueError(f"data.size={size} is too small: use {LEAST_SIDE} or more pixels")
+    path = None if root is None else Path(root).expanduser()
+    if name == "shapes10":
+        arrays, own_title = _shapes10(limits, size), "shapes10"
+    elif name in PUBLISHED_TITLES:
+        arrays = _limited(load_published(name, path, download), limits)
+        own_title = PUBLISHED_TITLES[name]
+    elif path is None:
+        needed = "FILE.npz" if name == "npz" else "FOLDER, which has train/ and test/"
+        raise ValueError(f"data={name} needs data.root={needed}")
+    elif name == "npz":
+        arrays, own_title = _limited(load_npz(path), limits), npz_file(path).stem
+    else:
+        arrays = load_imagefolder(path, train_limit, test_limit, size)
+        own_title = path.resolve().name
+    return _finish(arrays, size, own_title if title is None else title)
+
+
+def _shapes10(limits: dict[str, int | None], size: int | None) -> Arrays:
+    if size not in (None, 32):
+        raise ValueError(f"data.size={size} does not fit shapes10, whose images are 32x32")
+    for key, largest in _SHAPES10_LARGEST.items():
+        limit = limits[key]
+        if limit is not None and not len(SHAPES10_CLASSES) <= limit <= largest:
+            raise ValueError(
+                f"data.{key}={limit} must be {len(SHAPES10_CLASSES)} to {largest} for shapes10"
+            )
+    sizes = {"train_size": limits["train_limit"], "test_size": limits["test_limit"]}
+    given = {key: value for key, value in sizes.items() if value is not None}
+    return Arrays(*shapes10(**given), SHAPES10_CLASSES)
+
+
+def _limited(arrays: Arrays, limits: dict[str, int | None]) -> Arrays:
+    train = balanced_subset(arrays.y_train, limits["train_limit"], "data.train_limit")
+    test = balanced_subset(arrays.y_test, limits["test_limit"], "data.test_limit")
+    return Arrays(
+        arrays.x_train[train],
+        arrays.y_train[train],
+        arrays.x_test[test],
+        arrays.y_test[test],
+        arrays.classes,
+    )
+
+
+def _finish(arrays: Arrays, size: int | None, title: str) -> Images:
+    order = fixed_test_order(len(arrays.y_test))
+    x_train, x_test = arrays.x_train, arrays.x_test[order]
+    if size is not None:
+        x_train, x_test = resize(x_train, size), resize(x_test, size)
+    parts = (x_train, arrays.y_train, x_test, arrays.y_test[order])
+    return Images(*parts, classes=arrays.classes, title=title, checksum=digest(*parts))

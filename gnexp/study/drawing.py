@@ -1,0 +1,152 @@
+"""How every figure looks: colours, markers, axes, legend, and files with the same bytes.
+
+One colour and one marker per norm, whatever else a figure shows (the Okabe-Ito palette, which
+colour-blind readers can tell apart; markers for those who print in grey).
+"""
+
+import contextlib
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gnexp.study.cells import Series
+from gnexp.study.files import write_whole
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+STYLES = {
+    "bn": ("#D55E00", "o"),
+    "gn": ("#0072B2", "s"),
+    "ln": ("#009E73", "^"),
+    "in": ("#CC79A7", "v"),
+    "none": ("#555555", "X"),
+}
+OTHER_STYLES = (("#E69F00", "D"), ("#56B4E9", "P"), ("#000000", "*"), ("#8B6F00", "p"))
+LINES = ("-", "--", ":", "-.")
+COLUMN_IN, PAGE_IN = 3.5, 7.0  # widths of one printed column and of the page, inches
+LEGEND_LINE_IN = 0.17
+DPI = 200
+
+_SETTINGS = {
+    **{"font.family": "DejaVu Sans", "font.size": 8, "axes.titlesize": 8, "legend.fontsize": 7},
+    **{"axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.7},
+    **{"lines.linewidth": 1.2, "lines.markersize": 4.5, "legend.frameon": False},
+    **{"grid.color": "#DDDDDD", "grid.linewidth": 0.5, "axes.axisbelow": True},
+    **{"svg.hashsalt": "gnexp", "svg.fonttype": "path", "figure.facecolor": "white"},
+}
+
+
+@contextlib.contextmanager
+def drawing() -> Iterator[None]:
+    """Use the report's settings within the block, whatever the user's own are."""
+    # Figures are made without pyplot: no global state, no window system, nothing to close.
+    import matplotlib
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_SETTINGS)
+        yield
+
+
+def axes_grid(
+    rows: int, columns: int, width: float, height: float, **sharing: Any
+) -> "tuple[Figure, list[Axes]]":
+    """Return a figure (inches) and its axes, row by row."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, list(figure.subplots(rows, columns, squeeze=False, **sharing).flat)
+
+
+def save(figure: "Figure", stem: Path) -> Path:
+    """Write STEM.png and STEM.svg and return the latter's path."""
+    for kind in ("png", "svg"):
+        write_whole(stem.with_suffix(f".{kind}"), image_bytes(figure, kind))
+    return stem.with_suffix(".svg")
+
+
+def image_bytes(figure: "Figure", kind: str) -> bytes:
+    """Return the figure as a "png" or "svg" file without dates or versions in it."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # laid out once is enough for both files
+    buffer = io.BytesIO()
+    metadata = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
+    figure.savefig(buffer, format=kind, dpi=DPI, metadata=metadata)
+    return buffer.getvalue()
+
+
+def style_of(norm: str, norms: Sequence[str]) -> tuple[str, str]:
+    """Return (colour, marker); own norms take turns in the order of their names."""
+    if norm in STYLES:
+        return STYLES[norm]
+    own = sorted({n for n in norms if n not in STYLES})
+    return OTHER_STYLES[own.index(norm) % len(OTHER_STYLES)]
+
+
+def variant_style(norm: str, norms: Sequence[str], turn: int) -> dict[str, Any]:
+    """Return the style of a norm's variant number `turn`: its colour and marker, told apart.
+
+    Variants differ in line, in filling and, from the third on, in lightness.
+    """
+    from matplotlib.colors import to_hex, to_rgb
+
+    colour, marker = style_of(norm, norms)
+    lighter = min(0.2 * (turn // 2), 0.6)
+    colour = to_hex([c + (1 - c) * lighter for c in to_rgb(colour)])
+    filling = colour if turn % 2 == 0 else "white"
+    line = LINES[turn % len(LINES)]
+    return {"color": colour, "marker": marker, "linestyle": line, "markerfacecolor": filling}
+
+
+def line_style(line: Series, lines: Sequence[Series]) -> dict[str, Any]:
+    """Return the style and label of one series among all of a figure."""
+    turn = [id(other) for other in lines if other.norm == line.norm].index(id(line))
+    norms = [other.norm for other in lines]
+    return {**variant_style(line.norm, norms, turn), "label": line.label}
+
+
+def sequence_style(index: int) -> dict[str, Any]:
+    """Return the style of line number `index` where lines are not norms."""
+    colours = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+    turn = index // len(colours) % len(LINES)
+    index %= len(colours)
+    return {"color": colours[index], "marker": "so^vDP*"[index], "linestyle": LINES[turn]}
+
+
+def dodge(values: Sequence[float], index: int, count: int) -> list[float]:
+    """Shift a line sideways by a few percent, so that its intervals do not hide the others'."""
+    step = min(0.07, 0.45 / max(count, 1))
+    return [value * 2 ** (step * (index - (count - 1) / 2)) for value in values]
+
+
+def size_axis(axis: "Axes", values: Sequence[int], title: str = "Batch size") -> None:
+    """Make x a log2 axis whose ticks are the values themselves: 1, 2, 4, ..."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    ticks = sorted(set(values))
+    axis.set_xscale("log", base=2)
+    axis.xaxis.set_major_locator(FixedLocator(ticks))
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_xlim(ticks[0] / 1.35, ticks[-1] * 1.35)
+    axis.set_xlabel(title)
+    axis.grid(True)
+
+
+def legend_below(figure: "Figure", axes: "Sequence[Axes]") -> None:
+    """Put one legend for all axes under them, and make the figure taller by as much."""
+    handles: dict[str, Any] = {}
+    for axis in axes:
+        for handle, label in zip(*axis.get_legend_handles_labels()):
+            handles.setdefault(label, handle)
+    if not handles:
+        return
+    longest = max(len(label) for label in handles)
+    columns = min(max(1, int(figure.get_figwidth() * 16 / (longest + 7))), len(handles))
+    rows = -(-len(handles) // columns)
+    figure.set_figheight(figure.get_figheight() + LEGEND_LINE_IN * rows)
+    place = {"loc": "outside lower center", "ncols": columns}
+    figure.legend(handles.values(), handles.keys(), **place)

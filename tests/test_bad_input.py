@@ -1,0 +1,249 @@
+"""A user's mistake gets one sentence naming key, value and a way out, exit code 2, no file."""
+
+import io
+import os
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+TINY = ("data.train_limit=40", "data.test_limit=20", "epochs=1", "gradients=0")
+
+# What is typed after `gnexp train`, and words that the sentence must hold.
+TYPED = {
+    "unknown norm": (["norm=gm"], ["norm=gm", "gn"]),
+    "unknown model": (["model=resnet21"], ["model=resnet21", "resnet20"]),
+    "unknown data": (["data=cifar"], ["data=cifar", "cifar10"]),
+    "unknown experiment": (["experiment=smoking"], ["experiment=smoking", "smoke"]),
+    "batch of zero": (["batch=0"], ["batch=0", "at least 1", "batch=2"]),
+    "negative batch": (["batch=-1"], ["batch=-1", "at least 1"]),
+    "batch in letters": (["batch=abc"], ["batch=abc", "whole number"]),
+    "half a batch": (["batch=1.5"], ["batch=1.5", "whole number"]),
+    "empty batch": (["batch="], ["batch", "whole number"]),
+    "groups that do not divide": (
+        ["norm=gn", "groups=7", "model=resnet20"],
+        ["groups=7", "16 channels", "norm1", "1, 2, 4, 8, 16"],
+    ),
+    "channels per group that do not divide": (
+        ["norm=gn", "channels_per_group=5"],
+        ["channels_per_group=5", "32 channels", "norm1"],
+    ),
+    "no groups": (["norm=gn", "groups=0"], ["groups=0", "at least 1"]),
+    "groups and their size": (["groups=4", "channels_per_group=4"], ["exclude each other"]),
+    "list of norms": (["norm=[bn,gn]"], ["norm=[bn,gn]", "-m norm=bn,gn"]),
+    "norm typed twice": (["norm=gn", "norm=bn"], ["norm=gn", "norm=bn", "twice"]),
+    "batch typed twice": (["batch=2", "batch=4"], ["batch=2", "batch=4", "twice"]),
+    "misspelt key": (["grups=3"], ["grups", "groups"]),
+    "misspelt key of data": (["data.rot=x"], ["data.rot", "data.root"]),
+    "misspelt option of a norm": (["norm.epz=1"], ["norm.epz", "norm.eps"]),
+    "negative eps": (["norm.eps=-1"], ["norm.eps=-1", "positive"]),
+    "no epochs": (["epochs=0"], ["epochs=0", "at least 1"]),
+    "lr that is no number": (["lr=nan"], ["lr=nan", "positive"]),
+    "lr of zero": (["lr=0"], ["lr=0", "positive"]),
+    "endless lr": (["lr=inf"], ["lr=inf", "positive"]),
+    "lr in letters": (["lr=fast"], ["lr=fast", "positive"]),
+    "momentum of one": (["momentum=1"], ["momentum=1", "below 1"]),
+    "negative weight decay": (["weight_decay=-1"], ["weight_decay=-1", "0 or more"]),
+    "unknown lr rule": (["lr_rule=cubic"], ["lr_rule=cubic", "linear"]),
+    "unknown precision": (["precision=fp8"], ["precision=fp8", "bf16"]),
+    "tf32 on a CPU": (["precision=tf32", "device=cpu"], ["precision=tf32", "CUDA"]),
+    "unknown execution": (["execution=magic"], ["execution=magic", "eager"]),
+    "unknown augmentation": (["data.augment=mixup"], ["data.augment=mixup", "crop_flip"]),
+    "batch above the training set": (["batch=64", *TINY], ["batch=64", "40"]),
+    "update above the training set": (["batch=2", "update_batch=50", *TINY], ["update_batch=50"]),
+    "update that is no multiple": (
+        ["batch=4", "update_batch=10"],
+        ["update_batch=10", "batch=4", "update_batch=8"],
+    ),
+    "a device there is not": (["device=cuda:99"], ["device=cuda:99", "device=cpu"]),
+    "unknown device": (["device=tpu"], ["device=tpu", "cuda"]),
+    "no seeds": (["seeds=0"], ["seeds=0", "seeds=5"]),
+    "a seed twice": (["seeds=[1,1]"], ["seeds=[1, 1]", "distinct"]),
+    "one gradient": (["gradients=1"], ["gradients=1", "at least 4"]),
+    "gradients at no batch": (["gradients_at=3"], ["gradients_at=3", "list"]),
+    "study with a slash": (["study=../x"], ["study='../x'", "study=main"]),
+    "empty study": (["study="], ["study=''", "study=main"]),
+    "reserved study": (["study=report"], ["study=report", "reserved"]),
+    "sweep without -m": (["batch=1,2"], ["batch=1,2", "-m batch=1,2"]),
+    "a key without value": (["batch"], ["batch", "key=value"]),
+    "an open bracket": (["seeds=[1,2"], ["[1,2", "key=value"]),
+    "limit above the set": (["data.root=null", "data.test_limit=0"], ["data.test_limit=0"]),
+    "unknown key in together": (["together={grups:3}"], ["grups"]),
+    "norm without a module": (["norm._target_=MyNorm"], ["norm._target_=MyNorm", "my_pkg.MyNorm"]),
+    "norm that is not there": (["norm._target_=nopkg.MyNorm"], ["nopkg.MyNorm", "nopkg"]),
+    "norm missing in its module": (["norm._target_=math.MyNorm"], ["math.MyNorm", "math"]),
+    "norm that is no module": (["norm._target_=math.sqrt"], ["math.sqrt", "nn.Module"]),
+    "norm that raises": (["norm._target_=torch.nn.GroupNorm"], ["torch.nn.GroupNorm", "raised"]),
+    "norm of two kinds": (["norm=bn", "norm._target_=a.B"], ["norm=bn", "exclude each other"]),
+    "a bad job among good ones": (
+        ["-m", "batch=2,4", "groups=2,7", *TINY],
+        ["groups=7", "32 channels"],
+    ),
+}
+
+
+def refused(answer, workdir, words):
+    assert answer.code == 2, answer
+    sentences = answer.err.strip().splitlines()
+    assert all(line.startswith("gnexp: ") for line in sentences), answer.err
+    assert "Traceback" not in answer.err
+    for word in words:
+        assert word in answer.err
+    assert list(workdir.iterdir()) == []
+
+
+@pytest.mark.parametrize("case", TYPED)
+def test_a_mistake_is_refused_in_one_sentence_and_nothing_is_written(case, gnexp, workdir):
+    typed, words = TYPED[case]
+    answer = gnexp("train", *typed)
+    refused(answer, workdir, words)
+    assert len(answer.err.strip().splitlines()) == 1, answer.err
+
+
+def test_every_bad_job_of_a_grid_is_named_at_once(gnexp, workdir):
+    answer = gnexp("train", "-m", "groups=3,4,5,7", "batch=0,2")
+    refused(answer, workdir, ["batch=0"])
+    answer = gnexp("train", "-m", "groups=3,4,5,7", "batch=2,4")
+    refused(answer, workdir, ["groups=3", "groups=5", "groups=7"])
+    assert len(answer.err.strip().splitlines()) == 3, "one sentence per mistake, not per job"
+
+
+def test_an_unknown_command_names_the_nearest(gnexp, workdir):
+    refused(gnexp("trian"), workdir, ["trian", "train"])
+
+
+@pytest.mark.parametrize("command", ["report", "measure", "status"])
+def test_a_study_that_is_not_there_is_named_with_those_that_are(command, gnexp, workdir):
+    refused(gnexp(command, "study=nothing"), workdir, ["study=nothing"])
+    assert gnexp("train", "study=mine", "batch=10", *TINY).code == 0
+    answer = gnexp(command, "study=mina")
+    assert answer.code == 2
+    assert "study=mina" in answer.err
+    assert "mine" in answer.err
+
+
+def test_an_unknown_instrument_is_refused(gnexp, workdir):
+    refused(gnexp("measure", "what=[gradiants]"), workdir, ["what=gradiants", "gradients"])
+
+
+def test_batch_norm_on_one_value_per_channel_is_refused(gnexp, workdir, tmp_path):
+    # Three stages halve 8x8 maps to 2x2; ResNet-18's four stages leave 1x1.
+    root = tmp_path / "images"
+    image_folder(root, side=8)
+    typed = ("train", "data=imagefolder", f"data.root={root}", "model=resnet18", "batch=1")
+    refused(gnexp(*typed, "norm=bn"), workdir, ["norm=bn", "batch=1", "one value per statistic"])
+    refused(gnexp(*typed, "norm=in"), workdir, ["norm=in", "one value per statistic"])
+
+
+def image_folder(root, side=32, classes=("cat", "dog"), count=4):
+    rng = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for name in classes:
+            (root / split / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 256, (side, side, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / split / name / f"{i}.png")
+
+
+def test_a_data_root_that_does_not_exist_is_named(gnexp, workdir, tmp_path):
+    typed = ["data=imagefolder", f"data.root={tmp_path}/nowhere", "batch=2"]
+    refused(gnexp("train", *typed), workdir, ["data.root=", "nowhere"])
+
+
+def test_a_missing_data_root_is_asked_for(gnexp, workdir):
+    refused(gnexp("train", "data=imagefolder"), workdir, ["data.root"])
+    refused(gnexp("train", "data=npz"), workdir, ["data.root"])
+
+
+def test_an_empty_data_root_is_named(gnexp, workdir, tmp_path):
+    (tmp_path / "empty").mkdir()
+    typed = ["data=imagefolder", f"data.root={tmp_path}/empty", "batch=2"]
+    refused(gnexp("train", *typed), workdir, ["data.root=", "empty"])
+
+
+def test_a_data_root_of_one_class_is_refused(gnexp, workdir, tmp_path):
+    image_folder(tmp_path / "images", classes=("cat",))
+    typed = ["data=imagefolder", f"data.root={tmp_path}/images", "batch=2"]
+    refused(gnexp("train", *typed), workdir, ["data.root=", "one class"])
+
+
+def test_a_truncated_image_is_named(gnexp, workdir, tmp_path):
+    image_folder(tmp_path / "images")
+    victim = tmp_path / "images" / "train" / "dog" / "2.png"
+    victim.write_bytes(victim.read_bytes()[:200])
+    typed = ["data=imagefolder", f"data.root={tmp_path}/images", "batch=2"]
+    refused(gnexp("train", *typed), workdir, ["dog/2.png"])
+
+
+def npz(path, **change):
+    rng = np.random.default_rng(0)
+    arrays = {
+        "x_train": rng.integers(0, 256, (8, 32, 32, 3), dtype=np.uint8),
+        "y_train": np.arange(8) % 2,
+        "x_test": rng.integers(0, 256, (4, 32, 32, 3), dtype=np.uint8),
+        "y_test": np.arange(4) % 2,
+    }
+    arrays |= change
+    np.savez(path, **{k: v for k, v in arrays.items() if v is not None})
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"x_test": None}, ["x_test"]),
+        ({"y_train": np.arange(5)}, ["y_train", "8"]),
+        ({"x_train": np.zeros((8, 32, 32), np.float32)}, ["x_train", "uint8"]),
+        ({"x_train": np.zeros((8, 5), np.uint8)}, ["x_train", "(8, 5)"]),
+    ],
+)
+def test_missing_and_misshapen_arrays_of_an_npz_are_named(change, words, gnexp, workdir, tmp_path):
+    npz(tmp_path / "my.npz", **change)
+    typed = ["data=npz", f"data.root={tmp_path}/my.npz", "batch=2"]
+    refused(gnexp("train", *typed), workdir, words)
+
+
+def test_an_npz_that_holds_code_is_refused(gnexp, workdir, tmp_path):
+    npz(tmp_path / "my.npz", y_train=np.array([print] * 8, dtype=object))
+    typed = ["data=npz", f"data.root={tmp_path}/my.npz", "batch=2"]
+    refused(gnexp("train", *typed), workdir, ["y_train"])
+
+
+def test_a_download_that_fails_says_which_file_to_place_where(
+    gnexp, workdir, tmp_path, monkeypatch
+):
+    import torchvision.datasets as datasets
+
+    def unreachable(self):
+        raise OSError("network is unreachable")
+
+    monkeypatch.setattr(datasets.CIFAR10, "download", unreachable)
+    answer = gnexp("train", "data=cifar10", f"data.root={tmp_path}/cifar")
+    refused(answer, workdir, ["cifar-10-python.tar.gz", "unreachable"])
+
+
+def test_a_results_folder_that_is_a_file_is_named(gnexp, workdir, tmp_path):
+    (tmp_path / "file").write_text("")
+    refused(gnexp("train", f"out={tmp_path}/file"), workdir, ["out=", "file", "cannot be written"])
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_results_folder_that_cannot_be_written_is_named(gnexp, workdir, tmp_path):
+    (tmp_path / "locked").mkdir(mode=0o500)
+    refused(gnexp("train", f"out={tmp_path}/locked"), workdir, ["out=", "cannot be written"])
+
+
+def test_a_read_only_results_folder_is_named_for_root_too(gnexp, workdir):
+    # /proc refuses new folders whoever asks.
+    if not os.path.isdir("/proc"):
+        pytest.skip("there is no /proc here")
+    refused(gnexp("train", "out=/proc/gnexp"), workdir, ["out=/proc/gnexp"])
+
+
+def test_the_archive_of_a_failed_download_is_no_data(gnexp, workdir, tmp_path):
+    root = tmp_path / "cifar"
+    root.mkdir()
+    with tarfile.open(root / "cifar-10-python.tar.gz", "w:gz") as archive:
+        archive.addfile(tarfile.TarInfo("empty"), io.BytesIO())
+    answer = gnexp("train", "data=cifar10", f"data.root={root}")
+    refused(answer, workdir, ["cifar-10-python.tar.gz"])

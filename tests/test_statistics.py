@@ -1,0 +1,202 @@
+"""Intervals cover what they claim to, and agree with independent derivations."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import optimize, stats
+
+from gnexp.study.statistics import (
+    FLAT,
+    HIGHER,
+    LOWER,
+    UNDECIDED,
+    binomial_interval,
+    compare_means,
+    fit_exponent,
+    pooled_sd,
+    spreads_differ,
+    t_interval,
+    welch,
+)
+
+REL = 1e-9  # float64
+
+
+def test_the_t_interval_is_that_of_scipy():
+    values = [0.78, 0.80, 0.79, 0.83]
+    interval = t_interval(values, level=0.9)
+    expected = stats.t.interval(0.9, 3, loc=np.mean(values), scale=stats.sem(values))
+    assert (interval.lo, interval.hi) == pytest.approx(expected, rel=REL)
+    assert interval.sd == pytest.approx(np.std(values, ddof=1), rel=REL)
+    assert (interval.mean, interval.n) == (pytest.approx(0.8, rel=REL), 4)
+
+
+def test_one_value_has_a_mean_but_no_spread_and_no_interval():
+    interval = t_interval([0.5])
+    assert (interval.mean, interval.n) == (0.5, 1)
+    assert all(math.isnan(v) for v in (interval.sd, interval.lo, interval.hi))
+    assert t_interval([]).n == 0
+    assert math.isnan(t_interval([]).mean)
+
+
+def test_the_t_interval_of_three_seeds_covers_95_percent():
+    rng = np.random.default_rng(0)
+    intervals = [t_interval(row) for row in rng.normal(0.8, 0.01, size=(4000, 3))]
+    covered = np.mean([i.lo <= 0.8 <= i.hi for i in intervals])
+    assert covered == pytest.approx(0.95, abs=0.012)  # 3.5 standard errors
+
+
+@pytest.mark.parametrize(("successes", "n"), [(0, 10), (7, 10), (780, 1000), (1000, 1000)])
+def test_the_binomial_interval_is_wilsons(successes, n):
+    expected = stats.binomtest(successes, n).proportion_ci(0.95, method="wilson")
+    assert binomial_interval(successes / n, n) == pytest.approx(tuple(expected), abs=1e-12)
+
+
+def test_the_binomial_interval_solves_the_score_equation():
+    lo, hi = binomial_interval(0.3, 50)
+    for p in (lo, hi):
+        assert abs(0.3 - p) / math.sqrt(p * (1 - p) / 50) == pytest.approx(1.959963985, rel=1e-8)
+    assert all(math.isnan(v) for v in binomial_interval(0.5, 0))
+
+
+def test_the_pooled_spread_is_the_residual_spread_of_a_one_way_layout():
+    cells = [[1.0, 2.0, 4.0], [10.0, 11.0], [5.0]]
+    design = np.repeat(np.eye(3), [3, 2, 1], axis=0)
+    y = np.concatenate(cells)
+    residual = y - design @ np.linalg.lstsq(design, y, rcond=None)[0]
+    sd, dof = pooled_sd(cells)
+    assert dof == 3
+    assert sd == pytest.approx(math.sqrt(residual @ residual / 3), rel=REL)
+    assert pooled_sd([[1.0], [2.0]])[1] == 0
+
+
+def test_unequal_spreads_are_found_as_scipy_finds_them_and_equal_ones_pooled():
+    rng = np.random.default_rng(1)
+    for scale in (1.0, 2.0, 4.0, 8.0, 30.0):
+        cells = [*rng.normal(0, 1, size=(3, 4)), rng.normal(0, scale, size=5)]
+        p = stats.bartlett(*cells).pvalue
+        assert spreads_differ(cells, p=p * 1.0001)
+        assert not spreads_differ(cells, p=p * 0.9999)
+    assert spreads_differ([[0.1, 0.1, 0.1], [0.3, 0.5, 0.4]])
+    assert not spreads_differ([[0.1, 0.1], [0.2, 0.2]])
+    assert not spreads_differ([[0.1, 0.2], [0.3]])
+
+
+def test_welch_agrees_with_scipys_t_test():
+    a, b = [0.78, 0.80, 0.79], [0.70, 0.60, 0.65, 0.71]
+    se, dof = welch(a, b)
+    expected = stats.ttest_ind(a, b, equal_var=False)
+    assert dof == pytest.approx(expected.df, rel=REL)
+    assert (np.mean(a) - np.mean(b)) / se == pytest.approx(expected.statistic, rel=REL)
+    assert math.isnan(welch([1.0], b)[0])
+
+
+def test_the_equivalence_p_is_the_larger_of_two_one_sided_t_tests():
+    a, b = np.array([0.780, 0.784, 0.779]), np.array([0.782, 0.781, 0.786])
+    sd, dof = pooled_sd([a, b])
+    comparison = compare_means(a.mean() - b.mean(), sd * math.sqrt(2 / 3), dof, margin=0.01)
+    above = stats.ttest_ind(a, b - 0.01, alternative="greater").pvalue
+    below = stats.ttest_ind(a, b + 0.01, alternative="less").pvalue
+    assert comparison.p_equivalence == pytest.approx(max(above, below), rel=1e-7)
+    expected = stats.ttest_ind(a, b).confidence_interval(0.95)
+    assert (comparison.lo95, comparison.hi95) == pytest.approx(tuple(expected), rel=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("difference", "se", "verdict"),
+    [
+        (0.000, 0.002, FLAT),
+        (-0.006, 0.001, FLAT),  # surely lower, and surely by less than a point
+        (-0.030, 0.004, LOWER),
+        (0.030, 0.004, HIGHER),
+        (0.005, 0.006, UNDECIDED),
+        (-0.012, 0.0001, LOWER),
+    ],
+)
+def test_the_verdict_follows_from_the_intervals(difference, se, verdict):
+    comparison = compare_means(difference, se, dof=10)
+    assert comparison.verdict == verdict
+    assert (comparison.verdict == FLAT) == (comparison.p_equivalence < 0.05)
+
+
+def test_without_degrees_of_freedom_nothing_is_decided():
+    comparison = compare_means(0.2, math.nan, 0)
+    assert comparison.verdict == UNDECIDED
+    assert math.isnan(comparison.lo90)
+    assert math.isnan(comparison.p_equivalence)
+
+
+def test_a_difference_of_exactly_one_point_is_called_flat_in_five_percent_of_studies():
+    rng = np.random.default_rng(2)
+    called = 0
+    for a, b in rng.normal(0, 0.003, size=(3000, 2, 5)) + np.array([[[0.01], [0.0]]]):
+        sd, dof = pooled_sd([a, b])
+        verdict = compare_means(a.mean() - b.mean(), sd * math.sqrt(2 / 5), dof).verdict
+        called += verdict == FLAT
+    assert called / 3000 == pytest.approx(0.05, abs=0.014)  # 3.5 standard errors
+
+
+def power_law(rng, slope=-1.0, error=0.1, scatter=1.0):
+    batch = np.tile([1, 2, 4, 8, 16], 3).astype(float)
+    seed = np.repeat([0, 1, 2], 5)
+    errors = error * rng.uniform(0.5, 2, size=15)
+    noise = rng.normal(0, scatter * errors)
+    return batch, np.exp(seed * 1.7 + slope * np.log(batch) + noise), errors, seed
+
+
+def test_the_exponent_and_its_error_are_those_of_curve_fit():
+    batch, values, errors, seed = power_law(np.random.default_rng(3), scatter=2.0)
+
+    def law(index, slope, *levels):
+        index = index.astype(int)
+        return np.array(levels)[seed[index]] + slope * np.log(batch[index])
+
+    index = np.arange(15)
+    found, covariance = optimize.curve_fit(
+        law, index, np.log(values), p0=[-1, 0, 0, 0], sigma=errors, absolute_sigma=False
+    )
+    fit = fit_exponent(batch, values, errors, list(seed))
+    assert fit.chi2 / fit.dof > 1  # so that curve_fit's scaling is ours too
+    assert fit.slope == pytest.approx(found[0], rel=1e-6)
+    assert fit.se == pytest.approx(math.sqrt(covariance[0, 0]), rel=1e-6)
+    assert (fit.dof, fit.n_points, fit.n_groups) == (11, 15, 3)
+    assert fit.hi95 - fit.slope == pytest.approx(stats.t.ppf(0.975, 11) * fit.se, rel=1e-9)
+    assert fit.slope - fit.lo997 == pytest.approx(stats.t.ppf(0.9985, 11) * fit.se, rel=1e-9)
+
+
+def test_points_that_agree_too_well_do_not_narrow_the_interval():
+    batch, values, errors, seed = power_law(np.random.default_rng(4), scatter=0.0)
+    fit = fit_exponent(batch, values, errors, list(seed))
+    design = np.column_stack([np.log(batch), np.eye(3)[seed]])
+    covariance = np.linalg.inv(design.T @ (design / errors[:, None] ** 2))
+    assert fit.slope == pytest.approx(-1.0, abs=1e-12)
+    assert fit.se == pytest.approx(math.sqrt(covariance[0, 0]), rel=REL)
+
+
+@pytest.mark.parametrize("scatter", [1.0, 3.0])
+def test_the_exponents_interval_covers_at_least_95_percent_whatever_the_scatter(scatter):
+    rng = np.random.default_rng(5)
+    fits = [fit_exponent(*power_law(rng, -0.7, scatter=scatter)) for _ in range(1500)]
+    covered = np.mean([fit.lo95 <= -0.7 <= fit.hi95 for fit in fits])
+    assert 0.933 <= covered <= 0.985  # at least 95 % within 3 standard errors, and not idle
+
+
+def test_seeds_on_different_levels_share_one_exponent():
+    fit = fit_exponent([1, 2, 16, 32], [8.0, 4.0, 800.0, 400.0], [0.1] * 4, ["a", "a", "b", "b"])
+    assert fit.slope == pytest.approx(-1.0, abs=1e-12)
+
+
+def test_a_fit_without_two_batch_sizes_or_without_freedom_says_nan():
+    fit = fit_exponent([4, 4, 8], [1.0, 2.0, 3.0], [0.1] * 3, [0, 0, 1])
+    assert math.isnan(fit.slope)
+    assert math.isnan(fit.se)
+    exact = fit_exponent([2, 4], [4.0, 2.0], [0.1, 0.1], [0, 0])
+    assert exact.slope == pytest.approx(-1.0)
+    assert math.isnan(exact.lo95)
+    assert exact.dof == 0
+
+
+def test_a_power_law_through_zero_is_refused():
+    with pytest.raises(ValueError, match="positive"):
+        fit_exponent([1, 2], [0.0, 1.0], [0.1, 0.1], [0, 0])

@@ -1,0 +1,425 @@
+"""`gnexp train` from the command line to the files, in small."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from gnexp import execute
+from gnexp.study.store import COVARIANCE_COLUMNS, GRADIENTS_COLUMNS, METRICS_COLUMNS, Run
+from gnexp.workers import WorkerDied, run_in_processes
+
+TINY = (
+    "model=resnet8",
+    "model.width=8",
+    "data.train_limit=60",
+    "data.test_limit=40",
+    "epochs=2",
+    "batch=10",
+    "gradients=4",
+)
+
+
+def rows_of(path):
+    with open(path) as file:
+        return list(csv.DictReader(file))
+
+
+def only_run(study="results/main"):
+    (folder,) = (p for p in Path(study).iterdir() if (p / "config.yaml").exists())
+    return folder
+
+
+def numbers(folder):
+    """What training gave, without the times it took."""
+    metrics = [{k: v for k, v in r.items() if k != "time_s"} for r in rows_of(folder / "metrics.csv")]
+    return metrics, rows_of(folder / "gradients.csv")
+
+
+def test_a_run_leaves_the_files_that_are_promised(gnexp):
+    answer = gnexp("train", *TINY)
+    assert answer.code == 0
+    folder = only_run()
+    assert {p.name for p in folder.iterdir() if not p.name.startswith(".")} == {
+        *("config.yaml", "provenance.json", "status.json", "metrics.csv", "gradients.csv"),
+        *("result.json", "checkpoint.pt", "logits.npz"),
+    }
+    metrics = rows_of(folder / "metrics.csv")
+    assert list(metrics[0]) == list(METRICS_COLUMNS)
+    assert [row["examples_seen"] for row in metrics] == ["60", "120"]
+    gradients = rows_of(folder / "gradients.csv")
+    assert list(gradients[0]) == list(GRADIENTS_COLUMNS)
+    assert {row["epoch"] for row in gradients} == {"0", "1", "2"}
+    assert {"all", "gamma", "beta", "conv", "linear"} <= {row["parameters"] for row in gradients}
+    result = json.loads((folder / "result.json").read_text())
+    assert result["seeds"]["0"]["test_acc"] == float(metrics[-1]["test_acc"])
+    assert result["groups_per_layer"]["norm1"] == 8
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert config["groups"] == 8
+    assert config["update_batch"] == 10
+    logits = np.load(folder / "logits.npz", allow_pickle=False)["seed_0"]
+    assert logits.shape == (40, 10)
+    assert logits.dtype == np.float16
+
+
+def test_the_stored_accuracy_is_that_of_the_stored_logits(gnexp):
+    from gnexp.build import images_of
+    from gnexp.config import restore
+
+    assert gnexp("train", *TINY).code == 0
+    result = json.loads((only_run() / "result.json").read_text())
+    logits = np.load(only_run() / "logits.npz")["seed_0"]
+    labels = images_of(restore(result["config"]).data).y_test
+    assert (logits.argmax(1) == labels).mean() == result["seeds"]["0"]["test_acc"]
+
+
+def test_what_is_printed_says_what_runs_and_what_came_out(gnexp):
+    out = gnexp("train", *TINY, "groups=4").out
+    first, *epochs, last = out.strip().splitlines()
+    for word in ("cpu", "shapes10: 60 training", "resnet8", "4 groups", "parameters", "12 updates"):
+        assert word in first
+    assert [line.split(":")[0] for line in epochs] == ["seed 0, epoch 1", "seed 0, epoch 2"]
+    assert "95 % CI" in last
+    assert str(only_run()) in last
+
+
+def test_the_same_command_again_trains_nothing_and_says_the_same(gnexp):
+    first = gnexp("train", *TINY)
+    before = {p.name: p.stat().st_mtime_ns for p in only_run().iterdir()}
+    again = gnexp("train", *TINY)
+    assert again.code == 0
+    assert {p.name: p.stat().st_mtime_ns for p in only_run().iterdir()} == before
+    assert again.out.strip() == first.out.strip().splitlines()[-1]
+
+
+def test_more_seeds_train_only_the_new_ones(gnexp):
+    gnexp("train", *TINY, "seeds=1")
+    before = numbers(only_run())[0]
+    out = gnexp("train", *TINY, "seeds=3").out
+    assert "seed 0, epoch" not in out
+    assert "seed 2, epoch 2" in out
+    after = numbers(only_run())[0]
+    assert [r for r in after if r["seed"] == "0"] == before
+    assert len(after) == 6
+
+
+def test_a_seed_gets_the_same_numbers_alone_and_among_others(gnexp):
+    gnexp("train", *TINY, "seeds=2", "study=both")
+    gnexp("train", *TINY, "seeds=[1]", "study=alone")
+    both, alone = (numbers(only_run(f"results/{s}")) for s in ("both", "alone"))
+    assert [r for r in both[0] if r["seed"] == "1"] == alone[0]
+    assert [r for r in both[1] if r["seed"] == "1"] == alone[1]
+
+
+def test_measuring_gradients_does_not_change_training(gnexp):
+    for norm in ("bn", "gn"):
+        trained = []
+        for draws in (0, 4):
+            words = [w for w in TINY if not w.startswith("gradients")]
+            gnexp("train", *words, f"norm={norm}", f"gradients={draws}", f"study={norm}{draws}")
+            folder = only_run(f"results/{norm}{draws}")
+            trained.append([{**r, "time_s": 0} for r in rows_of(folder / "metrics.csv")])
+        assert trained[0] == trained[1]
+
+
+class Stop(BaseException):
+    """What no `except Exception` catches, as a kill would not."""
+
+
+def test_a_run_stopped_between_epochs_ends_with_the_numbers_it_would_have_had(
+    gnexp, monkeypatch
+):
+    words = (*TINY, "epochs=3", "norm=bn", "seeds=2")
+    words = tuple(w for w in words if w != "epochs=2")
+    gnexp("train", *words, "study=whole")
+    stored = Run.write_checkpoint
+    calls = []
+
+    def stop_at_the_fifth(self, data):
+        stored(self, data)
+        calls.append(len(data))
+        if len(calls) == 5:
+            raise Stop
+
+    monkeypatch.setattr(Run, "write_checkpoint", stop_at_the_fifth)
+    with pytest.raises(Stop):
+        gnexp("train", *words, "study=stopped")
+    monkeypatch.undo()
+    out = gnexp("train", *words, "study=stopped").out
+    assert "seed 1, epoch 3" in out
+    assert "epoch 1" not in out
+    assert numbers(only_run("results/whole")) == numbers(only_run("results/stopped"))
+
+
+def test_an_unreadable_checkpoint_is_named_and_its_seed_starts_afresh(gnexp, monkeypatch):
+    def stop(self, *words, **more):
+        raise Stop
+
+    monkeypatch.setattr(Run, "add_result", stop)
+    with pytest.raises(Stop):
+        gnexp("train", *TINY)
+    monkeypatch.undo()
+    checkpoint = only_run() / "checkpoint.pt"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:500])
+    answer = gnexp("train", *TINY)
+    assert answer.code == 0
+    assert "checkpoint.pt cannot be read" in answer.out
+    assert len(numbers(only_run())[0]) == 2
+
+
+def test_a_diverged_seed_is_a_result_and_no_error(gnexp):
+    answer = gnexp("train", *TINY, "norm=none", "lr=1e30", "lr_rule=none")
+    assert answer.code == 0
+    assert "diverged" in answer.out
+    status = json.loads((only_run() / "status.json").read_text())["seeds"]["0"]
+    assert status["status"] == "diverged"
+    assert "not finite in epoch 1" in status["why"]
+    assert gnexp("train", *TINY, "norm=none", "lr=1e30", "lr_rule=none").code == 0
+
+
+OWN_NORM = """
+import torch
+from torch import nn
+
+
+class MyNorm(nn.Module):
+    def __init__(self, channels, power=2.0):
+        super().__init__()
+        self.power = power
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.rand(channels))
+
+    def forward(self, x):
+        scale = x.abs().pow(self.power).mean((1, 2, 3), keepdim=True).pow(1 / self.power)
+        return x / (scale + 1e-5) * self.weight[:, None, None] + self.bias[:, None, None]
+
+
+class Moody(MyNorm):
+    def forward(self, x):
+        if self.training:
+            raise RuntimeError("not in the mood")
+        return super().forward(x)
+"""
+
+
+@pytest.fixture
+def own_norm(workdir):
+    name = f"mine_{os.getpid()}_{workdir.parent.name.replace('-', '_')}"
+    (workdir / f"{name}.py").write_text(OWN_NORM)
+    yield name
+    sys.modules.pop(name, None)
+    sys.path[:] = [p for p in sys.path if p != str(workdir)]
+
+
+def test_an_own_norm_trains_like_any_other_with_the_keys_typed_for_it(gnexp, own_norm):
+    answer = gnexp("train", *TINY, f"norm._target_={own_norm}.MyNorm", "norm.power=3")
+    assert answer.code == 0, answer.err
+    assert "MyNorm, batch 10" in answer.out
+    config = yaml.safe_load((only_run() / "config.yaml").read_text())
+    assert config["norm"] == {"name": "custom", "_target_": f"{own_norm}.MyNorm", "power": 3}
+
+
+def test_an_own_norm_that_draws_its_weights_starts_the_same_every_time(gnexp, own_norm):
+    for study in ("one", "two"):
+        gnexp("train", *TINY, f"norm._target_={own_norm}.MyNorm", f"study={study}")
+    assert numbers(only_run("results/one")) == numbers(only_run("results/two"))
+
+
+def test_an_edited_norm_is_another_run(gnexp, own_norm, workdir):
+    gnexp("train", *TINY, f"norm._target_={own_norm}.MyNorm")
+    path = workdir / f"{own_norm}.py"
+    path.write_text(path.read_text() + "\n# changed\n")
+    sys.modules.pop(own_norm)
+    gnexp("train", *TINY, f"norm._target_={own_norm}.MyNorm")
+    assert len([p for p in Path("results/main").iterdir() if (p / "config.yaml").exists()]) == 2
+
+
+def test_a_run_that_fails_is_recorded_with_its_traceback_and_gives_exit_code_1(gnexp, own_norm):
+    words = [w for w in TINY if not w.startswith("gradients")]
+    answer = gnexp("train", *words, "gradients=0", f"norm._target_={own_norm}.Moody", "workers=1")
+    assert answer.code == 1
+    assert "not in the mood" in answer.out
+    assert "Traceback" not in answer.out + answer.err
+    folder = only_run()
+    assert "not in the mood" in (folder / "traceback-0.txt").read_text()
+    status = json.loads((folder / "status.json").read_text())["seeds"]["0"]
+    assert status == {"status": "failed", "why": "RuntimeError: not in the mood"}
+
+
+def test_out_of_memory_is_infeasible_and_no_failure(gnexp, monkeypatch):
+    import torch
+
+    def greedy(*words):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has")
+
+    monkeypatch.setattr(execute, "train_seed", greedy)
+    answer = gnexp("train", *TINY)
+    assert answer.code == 0
+    status = json.loads((only_run() / "status.json").read_text())["seeds"]["0"]
+    assert status["status"] == "infeasible"
+
+
+def test_update_batch_names_another_run(gnexp):
+    gnexp("train", *TINY, "update_batch=20")
+    assert "-b10-u20-" in only_run().name
+
+
+def test_a_list_of_rates_makes_one_run_per_rate(gnexp):
+    assert gnexp("train", *TINY, "lr=[0.1,0.2]").code == 0
+    lrs = {
+        yaml.safe_load((p / "config.yaml").read_text())["lr"]
+        for p in Path("results/main").iterdir()
+        if (p / "config.yaml").exists()
+    }
+    assert lrs == {0.1, 0.2}
+
+
+def test_groups_do_not_make_duplicates_under_a_norm_that_ignores_them(gnexp):
+    answer = gnexp("train", "-m", *TINY, "norm=bn,gn", "groups=2,4", "workers=1")
+    assert answer.code == 0, answer.err
+    assert answer.out.startswith("3 runs: 3 to train")
+
+
+def test_a_grid_over_processes_gives_the_numbers_of_one_process_and_a_report(gnexp):
+    grid = ("train", "-m", *TINY, "norm=bn,gn")
+    one = gnexp(*grid, "workers=1", "study=one")
+    two = gnexp(*grid, "workers=2", "study=two")
+    assert (one.code, two.code) == (0, 0), two.err
+    names = sorted(p.name for p in Path("results/one").iterdir() if (p / "config.yaml").exists())
+    assert len(names) == 2
+    for name in names:
+        assert numbers(Path("results/one") / name) == numbers(Path("results/two") / name)
+    assert Path("results/two/report/index.html").is_file()
+    assert "report: results/two/report/index.html" in two.out
+    again = gnexp(*grid, "workers=2", "study=two")
+    assert again.out.startswith("2 runs: 2 complete")
+
+
+def test_a_failing_run_does_not_stop_the_others_of_its_grid(gnexp, own_norm):
+    words = [w for w in TINY if not w.startswith("gradients")]
+    answer = gnexp(
+        *("train", "-m", *words, "gradients=0", f"norm._target_={own_norm}.Moody,{own_norm}.MyNorm"),
+        "workers=1",
+    )
+    assert answer.code == 1
+    assert "not in the mood" in answer.out
+    assert "MyNorm" in answer.out
+    assert Path("results/main/report/index.html").is_file()
+
+
+def _answer_or_die(task, emit):
+    if task == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    emit({"kind": "tick", "task": task})
+    return task * 2
+
+
+def test_a_worker_killed_by_a_signal_does_not_take_the_others_with_it():
+    heard = []
+    tasks = ["a", "die", "b", "c"]
+    answers = dict(run_in_processes(tasks, _answer_or_die, heard.append, workers=2))
+    assert isinstance(answers[1], WorkerDied)
+    assert "SIGKILL" in answers[1].why
+    assert [answers[i] for i in (0, 2, 3)] == ["aa", "bb", "cc"]
+    assert sorted(event["task"] for event in heard) == ["a", "b", "c"]
+
+
+def test_shared_weights_are_measured_at_every_batch_size_asked_for(gnexp):
+    words = ("-m", *TINY, "norm=bn,gn", "batch=5,10", "workers=1")
+    words = tuple(w for w in words if w != "batch=10")
+    answer = gnexp("train", *words, "gradients_at=[1,2,5]", "covariance=true")
+    assert answer.code == 0, answer.err
+    for norm in ("bn", "gn-g8"):
+        large = next(Path("results/main").glob(f"{norm}-b10-*"))
+        small = next(Path("results/main").glob(f"{norm}-b5-*"))
+        at = {(r["epoch"], r["at_batch"]) for r in rows_of(large / "gradients.csv")}
+        assert {(e, b) for e in ("0", "2") for b in ("1", "2", "5")} <= at
+        assert {r["at_batch"] for r in rows_of(small / "gradients.csv")} == {"5"}
+        assert (large / "covariance.csv").exists() == (norm != "bn")
+    assert list(rows_of(large / "covariance.csv")[0]) == list(COVARIANCE_COLUMNS)
+
+
+def test_stored_runs_are_measured_later_without_training(gnexp):
+    gnexp("train", *TINY)
+    before = rows_of(only_run() / "metrics.csv")
+    answer = gnexp("measure", "gradients=8", "gradients_at=[2,4]", "what=[gradients,covariance]")
+    assert answer.code == 0, answer.err
+    rows = rows_of(only_run() / "gradients.csv")
+    assert {(r["at_batch"], r["k"]) for r in rows} == {("10", "4"), ("2", "8"), ("4", "8")}
+    assert (only_run() / "covariance.csv").exists()
+    assert rows_of(only_run() / "metrics.csv") == before
+
+
+def test_status_lists_every_run_and_sums_up(gnexp):
+    gnexp("train", *TINY, "seeds=2")
+    answer = gnexp("status")
+    assert answer.code == 0
+    assert "2 complete" in answer.out.splitlines()[0]
+    assert answer.out.splitlines()[-1] == "1 runs; seeds: 2 complete"
+
+
+def test_a_preview_shows_ten_images_of_each_class(gnexp):
+    answer = gnexp("train", *TINY, "data.train_limit=200", "data.preview=true", "groups=2")
+    assert answer.code == 2, "train_limit is typed twice here, which is refused"
+    words = tuple(w for w in TINY if not w.startswith("data.train_limit"))
+    answer = gnexp("train", *words, "data.train_limit=200", "data.preview=true")
+    assert answer.code == 0
+    assert "results/main/preview.png" in answer.out
+    assert Path("results/main/preview.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_help_imports_nothing_heavy():
+    heavy = ("torch", "pandas", "matplotlib", "hydra", "numpy")
+    code = (
+        "import sys; from gnexp.cli import main; main(['--help']);"
+        f" sys.exit(any(m in sys.modules for m in {heavy}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "gnexp train norm=gn groups=32 batch=2" in done.stdout
+
+
+def test_training_on_shapes10_never_imports_torchvision(gnexp, workdir):
+    code = (
+        "import sys; from gnexp.cli import main;"
+        f" code = main(['train', *{TINY!r}]);"
+        " sys.exit(code or 3 * ('torchvision' in sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=workdir)
+    assert done.returncode == 0, done.stderr
+
+
+def test_ctrl_c_ends_a_grid_with_130_and_leaves_no_process(workdir):
+    words = ["-m", "norm=bn,gn", "epochs=400", "workers=2", "gradients=0"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gnexp", "train", *words],
+        cwd=workdir,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert "2 runs: 2 to train" in process.stdout.readline()
+    while not list(workdir.glob("results/main/*/metrics.csv")):
+        assert process.poll() is None
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
+
+
+def test_hydra_still_shows_the_config_and_its_help(gnexp, workdir):
+    shown = gnexp("train", "--cfg", "job", "norm=bn", "batch=2")
+    assert shown.code == 0
+    assert yaml.safe_load(shown.out)["norm"]["name"] == "bn"
+    assert "norm: bn, custom, gn" in gnexp("train", "--help").out
+    assert list(workdir.iterdir()) == []
