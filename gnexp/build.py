@@ -37,27 +37,14 @@ def _images(name, root, train_limit, test_limit, size, title) -> Images:
 
 
 @functools.lru_cache(maxsize=2)
-def _on_device(images: "_ById", mean, std, device: torch.device) -> DeviceImages:
-    return DeviceImages(images.value, device, mean=mean, std=std)
-
-
-class _ById:
-    """Makes an object without a hash (arrays inside) a key of a cache."""
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _ById) and other.value is self.value
-
-    def __hash__(self) -> int:
-        return id(self.value)
+def _on_device(images: Images, mean, std, device: torch.device) -> DeviceImages:
+    return DeviceImages(images, device, mean=mean, std=std)
 
 
 def device_images(data: DataConfig, device: torch.device) -> DeviceImages:
     """Return the images as tensors on the device; uploaded once per process."""
     mean, std = (tuple(v) if v else None for v in (data.mean, data.std))
-    return _on_device(_ById(images_of(data)), mean, std, device)
+    return _on_device(images_of(data), mean, std, device)
 
 
 def pick_device(device: str) -> torch.device:

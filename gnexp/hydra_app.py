@@ -7,6 +7,7 @@ starts the first. What Hydra finds wrong becomes one sentence.
 import contextlib
 import dataclasses
 import difflib
+import io
 import os
 import re
 import shlex
@@ -46,6 +47,8 @@ def run(command: str, arguments: list[str]) -> int:
         raise Mistake(f"unknown command {command!r}; did you mean {near}? See gnexp --help")
     arguments = _prepare(arguments) if command == "train" else arguments
     _refuse_twice_and_lists(arguments)
+    # argparse wants flags and key=value not mixed; people type -m anywhere.
+    arguments = sorted(arguments, key=lambda a: "=" in a and not a.startswith("-"))
     configs, grid = _collect(command, arguments)
     if not configs:  # Hydra answered itself: --help, --cfg, --info
         return 0
@@ -96,30 +99,41 @@ def _collect(command: str, arguments: list[str]) -> tuple[list[Any], bool]:
     store = ConfigStore.instance()
     for name, schema in COMMANDS.items():
         store.store(f"{name}_schema", schema)
-    collected: list[Any] = []
-    grid = False
+    jobs: list[tuple[Any, Any]] = []
 
     def task(config: Any) -> None:
-        nonlocal grid
-        job = HydraConfig.get()
-        for part in (job.sweeper, job.launcher):
-            if part._target_ not in BASIC:
-                raise Mistake(
-                    f"{part._target_} is not supported: gnexp runs a grid itself, on workers=N"
-                    " processes, with Hydra's basic sweeper and launcher"
-                )
-        grid = job.mode == RunMode.MULTIRUN
-        plain = OmegaConf.to_object(config)
-        collected.extend(expand(plain) if command == "train" else [plain])
+        jobs.append((HydraConfig.get(), OmegaConf.to_object(config)))
 
+    app = hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=command)
+    said = io.StringIO()
     with tempfile.TemporaryDirectory() as scratch, _hydra_arguments(command, arguments, scratch):
         try:
-            hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=command)(
-                task
-            )()
+            with contextlib.redirect_stderr(said):
+                app(task)()
         except (HydraException, OmegaConfBaseException) as error:
             raise Mistake(_sentence(error, command)) from error
-    return collected, grid or len(collected) > 1
+        except SystemExit as leaving:  # argparse: 0 after --help, 2 for a flag it does not know
+            if leaving.code:
+                reason = said.getvalue().strip().splitlines()[-1].partition("error: ")[2]
+                raise Mistake(f"{reason}; see gnexp {command} --help") from leaving
+    sys.stderr.write(said.getvalue())
+    # Whatever is raised inside a task makes Hydra print, so jobs are looked at out here.
+    collected: list[Any] = []
+    for job, config in jobs:
+        _refuse_other_engines(job)
+        collected += expand(config) if command == "train" else [config]
+    swept = any(job.mode == RunMode.MULTIRUN for job, _ in jobs)
+    return collected, swept or len(collected) > 1
+
+
+def _refuse_other_engines(job: Any) -> None:
+    """Refuse sweepers and launchers that would not hand their jobs over to this process."""
+    for part in (job.sweeper, job.launcher):
+        if part._target_ not in BASIC:
+            raise Mistake(
+                f"{part._target_} is not supported: gnexp runs a grid itself, on workers=N"
+                " processes, with Hydra's basic sweeper and launcher"
+            )
 
 
 @contextlib.contextmanager

@@ -67,6 +67,7 @@ TYPED = {
     "reserved study": (["study=report"], ["study=report", "reserved"]),
     "sweep without -m": (["batch=1,2"], ["batch=1,2", "-m batch=1,2"]),
     "a key without value": (["batch"], ["batch", "key=value"]),
+    "a flag there is not": (["--multi-run", "batch=2"], ["--multi-run", "--help"]),
     "an open bracket": (["seeds=[1,2"], ["[1,2", "key=value"]),
     "limit above the set": (["data.root=null", "data.test_limit=0"], ["data.test_limit=0"]),
     "unknown key in together": (["together={grups:3}"], ["grups"]),
@@ -165,7 +166,7 @@ def test_an_empty_data_root_is_named(gnexp, workdir, tmp_path):
 def test_a_data_root_of_one_class_is_refused(gnexp, workdir, tmp_path):
     image_folder(tmp_path / "images", classes=("cat",))
     typed = ["data=imagefolder", f"data.root={tmp_path}/images", "batch=2"]
-    refused(gnexp("train", *typed), workdir, ["data.root=", "one class"])
+    refused(gnexp("train", *typed), workdir, ["data.root=", "at least 2"])
 
 
 def test_a_truncated_image_is_named(gnexp, workdir, tmp_path):

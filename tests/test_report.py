@@ -14,14 +14,14 @@ import pytest
 
 from gnexp.study import cells as grouping
 from gnexp.study.comparisons import flatness_rows
-from gnexp.study.noise import check_rows, exponent_rows, gradient_rows
 from gnexp.study.drawing import STYLES, style_of
+from gnexp.study.noise import check_rows, exponent_rows, gradient_rows
 from gnexp.study.plots import plot_preview
 from gnexp.study.report import build_report, plain_table
 from gnexp.study.store import Run, load_study
 
 CLASSES = list("abcdefghij")
-BATCHES = (1, 2, 4, 8, 16, 32, 64)
+BATCHES = (1, 2, 4, 8, 32, 64)
 TRUE_EXPONENT = {"bn": -0.7, "gn": -1.0, "ln": -1.0, "in": -1.0}
 TRUE_ACCURACY = {"bn": 0.80, "gn": 0.78, "ln": 0.765, "in": 0.75}
 
@@ -117,12 +117,12 @@ def add_gradients(run, norm, batches, epochs=(0, 4)):
 
 
 def make_demo(study):
-    """Four norms x seven batch sizes x three seeds, a diverged seed, a failure, an unfinished run."""
+    """Four norms x six batches x three seeds, one seed diverged, a failed and a cut run."""
     for norm in TRUE_ACCURACY:
         for batch in BATCHES:
             diverged = (2,) if (norm, batch) == ("bn", 1) else ()
             run = add_run(study, f"{norm}-b{batch}", config(norm, batch), diverged=diverged)
-            if batch == 64:
+            if batch == 64 and norm in ("bn", "gn"):
                 add_gradients(run, norm, BATCHES)
     add_failed(study)
     add_unfinished(study)
@@ -175,7 +175,7 @@ def frozen(*values):
 
 def test_every_run_and_seed_is_one_row_with_its_status_and_reason(report):
     rows = rows_of(report["runs.csv"])
-    assert len(rows) == 4 * 7 * 3 + 3 + 3
+    assert len(rows) == 4 * 6 * 3 + 3 + 3
     assert only(rows, run="none-b1", seed="0")["why"] == "RuntimeError: <b>boom</b> & more"
     assert only(rows, run="bn-b1", seed="2")["status"] == "diverged"
     unfinished = only(rows, run="none-b2", seed="0")
@@ -186,7 +186,7 @@ def test_every_run_and_seed_is_one_row_with_its_status_and_reason(report):
     )
     assert only(rows, run="none-b2", seed="1")["status"] == "missing"
     first = list(rows[0])
-    assert first[:9] == "run,norm,groups,model,data,batch,update_batch,lr,seed".split(",")
+    assert " ".join(first[:9]) == "run norm groups model data batch update_batch lr seed"
     assert "channels_per_group" not in first
 
 
@@ -240,7 +240,7 @@ def test_runs_that_differ_in_any_setting_are_never_averaged_together(tmp_path):
     add_run(study, "b", config("gn", 2, lr=0.2), accuracies=frozen(0.6, 0.6, 0.6))
     add_run(study, "c", config("gn", 2, groups=None, channels_per_group=4))
     noisier = {"name": "gn", "eps": 1e-3}
-    add_run(study, "d", config("gn", 2, norm=noisier), accuracies=frozen(0.7, 0.7, 0.7))
+    add_run(study, "d", {**config("gn", 2), "norm": noisier}, accuracies=frozen(0.7, 0.7, 0.7))
     rows = rows_of(build_report(study)["accuracy.csv"])
     assert [row["n"] for row in rows] == ["3"] * 4
     assert only(rows, lr="0.2")["mean"] == "0.6"
@@ -261,7 +261,7 @@ def test_an_own_norm_goes_by_the_last_part_of_its_import_path(tmp_path):
     add_run(
         tmp_path / "s",
         "own",
-        config("gn", 2, norm=own, groups=None),
+        {**config("gn", 2, groups=None), "norm": own},
         accuracies=frozen(0.5, 0.5, 0.5),
     )
     assert rows_of(build_report(tmp_path / "s")["accuracy.csv"])[0]["norm"] == "FilterNorm"
@@ -286,12 +286,12 @@ def test_a_setting_that_changes_with_the_batch_size_is_shown_beside_the_comparis
 def test_without_the_reference_batch_the_table_says_so_and_no_other_reference_is_chosen(demo):
     lines = grouping.series(grouping.cells(load_study(demo)))
     assert flatness_rows(lines, 128) == []
-    assert {row["reference_batch"] for row in flatness_rows(lines, 16)} == {16}
+    assert {row["reference_batch"] for row in flatness_rows(lines, 8)} == {8}
 
 
 def test_the_fitted_exponents_are_those_the_noise_was_made_with(report):
     rows = rows_of(report["exponents.csv"])
-    assert len(rows) == 4 * 2 * 5
+    assert len(rows) == 2 * 2 * 5
     for row in rows:
         assert float(row["lo997"]) <= TRUE_EXPONENT[row["norm"]] <= float(row["hi997"])
         assert row["weights"] == "shared weights"
@@ -302,8 +302,8 @@ def test_batch_one_of_bn_is_left_out_of_its_fit_and_stands_apart(report):
     rows = [row for row in rows_of(report["exponents.csv"]) if row["parameters"] == "all"]
     for row in rows:
         bn = row["norm"] == "bn"
-        assert row["at_batches"] == ("2 4 8 16 32 64" if bn else "1 2 4 8 16 32 64")
-        assert row["n_points"] == ("18" if bn else "21")
+        assert row["at_batches"] == ("2 4 8 32 64" if bn else "1 2 4 8 32 64")
+        assert row["n_points"] == ("15" if bn else "18")
         assert (row["batch_1_ratio"] != "") == bn
     assert float(rows[0]["batch_1_ratio"]) == pytest.approx(1.0, abs=0.15)  # same law here
 
@@ -317,6 +317,7 @@ def test_exponents_at_own_weights_are_fitted_across_runs_and_called_so(tmp_path)
     rows = exponent_rows(cells, grouping.series(cells))
     assert {row["weights"] for row in rows} == {"own weights"}
     assert {row["n_points"] for row in rows} == {9}
+    assert {row["expected"] for row in rows} == {None}  # the networks differ, not only the batch
     assert all(row["lo997"] <= -1 <= row["hi997"] for row in rows)
 
 
@@ -372,7 +373,8 @@ def test_every_latex_table_is_escaped_and_has_as_many_cells_as_columns(report):
         columns = len(re.search(r"\\begin\{(?:tabular|longtable)\}\{(\w+)\}", text)[1])
         body = [line for line in text.splitlines() if line.endswith(r" \\")]
         assert {len(re.findall(r"(?<!\\)&", line)) for line in body} == {columns - 1}
-        assert not re.search(r"(?<!\\)[%#_](?!.*(?:needs|label))", text.split("\n", 1)[1])
+        shown = re.sub(r"\\label\{.*?\}", "", text.split("\n", 1)[1])
+        assert not re.search(r"(?<!\\)[%#_]", shown)
     assert "$-1.0" in report["exponents.tex"].read_text()
 
 
@@ -420,9 +422,8 @@ def test_what_users_and_errors_say_is_escaped_on_the_page(report):
 
 def test_the_same_study_gives_the_same_bytes(tmp_path):
     study = tmp_path / "s"
-    for norm in ("bn", "gn"):
-        for batch in (2, 32):
-            add_gradients(add_run(study, f"{norm}-{batch}", config(norm, batch)), norm, (2, 4, 8))
+    for norm, batch in (("bn", 2), ("gn", 32)):
+        add_gradients(add_run(study, norm, config(norm, batch)), norm, (2, 4), epochs=(4,))
     first = {name: path.read_bytes() for name, path in build_report(study).items()}
     code = "import sys; from gnexp.study.report import build_report; build_report(sys.argv[1])"
     subprocess.run([sys.executable, "-c", code, str(study)], check=True)  # other hash seed
@@ -481,7 +482,7 @@ def test_a_corrupt_file_is_named_by_the_report(tmp_path):
 
 def test_the_terminal_table_is_aligned_ascii_with_means_intervals_and_n(demo):
     text = plain_table(load_study(demo))
-    title, header, *body = text.splitlines()
+    _, header, *body = text.splitlines()
     assert text.isascii()
     assert header.split() == ["batch", *map(str, BATCHES)]
     assert [line.split()[0] for line in body] == ["BN", "GN(8)", "LN", "IN"]

@@ -39,7 +39,9 @@ def only_run(study="results/main"):
 
 def numbers(folder):
     """What training gave, without the times it took."""
-    metrics = [{k: v for k, v in r.items() if k != "time_s"} for r in rows_of(folder / "metrics.csv")]
+    metrics = [
+        {k: v for k, v in r.items() if k != "time_s"} for r in rows_of(folder / "metrics.csv")
+    ]
     return metrics, rows_of(folder / "gradients.csv")
 
 
@@ -133,9 +135,7 @@ class Stop(BaseException):
     """What no `except Exception` catches, as a kill would not."""
 
 
-def test_a_run_stopped_between_epochs_ends_with_the_numbers_it_would_have_had(
-    gnexp, monkeypatch
-):
+def test_a_run_stopped_between_epochs_ends_with_the_numbers_it_would_have_had(gnexp, monkeypatch):
     words = (*TINY, "epochs=3", "norm=bn", "seeds=2")
     words = tuple(w for w in words if w != "epochs=2")
     gnexp("train", *words, "study=whole")
@@ -148,10 +148,9 @@ def test_a_run_stopped_between_epochs_ends_with_the_numbers_it_would_have_had(
         if len(calls) == 5:
             raise Stop
 
-    monkeypatch.setattr(Run, "write_checkpoint", stop_at_the_fifth)
-    with pytest.raises(Stop):
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(Run, "write_checkpoint", stop_at_the_fifth)
         gnexp("train", *words, "study=stopped")
-    monkeypatch.undo()
     out = gnexp("train", *words, "study=stopped").out
     assert "seed 1, epoch 3" in out
     assert "epoch 1" not in out
@@ -162,10 +161,9 @@ def test_an_unreadable_checkpoint_is_named_and_its_seed_starts_afresh(gnexp, mon
     def stop(self, *words, **more):
         raise Stop
 
-    monkeypatch.setattr(Run, "add_result", stop)
-    with pytest.raises(Stop):
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(Run, "add_result", stop)
         gnexp("train", *TINY)
-    monkeypatch.undo()
     checkpoint = only_run() / "checkpoint.pt"
     checkpoint.write_bytes(checkpoint.read_bytes()[:500])
     answer = gnexp("train", *TINY)
@@ -305,7 +303,13 @@ def test_a_grid_over_processes_gives_the_numbers_of_one_process_and_a_report(gne
 def test_a_failing_run_does_not_stop_the_others_of_its_grid(gnexp, own_norm):
     words = [w for w in TINY if not w.startswith("gradients")]
     answer = gnexp(
-        *("train", "-m", *words, "gradients=0", f"norm._target_={own_norm}.Moody,{own_norm}.MyNorm"),
+        *(
+            "train",
+            "-m",
+            *words,
+            "gradients=0",
+            f"norm._target_={own_norm}.Moody,{own_norm}.MyNorm",
+        ),
         "workers=1",
     )
     assert answer.code == 1
@@ -415,6 +419,11 @@ def test_ctrl_c_ends_a_grid_with_130_and_leaves_no_process(workdir):
     assert "Traceback" not in err
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)
+
+
+def test_a_flag_may_stand_between_the_keys(gnexp):
+    words = ("train", "norm=bn", "-m", *TINY, "groups=2,4", "workers=1")
+    assert gnexp(*words).out.startswith("1 runs: 1 to train")
 
 
 def test_hydra_still_shows_the_config_and_its_help(gnexp, workdir):

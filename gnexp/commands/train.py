@@ -205,8 +205,15 @@ def _single_line(task: Task) -> str:
         f"{_device_text(config, 1)} | {_data_text(config)} | {config.model.name} with"
         f" {describe_norm(config)}, {parameters:,} parameters | batch {config.batch}{accumulated},"
         f" {config.epochs} epoch{'s' * (config.epochs > 1)}, {updates:,} updates{many}"
-        f" | about {duration(_expected_time(config) * len(seeds))}"
+        f"{_expected_text(config, len(seeds))}"
     )
+
+
+def _expected_text(config: TrainConfig, seeds: int) -> str:
+    try:
+        return f" | about {duration(_expected_time(config) * seeds)}"
+    except Exception:  # training meets the same error, and records it
+        return ""
 
 
 def _expected_time(config: TrainConfig, updates: int = 6) -> float:

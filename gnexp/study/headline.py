@@ -49,6 +49,7 @@ def _small_batches(lines: Sequence[Series], reference_batch: int) -> list[str]:
     for line in lines:
         rows = flatness_rows([line], reference_batch)
         if not rows or line.cells[0].key["batch"] == reference_batch:
+            sentences.append(f"{line.label}: {_level(line.cells[0])}.")
             continue
         smallest, row = line.cells[0], rows[0]
         reference = next(c for c in line.cells if c.key["batch"] == reference_batch)
@@ -61,9 +62,11 @@ def _small_batches(lines: Sequence[Series], reference_batch: int) -> list[str]:
         verdicts[row["verdict"]] += 1
     if len(sentences) <= MANY:
         return sentences
+    if not verdicts:
+        return []
     told = ", ".join(f"{n} {verdict}" for verdict, n in verdicts.most_common())
     return [
-        f"The smallest batch of each of {len(sentences)} series against batch {reference_batch}: "
+        f"The smallest batch of each of {verdicts.total()} series against batch {reference_batch}: "
         f"{told} (each with its n and intervals in the table of differences)."
     ]
 

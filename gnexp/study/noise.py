@@ -157,7 +157,7 @@ def _fits(
             **{"epoch": epoch, "parameters": kind, "slope": fit.slope, "se": fit.se},
             **{"lo95": fit.lo95, "hi95": fit.hi95, "lo997": fit.lo997, "hi997": fit.hi997},
             **{"dof": fit.dof, "n_points": fit.n_points, "n_seeds": fit.n_groups},
-            "expected": EXPECTED if separates else None,
+            "expected": EXPECTED if separates and weights == SHARED else None,
             "at_batches": " ".join(map(str, sorted(set(batches)))),
             "batch_1_ratio": _beyond_fit(apart, fitted, fit.slope),
         }
