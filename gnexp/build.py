@@ -213,6 +213,7 @@ def check(config: TrainConfig) -> list[str]:
     try:
         device = pick_device(config.device)
         images = images_of(config.data)
+        device_images(config.data, device)
     except ValueError as error:
         return [str(error)]
     found = _size_problems(config, len(images.x_train))

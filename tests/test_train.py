@@ -148,9 +148,10 @@ def test_a_run_stopped_between_epochs_ends_with_the_numbers_it_would_have_had(gn
         if len(calls) == 5:
             raise Stop
 
-    with monkeypatch.context() as patch, pytest.raises(Stop):
+    with monkeypatch.context() as patch:
         patch.setattr(Run, "write_checkpoint", stop_at_the_fifth)
-        gnexp("train", *words, "study=stopped")
+        with pytest.raises(Stop):
+            gnexp("train", *words, "study=stopped")
     out = gnexp("train", *words, "study=stopped").out
     assert "seed 1, epoch 3" in out
     assert "epoch 1" not in out
@@ -161,9 +162,10 @@ def test_an_unreadable_checkpoint_is_named_and_its_seed_starts_afresh(gnexp, mon
     def stop(self, *words, **more):
         raise Stop
 
-    with monkeypatch.context() as patch, pytest.raises(Stop):
+    with monkeypatch.context() as patch:
         patch.setattr(Run, "add_result", stop)
-        gnexp("train", *TINY)
+        with pytest.raises(Stop):
+            gnexp("train", *TINY)
     checkpoint = only_run() / "checkpoint.pt"
     checkpoint.write_bytes(checkpoint.read_bytes()[:500])
     answer = gnexp("train", *TINY)

@@ -7,11 +7,16 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from gnexp.data.loader import DeviceImages, crop_flip, epoch_augmentation, epoch_order, normalize
+from gnexp.data.loader import (
+    DeviceImages,
+    augmentation,
+    crop_flip,
+    epoch_augmentation,
+    epoch_order,
+    normalize,
+)
 from gnexp.training.evaluate import evaluate
 from gnexp.training.step import EagerStep, learning_rate, matrix_precision, peak_rate
-
-CROP_PAD = 4
 
 
 @dataclass(frozen=True)
@@ -105,8 +110,7 @@ def _train_one(
     size, device = len(images.x_train), images.x_train.device
     used = recipe.examples_per_epoch(size)
     order = epoch_order(size, seed, epoch)[:used].to(device)
-    flip = recipe.augment == "crop_flip"
-    pad = 0 if recipe.augment == "none" else CROP_PAD
+    pad, flip = augmentation(recipe.augment)
     offsets, flips = (t.to(device) for t in epoch_augmentation(size, seed, epoch, pad, flip))
     dtype = next(step.model.parameters()).dtype
     peak = peak_rate(recipe.lr, recipe.lr_rule, recipe.update_batch)
@@ -115,7 +119,7 @@ def _train_one(
         seen = (epoch - 1) * used + index * recipe.update_batch
         rate = learning_rate(seen, recipe.epochs * used, peak, recipe.warmup, recipe.schedule)
         x = images.x_train[at]
-        if recipe.augment != "none":
+        if pad or flip:
             x = crop_flip(x, offsets[at], flips[at], pad)
         step(normalize(x, images.mean, images.std, dtype), images.y_train[at], rate)
         tick(len(at))
