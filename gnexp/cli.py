@@ -4,6 +4,7 @@ Exit codes: 0 done (diverged and infeasible runs are results), 1 a run failed, 2
 was typed, 130 Ctrl-C. Heavy packages are imported by the commands, so that help answers at once.
 """
 
+import contextlib
 import os
 import sys
 
@@ -49,9 +50,8 @@ def entry() -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run one command line, without the program's name, and return its exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    completing = "COMP_LINE" in os.environ
-    if completing and not argv:
-        argv = os.environ["COMP_LINE"].split()[1:2]
+    if "COMP_LINE" in os.environ and argv[:1] == ["-sc"]:
+        return _complete(os.environ["COMP_LINE"], argv)
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(HELP, end="")
         return 0
@@ -63,10 +63,6 @@ def main(argv: list[str] | None = None) -> int:
     from gnexp import hydra_app
     from gnexp.config import Mistake
 
-    if completing:
-        # Hydra completes keys and must not see the command word.
-        line = os.environ["COMP_LINE"]
-        os.environ["COMP_LINE"] = line.replace(f" {argv[0]}", "", 1)
     try:
         return hydra_app.run(argv[0], argv[1:])
     except Mistake as mistake:
@@ -76,3 +72,20 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("gnexp: stopped; the same command goes on where this one ended", file=sys.stderr)
         return 130
+
+
+def _complete(line: str, argv: list[str]) -> int:
+    """Print what may follow on a half-typed line; argv is how Hydra's shell function asks."""
+    from gnexp import hydra_app
+    from gnexp.config import COMMANDS, Mistake
+
+    words = line.split(maxsplit=2)
+    if len(words) < 2 or (len(words) == 2 and not line[-1].isspace()):
+        print("\n".join(COMMANDS))
+        return 0
+    # Hydra completes keys and must not see the command word.
+    os.environ["COMP_LINE"] = " ".join(["gnexp", *words[2:]])
+    # What is typed so far is often wrong, and a message would land in the middle of it.
+    with contextlib.suppress(Mistake):
+        hydra_app.run(words[1], argv)
+    return 0
