@@ -140,7 +140,9 @@ def _refuse_other_engines(job: Any) -> None:
 def _hydra_arguments(command: str, arguments: list[str], scratch: str) -> Iterator[None]:
     """Show Hydra its command line, let it raise, and keep what it writes in a scratch folder."""
     before_argv, before_full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
-    sys.argv = [f"gnexp {command}", *arguments, f"hydra.sweep.dir={scratch}"]
+    # The completion that is installed is for the program's name, each of its words.
+    program = "gnexp" if "-sc" in arguments else f"gnexp {command}"
+    sys.argv = [program, *arguments, f"hydra.sweep.dir={scratch}"]
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         yield

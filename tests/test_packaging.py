@@ -118,14 +118,12 @@ def test_an_installed_wheel_trains_and_reports_in_an_empty_directory(programs, w
 def complete(programs: Path, cwd: Path, line: str) -> list[str]:
     """Return what bash offers for a half-typed line, after the line of the help was evaluated."""
     script = """
-    set -u
     eval "$(gnexp train -sc install=bash)"
     complete -p gnexp | grep -q -- "-F hydra_bash_completion" || exit 1
     COMP_LINE=$1 COMP_POINT=${#1}
     read -r -a COMP_WORDS <<< "$1"
     [[ $1 == *" " ]] && COMP_WORDS+=("")
     COMP_CWORD=$((${#COMP_WORDS[@]} - 1))
-    set +u  # Hydra's function reads variables that may be unset
     hydra_bash_completion
     printf '%s\\n' "${COMPREPLY[@]}"
     """
