@@ -176,7 +176,7 @@ def seeded_model(config: TrainConfig, num_classes: int, seed: int) -> nn.Module:
     """Return the model of one seed on the CPU; the global random state is left as it was."""
     with torch.random.fork_rng(devices=[]):
         # A user's own norm may draw from the global generator when it is built.
-        torch.manual_seed(derived_seed(seed, "build"))
+        torch.default_generator.manual_seed(derived_seed(seed, "build"))
         model = build_model(
             config.model.name, norm_factory(config), num_classes, config.model.width
         )
@@ -223,7 +223,7 @@ def check(config: TrainConfig) -> list[str]:
         groups_per_layer(config)
         model = seeded_model(config, len(images.classes), seed=0)
         found += _statistic_problems(config, model, images.x_train.shape[1:])
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         found.append(str(error))
     return found
 

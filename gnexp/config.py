@@ -58,7 +58,7 @@ class ModelConfig:
     """Which network (group `model`)."""
 
     name: str = "tiny"
-    width: int | None = None
+    width: int = 32
 
 
 @dataclass
@@ -148,7 +148,7 @@ def expand(config: TrainConfig) -> list[TrainConfig]:
         if unknown:
             raise Mistake(f"together={{{unknown[0]}:...}} is not a key of a run")
         config = dataclasses.replace(config, **config.together, together=None)
-    if isinstance(config.lr, list):
+    if isinstance(config.lr, list) and config.lr:
         return [dataclasses.replace(config, lr=rate) for rate in config.lr]
     return [config]
 
@@ -164,6 +164,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
         channels_per_group=config.channels_per_group if is_gn else None,
         groups_fallback=config.groups_fallback if is_gn else None,
         update_batch=config.batch if config.update_batch is None else config.update_batch,
+        lr=float(config.lr),
         seeds=list(range(config.seeds)) if isinstance(config.seeds, int) else config.seeds,
     )
 
@@ -171,8 +172,9 @@ def resolve(config: TrainConfig) -> TrainConfig:
 def problems(config: TrainConfig) -> list[str]:
     """Return one sentence for every rule that an expanded config breaks, before it is resolved."""
     found = list(_study_problems(config.study, config.out))
-    for key in ("batch", "update_batch", "epochs", "groups", "channels_per_group", "workers"):
-        value = getattr(config, key)
+    counts = ("batch", "update_batch", "epochs", "groups", "channels_per_group", "workers")
+    for key in (*counts, "reference_batch", "model.width"):
+        value = config.model.width if key == "model.width" else getattr(config, key)
         if value is not None and (not _is_whole(value) or value < 1):
             found.append(f"{key}={value} must be a whole number of at least 1, such as {key}=2")
     for key in ("train_limit", "test_limit"):
@@ -188,6 +190,10 @@ def problems(config: TrainConfig) -> list[str]:
         found.append(
             f"update_batch={config.update_batch} must be a multiple of batch={config.batch},"
             f" such as update_batch={near}"
+        )
+    if config.covariance and config.gradients_augment:
+        found.append(
+            "covariance=true needs gradients_augment=false: it holds for the images as they are"
         )
     if config.groups is not None and config.channels_per_group is not None:
         found.append("groups= and channels_per_group= exclude each other: type one of them")
@@ -254,9 +260,10 @@ def _number_problems(config: TrainConfig) -> list[str]:
         zero_allowed = low < 0 and number and value == 0
         if not (number and math.isfinite(value) and (max(low, 0) < value < high or zero_allowed)):
             found.append(f"{key}={value} must be {rule}")
-    eps = config.norm.get("eps", 1e-5)
-    if not (isinstance(eps, int | float) and eps > 0 and math.isfinite(eps)):
-        found.append(f"norm.eps={eps} must be a positive number, such as norm.eps=1e-5")
+    options = {k: v for k, v in config.norm.items() if k != "name"}
+    for key, value in options.items() if config.norm.get("name") != CUSTOM else ():
+        if not (isinstance(value, int | float) and value > 0 and math.isfinite(value)):
+            found.append(f"norm.{key}={value} must be a positive number, such as norm.eps=1e-5")
     return found
 
 
@@ -287,6 +294,7 @@ def identity(config: TrainConfig, data_checksum: str, code_checksum: str | None)
     keys["data"]["checksum"] = data_checksum
     if code_checksum:
         keys["code"] = code_checksum
+        keys["norm"] = {**keys["norm"], "_target_": norm_label(config.norm)}
     return keys
 
 

@@ -25,7 +25,7 @@ from gnexp.study.files import write_whole
 from gnexp.study.store import Run
 from gnexp.training.evaluate import evaluate
 from gnexp.training.loop import Epoch, train_epochs
-from gnexp.training.step import EagerStep, matrix_precision
+from gnexp.training.step import EagerStep, matrix_precision, peak_rate
 
 Emit = Callable[[dict[str, Any]], None]
 TICK_S = 0.5  # how often a seed reports its progress within an epoch
@@ -51,38 +51,66 @@ def missing_seeds(task: Task) -> list[int]:
     return [seed for seed in task.config.seeds if seed not in finished]
 
 
-def run_task(task: Task, emit: Emit) -> dict[int, dict[str, str]]:
-    """Train the missing seeds of a run and return the status of every seed.
+def run_task(task: Task, emit: Emit) -> dict[int, dict[str, str]] | str:
+    """Train the missing seeds of a run; return the status of every seed, or why there are none.
 
     An exception in one seed is recorded with its reason and a traceback in the folder, and the
     next seed goes on. Two processes never train the same run: the second one leaves it alone.
     """
+    try:
+        return _run_alone(task, emit)
+    except (ValueError, OSError) as error:  # a corrupt file of the store, a full disk
+        return str(error)
+
+
+def _run_alone(task: Task, emit: Emit) -> dict[int, dict[str, str]] | str:
     run = Run.create(task.folder)
     with run.lock() as alone:
         if not alone:
-            reason = "another process is training this run"
-            return {s: {"status": "running", "why": reason} for s in task.config.seeds}
+            return "another process is at work on this run"
         device = build.pick_device(task.config.device)
         known = run.config().get("seeds") or []
         seeds = sorted({*known, *task.config.seeds})
         run.write_config({**as_dict(task.config), "seeds": seeds})
-        run.write_provenance(provenance(device, task.command))
+        run.write_provenance(_with_earlier(provenance(device, task.command), run.provenance()))
         for seed in missing_seeds(task):
             _guarded_seed(run, task, seed, device, emit)
         return {s: v for s, v in run.statuses().items() if s in task.config.seeds}
+
+
+def _with_earlier(now: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
+    """Return this call's provenance with those of the calls that trained other seeds of the run."""
+    earlier = before.pop("earlier", [])
+    return {**now, "earlier": [*earlier, before]} if before else now
+
+
+def mark_died(task: Task, why: str) -> None:
+    """Record that the process of a run ended while it trained, unless another took it over."""
+    run = Run(task.folder)
+    with run.lock() as alone:
+        for seed, status in run.statuses().items() if alone else ():
+            if status["status"] == "running":
+                run.set_status(seed, "failed", why)
 
 
 def _guarded_seed(run: Run, task: Task, seed: int, device: torch.device, emit: Emit) -> None:
     run.set_status(seed, "running")
     try:
         status, why = train_seed(run, task.config, seed, device, emit)
-    except torch.OutOfMemoryError as error:
-        status, why = "infeasible", str(error).split(". ")[0]
-        run.add_result(seed, {"status": status}, **_head(task.config, run))
     except Exception as error:
-        status, why = "failed", f"{type(error).__name__}: {error}".splitlines()[0]
-        write_whole(run.folder / f"traceback-{seed}.txt", traceback.format_exc())
+        why = f"{type(error).__name__}: {error}".splitlines()[0]
+        status = "infeasible" if _out_of_memory(error) else "failed"
+        if status == "infeasible":
+            run.add_result(seed, {"status": status}, **_head(task.config, run))
+        else:
+            write_whole(run.folder / f"traceback-{seed}.txt", traceback.format_exc())
     run.set_status(seed, status, why)
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out: on CUDA, in Python, or in PyTorch's allocator on a CPU."""
+    known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return known or "DefaultCPUAllocator: " in str(error)
 
 
 def train_seed(
@@ -149,7 +177,9 @@ def _measure(
     if draws:
         at = (config.batch,)
         augment = config.data.augment if config.gradients_augment else "none"
-        rows = gradients_at(model, images, at, lambda batch: draws, seed, epoch, augment)
+        rows = gradients_at(
+            model, images, at, lambda batch: draws, seed, epoch, augment, config.precision
+        )
         run.add_gradients(rows)
 
 
@@ -160,15 +190,22 @@ def gradients_at(
     draws_of: Callable[[int], int],
     seed: int,
     epoch: int,
-    augment: str = "none",
+    augment: str,
+    precision: str,
 ) -> list[dict[str, Any]]:
-    """Return rows of gradients.csv: the gradient noise at the model's weights per batch size."""
+    """Return rows of gradients.csv: the gradient noise at the model's weights per batch size.
+
+    The precision is that of training, except that bf16 runs are measured in float32: rounding
+    would count as noise.
+    """
     rows = []
     for batch in batches:
         k = draws_of(batch)
         purpose = f"gradients-{epoch}-{batch}"
         drawn = draw_batches(images, batch, k, seed, purpose, augment)
-        for row in measure_gradients(model, drawn, k, batch):
+        with matrix_precision(precision):
+            measured = measure_gradients(model, drawn, k, batch)
+        for row in measured:
             rows.append({"seed": seed, "epoch": epoch, "at_batch": batch, **row})
     return rows
 
@@ -239,10 +276,17 @@ def _numbers(
         "epochs": last["epoch"],
         "examples_seen": last["examples_seen"],
         "train_time_s": sum(row["time_s"] for row in rows),
+        "decay_per_epoch": _decay_per_epoch(config, last["examples_seen"] / last["epoch"]),
         "device": device.type,
         "execution": "eager",
         "stack": 1,
     }
+
+
+def _decay_per_epoch(config: TrainConfig, used: float) -> float:
+    """Return peak rate x weight decay x updates: only the linear rule keeps it over batch sizes."""
+    peak = peak_rate(config.lr, config.lr_rule, config.update_batch)
+    return peak * config.weight_decay * used / config.update_batch
 
 
 def _head(config: TrainConfig, run: Run, model: nn.Module | None = None) -> dict[str, Any]:

@@ -121,6 +121,7 @@ def _collect(command: str, arguments: list[str]) -> tuple[list[Any], bool]:
     collected: list[Any] = []
     for job, config in jobs:
         _refuse_other_engines(job)
+        config.out = os.path.expanduser(config.out)
         collected += expand(config) if command == "train" else [config]
     swept = any(job.mode == RunMode.MULTIRUN for job, _ in jobs)
     return collected, swept or len(collected) > 1

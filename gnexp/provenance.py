@@ -42,7 +42,7 @@ def _git() -> tuple[str | None, bool | None]:
 
 
 def provenance(device: torch.device, command: str) -> dict[str, object]:
-    """Return what a run's provenance.json holds; no host name and no absolute path."""
+    """Return what a run's provenance.json holds; only `command` may name paths, as typed."""
     commit, dirty = _git()
     cuda = device.type == "cuda"
     return {

@@ -1,5 +1,6 @@
 """Tasks over processes: each worker has its own pipe, so that one that dies harms no other."""
 
+import contextlib
 import multiprocessing
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -30,12 +31,14 @@ def run_in_processes(
     try:
         while waiting or pool:
             while waiting and len(pool) < workers:
-                _start(context, work, pool, tasks, waiting.pop())
+                process, connection = _start(context, work)
+                pool[connection] = process, waiting.pop()
+                _send(connection, tasks[pool[connection][1]])
             for connection in wait(list(pool)):
                 process, index = pool[connection]
                 try:
                     kind, payload = connection.recv()
-                except EOFError:
+                except (EOFError, OSError):  # the process is gone, maybe in mid-word
                     process.join()
                     del pool[connection]
                     yield index, WorkerDied(process.exitcode)
@@ -43,15 +46,14 @@ def run_in_processes(
                 if kind == "event":
                     emit(payload)
                     continue
-                yield index, payload
                 if waiting:
-                    following = waiting.pop()
-                    pool[connection] = process, following
-                    connection.send(tasks[following])
+                    pool[connection] = process, waiting.pop()
+                    _send(connection, tasks[pool[connection][1]])
                 else:
-                    connection.send(None)
+                    _send(connection, None)
                     process.join()
                     del pool[connection]
+                yield index, payload
     finally:
         for process, _ in pool.values():
             process.kill()
@@ -67,13 +69,18 @@ class WorkerDied:
         self.why = f"its process ended {ending}"
 
 
-def _start(context: Any, work: Work, pool: dict, tasks: Sequence[Any], index: int) -> None:
+def _send(connection: Connection, task: Any) -> None:
+    """Send a task; a process that is gone already is noticed when its answer is read."""
+    with contextlib.suppress(OSError):
+        connection.send(task)
+
+
+def _start(context: Any, work: Work) -> tuple[Any, Connection]:
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(theirs, work), daemon=True)
     process.start()
     theirs.close()  # or the end of the process would not close the pipe
-    ours.send(tasks[index])
-    pool[ours] = process, index
+    return process, ours
 
 
 def _serve(connection: Connection, work: Work) -> None:

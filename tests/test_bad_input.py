@@ -67,6 +67,15 @@ TYPED = {
     "reserved study": (["study=report"], ["study=report", "reserved"]),
     "sweep without -m": (["batch=1,2"], ["batch=1,2", "-m batch=1,2"]),
     "a key without value": (["batch"], ["batch", "key=value"]),
+    "no rates": (["lr=[]"], ["lr=[]", "positive"]),
+    "momentum of a norm in letters": (["norm=bn", "norm.momentum=abc"], ["norm.momentum=abc"]),
+    "reference of no images": (["reference_batch=0"], ["reference_batch=0", "at least 1"]),
+    "a model without width": (["model.width=null"], ["model.width=null", "not null"]),
+    "a grid over studies": (["-m", "study=a,b"], ["study=", "one value"]),
+    "covariance of augmented images": (
+        ["covariance=true", "gradients_augment=true"],
+        ["covariance=true", "gradients_augment=false"],
+    ),
     "a flag there is not": (["--multi-run", "batch=2"], ["--multi-run", "--help"]),
     "an open bracket": (["seeds=[1,2"], ["[1,2", "key=value"]),
     "limit above the set": (["data.root=null", "data.test_limit=0"], ["data.test_limit=0"]),
@@ -122,6 +131,11 @@ def test_a_study_that_is_not_there_is_named_with_those_that_are(command, gnexp, 
     assert answer.code == 2
     assert "study=mina" in answer.err
     assert "mine" in answer.err
+
+
+def test_measuring_nothing_is_refused(gnexp, workdir):
+    refused(gnexp("measure", "gradients_at=null"), workdir, ["gradients_at=null", "[1,2,4,8]"])
+    refused(gnexp("measure", "gradients=0"), workdir, ["gradients=0", "256"])
 
 
 def test_an_unknown_instrument_is_refused(gnexp, workdir):

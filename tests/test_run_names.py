@@ -42,7 +42,7 @@ GOLDEN: dict[str, dict] = {
     },
     "none-b32-tiny-376c5de2": {"norm": {"name": "none"}, "zero_gamma": True},
     "bn-b32-tiny-0ec55d9d": {"norm": dict(BN), "lr": 0.2, "lr_rule": "sqrt", "epochs": 30},
-    "MyNorm-b32-tiny-1b8ed5c4": {
+    "MyNorm-b32-tiny-3a4a44f2": {
         "norm": {"name": "custom", "_target_": "pkg.MyNorm", "power": 3},
         "code": "abc",
     },

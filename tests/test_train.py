@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 import yaml
 
 from gnexp import execute
+from gnexp.commands import measure
 from gnexp.study.store import COVARIANCE_COLUMNS, GRADIENTS_COLUMNS, METRICS_COLUMNS, Run
 from gnexp.workers import WorkerDied, run_in_processes
 
@@ -337,7 +339,14 @@ def test_a_worker_killed_by_a_signal_does_not_take_the_others_with_it():
     assert sorted(event["task"] for event in heard) == ["a", "b", "c"]
 
 
-def test_shared_weights_are_measured_at_every_batch_size_asked_for(gnexp):
+@pytest.fixture
+def few_draws(monkeypatch):
+    """Shared weights are measured with 4,096 images per point; tests need not wait for that."""
+    monkeypatch.setattr(measure, "IMAGES_PER_POINT", 40)
+    monkeypatch.setattr(measure, "LEAST_DRAWS", 4)
+
+
+def test_shared_weights_are_measured_at_every_batch_size_asked_for(gnexp, few_draws):
     words = ("-m", *TINY, "norm=bn,gn", "batch=5,10", "workers=1")
     words = tuple(w for w in words if w != "batch=10")
     answer = gnexp("train", *words, "gradients_at=[1,2,5]", "covariance=true")
@@ -402,8 +411,20 @@ def test_training_on_shapes10_never_imports_torchvision(gnexp, workdir):
     assert done.returncode == 0, done.stderr
 
 
+def gone(group, within_s):
+    """Whether no process of the group is left, at the latest after so many seconds."""
+    for _ in range(10 * within_s):
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.1)
+    return False
+
+
 def test_ctrl_c_ends_a_grid_with_130_and_leaves_no_process(workdir):
-    words = ["-m", "norm=bn,gn", "epochs=400", "workers=2", "gradients=0"]
+    words = ["-m", *TINY, "norm=bn,gn", "workers=2"]
+    words = [w.replace("epochs=2", "epochs=100000") for w in words]
     process = subprocess.Popen(
         [sys.executable, "-m", "gnexp", "train", *words],
         cwd=workdir,
@@ -419,8 +440,7 @@ def test_ctrl_c_ends_a_grid_with_130_and_leaves_no_process(workdir):
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in err
-    with pytest.raises(ProcessLookupError):
-        os.killpg(process.pid, 0)
+    assert gone(process.pid, within_s=20)
 
 
 def test_a_flag_may_stand_between_the_keys(gnexp):
@@ -434,3 +454,67 @@ def test_hydra_still_shows_the_config_and_its_help(gnexp, workdir):
     assert yaml.safe_load(shown.out)["norm"]["name"] == "bn"
     assert "norm: bn, custom, gn" in gnexp("train", "--help").out
     assert list(workdir.iterdir()) == []
+
+
+def test_jobs_that_differ_in_seeds_alone_are_one_run_with_all_of_them(gnexp):
+    assert gnexp("train", "-m", *TINY, "seeds=[0],[2],[1]", "workers=1").code == 0
+    result = json.loads((only_run() / "result.json").read_text())
+    assert sorted(result["seeds"]) == ["0", "1", "2"]
+
+
+def test_a_norm_that_draws_while_it_trains_is_repeatable(gnexp, own_norm, workdir):
+    source = OWN_NORM + "\n\nclass Noisy(MyNorm):\n    def forward(self, x):\n"
+    source += "        return super().forward(x + 0.1 * torch.randn_like(x) * self.training)\n"
+    (workdir / f"{own_norm}.py").write_text(source)
+    for study in ("one", "two"):
+        gnexp("train", *TINY, f"norm._target_={own_norm}.Noisy", f"study={study}")
+    assert numbers(only_run("results/one"))[0] == numbers(only_run("results/two"))[0]
+
+
+def test_provenance_keeps_the_calls_that_trained_the_earlier_seeds(gnexp):
+    gnexp("train", *TINY)
+    gnexp("train", *TINY, "seeds=2")
+    kept = json.loads((only_run() / "provenance.json").read_text())
+    assert "seeds=2" in kept["command"]
+    assert [("seeds=2" in call["command"]) for call in kept["earlier"]] == [False]
+
+
+def test_a_run_that_another_process_trains_is_left_alone_and_said_so(gnexp):
+    gnexp("train", *TINY)
+    with Run(only_run()).lock() as alone:
+        assert alone
+        answer = gnexp("train", *TINY, "seeds=2")
+    assert answer.code == 1
+    assert "another process" in answer.out
+
+
+def test_shared_weights_measured_once_are_not_measured_again(gnexp, few_draws):
+    words = (*TINY, "gradients_at=[1,5]")
+    gnexp("train", *words)
+    before = (only_run() / "gradients.csv").stat().st_mtime_ns
+    (only_run() / "checkpoint.pt").unlink()
+    answer = gnexp("train", *words)
+    assert answer.code == 0, answer.out
+    assert (only_run() / "gradients.csv").stat().st_mtime_ns == before
+
+
+def test_measuring_a_run_whose_checkpoint_is_gone_fails_with_the_reason(gnexp):
+    gnexp("train", *TINY)
+    (only_run() / "checkpoint.pt").unlink()
+    answer = gnexp("measure", "gradients_at=[1,5]", "gradients=8")
+    assert answer.code == 1
+    assert "no checkpoint of seed 0" in answer.out
+
+
+@pytest.mark.parametrize("name", ["result.json", "status.json", "metrics.csv", "gradients.csv"])
+@pytest.mark.parametrize("command", ["report", "status", "train", "measure"])
+def test_a_corrupt_file_of_the_store_is_named_without_a_traceback(command, name, gnexp):
+    gnexp("train", *TINY)
+    path = only_run() / name
+    path.write_bytes(b"\x00{" + path.read_bytes()[: path.stat().st_size // 2])
+    typed = {"train": (*TINY, "seeds=2"), "measure": ("gradients=8", "gradients_at=[1]")}
+    answer = gnexp(command, *typed.get(command, ()))
+    assert "Traceback" not in answer.err
+    if not (command == "status" and name.endswith("csv")):  # status reads no table
+        assert answer.code in (1, 2)
+        assert name in answer.err + answer.out

@@ -1,12 +1,10 @@
 """`gnexp measure`: instruments on stored runs, without training again."""
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from gnexp import build
@@ -16,7 +14,9 @@ from gnexp.config import (
     Mistake,
     TrainConfig,
     gradient_problems,
+    identity,
     restore,
+    run_name,
     study_problems,
 )
 from gnexp.data.loader import DeviceImages, normalize
@@ -24,6 +24,7 @@ from gnexp.execute import checkpoint_weights, gradients_at
 from gnexp.measure.per_example import find_mixing_layer, per_example_covariance
 from gnexp.norms.probes import values_per_statistic
 from gnexp.study.store import Run
+from gnexp.training.step import matrix_precision
 from gnexp.workers import Emit, WorkerDied, run_here, run_in_processes
 
 INSTRUMENTS = ("gradients", "covariance")
@@ -43,123 +44,181 @@ class SharedTask:
 
 
 def measure(config: MeasureConfig) -> int:
-    """Measure stored runs of a study at shared weights, refresh its report; the exit code."""
-    found = study_problems(config) + gradient_problems(config.gradients, config.gradients_at)
+    """Measure stored runs of a study at shared weights and refresh its report; the exit code."""
     what = config.what if isinstance(config.what, list) else [config.what]
+    found = study_problems(config) + gradient_problems(config.gradients, config.gradients_at)
     for name in what:
         if name not in INSTRUMENTS:
             found.append(f"what={name} is not one of {', '.join(INSTRUMENTS)}")
+    if config.gradients_at is None:
+        found.append("gradients_at=null measures nothing: name batch sizes, such as [1,2,4,8]")
+    if config.gradients == 0:
+        found.append("gradients=0 measures nothing: name a number of draws, such as 256")
     try:
         build.pick_device(config.device)
     except ValueError as error:
         found.append(str(error))
     if found:
         raise Mistake("\n".join(found))
-    folders = [record.folder for record in stored_study(config.out, config.study).runs]
-    batches = config.gradients_at if "gradients" in what else []
-    measure_shared(
-        folders, batches, config.gradients, "covariance" in what, config.device, config.workers
+    failed = measure_shared(
+        [record.folder for record in stored_study(config.out, config.study).runs],
+        batches=config.gradients_at if "gradients" in what else [],
+        draws=config.gradients,
+        covariance="covariance" in what,
+        device=config.device,
+        workers=config.workers,
     )
     print(make_report(Path(config.out), config.study, config.reference_batch))
-    return 0
+    for name, why in failed:
+        print(f"failed: {name}: {why}")
+    return 1 if failed else 0
 
 
 def measure_shared(
     folders: list[Path],
+    *,
     batches: list[int],
     draws: int | None,
     covariance: bool,
     device: str,
-    workers: int | None = None,
-) -> None:
+    workers: int | None,
+) -> list[tuple[str, str]]:
     """Measure every batch size at the same weights: the first and last of the largest-batch runs.
 
     At equal weights only the batch differs, so noise ~ 1/B is a law for norms that do not mix
-    examples. Raises Mistake for a run whose checkpoint is gone.
+    examples. Points that are stored already are not measured again. Returns (run, reason) for
+    every run that could not be measured.
     """
     tasks = [
         SharedTask(folder, tuple(batches), draws, covariance, device)
         for folder in largest_batch_runs(folders)
     ]
-    count = min(len(tasks), workers or _default_workers(device))
-    runner: Callable = run_in_processes if count > 1 else run_here
-    extra = (count,) if count > 1 else ()
+    count = min(len(tasks), worker_count(workers, device))
     print(f"measuring gradients at shared weights: {len(tasks)} runs", flush=True)
-    for index, answer in runner(tasks, measure_run, _say, *extra):
-        if isinstance(answer, WorkerDied | str):
-            why = answer.why if isinstance(answer, WorkerDied) else answer
-            raise Mistake(f"{tasks[index].folder}: {why}")
+    answers = (
+        run_in_processes(tasks, measure_run, _say, count)
+        if count > 1
+        else run_here(tasks, measure_run, _say)
+    )
+    failed = []
+    for index, answer in answers:
+        why = answer.why if isinstance(answer, WorkerDied) else answer
+        if why:
+            failed.append((tasks[index].folder.name, why))
+    return failed
 
 
 def _say(event: dict[str, Any]) -> None:
     print(event["text"], flush=True)
 
 
-def _default_workers(device: str) -> int:
-    return 1 if build.pick_device(device).type == "cuda" else os.cpu_count() or 1
+def worker_count(workers: int | None, device: str) -> int:
+    """Return how many processes work at once: as typed, else one per core, one on a GPU."""
+    if workers:
+        return workers
+    if build.pick_device(device).type == "cuda":
+        return 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def largest_batch_runs(folders: list[Path]) -> list[Path]:
-    """Return, of runs that differ only in their batch sizes, the one with the largest batch."""
+    """Return, of finished runs that differ only in their batch sizes, the one with the largest."""
     families: dict[str, tuple[int, Path]] = {}
     for folder in folders:
         stored = Run(folder).result()
         if not stored.get("config"):
             continue  # not finished: it has no last weights
-        config = stored["config"]
-        ignored = ("batch", "update_batch", "seeds")
-        family = str(sorted((k, str(v)) for k, v in config.items() if k not in ignored))
-        best = families.get(family)
-        if best is None or config["batch"] > best[0]:
-            families[family] = config["batch"], folder
+        config = restore(stored["config"])
+        same = identity(config, stored["data"]["checksum"], None)
+        family = str(sorted((k, str(v)) for k, v in same.items() if "batch" not in k))
+        if family not in families or config.batch > families[family][0]:
+            families[family] = config.batch, folder
     return [folder for _, folder in families.values()]
 
 
 def measure_run(task: SharedTask, emit: Emit) -> str | None:
     """Measure one stored run, every complete seed; return what went wrong, None if nothing did."""
     run = Run(task.folder)
+    try:
+        with run.lock() as alone:
+            return _measure_seeds(run, task, emit) if alone else "another process is at work on it"
+    except (ValueError, OSError) as error:  # its images, a norm or a file of the store is gone
+        return str(error)
+
+
+def _measure_seeds(run: Run, task: SharedTask, emit: Emit) -> str | None:
     result = run.result()
     config = restore(result["config"])
     device = build.pick_device(task.device)
     images = build.device_images(config.data, device)
-    if build.images_of(config.data).checksum != result["data"]["checksum"]:
-        return "its images are no longer those it was trained on"
-    weights = checkpoint_weights(run)
-    seeds = [int(s) for s, v in result["seeds"].items() if v["status"] == "complete"]
-    for seed in seeds:
-        if seed not in weights:
-            return f"it has no checkpoint of seed {seed}; train it again to measure it"
+    checksum = build.images_of(config.data).checksum
+    if run_name(config, checksum, build.code_checksum(config)) != run.name:
+        return "its images, or the code of its norm, are no longer those it was trained with"
+    weights: dict[int, Any] | None = None
+    for seed in (int(s) for s, v in result["seeds"].items() if v["status"] == "complete"):
         for epoch in (0, config.epochs):
+            point = _Point(run, task, config, seed, epoch)
+            if not (point.batches() or point.wants_covariance()):
+                continue
             model = build.seeded_model(config, len(images.classes), seed)
             if epoch:
+                weights = checkpoint_weights(run) if weights is None else weights
+                if seed not in weights:
+                    return f"there is no checkpoint of seed {seed}, so its weights are gone"
                 model.load_state_dict(weights[seed])
-            _measure_point(run, task, config, model.to(device), images, seed, epoch)
-            emit({"text": f"{run.name}, seed {seed}, epoch {epoch}: measured"})
+            text = point.measure(model.to(device), images)
+            emit({"text": f"{run.name}, seed {seed}, epoch {epoch}: {text}"})
     return None
 
 
-def _measure_point(
-    run: Run,
-    task: SharedTask,
-    config: TrainConfig,
-    model: nn.Module,
-    images: DeviceImages,
-    seed: int,
-    epoch: int,
-) -> None:
-    augment = config.data.augment if config.gradients_augment else "none"
-    shape = tuple(images.x_train.shape[1:])
-    batches = tuple(
-        batch
-        for batch in task.batches
-        if all(size.values > 1 for size in values_per_statistic(model, shape, batch))
-    )
+@dataclass(frozen=True)
+class _Point:
+    """The weights of one seed at one epoch, and what is still to be measured there."""
 
-    def draws_of(batch: int) -> int:
-        return task.draws or max(LEAST_DRAWS, IMAGES_PER_POINT // batch)
+    run: Run
+    task: SharedTask
+    config: TrainConfig
+    seed: int
+    epoch: int
 
-    run.add_gradients(gradients_at(model, images, batches, draws_of, seed, epoch, augment))
-    x_NCHW = normalize(images.x_train, images.mean, images.std, torch.float32)
-    if task.covariance and find_mixing_layer(model, x_NCHW[:8]) is None:
-        rows = per_example_covariance(model, x_NCHW, images.y_train)
-        run.add_covariance([{"seed": seed, "epoch": epoch, **row} for row in rows])
+    def draws_of(self, batch: int) -> int:
+        return self.task.draws or max(LEAST_DRAWS, IMAGES_PER_POINT // batch)
+
+    def batches(self) -> tuple[int, ...]:
+        """Return the batch sizes that are not stored with as many draws as are asked for."""
+        stored = {
+            row["at_batch"]: row["k"]
+            for row in self.run.gradients()
+            if (row["seed"], row["epoch"], row["parameters"]) == (self.seed, self.epoch, "all")
+        }
+        return tuple(b for b in self.task.batches if stored.get(b, 0) < self.draws_of(b))
+
+    def wants_covariance(self) -> bool:
+        rows = self.run.covariance()
+        stored = any((row["seed"], row["epoch"]) == (self.seed, self.epoch) for row in rows)
+        return self.task.covariance and not stored
+
+    def measure(self, model: nn.Module, images: DeviceImages) -> str:
+        """Measure and store what is missing; return a text that says what was left out."""
+        shape = tuple(images.x_train.shape[1:])
+        wanted = self.batches()
+        sizes = {b: values_per_statistic(model, shape, b) for b in wanted}
+        possible = tuple(b for b in wanted if all(size.values > 1 for size in sizes[b]))
+        augment = self.config.data.augment if self.config.gradients_augment else "none"
+        precision = self.config.precision
+        rows = gradients_at(
+            model, images, possible, self.draws_of, self.seed, self.epoch, augment, precision
+        )
+        self.run.add_gradients(rows)
+        if self.wants_covariance():
+            self._covariance(model, images)
+        left = [str(b) for b in wanted if b not in possible]
+        return f"measured, but not at batch {', '.join(left)}" if left else "measured"
+
+    def _covariance(self, model: nn.Module, images: DeviceImages) -> None:
+        x_NCHW = normalize(images.x_train, images.mean, images.std)
+        if find_mixing_layer(model, x_NCHW[:8]) is not None:
+            return  # a per-example gradient does not exist
+        with matrix_precision(self.config.precision):
+            rows = per_example_covariance(model, x_NCHW, images.y_train)
+        self.run.add_covariance([{"seed": self.seed, "epoch": self.epoch, **row} for row in rows])

@@ -8,7 +8,10 @@ from gnexp.study.store import Study, load_study
 
 def report(config: ReportConfig) -> int:
     """Build the report of a study and say where it is; returns the exit code."""
-    if found := study_problems(config):
+    found = study_problems(config)
+    if config.reference_batch < 1:
+        found.append(f"reference_batch={config.reference_batch} must be at least 1, such as 32")
+    if found:
         raise Mistake("\n".join(found))
     print(make_report(Path(config.out), config.study, config.reference_batch))
     return 0
@@ -23,10 +26,17 @@ def stored_study(out: str, name: str) -> Study:
 
 
 def make_report(out: Path, study: str, reference_batch: int) -> str:
-    """Build a study's report and return what to print: its accuracy table and where it lies."""
+    """Build a study's report and return what to print: its accuracy table and where it lies.
+
+    Raises Mistake for a study that is not there, a corrupt file, or a folder that refuses files.
+    """
     from gnexp.study.report import build_report, plain_table
 
     folder = out / study
     loaded = stored_study(str(out), study)
-    build_report(folder, reference_batch=reference_batch)
-    return f"{plain_table(loaded)}\nreport: {folder / 'report' / 'index.html'}"
+    try:
+        build_report(folder, reference_batch=reference_batch)
+        table = plain_table(loaded)
+    except (ValueError, OSError) as error:  # a corrupt file, or a report that cannot be written
+        raise Mistake(f"study={study}: no report: {error}") from error
+    return f"{table}\nreport: {folder / 'report' / 'index.html'}"

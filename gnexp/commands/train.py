@@ -1,7 +1,7 @@
 """`gnexp train`: one run or a grid, from checked configs to stored runs and their report."""
 
 import copy
-import os
+import dataclasses
 import tempfile
 import time
 from collections import Counter
@@ -11,11 +11,11 @@ from typing import Any
 import torch
 
 from gnexp import build
-from gnexp.commands.measure import measure_shared
+from gnexp.commands.measure import measure_shared, worker_count
 from gnexp.commands.report import make_report
 from gnexp.config import Mistake, TrainConfig, norm_label, problems, resolve, run_name
 from gnexp.data.loader import draw_batches
-from gnexp.execute import Task, missing_seeds, run_task
+from gnexp.execute import Task, mark_died, missing_seeds, run_task
 from gnexp.progress import Progress, duration
 from gnexp.study.statistics import binomial_interval, t_interval
 from gnexp.study.store import Run
@@ -30,27 +30,41 @@ def train(configs: list[TrainConfig], command: str, grid: bool) -> int:
     tasks = plan(configs, command)
     if configs[0].data.preview:
         _preview(configs[0])
-    todo = [task for task in tasks if missing_seeds(task)]
+    try:
+        todo = [task for task in tasks if missing_seeds(task)]
+    except ValueError as error:  # a corrupt result.json, named
+        raise Mistake(str(error)) from error
     if grid:
         print(_grid_line(tasks, todo))
     elif todo:
         print(_single_line(todo[0]))
-    outcomes = _execute(todo, grid)
-    failed = [(name, why) for name, whys in outcomes.items() for why in whys]
-    _measure_shared(tasks, [name for name, _ in failed])
-    if not grid:
+    failed = _execute(todo)
+    failed += _measure_shared(tasks, {name for name, _ in failed})
+    if grid:
+        failed += _report(tasks[0].config)
+    elif not failed:
         print(_closing_line(tasks[0]))
-    else:
-        print(make_report(Path(tasks[0].config.out), tasks[0].config.study, _reference(tasks)))
     for name, why in failed:
         print(f"failed: {name}: {why}")
     return 1 if failed else 0
+
+
+def _report(config: TrainConfig) -> list[tuple[str, str]]:
+    """Report the study; what keeps it from being reported is a failure of what was asked for."""
+    try:
+        print(make_report(Path(config.out), config.study, config.reference_batch))
+    except Mistake as error:
+        return [("report", str(error))]
+    return []
 
 
 def plan(configs: list[TrainConfig], command: str) -> list[Task]:
     """Return the distinct runs of a grid; raises Mistake listing all that is wrong."""
     found: list[str] = []
     good = []
+    for key in ("study", "out", "reference_batch"):
+        if len({getattr(config, key) for config in configs}) > 1:
+            found.append(f"{key}= takes one value per grid: its runs share one report")
     for config in configs:
         wrong = problems(config)
         found += wrong
@@ -65,7 +79,11 @@ def plan(configs: list[TrainConfig], command: str) -> list[Task]:
     tasks = {}
     for config in good:
         name = run_name(config, build.images_of(config.data).checksum, build.code_checksum(config))
-        tasks.setdefault(name, Task(config, name, command))
+        if name in tasks:  # jobs may differ in their seeds alone
+            known = tasks[name].config.seeds
+            seeds = [*known, *(s for s in config.seeds if s not in known)]
+            config = dataclasses.replace(tasks[name].config, seeds=seeds)
+        tasks[name] = Task(config, name, command)
     return list(tasks.values())
 
 
@@ -96,18 +114,18 @@ def _folder_problems(config: TrainConfig) -> list[str]:
             part.rmdir()
 
 
-def _execute(todo: list[Task], grid: bool) -> dict[str, list[str]]:
-    """Run the tasks and return, per run that failed, its reasons."""
+def _execute(todo: list[Task]) -> list[tuple[str, str]]:
+    """Run the tasks and return (run, reason) for what failed."""
     if not todo:
-        return {}
+        return []
     sizes = {}
     for task in todo:
         images = len(build.images_of(task.config.data).x_train) * task.config.epochs
         sizes[task.name] = images * len(missing_seeds(task)), task.config.batch
     # The longest first, or the last one would run alone at the end.
     todo = sorted(todo, key=lambda task: -sizes[task.name][0] / task.config.batch)
-    workers = min(_workers(todo[0].config), len(todo))
-    outcomes: dict[str, list[str]] = {}
+    workers = min(worker_count(todo[0].config.workers, todo[0].config.device), len(todo))
+    failed: list[tuple[str, str]] = []
     with Progress(sizes) as progress:
         if workers > 1:
             results = run_in_processes(todo, run_task, progress.event, workers)
@@ -116,43 +134,37 @@ def _execute(todo: list[Task], grid: bool) -> dict[str, list[str]]:
         for index, statuses in results:
             task = todo[index]
             whys = _failures(task, statuses)
-            if whys:
-                outcomes[task.name] = whys
+            failed += [(task.name, why) for why in whys]
             progress.run_done(
                 f"{task.name}: {whys[0]}" if whys else _closing_line(task), bool(whys)
             )
-    return outcomes
-
-
-def _workers(config: TrainConfig) -> int:
-    if config.workers:
-        return config.workers
-    if build.pick_device(config.device).type == "cuda":
-        return 1
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return failed
 
 
 def _failures(task: Task, statuses: Any) -> list[str]:
+    if isinstance(statuses, str):
+        return [statuses]
     if isinstance(statuses, WorkerDied):
-        run = Run(task.folder)
-        for seed, status in run.statuses().items():
-            if status["status"] == "running":
-                run.set_status(seed, "failed", statuses.why)
+        mark_died(task, statuses.why)
         return [statuses.why]
     return [v["why"] for v in statuses.values() if v["status"] == "failed"]
 
 
-def _measure_shared(tasks: list[Task], failed: list[str]) -> None:
+def _measure_shared(tasks: list[Task], failed: set[str]) -> list[tuple[str, str]]:
     """Measure at shared weights where asked for: at those of each family's largest batch."""
     config = tasks[0].config
-    if config.gradients_at or config.covariance:
-        folders = [task.folder for task in tasks if task.name not in failed]
-        # `gradients` is for a run's own points; shared ones are fitted and need their own number.
-        measure_shared(folders, config.gradients_at or [], None, config.covariance, config.device)
-
-
-def _reference(tasks: list[Task]) -> int:
-    return tasks[0].config.reference_batch
+    if not (config.gradients_at or config.covariance):
+        return []
+    folders = [task.folder for task in tasks if task.name not in failed]
+    # `gradients` is for a run's own points; shared ones are fitted and need their own number.
+    return measure_shared(
+        folders,
+        batches=config.gradients_at or [],
+        draws=None,
+        covariance=config.covariance,
+        device=config.device,
+        workers=config.workers,
+    )
 
 
 def _preview(config: TrainConfig) -> None:
@@ -244,27 +256,34 @@ def _grid_line(tasks: list[Task], todo: list[Task]) -> str:
         if task in todo:
             counts["to train"] += 1
         else:
-            states = {v["status"] for s, v in Run(task.folder).statuses().items()}
-            counts["diverged" if states == {"diverged"} else "complete"] += 1
-    parts = [f"{counts[k]} {k}" for k in ("complete", "diverged", "to train") if counts[k]]
-    workers = min(_workers(config), max(1, len(todo)))
+            states = {v["status"] for v in _numbers(task).values()}
+            counts[states.pop() if len(states) == 1 else "complete"] += 1
+    kinds = ("complete", "diverged", "infeasible", "to train")
+    parts = [f"{counts[k]} {k}" for k in kinds if counts[k]]
+    workers = min(worker_count(config.workers, config.device), max(1, len(todo)))
     where = f"{_device_text(config, workers)} | {_data_text(config)}"
     return f"{len(tasks)} runs: {', '.join(parts)} | {where}"
+
+
+def _numbers(task: Task) -> dict[int, dict[str, Any]]:
+    """Return the final numbers of the seeds asked for, as far as they have any."""
+    seeds = Run(task.folder).result().get("seeds", {}).items()
+    return {int(seed): v for seed, v in seeds if int(seed) in task.config.seeds}
 
 
 def _closing_line(task: Task) -> str:
     """Return the line that says what came out, with its interval, and where it lies."""
     config = task.config
-    result = Run(task.folder).result()
-    seeds = [v for s, v in result.get("seeds", {}).items() if int(s) in config.seeds]
-    good = [v["test_acc"] for v in seeds if v["status"] == "complete"]
-    lost = len(seeds) - len(good)
-    trouble = f", {lost} of {len(seeds)} diverged" if lost else ""
+    seeds = _numbers(task)
+    good = [v["test_acc"] for v in seeds.values() if v["status"] == "complete"]
+    lost = Counter(v["status"] for v in seeds.values() if v["status"] != "complete")
+    lost.update({"unfinished": len(config.seeds) - len(seeds)})
+    trouble = "".join(f", {n} of {len(config.seeds)} {k}" for k, n in lost.items() if n)
     head = f"{describe_norm(config)}, batch {config.batch}"
     if not good:
         return f"{head}: no seed completed{trouble} | {task.folder}"
     if len(good) == 1:
-        tests = result["data"]["test"]
+        tests = len(build.images_of(config.data).x_test)
         lo, hi = binomial_interval(good[0], tests)
         mean, basis = good[0], f"over {tests:,} test images, one seed"
     else:

@@ -29,6 +29,7 @@ def gradient_rows(all_cells: Sequence[Cell]) -> list[Row]:
     """
     rows = []
     for cell in all_cells:
+        shared = shared_epochs(cell)
         for (epoch, at_batch, kind), points in _points(cell).items():
             noise, interval = _mean(points, "noise")
             signal, _ = _mean(points, "signal")
@@ -38,7 +39,7 @@ def gradient_rows(all_cells: Sequence[Cell]) -> list[Row]:
                     "epoch": epoch,
                     "at_batch": at_batch,
                     "parameters": kind,
-                    "weights": SHARED if has_shared(cell) else OWN,
+                    "weights": SHARED if epoch in shared else OWN,
                     "n": noise.n,
                     "k": min(p["k"] for p in points),
                     **{"noise": noise.mean, "noise_lo": noise.lo, "noise_hi": noise.hi},
@@ -62,8 +63,9 @@ def exponent_rows(all_cells: Sequence[Cell], lines: Sequence[Series]) -> list[Ro
     """
     rows = []
     for cell in all_cells:
-        if has_shared(cell):
-            points = [p for points in _points(cell).values() for p in points]
+        epochs = shared_epochs(cell)
+        points = [p for (e, _, _), at in _points(cell).items() if e in epochs for p in at]
+        if points:
             rows += _fits(cell.key, SHARED, cell.key["batch"], points, _separates(cell))
     for line in lines:
         points = [
@@ -115,9 +117,10 @@ def check_rows(all_cells: Sequence[Cell]) -> list[Row]:
     return rows
 
 
-def has_shared(cell: Cell) -> bool:
-    """Return whether the cell's weights were measured at several batch sizes."""
-    return cell.record.gradients["at_batch"].nunique() > 1
+def shared_epochs(cell: Cell) -> set[int]:
+    """Return the epochs at which the cell's weights were measured at several batch sizes."""
+    sizes = cell.record.gradients.groupby("epoch")["at_batch"].nunique()
+    return set(sizes[sizes > 1].index)
 
 
 def _points(cell: Cell) -> dict[tuple[int, int, str], list[Row]]:

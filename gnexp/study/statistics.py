@@ -152,16 +152,14 @@ def compare_means(difference: float, se: float, dof: float, margin: float = 0.01
     """
     from scipy.special import stdtr
 
-    if not (dof > 0 and math.isfinite(difference) and se >= 0):
+    # No spread at all (every seed at chance, say) is no knowledge of the spread.
+    if not (dof > 0 and math.isfinite(difference) and se > 0):
         return Comparison(difference, *[math.nan] * 5, verdict=UNDECIDED)
     t90, t95 = t_quantile(0.95, dof) * se, t_quantile(0.975, dof) * se
     lo90, hi90, lo95, hi95 = (difference + d for d in (-t90, t90, -t95, t95))
-    if se > 0:
-        above = 1 - stdtr(dof, (difference + margin) / se)
-        below = stdtr(dof, (difference - margin) / se)
-        p = float(max(above, below))
-    else:
-        p = 0.0 if abs(difference) < margin else 1.0
+    above = 1 - stdtr(dof, (difference + margin) / se)
+    below = stdtr(dof, (difference - margin) / se)
+    p = float(max(above, below))
     if -margin < lo90 and hi90 < margin:
         verdict = FLAT
     elif hi95 < 0 or lo95 > 0:

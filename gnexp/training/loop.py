@@ -1,10 +1,12 @@
 """Training one seed, an epoch at a time; neither writes files nor measures gradients."""
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from gnexp.data.loader import (
@@ -15,6 +17,7 @@ from gnexp.data.loader import (
     epoch_order,
     normalize,
 )
+from gnexp.seeding import derived_seed
 from gnexp.training.evaluate import evaluate
 from gnexp.training.step import EagerStep, learning_rate, matrix_precision, peak_rate
 
@@ -76,7 +79,7 @@ def train_epochs(
     """
     for epoch in range(first_epoch, recipe.epochs + 1):
         start = time.perf_counter()
-        with matrix_precision(recipe.precision):
+        with matrix_precision(recipe.precision), _forward_stream(seed, epoch, images):
             rate = _train_one(step, images, recipe, seed, epoch, tick)
             scores = evaluate(step.model, images, precision=recipe.precision)
         used = recipe.examples_per_epoch(len(images.x_train))
@@ -95,6 +98,17 @@ def train_epochs(
         yield result
         if result.diverged:
             return
+
+
+@contextlib.contextmanager
+def _forward_stream(seed: int, epoch: int, images: DeviceImages) -> Iterator[None]:
+    """Give what draws in a forward pass (dropout, a user's norm) a stream of this epoch's own."""
+    device = images.x_train.device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.default_generator.manual_seed(derived_seed(seed, "forward", epoch))
+        if device.type == "cuda":
+            torch.cuda.manual_seed(derived_seed(seed, "forward", epoch))
+        yield
 
 
 def _train_one(
