@@ -4,7 +4,6 @@ A seed goes through: build (or continue from the checkpoint), gradients at the s
 after epoch metrics, gradients where due, checkpoint; at the end logits, then the result.
 """
 
-import io
 import statistics
 import time
 import traceback
@@ -17,6 +16,7 @@ import torch
 from torch import nn
 
 from gnexp import build
+from gnexp.checkpoints import continue_from, load_states, state_of, to_bytes
 from gnexp.config import TrainConfig, as_dict
 from gnexp.data.loader import DeviceImages, draw_batches
 from gnexp.measure.gradients import choose_draws, measure_gradients
@@ -121,8 +121,8 @@ def train_seed(
     model = build.seeded_model(config, len(images.classes), seed).to(device)
     step = build.step_of(config, model)
     recipe = build.recipe(config)
-    stored = _load_checkpoint(run)
-    first = _continue(run, step, stored, seed)
+    stored = load_states(run)
+    first = continue_from(run, step, stored, seed)
     points = {0, max(1, config.epochs // 2), config.epochs}
     started = time.perf_counter()
     if first == 1:
@@ -136,8 +136,8 @@ def train_seed(
             break
         if last.epoch in points:
             _measure(run, config, model, images, seed, last.epoch)
-        stored[seed] = _state(step, last.epoch, keep_optimizer=last.epoch < config.epochs)
-        run.write_checkpoint(_to_bytes(stored))
+        stored[seed] = state_of(step, last.epoch, keep_optimizer=last.epoch < config.epochs)
+        run.write_checkpoint(to_bytes(stored))
     diverged = last is not None and last.diverged
     if last is None:  # killed between the last checkpoint and the result
         with matrix_precision(config.precision):
@@ -214,50 +214,6 @@ def _row(epoch: Epoch, seed: int) -> dict[str, Any]:
     keys = ("epoch", "examples_seen", "lr", "train_loss", "train_acc")
     keys += ("test_loss", "test_acc", "time_s")
     return {"seed": seed, **{key: getattr(epoch, key) for key in keys}}
-
-
-def _state(step: EagerStep, epoch: int, keep_optimizer: bool) -> dict[str, Any]:
-    """Return one seed's part of the checkpoint; each seed shared its step with nobody."""
-    state = {"epoch": epoch, "stack": 1, "model": step.model.state_dict()}
-    if keep_optimizer:
-        state["optimizer"] = step.optimizer.state_dict()
-    return state
-
-
-def _to_bytes(stored: dict[int, Any]) -> bytes:
-    buffer = io.BytesIO()
-    torch.save({str(seed): state for seed, state in stored.items()}, buffer)
-    return buffer.getvalue()
-
-
-def _load_checkpoint(run: Run) -> dict[int, Any]:
-    """Return the stored states by seed; an unreadable checkpoint counts as none, and is named."""
-    data = run.checkpoint()
-    if data is None:
-        return {}
-    try:
-        loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-        return {int(seed): state for seed, state in loaded.items()}
-    except Exception as error:
-        print(f"{run.folder / 'checkpoint.pt'} cannot be read ({error}); its seeds start afresh")
-        return {}
-
-
-def checkpoint_weights(run: Run) -> dict[int, dict[str, torch.Tensor]]:
-    """Return the last stored weights of every seed."""
-    return {seed: state["model"] for seed, state in _load_checkpoint(run).items()}
-
-
-def _continue(run: Run, step: EagerStep, stored: dict[int, Any], seed: int) -> int:
-    """Load the seed's stored state if there is one and return the epoch to train next."""
-    state = stored.get(seed)
-    if state is None:
-        run.drop_seed(seed)
-        return 1
-    step.model.load_state_dict(state["model"])
-    if "optimizer" in state:
-        step.optimizer.load_state_dict(state["optimizer"])
-    return state["epoch"] + 1
 
 
 def _numbers(

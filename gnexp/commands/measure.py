@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from gnexp import build
+from gnexp.checkpoints import stored_weights
 from gnexp.commands.report import make_report, stored_study
 from gnexp.config import (
     MeasureConfig,
@@ -20,7 +21,7 @@ from gnexp.config import (
     study_problems,
 )
 from gnexp.data.loader import DeviceImages, normalize
-from gnexp.execute import checkpoint_weights, gradients_at
+from gnexp.execute import gradients_at
 from gnexp.measure.per_example import find_mixing_layer, per_example_covariance
 from gnexp.norms.probes import values_per_statistic
 from gnexp.study.store import Run
@@ -162,7 +163,7 @@ def _measure_seeds(run: Run, task: SharedTask, emit: Emit) -> str | None:
                 continue
             model = build.seeded_model(config, len(images.classes), seed)
             if epoch:
-                weights = checkpoint_weights(run) if weights is None else weights
+                weights = stored_weights(run) if weights is None else weights
                 if seed not in weights:
                     return f"there is no checkpoint of seed {seed}, so its weights are gone"
                 model.load_state_dict(weights[seed])

@@ -1,24 +1,17 @@
 """`gnexp train`: one run or a grid, from checked configs to stored runs and their report."""
 
-import copy
 import dataclasses
 import tempfile
-import time
-from collections import Counter
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from gnexp import build
 from gnexp.commands.measure import measure_shared, worker_count
 from gnexp.commands.report import make_report
-from gnexp.config import Mistake, TrainConfig, norm_label, problems, resolve, run_name
-from gnexp.data.loader import draw_batches
+from gnexp.config import Mistake, TrainConfig, problems, resolve, run_name
 from gnexp.execute import Task, mark_died, missing_seeds, run_task
-from gnexp.progress import Progress, duration
-from gnexp.study.statistics import binomial_interval, t_interval
-from gnexp.study.store import Run
+from gnexp.progress import Progress
+from gnexp.wording import closing_line, grid_line, single_line
 from gnexp.workers import WorkerDied, run_here, run_in_processes
 
 
@@ -34,16 +27,18 @@ def train(configs: list[TrainConfig], command: str, grid: bool) -> int:
         todo = [task for task in tasks if missing_seeds(task)]
     except ValueError as error:  # a corrupt result.json, named
         raise Mistake(str(error)) from error
+    config = tasks[0].config
+    workers = min(worker_count(config.workers, config.device), max(1, len(todo)))
     if grid:
-        print(_grid_line(tasks, todo))
+        print(grid_line(tasks, todo, workers))
     elif todo:
-        print(_single_line(todo[0]))
-    failed = _execute(todo)
+        print(single_line(todo[0]))
+    failed = _execute(todo, workers)
     failed += _measure_shared(tasks, {name for name, _ in failed})
     if grid:
-        failed += _report(tasks[0].config)
+        failed += _report(config)
     elif not failed:
-        print(_closing_line(tasks[0]))
+        print(closing_line(tasks[0]))
     for name, why in failed:
         print(f"failed: {name}: {why}")
     return 1 if failed else 0
@@ -114,7 +109,7 @@ def _folder_problems(config: TrainConfig) -> list[str]:
             part.rmdir()
 
 
-def _execute(todo: list[Task]) -> list[tuple[str, str]]:
+def _execute(todo: list[Task], workers: int) -> list[tuple[str, str]]:
     """Run the tasks and return (run, reason) for what failed."""
     if not todo:
         return []
@@ -124,7 +119,6 @@ def _execute(todo: list[Task]) -> list[tuple[str, str]]:
         sizes[task.name] = images * len(missing_seeds(task)), task.config.batch
     # The longest first, or the last one would run alone at the end.
     todo = sorted(todo, key=lambda task: -sizes[task.name][0] / task.config.batch)
-    workers = min(worker_count(todo[0].config.workers, todo[0].config.device), len(todo))
     failed: list[tuple[str, str]] = []
     with Progress(sizes) as progress:
         if workers > 1:
@@ -135,9 +129,7 @@ def _execute(todo: list[Task]) -> list[tuple[str, str]]:
             task = todo[index]
             whys = _failures(task, statuses)
             failed += [(task.name, why) for why in whys]
-            progress.run_done(
-                f"{task.name}: {whys[0]}" if whys else _closing_line(task), bool(whys)
-            )
+            progress.run_done(f"{task.name}: {whys[0]}" if whys else closing_line(task), bool(whys))
     return failed
 
 
@@ -175,121 +167,3 @@ def _preview(config: TrainConfig) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     plot_preview(path, images.x_train, images.y_train, images.classes, images.title)
     print(f"ten images of each class: {path}")
-
-
-def describe_norm(config: TrainConfig) -> str:
-    """Return a resolved config's norm for people: "gn (32 groups)"."""
-    label = norm_label(config.norm)
-    if config.channels_per_group:
-        return f"{label} ({config.channels_per_group} channels per group)"
-    return f"{label} ({config.groups} groups)" if config.groups else label
-
-
-def _device_text(config: TrainConfig, workers: int) -> str:
-    device = build.pick_device(config.device)
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    if workers > 1:
-        return f"cpu, {workers} processes of one thread"
-    return f"cpu, {torch.get_num_threads()} threads"
-
-
-def _data_text(config: TrainConfig) -> str:
-    images = build.images_of(config.data)
-    return (
-        f"{images.title}: {len(images.x_train):,} training and {len(images.x_test):,} test images"
-    )
-
-
-def _single_line(task: Task) -> str:
-    """Return the line that says what will run and about how long it takes."""
-    config = task.config
-    images = build.images_of(config.data)
-    parameters = sum(p.numel() for p in build.seeded_model(config, 2, 0).parameters())
-    used = build.recipe(config).examples_per_epoch(len(images.x_train))
-    seeds = missing_seeds(task)
-    updates = config.epochs * used // config.update_batch
-    accumulated = (
-        "" if config.update_batch == config.batch else f" in updates of {config.update_batch}"
-    )
-    many = f" x {len(seeds)} seeds" if len(seeds) > 1 else ""
-    return (
-        f"{_device_text(config, 1)} | {_data_text(config)} | {config.model.name} with"
-        f" {describe_norm(config)}, {parameters:,} parameters | batch {config.batch}{accumulated},"
-        f" {config.epochs} epoch{'s' * (config.epochs > 1)}, {updates:,} updates{many}"
-        f"{_expected_text(config, len(seeds))}"
-    )
-
-
-def _expected_text(config: TrainConfig, seeds: int) -> str:
-    try:
-        return f" | about {duration(_expected_time(config) * seeds)}"
-    except Exception:  # training meets the same error, and records it
-        return ""
-
-
-def _expected_time(config: TrainConfig, updates: int = 6) -> float:
-    """Return the seconds one seed will take, from a few updates of a throw-away copy."""
-    device = build.pick_device(config.device)
-    images = build.device_images(config.data, device)
-    model = copy.deepcopy(build.seeded_model(config, len(images.classes), 0)).to(device)
-    step = build.step_of(config, model.train())
-    batches = draw_batches(images, config.update_batch, 2 * updates, 0, "timing", "none")
-    start = 0.0
-    for index, (x, y) in enumerate(batches):
-        if index == updates:  # the first ones warm up
-            step.take_sums()
-            start = time.perf_counter()
-        step(x, y, 0.0)
-    step.take_sums()
-    per_update = (time.perf_counter() - start) / updates
-    used = build.recipe(config).examples_per_epoch(len(images.x_train))
-    measuring = 1.0 if config.gradients == 0 else 1.12
-    return per_update * config.epochs * used / config.update_batch * measuring
-
-
-def _grid_line(tasks: list[Task], todo: list[Task]) -> str:
-    """Return the line that says how much of a grid there is to do."""
-    config = tasks[0].config
-    counts: Counter[str] = Counter()
-    for task in tasks:
-        if task in todo:
-            counts["to train"] += 1
-        else:
-            states = {v["status"] for v in _numbers(task).values()}
-            counts[states.pop() if len(states) == 1 else "complete"] += 1
-    kinds = ("complete", "diverged", "infeasible", "to train")
-    parts = [f"{counts[k]} {k}" for k in kinds if counts[k]]
-    workers = min(worker_count(config.workers, config.device), max(1, len(todo)))
-    where = f"{_device_text(config, workers)} | {_data_text(config)}"
-    return f"{len(tasks)} runs: {', '.join(parts)} | {where}"
-
-
-def _numbers(task: Task) -> dict[int, dict[str, Any]]:
-    """Return the final numbers of the seeds asked for, as far as they have any."""
-    seeds = Run(task.folder).result().get("seeds", {}).items()
-    return {int(seed): v for seed, v in seeds if int(seed) in task.config.seeds}
-
-
-def _closing_line(task: Task) -> str:
-    """Return the line that says what came out, with its interval, and where it lies."""
-    config = task.config
-    seeds = _numbers(task)
-    good = [v["test_acc"] for v in seeds.values() if v["status"] == "complete"]
-    lost = Counter(v["status"] for v in seeds.values() if v["status"] != "complete")
-    lost.update({"unfinished": len(config.seeds) - len(seeds)})
-    trouble = "".join(f", {n} of {len(config.seeds)} {k}" for k, n in lost.items() if n)
-    head = f"{describe_norm(config)}, batch {config.batch}"
-    if not good:
-        return f"{head}: no seed completed{trouble} | {task.folder}"
-    if len(good) == 1:
-        tests = len(build.images_of(config.data).x_test)
-        lo, hi = binomial_interval(good[0], tests)
-        mean, basis = good[0], f"over {tests:,} test images, one seed"
-    else:
-        interval = t_interval(good)
-        mean, lo, hi, basis = interval.mean, interval.lo, interval.hi, f"over {len(good)} seeds"
-    return (
-        f"{head}: {100 * mean:.1f} % test accuracy"
-        f" (95 % CI {100 * lo:.1f} to {100 * hi:.1f} {basis}{trouble}) | {task.folder}"
-    )
