@@ -199,10 +199,11 @@ def _about(study: Study, cells: Sequence[Cell]) -> list[str]:
 def _distinct(study: Study, key: str) -> list[str]:
     """Return the values of a provenance key, in the order of the runs, once each."""
     values = []
-    for record in study.runs:
-        value = record.provenance.get(key)
+    calls = [c for r in study.runs for c in (*r.provenance.get("earlier", []), r.provenance)]
+    for call in calls:
+        value = call.get(key)
         if value is not None and value != "":
-            dirty = key == "commit" and record.provenance.get("dirty")
+            dirty = key == "commit" and call.get("dirty")
             values.append(f"{value}{' with uncommitted changes' if dirty else ''}")
     return list(dict.fromkeys(values))
 
