@@ -46,7 +46,7 @@ def run(command: str, arguments: list[str]) -> int:
         near = _nearest(command, list(COMMANDS))
         raise Mistake(f"unknown command {command!r}; did you mean {near}? See gnexp --help")
     arguments = _prepare(arguments) if command == "train" else arguments
-    _refuse_twice_and_lists(arguments)
+    _refuse_odd_overrides(command, arguments)
     # argparse wants flags and key=value not mixed; people type -m anywhere.
     arguments = sorted(arguments, key=lambda a: "=" in a and not a.startswith("-"))
     configs, grid = _collect(command, arguments)
@@ -78,14 +78,24 @@ def _prepare(arguments: list[str]) -> list[str]:
     return [f"norm={CUSTOM}", *(a for a in plain if a != f"norm={CUSTOM}")]
 
 
-def _refuse_twice_and_lists(arguments: list[str]) -> None:
-    """Refuse a key typed twice (Hydra takes the last) and a list for a group (it merges them)."""
+def _refuse_odd_overrides(command: str, arguments: list[str]) -> None:
+    """Refuse what Hydra would take in silence and not as it was meant.
+
+    That is a key typed twice (the last counts), a list for a group (it merges the choices), a new
+    key (nobody reads it), and a key taken away.
+    """
     seen: dict[str, str] = {}
+    known = {*_keys(COMMANDS[command]), *GROUPS}
     for argument in arguments:
+        if argument.startswith("~"):
+            raise Mistake(f"{argument}: no key can be taken away; give it another value")
         if argument.startswith("-") or "=" not in argument:
             continue
         key, _, value = argument.partition("=")
-        key = key.lstrip("+~")
+        key = key.lstrip("+")
+        open_group = re.split(r"[./]", key)[0] in ("norm", "hydra")
+        if argument.startswith("+") and not open_group and key not in known:
+            raise Mistake(_unknown_key(key, command))
         if key in seen:
             raise Mistake(f"{key} is typed twice, {seen[key]} and {argument}: keep one of them")
         seen[key] = argument
@@ -162,7 +172,7 @@ def _sentence(error: Exception, command: str) -> str:
     cause = str(error.__cause__ or "")
     if found := re.search(r"Could not override '([^']+)'", text):
         return _unknown_key(found[1].lstrip("+"), command)
-    if found := re.search(r"Could not find '(\w+)/([^']+)'", text):
+    if found := re.search(r"Could not find '(\w+)/([^']*)'", text):
         group, choice = found[1], found[2]
         valid = sorted(p.stem for p in (config_folder() / group).glob("*.yaml"))
         valid = [v for v in valid if v != CUSTOM]

@@ -100,7 +100,7 @@ def grid_line(tasks: list[Task], todo: list[Task], workers: int) -> str:
     kinds = ("complete", "diverged", "infeasible", "to train")
     parts = [f"{counts[k]} {k}" for k in kinds if counts[k]]
     where = f"{_device_text(config, workers)} | {_data_text(config)}"
-    return f"{len(tasks)} runs: {', '.join(parts)} | {where}"
+    return f"{len(tasks)} run{'s' * (len(tasks) > 1)}: {', '.join(parts)} | {where}"
 
 
 def _numbers(task: Task) -> dict[int, dict[str, Any]]:

@@ -445,7 +445,7 @@ def test_ctrl_c_ends_a_grid_with_130_and_leaves_no_process(workdir):
 
 def test_a_flag_may_stand_between_the_keys(gnexp):
     words = ("train", "norm=bn", "-m", *TINY, "groups=2,4", "workers=1")
-    assert gnexp(*words).out.startswith("1 runs: 1 to train")
+    assert gnexp(*words).out.startswith("1 run: 1 to train")
 
 
 def test_hydra_still_shows_the_config_and_its_help(gnexp, workdir):
