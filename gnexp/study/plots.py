@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 Maker = Callable[[], "Figure | None"]
 
+PREVIEW_CLASSES = 100  # more rows than that no picture viewer likes
+
 
 def draw_figures(
     cells: Sequence[Cell],
@@ -168,13 +170,13 @@ def cost(lines: Sequence[Series]) -> "Figure | None":
 def plot_preview(
     path: Path, x_NCHW: "np.ndarray", y_N: "np.ndarray", classes: Sequence[str], title: str
 ) -> None:
-    """Write a contact sheet as PNG: a row per class (at most 10), its first ten images.
+    """Write a contact sheet as PNG: a row per class (the first 100), its first ten images.
 
     x_NCHW: uint8 (N, 3, H, W); y_N: labels that index `classes`.
     """
     import numpy as np
 
-    shown = list(classes)[:10]
+    shown = list(classes)[:PREVIEW_CLASSES]
     with drawing.drawing():
         figure, _ = drawing.axes_grid(1, 1, 4.2, 0.35 + 0.36 * len(shown))
         axis = figure.axes[0]
