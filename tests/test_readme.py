@@ -1,0 +1,58 @@
+"""What the README says can be typed works as typed."""
+
+import dataclasses
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from gnexp.config import TrainConfig
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+SMALL = ("data.train_limit=40", "data.test_limit=20", "epochs=1", "gradients=0", "batch=10")
+
+
+def test_every_key_in_the_table_of_the_readme_exists():
+    table = README.split("| key |")[1].split("\n\n")[0]
+    keys = [
+        k for row in table.splitlines()[2:] for k in re.findall(r"`([a-z_]+)`", row.split("|")[1])
+    ]
+    known = {field.name for field in dataclasses.fields(TrainConfig)} | {"experiment"}
+    assert len(keys) > 15
+    assert set(keys) <= known
+
+
+def test_the_norm_of_ones_own_in_the_readme_trains(gnexp, workdir):
+    code = re.search(r"```python\n(# my_norm.py.*?)```", README, re.DOTALL)[1]
+    (workdir / "my_norm.py").write_text(code)
+    try:
+        answer = gnexp("train", "norm._target_=my_norm.MaxNorm", "norm.eps=1e-3", *SMALL)
+    finally:
+        sys.modules.pop("my_norm", None)
+        sys.path[:] = [p for p in sys.path if p != str(workdir)]
+    assert answer.code == 0, answer.err
+
+
+def single_runs():
+    """The README's train commands for one run: of those Hydra shows the config."""
+    blocks = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    typed = [shlex.split(line, comments=True)[2:] for line in lines if "gnexp train" in line[:11]]
+    return [words for words in typed if not {"-m", "--multirun"} & set(words)]
+
+
+@pytest.mark.parametrize("words", single_runs(), ids=" ".join)
+def test_every_single_run_of_the_readme_composes(words, gnexp):
+    answer = gnexp("train", "--cfg", "job", *words)
+    assert answer.code == 0, answer.err
+    assert yaml.safe_load(answer.out)["batch"] >= 1
+
+
+def test_the_figures_and_files_that_the_readme_links_to_are_there():
+    links = re.findall(r"\]\(([^)#]+)\)", README)
+    assert links
+    assert [link for link in links if "://" not in link and not (ROOT / link).exists()] == []
