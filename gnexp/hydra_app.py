@@ -198,7 +198,7 @@ def _wanted_type(cause: str) -> str:
         "Integer": "a whole number, such as 2",
         "Float": "a number, such as 0.1",
         "Boolean": "true or false",
-        "Incompatible value 'None'": "given a value, not null",
+        "not Optional": "a value, not null",
     }
     return next((text for kind, text in kinds.items() if kind in cause), cause.split("\n")[0])
 

@@ -69,7 +69,7 @@ def _list_files(
     names = classes["train"]
     if len(names) < 2:
         raise ValueError(
-            f"data.root={root}: train/ has {len(names)} class folders: at least 2 are needed"
+            f"data.root={root}: train/ must have at least 2 class folders, and has {len(names)}"
         )
     if differing := sorted(set(names) ^ set(classes["test"])):
         where = "train" if differing[0] in names else "test"
