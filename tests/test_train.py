@@ -1,6 +1,8 @@
 """`gnexp train` from the command line to the files, in small."""
 
+import contextlib
 import csv
+import functools
 import json
 import os
 import signal
@@ -432,15 +434,22 @@ def test_ctrl_c_ends_a_grid_with_130_and_leaves_no_process(workdir):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # Whoever starts the tests in the background has Ctrl-C ignored, which is inherited.
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
-    assert "2 runs: 2 to train" in process.stdout.readline()
-    while not list(workdir.glob("results/main/*/metrics.csv")):
-        assert process.poll() is None
-    os.killpg(process.pid, signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "Traceback" not in err
-    assert gone(process.pid, within_s=20)
+    try:
+        assert "2 runs: 2 to train" in process.stdout.readline()
+        while not list(workdir.glob("results/main/*/metrics.csv")):
+            assert process.poll() is None
+            time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 130
+        assert "Traceback" not in err
+        assert gone(process.pid, within_s=20)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def test_a_flag_may_stand_between_the_keys(gnexp):
