@@ -124,7 +124,6 @@ def train_seed(
     stored = load_states(run)
     first = continue_from(run, step, stored, seed)
     points = {0, max(1, config.epochs // 2), config.epochs}
-    started = time.perf_counter()
     if first == 1:
         _measure(run, config, model, images, seed, 0)
     last: Epoch | None = None
@@ -147,7 +146,6 @@ def train_seed(
     run.add_logits(seed, logits.cpu().numpy())
     numbers = _numbers(run, config, seed, "diverged" if diverged else "complete", device)
     run.add_result(seed, numbers, **_head(config, run, model))
-    emit({"kind": "seed", "run": run.name, "seed": seed, "wall_s": time.perf_counter() - started})
     why = f"the loss was not finite in epoch {last.epoch}" if diverged else ""
     return ("diverged" if diverged else "complete"), why
 
@@ -173,7 +171,7 @@ def _measure(
     draws = config.gradients
     if draws is None:
         used = build.recipe(config).examples_per_epoch(len(images.x_train))
-        draws = choose_draws(config.epochs * used // config.batch, config.batch)
+        draws = choose_draws(config.epochs * used // config.batch)
     if draws:
         at = (config.batch,)
         augment = config.data.augment if config.gradients_augment else "none"

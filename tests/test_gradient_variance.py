@@ -383,6 +383,6 @@ def test_what_cannot_be_measured_is_refused_with_the_reason(k, batch, blocks, me
 
 
 def test_the_default_number_of_draws_is_a_thirtieth_of_the_training_within_bounds():
-    assert choose_draws(30_000, 2) == 1000
-    assert choose_draws(10, 2) == 64
-    assert choose_draws(10**7, 2) == 4096
+    assert choose_draws(30_000) == 1000
+    assert choose_draws(10) == 64
+    assert choose_draws(10**7) == 4096

@@ -71,11 +71,11 @@ def measure_gradients(
     ]
 
 
-def choose_draws(total_forward_passes: int, batch: int) -> int:
+def choose_draws(total_forward_passes: int) -> int:
     """Default number of draws per measured point: a tenth of the training, over three points.
 
-    total_forward_passes: those of the whole training, at the same `batch` as the draws, so that
-    one draw costs one of them whatever `batch` is. Never below 64, never above 4096.
+    total_forward_passes: those of the whole training, at the same batch size as the draws, so that
+    one draw costs one of them. Never below 64, never above 4096.
     """
     return max(64, min(4096, total_forward_passes // 30))
 
