@@ -146,6 +146,11 @@ def test_an_unknown_instrument_is_refused(gnexp, workdir):
     refused(gnexp("measure", "what=[gradiants]"), workdir, ["what=gradiants", "gradients"])
 
 
+def test_a_gpu_is_refused_where_there_is_none(gnexp, workdir, monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    refused(gnexp("train", "device=cuda"), workdir, ["device=cuda", "device=cpu"])
+
+
 def test_batch_norm_on_one_value_per_channel_is_refused(gnexp, workdir, tmp_path):
     # Three stages halve 8x8 maps to 2x2; ResNet-18's four stages leave 1x1.
     root = tmp_path / "images"
