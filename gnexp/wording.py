@@ -1,6 +1,5 @@
 """The lines a person reads before and after training."""
 
-import copy
 import time
 from collections import Counter
 from typing import Any
@@ -11,9 +10,12 @@ from gnexp import build
 from gnexp.config import TrainConfig, norm_label
 from gnexp.data.loader import draw_batches
 from gnexp.execute import Task, missing_seeds
-from gnexp.progress import duration
+from gnexp.progress import duration, image_cost
 from gnexp.study.statistics import binomial_interval, t_interval
 from gnexp.study.store import Run
+from gnexp.training.evaluate import CHUNK
+
+WARM_UP, MOST_TIMED = 3, 200  # updates of the estimate
 
 
 def describe_norm(config: TrainConfig) -> str:
@@ -67,24 +69,32 @@ def _expected_text(config: TrainConfig, seeds: int) -> str:
         return ""
 
 
-def _expected_time(config: TrainConfig, updates: int = 6) -> float:
-    """Return the seconds one seed will take, from a few updates of a throw-away copy."""
+def _expected_time(config: TrainConfig, limit_s: float = 1.0) -> float:
+    """Return the seconds one seed will take, from about `limit_s` of updates of a throw-away copy.
+
+    An evaluation is counted as a third of training its images in large batches.
+    """
     device = build.pick_device(config.device)
     images = build.device_images(config.data, device)
-    model = copy.deepcopy(build.seeded_model(config, len(images.classes), 0)).to(device)
-    step = build.step_of(config, model.train())
-    batches = draw_batches(images, config.update_batch, 2 * updates, 0, "timing", "none")
-    start = 0.0
+    step = build.step_of(config, build.seeded_model(config, len(images.classes), 0).to(device))
+    step.model.train()
+    draws = WARM_UP + MOST_TIMED
+    batches = draw_batches(images, config.update_batch, draws, 0, "timing", config.data.augment)
+    start, timed = 0.0, 0
     for index, (x, y) in enumerate(batches):
-        if index == updates:  # the first ones warm up
+        if index == WARM_UP:
             step.take_sums()
             start = time.perf_counter()
         step(x, y, 0.0)
+        timed = index + 1 - WARM_UP
+        if timed > 2 and time.perf_counter() - start > limit_s:
+            break
     step.take_sums()
-    per_update = (time.perf_counter() - start) / updates
-    used = build.recipe(config).examples_per_epoch(len(images.x_train))
-    measuring = 1.0 if config.gradients == 0 else 1.12
-    return per_update * config.epochs * used / config.update_batch * measuring
+    per_image = (time.perf_counter() - start) / timed / config.update_batch
+    tested = len(images.x_test) * image_cost(CHUNK) / image_cost(config.batch) / 3
+    trained = build.recipe(config).examples_per_epoch(len(images.x_train))
+    measuring = 1.0 if config.gradients == 0 else 1.1
+    return per_image * config.epochs * (trained * measuring + tested)
 
 
 def grid_line(tasks: list[Task], todo: list[Task], workers: int) -> str:

@@ -12,6 +12,8 @@ from torch.nn import functional as F
 from gnexp.data.loader import DeviceImages, normalize
 from gnexp.training.step import autocast
 
+CHUNK = 250  # test images in one forward pass
+
 
 class Scores(NamedTuple):
     """What a test set says of a model: accuracy in [0, 1], loss in nats, logits (N, K) float32."""
@@ -23,7 +25,7 @@ class Scores(NamedTuple):
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, images: DeviceImages, *, precision: str = "fp32", chunk: int = 250
+    model: nn.Module, images: DeviceImages, *, precision: str = "fp32", chunk: int = CHUNK
 ) -> Scores:
     """Score the model on the test images in evaluation mode; its mode is restored."""
     was_training = model.training
