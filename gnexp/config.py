@@ -173,10 +173,8 @@ def problems(config: TrainConfig) -> list[str]:
     """Return one sentence for every rule that an expanded config breaks, before it is resolved."""
     found = list(_study_problems(config.study, config.out))
     counts = ("batch", "update_batch", "epochs", "groups", "channels_per_group", "workers")
-    for key in (*counts, "reference_batch", "model.width"):
-        value = config.model.width if key == "model.width" else getattr(config, key)
-        if value is not None and (not _is_whole(value) or value < 1):
-            found.append(f"{key}={value} must be a whole number of at least 1, such as {key}=2")
+    typed = {key: getattr(config, key) for key in (*counts, "reference_batch")}
+    found += count_problems({**typed, "model.width": config.model.width})
     for key in ("train_limit", "test_limit"):
         value = getattr(config.data, key)
         if value is not None and value < 1:
@@ -198,6 +196,15 @@ def problems(config: TrainConfig) -> list[str]:
     if config.groups is not None and config.channels_per_group is not None:
         found.append("groups= and channels_per_group= exclude each other: type one of them")
     return found
+
+
+def count_problems(typed: dict[str, Any]) -> list[str]:
+    """Return one sentence for every value that is neither None nor a whole number from 1 up."""
+    return [
+        f"{key}={value} must be a whole number of at least 1, such as {key}=2"
+        for key, value in typed.items()
+        if value is not None and (not _is_whole(value) or value < 1)
+    ]
 
 
 def gradient_problems(draws: int | None, batches: Any) -> list[str]:

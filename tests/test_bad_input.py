@@ -142,6 +142,12 @@ def test_measuring_nothing_is_refused(gnexp, workdir):
     refused(gnexp("measure", "gradients=0"), workdir, ["gradients=0", "256"])
 
 
+def test_counts_below_one_are_refused_by_every_command_that_has_them(gnexp, workdir):
+    refused(gnexp("measure", "workers=0"), workdir, ["workers=0", "at least 1"])
+    refused(gnexp("measure", "reference_batch=-1"), workdir, ["reference_batch=-1", "at least 1"])
+    refused(gnexp("report", "reference_batch=0"), workdir, ["reference_batch=0", "at least 1"])
+
+
 def test_an_unknown_instrument_is_refused(gnexp, workdir):
     refused(gnexp("measure", "what=[gradiants]"), workdir, ["what=gradiants", "gradients"])
 

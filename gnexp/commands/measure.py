@@ -14,6 +14,7 @@ from gnexp.config import (
     MeasureConfig,
     Mistake,
     TrainConfig,
+    count_problems,
     gradient_problems,
     identity,
     restore,
@@ -48,6 +49,7 @@ def measure(config: MeasureConfig) -> int:
     """Measure stored runs of a study at shared weights and refresh its report; the exit code."""
     what = config.what if isinstance(config.what, list) else [config.what]
     found = study_problems(config) + gradient_problems(config.gradients, config.gradients_at)
+    found += count_problems({"workers": config.workers, "reference_batch": config.reference_batch})
     for name in what:
         if name not in INSTRUMENTS:
             found.append(f"what={name} is not one of {', '.join(INSTRUMENTS)}")

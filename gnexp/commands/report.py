@@ -2,15 +2,13 @@
 
 from pathlib import Path
 
-from gnexp.config import Mistake, ReportConfig, study_problems
+from gnexp.config import Mistake, ReportConfig, count_problems, study_problems
 from gnexp.study.store import Study, load_study
 
 
 def report(config: ReportConfig) -> int:
     """Build the report of a study and say where it is; returns the exit code."""
-    found = study_problems(config)
-    if config.reference_batch < 1:
-        found.append(f"reference_batch={config.reference_batch} must be at least 1, such as 32")
+    found = study_problems(config) + count_problems({"reference_batch": config.reference_batch})
     if found:
         raise Mistake("\n".join(found))
     print(make_report(Path(config.out), config.study, config.reference_batch))
