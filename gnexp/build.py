@@ -3,6 +3,7 @@
 `check` finds what is wrong with a run before any work starts; the rest builds its parts.
 """
 
+import copy
 import functools
 import hashlib
 import importlib
@@ -16,14 +17,18 @@ import torch
 from torch import nn
 
 from gnexp.config import CUSTOM, DataConfig, TrainConfig
+from gnexp.data.feed import update_blocks
 from gnexp.data.loader import DeviceImages
 from gnexp.data.sources import Images, load_images
 from gnexp.models.resnet import build_model, initialize, zero_last_gamma
 from gnexp.norms.probes import values_per_statistic
-from gnexp.norms.registry import build_norm, group_count
+from gnexp.norms.registry import NORMS, build_norm, group_count
 from gnexp.seeding import derived_seed, generator
+from gnexp.training.graph import GraphStep, fastest
 from gnexp.training.loop import Recipe
-from gnexp.training.step import EagerStep
+from gnexp.training.precision import matrix_precision
+from gnexp.training.replicas import draws_random_numbers, refusal
+from gnexp.training.step import StackedStep
 
 
 def images_of(data: DataConfig) -> Images:
@@ -192,10 +197,7 @@ def recipe(config: TrainConfig) -> Recipe:
         batch=config.batch,
         update_batch=config.update_batch,
         epochs=config.epochs,
-        lr=config.lr,
         lr_rule=config.lr_rule,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
         warmup=config.warmup,
         schedule=config.schedule,
         precision=config.precision,
@@ -203,9 +205,121 @@ def recipe(config: TrainConfig) -> Recipe:
     )
 
 
-def step_of(config: TrainConfig, model: nn.Module) -> EagerStep:
-    """Return the training step of a model already on its device."""
-    return EagerStep(model, config.batch, config.momentum, config.weight_decay, config.precision)
+def company_refusal(config: TrainConfig, device: torch.device) -> str | None:
+    """Return why the seeds of a run cannot share a step, None if they can."""
+    if config.norm["name"] != CUSTOM:
+        return None
+    images = images_of(config.data)
+    models = [seeded_model(config, len(images.classes), seed) for seed in (0, 1)]
+    shape = images.x_train.shape[1:]
+    if device.type == "cuda":  # there models run side by side, each by itself
+        return "it draws random numbers" if draws_random_numbers(models[0], shape) else None
+    return refusal(models, shape)
+
+
+def training_step(
+    configs: list[TrainConfig], models: list[nn.Module], images: DeviceImages, frugal: bool = False
+) -> tuple[StackedStep | GraphStep, str]:
+    """Return the step that trains these models, each by its config, and what is to be said of it.
+
+    Models must be on the images' device. frugal: the batches of an update follow each other, which
+    takes less memory than a common pass. An execution that does not work here falls back to eager,
+    with the reason.
+    """
+    config, device = configs[0], images.x_train.device
+    if config.execution in ("auto", "cudagraph") and device.type == "cuda":
+        try:
+            return _graph_step(configs, models, images, frugal), ""
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            torch.cuda.synchronize(device)
+            note = f"no CUDA graph ({_first_line(error)}), so execution fell back to eager"
+            return _stacked_step(configs, models, images, frugal), note
+    if config.execution == "compile":
+        try:
+            step = _stacked_step(configs, models, images, frugal, compiled=True)
+            states = [step.state(replica) for replica in range(step.replicas)]
+            blocks = trial_block(configs, len(models), images)
+            step.run(*blocks, [[0.0] * len(models)] * blocks[1].shape[1])
+            step.take_sums()
+            for replica, state in enumerate(states):
+                step.load(replica, state)
+            return step, ""
+        except Exception as error:
+            note = f"torch.compile failed ({_first_line(error)}), so execution fell back to eager"
+            return _stacked_step(configs, models, images, frugal), note
+    return _stacked_step(configs, models, images, frugal), ""
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _stacked_step(
+    configs: list[TrainConfig],
+    models: list[nn.Module],
+    images: DeviceImages,
+    frugal: bool,
+    compiled: bool = False,
+    channels_last: bool | None = None,
+) -> StackedStep:
+    config = configs[0]
+    if channels_last is None:
+        entry = NORMS.get(config.norm["name"])
+        on_cpu = images.x_train.device.type == "cpu"
+        channels_last = bool(entry and entry.channels_last and on_cpu)
+    return StackedStep(
+        models,
+        config.batch,
+        config.momentum,
+        config.weight_decay,
+        config.precision,
+        lrs=[each.lr for each in configs],
+        channels_last=channels_last,
+        one_pass=not frugal and _takes_chunks(config, models[0], images),
+        compiled=compiled,
+    )
+
+
+def _takes_chunks(config: TrainConfig, model: nn.Module, images: DeviceImages) -> bool:
+    """Return whether the batches of an update may share a pass; stock layers say so themselves."""
+    if config.norm["name"] != CUSTOM or config.update_batch == config.batch:
+        return True
+    trial = copy.deepcopy(model).cpu()
+    return refusal([trial], tuple(images.x_train.shape[1:]), chunks=2) is None
+
+
+def _graph_step(
+    configs: list[TrainConfig], models: list[nn.Module], images: DeviceImages, frugal: bool
+) -> GraphStep:
+    """Return the captured step, in the layout that is faster by a trial where that is worth it."""
+
+    def candidate(channels_last: bool) -> GraphStep:
+        # Copies, since a branch of one shares a user's layers with its model.
+        branches = [
+            _stacked_step([config], [model], images, frugal, channels_last=channels_last)
+            for config, model in zip(configs, copy.deepcopy(models), strict=True)
+        ]
+        return GraphStep(branches)
+
+    numbers = recipe(configs[0])
+    used = numbers.examples_per_epoch(len(images.x_train))
+    updates = numbers.epochs * used // numbers.update_batch
+    x, y = trial_block(configs, len(models), images)
+    tries = (functools.partial(candidate, channels_last) for channels_last in (False, True))
+    with matrix_precision(configs[0].precision):
+        return fastest(tries, x, y, updates)
+
+
+def trial_block(
+    configs: list[TrainConfig], count: int, images: DeviceImages
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return one block of updates, as training will see them."""
+    numbers = recipe(configs[0])
+    return next(
+        update_blocks(images, [0] * count, 1, numbers.batch, numbers.update_batch, numbers.augment)
+    )
 
 
 def check(config: TrainConfig) -> list[str]:
@@ -217,6 +331,10 @@ def check(config: TrainConfig) -> list[str]:
     except ValueError as error:
         return [str(error)]
     found = _size_problems(config, len(images.x_train))
+    if config.execution == "cudagraph" and device.type != "cuda":
+        found.append(
+            f"execution=cudagraph needs a CUDA device, not {device.type}; use execution=auto"
+        )
     if config.precision == "tf32" and device.type != "cuda":
         found.append(f"precision=tf32 needs a CUDA device, not {device.type}; use precision=fp32")
     try:

@@ -18,6 +18,7 @@ commands
   report    build tables, figures and the page from what a study holds, finished or not
   measure   run instruments (gradient variance at shared weights) on stored runs
   status    what of a study is complete, running, failed or missing
+  bench     throughput and memory per norm and batch size, beside a plain PyTorch loop
 
 examples
   gnexp train norm=gn groups=32 batch=2

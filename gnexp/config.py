@@ -16,7 +16,7 @@ CUSTOM = "custom"  # the norm and model choice that is an import path
 LR_RULES = ("linear", "sqrt", "none")
 SCHEDULES = ("cosine", "constant")
 PRECISIONS = ("fp32", "tf32", "bf16")
-EXECUTIONS = ("auto", "eager")
+EXECUTIONS = ("auto", "eager", "compile", "cudagraph")
 AUGMENTS = ("crop_flip", "crop", "none")
 DEFAULT_GROUPS = 8  # divides every layer of the 6n+2 family
 LEAST_DRAWS = 4  # of gradients: deleting one of two blocks must leave a variance
@@ -25,7 +25,7 @@ REFERENCE_BATCH = 32  # comparisons across batch sizes are against this one, fix
 
 # What cannot change a run's numbers, or only says where things lie, stays out of its name.
 NOT_IDENTITY = {
-    *("device", "execution", "seeds", "study", "out", "workers"),
+    *("device", "execution", "seeds", "study", "out", "workers", "stack"),
     *("reference_batch", "gradients_at", "covariance", "together"),
 }
 # Keys added after the first release: absent from the hash while they hold the value that
@@ -86,6 +86,7 @@ class TrainConfig:
     execution: str = "auto"
     device: str = "auto"
     workers: int | None = None
+    stack: int | None = None
     gradients: int | None = None
     gradients_augment: bool = False
     gradients_at: Any = None
@@ -127,10 +128,30 @@ class MeasureConfig:
     reference_batch: int = REFERENCE_BATCH
 
 
+@dataclass
+class BenchConfig:
+    """Everything `gnexp bench` reads."""
+
+    norms: Any = field(default_factory=lambda: ["bn", "gn"])
+    batches: Any = field(default_factory=lambda: [1, 2, 4, 8, 16, 32, 64])
+    seeds: int = 5
+    model: ModelConfig = field(default_factory=lambda: ModelConfig("resnet20", 16))
+    data: DataConfig = field(default_factory=DataConfig)
+    groups: int | None = None
+    device: str = "auto"
+    precision: str = "fp32"
+    workers: int | None = None
+    repeats: int = 3
+    seconds: float = 3.0
+    out: str = "results"
+    name: str = "bench"
+
+
 COMMANDS: dict[str, type] = {
     "train": TrainConfig,
     "report": ReportConfig,
     "measure": MeasureConfig,
+    "bench": BenchConfig,
     "status": StatusConfig,
 }
 
@@ -169,10 +190,26 @@ def resolve(config: TrainConfig) -> TrainConfig:
     )
 
 
+def bench_run(config: BenchConfig, norm: str, batch: int) -> TrainConfig:
+    """Return the run that one cell of a bench times, not yet resolved."""
+    return TrainConfig(
+        norm={"name": norm},
+        model=config.model,
+        data=config.data,
+        groups=config.groups,
+        batch=batch,
+        seeds=config.seeds,
+        epochs=1000,  # so long that trying both layouts of a captured graph is worth it
+        precision=config.precision,
+        device=config.device,
+        workers=config.workers,
+    )
+
+
 def problems(config: TrainConfig) -> list[str]:
     """Return one sentence for every rule that an expanded config breaks, before it is resolved."""
     found = list(_study_problems(config.study, config.out))
-    counts = ("batch", "update_batch", "epochs", "groups", "channels_per_group", "workers")
+    counts = ("batch", "update_batch", "epochs", "groups", "channels_per_group", "workers", "stack")
     typed = {key: getattr(config, key) for key in (*counts, "reference_batch")}
     found += count_problems({**typed, "model.width": config.model.width})
     for key in ("train_limit", "test_limit"):
@@ -220,16 +257,44 @@ def gradient_problems(draws: int | None, batches: Any) -> list[str]:
     return found
 
 
+def bench_problems(config: BenchConfig) -> list[str]:
+    """Return one sentence for every rule that a bench breaks; its norms are not looked up."""
+    found = _study_problems(config.name, config.out, "name", "bench")
+    found += _list_problems("norms", config.norms, "[bn,gn]", "names of norms")
+    found += _list_problems("batches", config.batches, "[1,2,4,8]", "whole numbers from 1 up")
+    found += count_problems({"seeds": config.seeds, "repeats": config.repeats})
+    if not (math.isfinite(config.seconds) and config.seconds > 0):
+        found.append(f"seconds={config.seconds} must be a positive number, such as seconds=3")
+    if found:
+        return found
+    return problems(bench_run(config, config.norms[0], config.batches[0]))
+
+
+def _list_problems(key: str, value: Any, example: str, of: str) -> list[str]:
+    def fits(item: Any) -> bool:
+        return isinstance(item, str) if key == "norms" else _is_whole(item) and item >= 1
+
+    if fits(value):
+        return [f"{key}={value} must be a list, such as {key}=[{value}]"]
+    if not (isinstance(value, list) and value and all(fits(item) for item in value)):
+        return [f"{key}={value} must be a list of {of}, such as {key}={example}"]
+    once = list(dict.fromkeys(value))
+    if once != value:
+        shown = ",".join(map(str, once))
+        return [f"{key}={value} names one of them twice; type {key}=[{shown}]"]
+    return []
+
+
 def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _study_problems(study: str, out: str) -> list[str]:
+def _study_problems(study: str, out: str, key: str = "study", example: str = "main") -> list[str]:
     rule = "letters, digits, '.', '_' and '-', without a leading dot"
     if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}", study or ""):
-        return [f"study={study!r} must be 1 to 100 {rule}, such as study=main"]
+        return [f"{key}={study!r} must be 1 to 100 {rule}, such as {key}={example}"]
     if study in RESERVED_STUDIES:
-        return [f"study={study} is a reserved name; choose another, such as study={study}-1"]
+        return [f"{key}={study} is a reserved name; choose another, such as {key}={study}-1"]
     return [] if out else ["out= must name a folder, such as out=results"]
 
 

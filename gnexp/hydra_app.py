@@ -63,8 +63,10 @@ def _dispatch(command: str, configs: list[Any], grid: bool, typed: str) -> int:
     if command == "train":
         return function(configs, typed, grid)
     if grid:
-        raise Mistake(f"gnexp {command} takes no --multirun; name one study, such as study=main")
-    return function(configs[0])
+        bench = command == "bench"
+        instead = "type lists, such as norms=[bn,gn]" if bench else "name one study, as study=main"
+        raise Mistake(f"gnexp {command} takes no --multirun; {instead}")
+    return function(configs[0], typed) if command == "bench" else function(configs[0])
 
 
 def _prepare(arguments: list[str]) -> list[str]:

@@ -56,6 +56,8 @@ class Progress:
         """Take in what a task emitted: a tick within an epoch, or a finished epoch."""
         if event["kind"] == "tick":
             self._tick(event)
+        elif event["kind"] == "note":
+            self.say(event["text"])
         elif event["kind"] == "epoch":
             self._epoch(event)
 
@@ -76,10 +78,10 @@ class Progress:
             self.bar.write(line, file=sys.stdout)
 
     def _tick(self, event: dict[str, Any]) -> None:
-        cost = event["examples"] * self.costs[event["run"]]
-        key = event["run"], event["seed"]
-        self.uncounted[key] = self.uncounted.get(key, 0) + cost
-        self.bar.update(cost)
+        for run, seed in event["replicas"]:
+            cost = event["examples"] * self.costs[run]
+            self.uncounted[run, seed] = self.uncounted.get((run, seed), 0) + cost
+            self.bar.update(cost)
 
     def _epoch(self, event: dict[str, Any]) -> None:
         # The images after the last tick of the epoch were not reported one by one.

@@ -41,8 +41,16 @@ def _git() -> tuple[str | None, bool | None]:
         return None, None
 
 
-def provenance(device: torch.device, command: str) -> dict[str, object]:
-    """Return what a run's provenance.json holds; only `command` may name paths, as typed."""
+def now() -> str:
+    """Return the time, in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def provenance(device: torch.device, command: str, started: str) -> dict[str, object]:
+    """Return what a run's provenance.json holds; only `command` may name paths, as typed.
+
+    started: when the call began, see `now`.
+    """
     commit, dirty = _git()
     cuda = device.type == "cuda"
     return {
@@ -57,7 +65,7 @@ def provenance(device: torch.device, command: str) -> dict[str, object]:
         "threads": torch.get_num_threads(),
         "determinism": "not guaranteed on CUDA" if cuda else "same thread count, same digits",
         "platform": f"{sys.platform} {platform.machine()}",
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "started": started,
         "command": command,
     }
 

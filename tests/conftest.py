@@ -12,6 +12,9 @@ from gnexp import cli
 torch.set_num_threads(1)
 
 
+DEVICE_COMMANDS = (("train",), ("measure",), ("bench",))
+
+
 @dataclass
 class Answer:
     """What a command line gave."""
@@ -33,9 +36,12 @@ def workdir(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def gnexp(workdir, capfd):
-    """Run `gnexp WORDS...` in this process, in an empty directory."""
+    """Run `gnexp WORDS...` in this process, in an empty directory; on the CPU unless typed."""
 
     def run(*words: str) -> Answer:
+        typed = any(word.startswith(("device=", "--", "-s")) for word in words)
+        if torch.cuda.is_available() and words[:1] in DEVICE_COMMANDS and not typed:
+            words = (*words, "device=cpu")
         capfd.readouterr()
         code = cli.main(list(words))
         return Answer(code, *capfd.readouterr())

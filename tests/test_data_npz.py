@@ -30,7 +30,7 @@ def saved(folder, arrays, name="data.npz"):
         ((1, 10, 10), lambda x: np.concatenate([x] * 3, axis=1)),
         ((28, 28), lambda x: np.stack([np.pad(x, ((0, 0), (2, 2), (2, 2)))] * 3, axis=1)),
     ],
-    ids=str,
+    ids=lambda value: "" if callable(value) else str(value),
 )
 def test_every_layout_becomes_three_channels_first(tmp_path, shape, to_channels_first):
     arrays = good_arrays(shape)

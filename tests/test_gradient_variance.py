@@ -6,6 +6,7 @@ Shape suffixes: N examples, C channels, H, W pixels, K draws, P entries of the f
 import copy
 import math
 from contextlib import suppress
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,9 +15,11 @@ import torch.nn.functional as F
 from scipy.stats import t as student_t
 from torch import nn
 
-from gnexp.measure.gradients import choose_draws, measure_gradients
+from gnexp.measure import gradients
+from gnexp.measure.gradients import choose_draws, draws_per_pass, measure_gradients
 from gnexp.measure.parameters import parameter_kinds, reported_groups
 from gnexp.measure.per_example import per_example_covariance
+from gnexp.models.resnet import build_model, initialize
 from gnexp.norms.registry import NORMS, build_norm
 
 ISOLATING = [name for name, norm in NORMS.items() if "n" not in norm.pools]
@@ -61,6 +64,13 @@ def half_square(residual_NP, y_N):
 
 def net(name: str, dtype: torch.dtype = torch.float64) -> Net:
     return Net(lambda c: build_norm(name, c, **OPTIONS.get(name, {}))).to(dtype)
+
+
+def resnet(name: str) -> nn.Module:
+    norm = partial(build_norm, name, **OPTIONS.get(name, {}))
+    model = build_model("resnet8", norm, num_classes=3, width=4)
+    initialize(model, torch.Generator().manual_seed(0))
+    return model.double()
 
 
 def population(n: int, dtype: torch.dtype = torch.float64):
@@ -181,6 +191,123 @@ def test_streamed_blocks_equal_the_formulas_on_stacked_gradients(k):
             assert rows[name][f"{what}_hi"] == pytest.approx(full + half_width, rel=1e-8)
 
 
+@pytest.fixture
+def stacked(monkeypatch):
+    """Collects how many copies each stack that a measurement makes holds."""
+    sizes = []
+
+    class Recorded(gradients.Stack):
+        def __init__(self, models):
+            sizes.append(len(models))
+            super().__init__(models)
+
+    monkeypatch.setattr(gradients, "Stack", Recorded)
+    return sizes
+
+
+@pytest.mark.parametrize(
+    ("batch", "k", "blocks", "sizes"),
+    [
+        (1, 23, 32, {10, 3}),
+        (1, 21, 4, {10}),  # the last draw alone, and several draws of a pass in one block
+        (3, 7, 3, {7}),
+        (40, 16, 32, {7, 2}),
+        (300, 4, 4, set()),
+    ],
+)
+@pytest.mark.parametrize("build", [resnet, net])
+@pytest.mark.parametrize("name", NORMS)
+def test_draws_that_share_a_pass_give_the_numbers_of_one_at_a_time(
+    name, build, batch, k, blocks, sizes, stacked
+):
+    model, batches = build(name), drawn(*population(24), batch, k)
+    g_KP, columns = backward_gradients(model, batches)
+    rows = by_name(measure_gradients(model, iter(batches), k, batch, blocks))
+    assert set(stacked) == sizes
+    for group, members in reported_groups(model).items():
+        noise, signal = textbook(g_KP[:, [i for member in members for i in columns[member]]])
+        assert rows[group]["noise"] == pytest.approx(noise, rel=1e-9)  # float64
+        # A signal is a difference, known to the digits of its terms.
+        assert rows[group]["signal"] == pytest.approx(signal, rel=1e-9, abs=1e-9 * noise / k)
+
+
+def test_a_loss_of_ones_own_is_the_mean_of_each_draw_alone(stacked):
+    draws = gaussian(25, 3, MEAN, ROOT, seed=4)
+    row = measure_gradients(Quadratic(-MEAN), draws, 25, 3, loss=half_square)[0]
+    noise, signal = textbook(np.stack([(-MEAN - x.mean(dim=0)).numpy() for x, _ in draws]))
+    assert set(stacked) == {10, 5}
+    assert row["noise"] == pytest.approx(noise, rel=1e-12)  # float64
+    assert row["signal"] == pytest.approx(signal, rel=1e-12)  # float64
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda: nn.Dropout(0.3),  # random
+        lambda: nn.utils.parametrizations.spectral_norm(nn.Conv2d(4, 4, 1)),  # reads its buffers
+    ],
+)
+def test_draws_that_depend_on_chance_or_on_those_before_pass_one_at_a_time(layer, stacked):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), layer(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    model, batches = model.double(), drawn(*population(24), batch=2, k=12)
+    torch.manual_seed(3)
+    noise, signal = textbook(backward_gradients(model, batches)[0])
+    torch.manual_seed(3)
+    row = measure_gradients(model, batches, 12, 2)[0]
+    assert stacked == []
+    assert row["noise"] == pytest.approx(noise, rel=1e-9)  # float64
+    assert row["signal"] == pytest.approx(signal, rel=1e-9)  # float64
+
+
+@pytest.mark.parametrize("build", [resnet, net])
+def test_freezing_a_parameter_takes_its_rows_and_changes_no_other(build):
+    model, batches = build("bn"), drawn(*population(24), batch=2, k=12)
+    before = by_name(measure_gradients(model, batches, 12, 2))
+    model.norm1.requires_grad_(False)
+    after = by_name(measure_gradients(model, batches, 12, 2))
+    assert "norm1" not in after
+    for name in ("conv1", "conv", "fc"):
+        assert after[name]["noise"] == pytest.approx(before[name]["noise"], rel=1e-9)  # float64
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_parameter_that_the_loss_never_meets_has_rows_of_zeros(dtype):
+    model = net("gn", dtype)
+    model.spare = nn.Linear(2, 2).to(dtype)
+    rows = by_name(measure_gradients(model, drawn(*population(24, dtype), 2, 12), 12, 2))
+    assert rows["spare"]["noise"] == rows["spare"]["signal"] == 0.0
+    assert rows["fc"]["noise"] > 0
+
+
+def test_mini_batches_drawn_from_the_global_generator_are_those_of_a_plain_loop():
+    def random_batches(seen):
+        for _ in range(12):
+            seen.append(torch.randn(2, 3, 8, 8))
+            yield seen[-1], torch.randint(0, 3, (2,))
+
+    model, looped, measured = resnet("gn").float(), [], []
+    torch.manual_seed(6)
+    list(random_batches(looped))
+    torch.manual_seed(6)
+    measure_gradients(model, random_batches(measured), 12, 2)
+    assert torch.equal(torch.stack(looped), torch.stack(measured))
+
+
+@pytest.mark.parametrize(
+    ("k", "shape", "draws"),
+    [
+        (64, (1, 3, 32, 32), 10),
+        (4, (1, 3, 32, 32), 4),
+        (64, (4, 3, 32, 32), 2),
+        (64, (8, 3, 32, 32), 1),
+        (64, (8, 3, 16, 16), 5),
+        (64, (1, 3, 224, 224), 1),
+    ],
+)
+def test_on_a_cpu_draws_share_a_pass_while_they_are_small(k, shape, draws):
+    assert draws_per_pass(k, torch.empty(shape)) == draws
+
+
 @pytest.mark.parametrize("name", ISOLATING)
 def test_noise_times_batch_is_the_per_example_trace_when_examples_do_not_mix(name):
     model = net(name, torch.float32)
@@ -298,9 +425,9 @@ def test_on_cuda_draws_never_wait_for_the_device_and_agree_with_the_cpu():
 
     def watched():
         for i, (x, y) in enumerate(batches):
-            torch.cuda.set_sync_debug_mode("error" if i > 0 else "default")
+            # Not after the last draw: the estimates are fetched then.
+            torch.cuda.set_sync_debug_mode("error" if 0 < i < 63 else "default")
             yield x, y
-            torch.cuda.set_sync_debug_mode("default")
 
     try:
         measured = measure_gradients(model, watched(), 64, 2)

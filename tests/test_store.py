@@ -2,6 +2,7 @@
 
 import json
 import math
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -222,15 +223,42 @@ def test_a_corrupt_file_is_named(run, name, content, read):
         read(run)
 
 
-def test_only_one_process_at_a_time_holds_a_run_and_it_clears_what_a_killed_one_left(run):
-    (run.folder / ".metrics.csv.123.tmp").write_text("half a fi")
-    with run.lock() as first:
+def test_only_one_process_at_a_time_holds_a_seed_and_others_hold_other_seeds(run):
+    with run.lock(1) as first:
         assert first
-        assert not list(run.folder.glob("*.tmp"))
-        with Run(run.folder).lock() as second:
+        with Run(run.folder).lock(1) as second, Run(run.folder).lock(2) as other:
             assert not second
-    with run.lock() as again:
+            assert other
+    with run.lock(1) as again:
         assert again
+
+
+def test_a_write_clears_what_a_killed_writer_left(run):
+    (run.folder / ".metrics.csv.123.tmp").write_text("half a fi")
+    run.set_status(0, "running")
+    assert not list(run.folder.glob(".*.tmp"))
+
+
+def _add_rows(folder, seed, count):
+    for epoch in range(count):
+        Run(folder).add_result(seed * 1000 + epoch, {"status": "complete"})
+
+
+def test_processes_that_write_one_run_at_once_lose_nothing(run):
+    context = multiprocessing.get_context("spawn")
+    writers = [context.Process(target=_add_rows, args=(run.folder, seed, 25)) for seed in range(3)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert len(run.finished_seeds()) == 75
+
+
+def test_the_processes_of_one_call_leave_one_provenance_and_another_call_its_own(run):
+    for started in ("9:00", "9:00", "10:00"):
+        run.write_provenance({"command": "gnexp train", "started": started})
+    assert run.provenance()["started"] == "10:00"
+    assert [call["started"] for call in run.provenance()["earlier"]] == ["9:00"]
 
 
 def test_a_study_holds_finished_and_unfinished_runs_and_ignores_what_is_neither(tmp_path):

@@ -116,12 +116,25 @@ def test_more_seeds_train_only_the_new_ones(gnexp):
     assert len(after) == 6
 
 
-def test_a_seed_gets_the_same_numbers_alone_and_among_others(gnexp):
-    gnexp("train", *TINY, "seeds=2", "study=both")
+def test_a_seed_gets_the_same_numbers_among_others_wherever_it_stands(gnexp):
+    # Of three in a step, seed 1 is once the second and once the first.
+    gnexp("train", *TINY, "seeds=3", "study=first", "workers=1")
+    gnexp("train", *TINY, "seeds=[1,7,9]", "study=second", "workers=1")
+    first, second = (numbers(only_run(f"results/{s}")) for s in ("first", "second"))
+    for table in (0, 1):
+        ours, theirs = ([r for r in n[table] if r["seed"] == "1"] for n in (first, second))
+        assert ours == theirs
+
+
+def test_a_seed_alone_starts_as_among_others_to_rounding(gnexp):
+    # float32 kernels for one model and for several round differently, and training is chaotic.
+    gnexp("train", *TINY, "seeds=3", "study=both", "workers=1")
     gnexp("train", *TINY, "seeds=[1]", "study=alone")
     both, alone = (numbers(only_run(f"results/{s}")) for s in ("both", "alone"))
-    assert [r for r in both[0] if r["seed"] == "1"] == alone[0]
-    assert [r for r in both[1] if r["seed"] == "1"] == alone[1]
+    (row,) = (r for r in both[0] if (r["seed"], r["epoch"]) == ("1", "1"))
+    assert float(row["train_loss"]) == pytest.approx(float(alone[0][0]["train_loss"]), rel=1e-4)
+    start = [r for r in both[1] if (r["seed"], r["epoch"]) == ("1", "0")]
+    assert start == [r for r in alone[1] if r["epoch"] == "0"], "measured before the first update"
 
 
 def test_measuring_gradients_does_not_change_training(gnexp):
@@ -140,25 +153,26 @@ class Stop(BaseException):
 
 
 def test_a_run_stopped_between_epochs_ends_with_the_numbers_it_would_have_had(gnexp, monkeypatch):
-    words = (*TINY, "epochs=3", "norm=bn", "seeds=2")
+    words = (*TINY, "epochs=3", "norm=bn", "seeds=3", "workers=1")
     words = tuple(w for w in words if w != "epochs=2")
     gnexp("train", *words, "study=whole")
     stored = Run.write_checkpoint
     calls = []
 
-    def stop_at_the_fifth(self, data):
+    def stop_at_the_second(self, data):
         stored(self, data)
         calls.append(len(data))
-        if len(calls) == 5:
+        if len(calls) == 2:
             raise Stop
 
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "write_checkpoint", stop_at_the_fifth)
+        patch.setattr(Run, "write_checkpoint", stop_at_the_second)
         with pytest.raises(Stop):
             gnexp("train", *words, "study=stopped")
     out = gnexp("train", *words, "study=stopped").out
     assert "seed 1, epoch 3" in out
-    assert "epoch 1" not in out
+    assert "epoch 1:" not in out
+    assert "epoch 2:" not in out
     assert numbers(only_run("results/whole")) == numbers(only_run("results/stopped"))
 
 
@@ -263,7 +277,7 @@ def test_out_of_memory_is_infeasible_and_no_failure(gnexp, monkeypatch):
     def greedy(*words):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has")
 
-    monkeypatch.setattr(execute, "train_seed", greedy)
+    monkeypatch.setattr(execute, "train_epochs", greedy)
     answer = gnexp("train", *TINY)
     assert answer.code == 0
     status = json.loads((only_run() / "status.json").read_text())["seeds"]["0"]
@@ -490,7 +504,7 @@ def test_provenance_keeps_the_calls_that_trained_the_earlier_seeds(gnexp):
 
 def test_a_run_that_another_process_trains_is_left_alone_and_said_so(gnexp):
     gnexp("train", *TINY)
-    with Run(only_run()).lock() as alone:
+    with Run(only_run()).lock(1) as alone:
         assert alone
         answer = gnexp("train", *TINY, "seeds=2")
     assert answer.code == 1

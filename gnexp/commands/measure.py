@@ -26,7 +26,7 @@ from gnexp.execute import gradients_at
 from gnexp.measure.per_example import find_mixing_layer, per_example_covariance
 from gnexp.norms.probes import values_per_statistic
 from gnexp.study.store import Run
-from gnexp.training.step import matrix_precision
+from gnexp.training.precision import matrix_precision
 from gnexp.workers import Emit, WorkerDied, run_here, run_in_processes
 
 INSTRUMENTS = ("gradients", "covariance")

@@ -6,12 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from gnexp import build
+from gnexp.checkpoints import load_states
 from gnexp.commands.measure import measure_shared, worker_count
 from gnexp.commands.report import make_report
 from gnexp.config import Mistake, TrainConfig, problems, resolve, run_name
-from gnexp.execute import Task, mark_died, missing_seeds, run_task
+from gnexp.execute import Task, mark_died, run_task
 from gnexp.progress import Progress
-from gnexp.wording import closing_line, grid_line, single_line
+from gnexp.provenance import now
+from gnexp.runs import PlannedRun, missing_seeds
+from gnexp.schedule import Replica, Step, layout
+from gnexp.study.store import Run
+from gnexp.wording import alone_line, closing_line, grid_line, single_line
 from gnexp.workers import WorkerDied, run_here, run_in_processes
 
 
@@ -20,28 +25,53 @@ def train(configs: list[TrainConfig], command: str, grid: bool) -> int:
 
     Raises Mistake with one sentence per problem, before anything is written.
     """
-    tasks = plan(configs, command)
+    started = now()
+    runs = plan(configs)
     if configs[0].data.preview:
         _preview(configs[0])
     try:
-        todo = [task for task in tasks if missing_seeds(task)]
+        todo = {run: seeds for run in runs if (seeds := missing_seeds(run))}
+        steps, reasons = _steps(todo)
     except ValueError as error:  # a corrupt result.json, named
         raise Mistake(str(error)) from error
-    config = tasks[0].config
-    workers = min(worker_count(config.workers, config.device), max(1, len(todo)))
+    config = runs[0].config
+    workers = min(worker_count(config.workers, config.device), max(1, len(steps)))
+    for run, reason in reasons.items():
+        print(alone_line(run, reason))
     if grid:
-        print(grid_line(tasks, todo, workers))
+        print(grid_line(runs, list(todo), workers))
     elif todo:
-        print(single_line(todo[0]))
-    failed = _execute(todo, workers)
-    failed += _measure_shared(tasks, {name for name, _ in failed})
+        print(single_line(runs[0], steps, workers))
+    failed = _execute(todo, [Task(step, command, started) for step in steps], workers)
+    failed += _measure_shared(runs, {name for name, _ in failed})
     if grid:
         failed += _report(config)
     elif not failed:
-        print(closing_line(tasks[0]))
+        print(closing_line(runs[0]))
     for name, why in failed:
         print(f"failed: {name}: {why}")
     return 1 if failed else 0
+
+
+def _steps(todo: dict[PlannedRun, list[int]]) -> tuple[list[Step], dict[PlannedRun, str]]:
+    """Lay the missing trainings out over steps; with the runs whose seeds train one by one, why."""
+    if not todo:
+        return [], {}
+    replicas, company, reasons = [], {}, {}
+    for run, seeds in todo.items():
+        states = load_states(Run(run.folder), say=lambda text: None) if run.folder.is_dir() else {}
+        for seed in seeds:
+            replica = Replica(run.config, run.name, seed)
+            replicas.append(replica)
+            if members := states.get(seed, {}).get("step"):
+                company[replica.name] = tuple(members)
+        if reason := build.company_refusal(run.config, build.pick_device(run.config.device)):
+            reasons[run] = reason
+    config = replicas[0].config
+    device = build.pick_device(config.device)
+    workers = worker_count(config.workers, config.device)
+    steps = layout(replicas, company, {run.name for run in reasons}, device.type, workers)
+    return steps, {run: reason for run, reason in reasons.items() if len(todo[run]) > 1}
 
 
 def _report(config: TrainConfig) -> list[tuple[str, str]]:
@@ -53,7 +83,7 @@ def _report(config: TrainConfig) -> list[tuple[str, str]]:
     return []
 
 
-def plan(configs: list[TrainConfig], command: str) -> list[Task]:
+def plan(configs: list[TrainConfig]) -> list[PlannedRun]:
     """Return the distinct runs of a grid; raises Mistake listing all that is wrong."""
     found: list[str] = []
     good = []
@@ -71,15 +101,15 @@ def plan(configs: list[TrainConfig], command: str) -> list[Task]:
             found += build.check(config)
     if found:
         raise Mistake("\n".join(dict.fromkeys(found)))
-    tasks = {}
+    runs: dict[str, PlannedRun] = {}
     for config in good:
         name = run_name(config, build.images_of(config.data).checksum, build.code_checksum(config))
-        if name in tasks:  # jobs may differ in their seeds alone
-            known = tasks[name].config.seeds
+        if name in runs:  # jobs may differ in their seeds alone
+            known = runs[name].config.seeds
             seeds = [*known, *(s for s in config.seeds if s not in known)]
-            config = dataclasses.replace(tasks[name].config, seeds=seeds)
-        tasks[name] = Task(config, name, command)
-    return list(tasks.values())
+            config = dataclasses.replace(runs[name].config, seeds=seeds)
+        runs[name] = PlannedRun(config, name)
+    return list(runs.values())
 
 
 def _distinct_builds(configs: list[TrainConfig]) -> list[TrainConfig]:
@@ -109,45 +139,53 @@ def _folder_problems(config: TrainConfig) -> list[str]:
             part.rmdir()
 
 
-def _execute(todo: list[Task], workers: int) -> list[tuple[str, str]]:
-    """Run the tasks and return (run, reason) for what failed."""
-    if not todo:
+def _execute(
+    todo: dict[PlannedRun, list[int]], tasks: list[Task], workers: int
+) -> list[tuple[str, str]]:
+    """Run the tasks and return (run, reason) for what failed; a run is told of when it is whole."""
+    if not tasks:
         return []
-    sizes = {}
-    for task in todo:
-        images = len(build.images_of(task.config.data).x_train) * task.config.epochs
-        sizes[task.name] = images * len(missing_seeds(task)), task.config.batch
-    # The longest first, or the last one would run alone at the end.
-    todo = sorted(todo, key=lambda task: -sizes[task.name][0] / task.config.batch)
+    runs = {run.name: run for run in todo}
+    sizes, waiting = {}, {}
+    for run, seeds in todo.items():
+        images = len(build.images_of(run.config.data).x_train) * run.config.epochs
+        sizes[run.name] = images * len(seeds), run.config.update_batch
+        waiting[run.name] = set(seeds)
     failed: list[tuple[str, str]] = []
     with Progress(sizes) as progress:
         if workers > 1:
-            results = run_in_processes(todo, run_task, progress.event, workers)
+            results = run_in_processes(tasks, run_task, progress.event, workers)
         else:
-            results = run_here(todo, run_task, progress.event)
-        for index, statuses in results:
-            task = todo[index]
-            whys = _failures(task, statuses)
-            failed += [(task.name, why) for why in whys]
-            progress.run_done(f"{task.name}: {whys[0]}" if whys else closing_line(task), bool(whys))
+            results = run_here(tasks, run_task, progress.event)
+        for index, outcome in results:
+            step = tasks[index].step
+            troubles = _failures(step, outcome)
+            failed += troubles
+            for replica in step.replicas:
+                waiting[replica.run].discard(replica.seed)
+            for name in dict.fromkeys(replica.run for replica in step.replicas):
+                if not waiting[name]:
+                    whys = [why for run, why in failed if run == name]
+                    line = f"{name}: {whys[0]}" if whys else closing_line(runs[name])
+                    progress.run_done(line, bool(whys))
     return failed
 
 
-def _failures(task: Task, statuses: Any) -> list[str]:
-    if isinstance(statuses, str):
-        return [statuses]
-    if isinstance(statuses, WorkerDied):
-        mark_died(task, statuses.why)
-        return [statuses.why]
-    return [v["why"] for v in statuses.values() if v["status"] == "failed"]
+def _failures(step: Step, outcome: Any) -> list[tuple[str, str]]:
+    """Return (run, reason) for what failed, each reason of a run once."""
+    if isinstance(outcome, WorkerDied):
+        mark_died(step, outcome.why)
+        return list(dict.fromkeys((replica.run, outcome.why) for replica in step.replicas))
+    whys = [(run, v["why"]) for (run, _), v in outcome.items() if v["status"] in ("failed", "busy")]
+    return list(dict.fromkeys(whys))
 
 
-def _measure_shared(tasks: list[Task], failed: set[str]) -> list[tuple[str, str]]:
+def _measure_shared(runs: list[PlannedRun], failed: set[str]) -> list[tuple[str, str]]:
     """Measure at shared weights where asked for: at those of each family's largest batch."""
-    config = tasks[0].config
+    config = runs[0].config
     if not (config.gradients_at or config.covariance):
         return []
-    folders = [task.folder for task in tasks if task.name not in failed]
+    folders = [run.folder for run in runs if run.name not in failed]
     # `gradients` is for a run's own points; shared ones are fitted and need their own number.
     return measure_shared(
         folders,

@@ -1,11 +1,13 @@
 """How noisy the gradient of one mini-batch is, at fixed weights, from independent mini-batches.
 
-Shape suffixes: N examples of a mini-batch, C channels, H, W pixels, P entries of the flat
-gradient, T parameter tensors, B blocks of draws, R rows reported. K is the number of draws.
+Shape suffixes: N examples of a mini-batch, D draws of one pass, C channels, H, W pixels, P entries
+of the flat gradient, T parameter tensors, B blocks of draws, R rows reported. K is the number of
+draws.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 
 import numpy as np
 import torch
@@ -15,9 +17,11 @@ from torch import Tensor, nn
 
 from gnexp.measure.parameters import reported_groups, trainable_parameters
 from gnexp.measure.unchanged import unchanged
+from gnexp.training.replicas import Stack, refusal
 
 LEAST_DRAWS = 4  # two blocks of two: what is left without one block must still have a variance
 Batch = tuple[Tensor, Tensor]
+Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def measure_gradients(
@@ -26,14 +30,15 @@ def measure_gradients(
     k: int,
     batch: int,
     blocks: int = 32,
-    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+    loss: Loss = F.cross_entropy,
 ) -> list[dict[str, object]]:
     """Noise and signal of the mini-batch gradient, one row for "all", each kind, each layer.
 
     batches: yields (x_NCHW, y_N), independent draws with N = `batch` on the model's device; exactly
     `k` are taken. loss(logits, y_N) is the mean over the mini-batch. The forward passes run in
     train mode, so batch normalization uses each mini-batch's own statistics; afterwards model and
-    global random state are bit-identical to before.
+    global random state are bit-identical to before. Where the model allows it, several draws pass
+    at once through copies of it, see `draws_per_pass`; memory holds their gradients, and sums.
 
     Of each row's K gradients g, in (loss/parameter)^2:
       noise   (sum |g|^2 - |sum g|^2 / K) / (K - 1): trace of the covariance of one mini-batch
@@ -57,7 +62,8 @@ def measure_gradients(
     parameters = trainable_parameters(model)
     with unchanged(model), torch.enable_grad():
         model.train()
-        sums = _stream(model, list(parameters.values()), batches, k, batch, min(blocks, k), loss)
+        gradients = _gradients(model, batches, k, batch, loss)
+        sums = _sum(gradients, [p.numel() for p in parameters.values()], min(blocks, k))
     noise_TB, signal_TB = _estimates_without_each_block(sums)
     weights_T = torch.stack([p.detach().double().square().sum() for p in parameters.values()])
     # Both estimates, like a squared norm, add up over parameter tensors.
@@ -78,6 +84,18 @@ def choose_draws(total_forward_passes: int) -> int:
     one draw costs one of them. Never below 64, never above 4096.
     """
     return max(64, min(4096, total_forward_passes // 30))
+
+
+def draws_per_pass(k: int, x_NCHW: Tensor) -> int:
+    """How many of `k` mini-batches like this one share a forward and backward pass; 1: none.
+
+    Draws go together while a pass of one leaves the device idle: up to 10 draws or 10 images of
+    3x32x32 on a CPU, up to 16 draws or 512 such images on CUDA, smaller images in proportion. On
+    a CPU larger passes were slower than draw by draw (resnet8 and tiny, one thread).
+    """
+    images, most = (512, 16) if x_NCHW.device.type == "cuda" else (10, 10)
+    fitting = images * 3 * 32 * 32 // max(1, x_NCHW.numel())
+    return max(1, min(fitting, most, k))
 
 
 def block_jackknife(estimates: np.ndarray, block_draws: np.ndarray) -> tuple[float, float]:
@@ -108,25 +126,10 @@ class _Sums:
     sizes: list[int]  # entries of each parameter tensor
 
 
-def _stream(
-    model: nn.Module,
-    parameters: list[nn.Parameter],
-    batches: Iterable[Batch],
-    k: int,
-    batch: int,
-    blocks: int,
-    loss: Callable[[Tensor, Tensor], Tensor],
-) -> _Sums:
-    """Draw `k` gradients and keep `blocks` sums of them; never waits for the device."""
-    sizes = [p.numel() for p in parameters]
+def _sum(gradients: Iterable[Tensor], sizes: list[int], blocks: int) -> _Sums:
+    """Keep `blocks` sums of the gradients g_P; never waits for the device."""
     block_draws = np.zeros(blocks, dtype=np.int64)
-    draws = iter(batches)
-    for i in range(k):
-        x_NCHW, y_N = _next_batch(draws, i, k, batch)
-        gradients = torch.autograd.grad(
-            loss(model(x_NCHW), y_N), parameters, materialize_grads=True
-        )
-        g_P = torch.cat([g.reshape(-1) for g in gradients])
+    for i, g_P in enumerate(gradients):
         if i == 0:
             first_P = g_P.to(torch.promote_types(g_P.dtype, torch.float32))
             d_BP = first_P.new_zeros(blocks, len(first_P))
@@ -139,6 +142,57 @@ def _stream(
         squares_BT[i % blocks] += torch.stack(norms).square()
         block_draws[i % blocks] += 1
     return _Sums(first_P, d_BP, squares_BT, block_draws, sizes)
+
+
+def _gradients(
+    model: nn.Module, batches: Iterable[Batch], k: int, batch: int, loss: Loss
+) -> Iterator[Tensor]:
+    """Yield the gradients (P,) of exactly `k` mini-batches, in their order."""
+    draws = iter(batches)
+    checked = (_next_batch(draws, i, k, batch) for i in range(k))
+    first = next(checked)
+    nets: dict[int, nn.Module] = {1: model}
+    together = draws_per_pass(k, first[0])
+    # Before the loop, since on CUDA both trying and stacking wait for the device; and unchanged,
+    # since new layers draw random numbers, which may be meant for the mini-batches to come.
+    with unchanged(model):
+        if together > 1 and not _can_pass_together(model, first[0]):
+            together = 1
+        for size in {together, k % together} - {0, 1}:
+            nets[size] = Stack([model] * size).train()
+    every = chain([first], checked)
+    while some := list(islice(every, together)):
+        yield from _pass(nets[len(some)], model, some, loss)
+
+
+def _can_pass_together(model: nn.Module, x_NCHW: Tensor) -> bool:
+    """Whether copies of the model, each with a draw of its own, give what the model alone gives."""
+    # A layer may read in train mode what earlier draws left in its buffers, as spectral norm does;
+    # copies would then follow other draws than the model. Stock batch norm only writes them.
+    holders = [module for module in model.modules() if any(True for _ in module.buffers(False))]
+    if any(type(module) not in _WRITE_ONLY_BUFFERS for module in holders):
+        return False
+    return refusal([model, model], x_NCHW.shape[1:]) is None
+
+
+_WRITE_ONLY_BUFFERS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+def _pass(net: nn.Module, model: nn.Module, draws: Sequence[Batch], loss: Loss) -> Iterator[Tensor]:
+    """Return the gradients (P,) of D draws from one pass through `net`.
+
+    net: for D = 1 the model itself, else a `Stack` of D copies, one for each draw.
+    """
+    if net is model:
+        outputs = [model(x_NCHW) for x_NCHW, _ in draws]
+    else:
+        outputs = net(torch.stack([x_NCHW for x_NCHW, _ in draws], dim=1)).unbind(1)
+    losses = [loss(output, y_N) for output, (_, y_N) in zip(outputs, draws, strict=True)]
+    pairs = zip(net.parameters(), model.parameters(), strict=True)
+    trainable = [ours for ours, theirs in pairs if theirs.requires_grad]
+    gradients = torch.autograd.grad(losses, trainable, materialize_grads=True)
+    # A stacked tensor holds the copies one after the other, be it (D * O, ...) or (D, O, ...).
+    return map(torch.cat, zip(*(g.reshape(len(draws), -1) for g in gradients), strict=True))
 
 
 def _next_batch(draws: Iterator[Batch], i: int, k: int, batch: int) -> Batch:

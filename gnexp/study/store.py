@@ -7,6 +7,7 @@ version of a file, never a part of one, whenever the writer is killed.
 
 import contextlib
 import difflib
+import functools
 import io
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -72,6 +73,33 @@ _TABLES = {
 }
 
 
+def _writes(method: Any) -> Any:
+    """Let a method of Run be the only one, over all processes, that changes the run's files."""
+
+    @functools.wraps(method)
+    def alone(self: "Run", *args: Any, **kwargs: Any) -> Any:
+        with self.writing():
+            return method(self, *args, **kwargs)
+
+    return alone
+
+
+def _try_lock(file: Any) -> bool:
+    import fcntl
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _wait_for_lock(file: Any) -> None:
+    import fcntl
+
+    fcntl.flock(file, fcntl.LOCK_EX)
+
+
 class Run:
     """One run's folder: a config and what each of its seeds gave.
 
@@ -82,6 +110,7 @@ class Run:
 
     def __init__(self, folder: Path | str):
         self.folder = Path(folder)
+        self._writing = 0
 
     @classmethod
     def create(cls, folder: Path | str) -> "Run":
@@ -98,24 +127,46 @@ class Run:
         return any((self.folder / name).is_file() for name in _RUN_FILES)
 
     @contextlib.contextmanager
-    def lock(self) -> Iterator[bool]:
-        """Yield whether this process is the only one in the run; freed also when it is killed."""
-        import fcntl
+    def lock(self, seed: int | None = None) -> Iterator[bool]:
+        """Yield whether this process is the only one that trains this seed of the run.
 
-        with open(self.folder / ".lock", "w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
+        None is for work on the run as it is stored. A lock ends when its process does.
+        """
+        name = ".lock" if seed is None else f".lock-{int(seed)}"
+        with open(self.folder / name, "w") as file:
+            yield _try_lock(file)
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Wait until no other process changes a file of the run, and keep it so.
+
+        Seeds of one run may train in several processes: what is read here is still true when it
+        is written back. May be nested.
+        """
+        self._writing += 1
+        try:
+            if self._writing > 1:
+                yield
                 return
-            for leftover in self.folder.glob(".*.tmp"):  # of a killed writer: nobody else is here
-                leftover.unlink(missing_ok=True)
-            yield True
+            with open(self.folder / ".writing", "w") as file:
+                _wait_for_lock(file)
+                for leftover in self.folder.glob(".*.tmp"):  # of a killed writer
+                    leftover.unlink(missing_ok=True)
+                yield
+        finally:
+            self._writing -= 1
 
+    @_writes
     def write_config(self, config: Mapping[str, Any]) -> None:
-        """Write the resolved config as config.yaml, keys in the order given."""
+        """Write the resolved config as config.yaml, keys in the order given.
+
+        Its `seeds` are joined with those of the calls before.
+        """
         import yaml
 
+        if isinstance(config.get("seeds"), list):
+            known = self.config().get("seeds") or []
+            config = {**config, "seeds": sorted({*known, *config["seeds"]})}
         text = yaml.safe_dump(plain(config), sort_keys=False, default_flow_style=None, width=100)
         write_whole(self.folder / "config.yaml", text)
 
@@ -134,14 +185,25 @@ class Run:
             raise ValueError(corrupt(path, "not a mapping"))
         return loaded
 
+    @_writes
     def write_provenance(self, provenance: Mapping[str, Any]) -> None:
-        """Write what produced the numbers: commit, versions, device, determinism, command."""
-        self._write_json("provenance.json", provenance)
+        """Write what produced the numbers: commit, versions, device, determinism, command.
+
+        That of earlier calls, which trained other seeds, is kept under "earlier". The processes of
+        one call start at the same time with the same command, and leave one entry.
+        """
+        before = self.provenance()
+        earlier = before.pop("earlier", [])
+        if before and all(before.get(k) == provenance.get(k) for k in ("started", "command")):
+            return
+        kept = {"earlier": [*earlier, before]} if before else {}
+        self._write_json("provenance.json", {**provenance, **kept})
 
     def provenance(self) -> dict[str, Any]:
         """Return provenance.json; {} when it has not been written."""
         return self._read_json("provenance.json")
 
+    @_writes
     def set_status(self, seed: int, status: str, why: str = "") -> None:
         """Record one seed's status (one of STATUSES) and the reason, for people."""
         if status not in STATUSES:
@@ -155,6 +217,7 @@ class Run:
             self._read_json("status.json").get("seeds", {}), self.folder / "status.json"
         )
 
+    @_writes
     def add_metrics(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Add rows of METRICS_COLUMNS, replacing those of the same seed and epoch."""
         self._upsert("metrics.csv", rows)
@@ -163,6 +226,7 @@ class Run:
         """Return the rows of metrics.csv, sorted by seed and epoch."""
         return self._read_table("metrics.csv")
 
+    @_writes
     def add_gradients(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Add rows of GRADIENTS_COLUMNS, replacing those of the same GRADIENTS_KEY."""
         self._upsert("gradients.csv", rows)
@@ -171,6 +235,7 @@ class Run:
         """Return the rows of gradients.csv, sorted by GRADIENTS_KEY."""
         return self._read_table("gradients.csv")
 
+    @_writes
     def add_covariance(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Add rows of COVARIANCE_COLUMNS, replacing those of the same COVARIANCE_KEY."""
         self._upsert("covariance.csv", rows)
@@ -179,6 +244,7 @@ class Run:
         """Return the rows of covariance.csv, sorted by COVARIANCE_KEY."""
         return self._read_table("covariance.csv")
 
+    @_writes
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write result.json whole; result["seeds"] maps each finished seed to its numbers.
 
@@ -188,6 +254,7 @@ class Run:
         ordered = {str(seed): seeds[seed] for seed in sorted(seeds)}
         self._write_json("result.json", {**result, "seeds": ordered})
 
+    @_writes
     def add_result(self, seed: int, numbers: Mapping[str, Any], **head: Any) -> None:
         """Add (or replace) one finished seed; `head` are result.json's other keys to set."""
         result = self.result()
@@ -202,6 +269,7 @@ class Run:
         """Return the seeds that result.json lists, sorted."""
         return sorted(_by_seed(self.result().get("seeds", {}), self.folder / "result.json"))
 
+    @_writes
     def drop_seed(self, seed: int) -> None:
         """Forget one seed's result, rows and logits, before it is trained afresh."""
         result = self.result()
@@ -218,6 +286,12 @@ class Run:
         if logits.pop(int(seed), None) is not None:
             self._write_logits(logits)
 
+    @_writes
+    def write_traceback(self, seed: int, text: str) -> None:
+        """Keep the traceback of what made a seed fail."""
+        write_whole(self.folder / f"traceback-{int(seed)}.txt", text)
+
+    @_writes
     def write_checkpoint(self, data: bytes) -> None:
         """Replace checkpoint.pt; the bytes are the caller's affair."""
         write_whole(self.folder / "checkpoint.pt", data)
@@ -227,6 +301,7 @@ class Run:
         path = self.folder / "checkpoint.pt"
         return path.read_bytes() if path.is_file() else None
 
+    @_writes
     def add_logits(self, seed: int, logits_NC: "np.ndarray") -> None:
         """Add one seed's test logits, (test images, classes), stored as float16."""
         import numpy as np

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gnexp.data.loader import DeviceImages, normalize
-from gnexp.training.step import autocast
+from gnexp.training.precision import autocast
 
 CHUNK = 250  # test images in one forward pass
 

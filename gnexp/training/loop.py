@@ -1,38 +1,32 @@
-"""Training one seed, an epoch at a time; neither writes files nor measures gradients."""
+"""Training replicas in one step, an epoch at a time; it neither writes nor measures gradients."""
 
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from gnexp.data.loader import (
-    DeviceImages,
-    augmentation,
-    crop_flip,
-    epoch_augmentation,
-    epoch_order,
-    normalize,
-)
+from gnexp.data.feed import update_blocks
+from gnexp.data.loader import DeviceImages
 from gnexp.seeding import derived_seed
 from gnexp.training.evaluate import evaluate
-from gnexp.training.step import EagerStep, learning_rate, matrix_precision, peak_rate
+from gnexp.training.precision import matrix_precision
+from gnexp.training.rates import learning_rate, peak_rate
+from gnexp.training.step import Tick, no_tick
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a seed is trained: the numbers of the protocol, for any model and data."""
+    """How replicas are trained: the numbers of the protocol, for any model and data."""
 
     batch: int
     update_batch: int
     epochs: int
-    lr: float
     lr_rule: str = "linear"
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
     warmup: float = 0.05
     schedule: str = "cosine"
     precision: str = "fp32"
@@ -43,9 +37,25 @@ class Recipe:
         return train_size // self.update_batch * self.update_batch
 
 
+class Step(Protocol):
+    """What trains R replicas: see StackedStep and GraphStep."""
+
+    replicas: int
+    dtype: torch.dtype
+
+    def run(self, x: Tensor, y: Tensor, rates: Sequence[Sequence[float]], tick: Tick) -> None: ...
+
+    def take_sums(self) -> list[tuple[float, int]]: ...
+
+    def model(self, replica: int) -> nn.Module: ...
+
+
 @dataclass(frozen=True)
 class Epoch:
-    """What one epoch gave: accuracies in [0, 1], losses in nats, time in seconds."""
+    """What one epoch gave one replica: accuracies in [0, 1], losses in nats, time in seconds.
+
+    time_s is the replica's share of the time that all replicas of its step took together.
+    """
 
     epoch: int
     examples_seen: int
@@ -64,45 +74,57 @@ class Epoch:
 
 
 def train_epochs(
-    step: EagerStep,
+    step: Step,
     images: DeviceImages,
     recipe: Recipe,
-    seed: int,
+    seeds: Sequence[int],
+    lrs: Sequence[float],
     first_epoch: int = 1,
-    tick: Callable[[int], None] = lambda examples: None,
-) -> Iterator[Epoch]:
-    """Train from `first_epoch` to the last, yielding after each; a diverged epoch is the last one.
+    tick: Tick = no_tick,
+) -> Iterator[list[Epoch]]:
+    """Train from `first_epoch` to the last, yielding what each epoch gave every replica.
 
     The order and the augmentation of an epoch depend on (seed, epoch) alone, so training that
-    starts at a later epoch from stored weights sees what it would have seen. `tick` hears after
-    every update how many images it used.
+    starts at a later epoch from stored weights sees what it would have seen. A replica that
+    diverged stays in the step, where it harms nobody; when all have, training ends. `tick` hears
+    of images as they are used.
     """
+    used = recipe.examples_per_epoch(len(images.x_train))
     for epoch in range(first_epoch, recipe.epochs + 1):
         start = time.perf_counter()
-        with matrix_precision(recipe.precision), _forward_stream(seed, epoch, images):
-            rate = _train_one(step, images, recipe, seed, epoch, tick)
-            scores = evaluate(step.model, images, precision=recipe.precision)
-        used = recipe.examples_per_epoch(len(images.x_train))
-        loss_sum, hits = step.take_sums()
-        result = Epoch(
-            epoch=epoch,
-            examples_seen=epoch * used,
-            lr=rate,
-            train_loss=loss_sum / used,
-            train_acc=hits / used,
-            test_loss=scores.loss,
-            test_acc=scores.accuracy,
-            time_s=time.perf_counter() - start,
-            logits_NK=scores.logits_NK,
-        )
-        yield result
-        if result.diverged:
+        with matrix_precision(recipe.precision), _forward_stream(seeds[0], epoch, images):
+            rates = _train_one(step, images, recipe, seeds, lrs, epoch, tick)
+            sums = step.take_sums()
+            scores = [
+                evaluate(step.model(replica), images, precision=recipe.precision)
+                for replica in range(step.replicas)
+            ]
+        time_s = (time.perf_counter() - start) / step.replicas
+        results = [
+            Epoch(
+                epoch=epoch,
+                examples_seen=epoch * used,
+                lr=rate,
+                train_loss=loss_sum / used,
+                train_acc=hits / used,
+                test_loss=score.loss,
+                test_acc=score.accuracy,
+                time_s=time_s,
+                logits_NK=score.logits_NK,
+            )
+            for rate, (loss_sum, hits), score in zip(rates, sums, scores, strict=True)
+        ]
+        yield results
+        if all(result.diverged for result in results):
             return
 
 
 @contextlib.contextmanager
 def _forward_stream(seed: int, epoch: int, images: DeviceImages) -> Iterator[None]:
-    """Give what draws in a forward pass (dropout, a user's norm) a stream of this epoch's own."""
+    """Give what draws in a forward pass (dropout, a user's norm) a stream of this epoch's own.
+
+    Such a model trains alone in its step, so the stream is that of its seed.
+    """
     device = images.x_train.device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.default_generator.manual_seed(derived_seed(seed, "forward", epoch))
@@ -112,29 +134,30 @@ def _forward_stream(seed: int, epoch: int, images: DeviceImages) -> Iterator[Non
 
 
 def _train_one(
-    step: EagerStep,
+    step: Step,
     images: DeviceImages,
     recipe: Recipe,
-    seed: int,
+    seeds: Sequence[int],
+    lrs: Sequence[float],
     epoch: int,
-    tick: Callable[[int], None],
-) -> float:
-    """Train one epoch and return its last learning rate."""
-    step.model.train()
-    size, device = len(images.x_train), images.x_train.device
-    used = recipe.examples_per_epoch(size)
-    order = epoch_order(size, seed, epoch)[:used].to(device)
-    pad, flip = augmentation(recipe.augment)
-    offsets, flips = (t.to(device) for t in epoch_augmentation(size, seed, epoch, pad, flip))
-    dtype = next(step.model.parameters()).dtype
-    peak = peak_rate(recipe.lr, recipe.lr_rule, recipe.update_batch)
-    rate = 0.0
-    for index, at in enumerate(order.split(recipe.update_batch)):
-        seen = (epoch - 1) * used + index * recipe.update_batch
-        rate = learning_rate(seen, recipe.epochs * used, peak, recipe.warmup, recipe.schedule)
-        x = images.x_train[at]
-        if pad or flip:
-            x = crop_flip(x, offsets[at], flips[at], pad)
-        step(normalize(x, images.mean, images.std, dtype), images.y_train[at], rate)
-        tick(len(at))
-    return rate
+    tick: Tick,
+) -> list[float]:
+    """Train one epoch and return each replica's last learning rate."""
+    used = recipe.examples_per_epoch(len(images.x_train))
+    peaks = [peak_rate(lr, recipe.lr_rule, recipe.update_batch) for lr in lrs]
+    blocks = update_blocks(
+        images, seeds, epoch, recipe.batch, recipe.update_batch, recipe.augment, step.dtype
+    )
+    seen = (epoch - 1) * used
+    rates: list[float] = []
+    for x_RUNCHW, y_RUN in blocks:
+        rates_UR = []
+        for _ in range(y_RUN.shape[1]):
+            rates = [
+                learning_rate(seen, recipe.epochs * used, peak, recipe.warmup, recipe.schedule)
+                for peak in peaks
+            ]
+            rates_UR.append(rates)
+            seen += recipe.update_batch
+        step.run(x_RUNCHW, y_RUN, rates_UR, tick)
+    return rates

@@ -1,101 +1,202 @@
-"""One optimizer update, accumulated over the batches that see their own statistics.
+"""One optimizer update of R replicas in one forward and backward pass.
 
-Axes: N examples, C channels, H, W pixels.
+Shapes: R replicas, U updates, N images of one update, B of one batch, C channels, H, W pixels.
 """
 
-import contextlib
-import math
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gnexp.training.precision import autocast
+from gnexp.training.replicas import Stack
 
-def peak_rate(lr: float, rule: str, update_batch: int) -> float:
-    """Return the peak learning rate for an update of so many images; `lr` is that at 128.
-
-    Only the linear rule keeps the weight decay per epoch (rate x decay x updates) the same for
-    every update size. Source: Goyal et al. 2017, arXiv:1706.02677 (linear).
-    """
-    ratio = update_batch / 128
-    return lr * {"linear": ratio, "sqrt": math.sqrt(ratio), "none": 1.0}[rule]
+MOST_IMAGES = 512  # of one replica in one forward pass
+Tick = Callable[[int], None]
 
 
-def learning_rate(seen: int, total: int, peak: float, warmup: float, schedule: str) -> float:
-    """Return the rate for the update that starts after `seen` of `total` examples.
-
-    Linear warm-up over the fraction `warmup`, then cosine to zero, or constant. A function of
-    examples and not of updates, so that every batch size follows the same curve.
-    """
-    ramp = warmup * total
-    if seen < ramp:
-        return peak * (seen + 1) / (ramp + 1)
-    if schedule == "constant":
-        return peak
-    return 0.5 * peak * (1 + math.cos(math.pi * (seen - ramp) / (total - ramp)))
+def no_tick(images: int) -> None:
+    """Hear of trained images and do nothing."""
 
 
-def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
-    """Return the context in which forward passes of this precision run."""
-    if precision == "bf16":
-        return torch.autocast(device.type, dtype=torch.bfloat16)
-    return contextlib.nullcontext()
+class StackedStep:
+    """Trains R models of one architecture at once; sums of loss and hits stay on the device.
 
-
-@contextlib.contextmanager
-def matrix_precision(precision: str):
-    """Let CUDA matrix products and convolutions use TF32, or not, and restore the setting."""
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    allow = precision == "tf32"
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allow
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
-
-
-class EagerStep:
-    """Trains one replica; keeps its sums of loss and hits on the device until asked.
-
-    The statistics of a norm see `batch` images, the optimizer sees all that one call gets.
+    The statistics of a norm see `batch` images, the optimizer sees those of a whole update: where
+    every layer allows it the batches of an update share a forward pass, else they follow each
+    other (`one_pass=False` asks for that). A replica has its own images, weights and rate, and its
+    numbers do not depend on its neighbours.
     """
 
     def __init__(
-        self, model: nn.Module, batch: int, momentum: float, weight_decay: float, precision: str
+        self,
+        models: Sequence[nn.Module],
+        batch: int,
+        momentum: float,
+        weight_decay: float,
+        precision: str = "fp32",
+        *,
+        lrs: Sequence[float] | None = None,
+        channels_last: bool = False,
+        one_pass: bool = True,
+        compiled: bool = False,
     ) -> None:
-        self.model = model
-        self.batch = batch
-        self.precision = precision
-        parameters = list(model.parameters())
-        self.device = parameters[0].device
+        """Copy the models' weights, on the models' device.
+
+        lrs: of each replica; neighbours of equal rate share an optimizer group. compiled: by
+        torch.compile, with the first update.
+        """
+        self.models = list(models)
+        self.replicas = len(self.models)
+        self.batch, self.precision = batch, precision
+        self.stack = Stack(self.models).train()
+        self.channels_last = channels_last
+        self.one_pass = one_pass and self.stack.takes_chunks
+        first = next(self.stack.parameters())
+        self.device, self.dtype = first.device, first.dtype
+        if channels_last and self.device.type == "cuda":  # on a CPU oneDNN reorders them anyway
+            self.stack.to(memory_format=torch.channels_last)
+        self._forward = torch.compile(self.stack) if compiled else self.stack
+        self.execution = "compile" if compiled else "eager"
+        self._spans = _spans_of_equal(lrs or [0.0] * self.replicas)
         # Every norm's gamma and beta are decayed like all other weights: like for like.
         self.optimizer = torch.optim.SGD(
-            parameters,
+            [{"params": self.stack.parameter_parts(*span)} for span in self._spans],
             lr=0.0,
             momentum=momentum,
             nesterov=momentum > 0,
             weight_decay=weight_decay,
             fused=True,
         )
-        self.loss_sum = torch.zeros((), device=self.device, dtype=torch.float64)
-        self.hits = torch.zeros((), device=self.device, dtype=torch.int64)
+        for group in self.optimizer.param_groups:
+            if self.device.type == "cuda":  # a number would be baked into a captured update
+                group["lr"] = torch.zeros((), device=self.device)
+            for parameter in group["params"] if momentum else ():
+                # From zero velocity the first update is what PyTorch's is without one.
+                self.optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        self.loss_sum_R = torch.zeros(self.replicas, device=self.device, dtype=torch.float64)
+        self.hits_R = torch.zeros(self.replicas, device=self.device, dtype=torch.int64)
 
-    def __call__(self, x_NCHW: Tensor, y_N: Tensor, rate: float) -> None:
-        """Update the weights once with the mean loss of all N examples; N % batch == 0."""
-        self.optimizer.param_groups[0]["lr"] = rate
-        self.optimizer.zero_grad(set_to_none=True)
-        for x, y in zip(x_NCHW.split(self.batch), y_N.split(self.batch), strict=True):
+    def run(
+        self,
+        x_RUNCHW: Tensor,
+        y_RUN: Tensor,
+        rates_UR: Sequence[Sequence[float]],
+        tick: Tick = no_tick,
+    ) -> None:
+        """Make U updates; `tick` hears after each how many images of all replicas it used."""
+        x_UNCHW, y_UNR = self.arrange(x_RUNCHW, y_RUN)
+        for x_NCHW, y_NR, rates_R in zip(x_UNCHW, y_UNR, rates_UR, strict=True):
+            self.update(x_NCHW, y_NR, rates_R)
+            tick(y_NR.numel())
+
+    def arrange(self, x_RUNCHW: Tensor, y_RUN: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the images (U, N, R * C, H, W) in the step's layout, and the labels (U, N, R)."""
+        x = x_RUNCHW.permute(1, 2, 0, 3, 4, 5).flatten(2, 3)
+        if self.channels_last:
+            shape = x.shape
+            x = x.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+            x = x.unflatten(0, shape[:2])
+        return x, y_RUN.permute(1, 2, 0)
+
+    def update(self, x_NCHW: Tensor, y_NR: Tensor, rates_R: Sequence[float] | Tensor) -> None:
+        """Update each replica's weights once, by the mean loss of its N images; N % batch == 0.
+
+        x_NCHW: (N, R * C, H, W); example n belongs to batch n % (N / batch), as `update_blocks`
+        orders them. rates_R: numbers, or on CUDA a tensor.
+        """
+        for parameter in self.stack.parameters():
+            parameter.grad = None
+        for x, y, batches in self._passes(x_NCHW, y_NR):
+            self.stack.set_chunks(batches)
             with autocast(self.device, self.precision):
-                logits = self.model(x)
-            loss = F.cross_entropy(logits.float() if self.precision == "bf16" else logits, y)
-            (loss * (len(x) / len(x_NCHW))).backward()
-            self.loss_sum += loss.detach() * len(x)
-            self.hits += (logits.detach().argmax(dim=1) == y).sum()
+                logits_NRK = self._forward(x.unflatten(1, (self.replicas, -1)))
+            if self.precision == "bf16":
+                logits_NRK = logits_NRK.float()
+            losses = F.cross_entropy(logits_NRK.flatten(0, 1), y.flatten(), reduction="none")
+            losses_R = losses.unflatten(0, y.shape).sum(dim=0)
+            (losses_R.sum() / len(y_NR)).backward()
+            self.loss_sum_R += losses_R.detach()
+            self.hits_R += (logits_NRK.detach().argmax(dim=2) == y).sum(dim=0)
+        self._descend(rates_R)
+
+    def _passes(self, x_NCHW: Tensor, y_NR: Tensor) -> Iterator[tuple[Tensor, Tensor, int]]:
+        """Yield (images, labels, number of batches) of each forward pass of an update."""
+        batches = len(x_NCHW) // self.batch
+        together = 1
+        if self.one_pass:
+            most = max(1, MOST_IMAGES // self.batch)
+            together = max(n for n in range(1, min(batches, most) + 1) if batches % n == 0)
+        if together == batches:
+            yield x_NCHW, y_NR, batches
+            return
+        x, y = (t.unflatten(0, (self.batch, batches)) for t in (x_NCHW, y_NR))
+        for first in range(0, batches, together):
+            part = slice(first, first + together)
+            yield x[:, part].flatten(0, 1), y[:, part].flatten(0, 1), together
+
+    def _descend(self, rates_R: Sequence[float] | Tensor) -> None:
+        for group, (first, end) in zip(self.optimizer.param_groups, self._spans, strict=True):
+            if not isinstance(rates_R, Tensor) and len(set(rates_R[first:end])) > 1:
+                raise ValueError(f"rates {rates_R[first:end]} differ where lrs said they are equal")
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rates_R[first])
+            else:
+                group["lr"] = float(rates_R[first])
+            gradients = self.stack.gradient_parts(first, end)
+            for parameter, gradient in zip(group["params"], gradients, strict=True):
+                parameter.grad = gradient
         self.optimizer.step()
 
-    def take_sums(self) -> tuple[float, int]:
-        """Return (sum of losses, number of hits) since the last call, and start again."""
-        sums = self.loss_sum.item(), int(self.hits.item())
-        self.loss_sum.zero_()
-        self.hits.zero_()
+    def take_sums(self) -> list[tuple[float, int]]:
+        """Return each replica's (sum of losses, number of hits) since the last call."""
+        sums = list(zip(self.loss_sum_R.tolist(), self.hits_R.tolist(), strict=True))
+        self.loss_sum_R.zero_()
+        self.hits_R.zero_()
         return sums
+
+    def model(self, replica: int) -> nn.Module:
+        """Return the model of one replica, alone, with the weights of this moment."""
+        self.models[replica].load_state_dict(self.stack.state(replica))
+        return self.models[replica]
+
+    def state(self, replica: int) -> dict[str, object]:
+        """Return copies of one replica's tensors: "model", its state dict, and "momentum"."""
+        return {
+            "model": {k: v.detach().clone() for k, v in self.stack.state(replica).items()},
+            "momentum": [velocity.clone() for velocity in self._velocities(replica)],
+        }
+
+    def load(self, replica: int, state: dict[str, object]) -> None:
+        """Continue one replica from `state`; without "momentum" in it, from rest."""
+        self.stack.load(replica, state["model"])
+        velocities = self._velocities(replica)
+        for mine, stored in zip(velocities, state.get("momentum", velocities), strict=True):
+            mine.copy_(stored)
+
+    def _velocities(self, replica: int) -> list[Tensor]:
+        """Return views of the momentum buffers of one replica, in the order of its parameters."""
+        for group, (first, end) in zip(self.optimizer.param_groups, self._spans, strict=True):
+            if first <= replica < end:
+                states = (self.optimizer.state.get(p, {}) for p in group["params"])
+                return [s["momentum_buffer"][replica - first] for s in states if s]
+        raise AssertionError(f"no replica {replica}")
+
+    def tensors(self) -> list[Tensor]:
+        """Return every tensor that an update changes."""
+        velocities = [s["momentum_buffer"] for s in self.optimizer.state.values()]
+        rates = [g["lr"] for g in self.optimizer.param_groups if isinstance(g["lr"], Tensor)]
+        own = [tensor.detach() for tensor in self.stack.state_dict().values()]
+        return [*own, *velocities, *rates, self.loss_sum_R, self.hits_R]
+
+
+def _spans_of_equal(values: Sequence[float]) -> list[tuple[int, int]]:
+    """Return (first, end) of each run of equal neighbours."""
+    spans, first = [], 0
+    for _, group in groupby(values):
+        end = first + len(list(group))
+        spans.append((first, end))
+        first = end
+    return spans

@@ -1,0 +1,67 @@
+"""How long a timing lasts, when its clock starts and when it stops."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+LEAST_UPDATES = 5
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What was done in a window, and its length in seconds."""
+
+    examples: int
+    updates: int
+    time_s: float
+
+    @property
+    def examples_per_s(self) -> float:
+        return self.examples / self.time_s
+
+
+class Neighbours:
+    """What a timing knows of those beside it; alone, that nobody is there."""
+
+    def wait(self) -> None:
+        """Return when all are warm."""
+
+    def busy(self) -> bool:
+        """Return whether another one is still being timed."""
+        return False
+
+
+class Window:
+    """Times at least `seconds` and LEAST_UPDATES updates, from `open` on.
+
+    The clock is read when `synchronize` has returned, at both ends. Whoever is timed first goes on
+    working until its neighbours are timed too, so that no one has the machine for itself.
+    """
+
+    def __init__(
+        self, seconds: float, synchronize: Callable[[], None], neighbours: Neighbours
+    ) -> None:
+        self.synchronize = synchronize
+        self._seconds, self._neighbours = seconds, neighbours
+        self._examples = self._updates = 0
+        self._start = 0.0
+        self.timing: Timing | None = None
+
+    def open(self) -> None:
+        """Start the clock, once all neighbours are warm."""
+        self.synchronize()
+        self._neighbours.wait()
+        self._start = time.perf_counter()
+
+    def tick(self, examples: int) -> bool:
+        """Take in that an update of so many examples was made; return whether it was the last."""
+        if self.timing is None:
+            self._examples += examples
+            self._updates += 1
+            long = time.perf_counter() - self._start >= self._seconds
+            if not long or self._updates < LEAST_UPDATES:
+                return False
+            self.synchronize()
+            time_s = time.perf_counter() - self._start
+            self.timing = Timing(self._examples, self._updates, time_s)
+        return not self._neighbours.busy()

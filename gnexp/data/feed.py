@@ -1,0 +1,54 @@
+"""What an epoch feeds to replicas that train in one step: blocks of augmented, normalized updates.
+
+Shapes: R replicas, U updates, N images of one update, M = U * N images, C colours, H, W pixels.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from gnexp.data.loader import (
+    DeviceImages,
+    augmentation,
+    crop_flip,
+    epoch_augmentation,
+    epoch_order,
+    normalize,
+)
+
+BLOCK = 256  # images of one replica that are augmented at once: a batch of 1 would be all overhead
+
+
+def update_blocks(
+    images: DeviceImages,
+    seeds: Sequence[int],
+    epoch: int,
+    batch: int,
+    update_batch: int,
+    augment: str,
+    dtype: torch.dtype = torch.float32,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the epoch's updates as (x_RUNCHW, y_RUN), about BLOCK images of each replica at a time.
+
+    A replica gets the order and the augmentation of its own (seed, epoch). Within an update example
+    n belongs to batch n % (update_batch / batch): a batch is a slice with a stride. The images of
+    the last partial update are left out. Nothing waits for the device.
+    """
+    size, device = len(images.x_train), images.x_train.device
+    count = size // update_batch
+    pad, flip = augmentation(augment)
+    order_RUN = torch.stack([epoch_order(size, seed, epoch) for seed in seeds])
+    order_RUN = order_RUN[:, : count * update_batch].unflatten(1, (count, -1, batch))
+    order_RUN = order_RUN.transpose(2, 3).flatten(2).to(device)
+    draws = [epoch_augmentation(size, seed, epoch, pad, flip) for seed in seeds]
+    offsets_RM2, flips_RM = (torch.stack(each).to(device) for each in zip(*draws, strict=True))
+    replica_R1 = torch.arange(len(seeds), device=device)[:, None]
+    for at_RUN in order_RUN.split(max(1, BLOCK // update_batch), dim=1):
+        at_RM = at_RUN.flatten(1)
+        x = images.x_train[at_RM.flatten()]
+        if pad or flip:
+            offsets, flips = offsets_RM2[replica_R1, at_RM], flips_RM[replica_R1, at_RM]
+            x = crop_flip(x, offsets.flatten(0, 1), flips.flatten(), pad)
+        x = normalize(x, images.mean, images.std, dtype)
+        yield x.unflatten(0, at_RUN.shape), images.y_train[at_RUN]

@@ -1,0 +1,97 @@
+"""Stacked forms of the normalization layers: R replicas of a layer as one, on R * C channels.
+
+Shapes: N examples, R replicas, C channels of one replica, K chunks of an update, H and W pixels.
+A stacked tensor holds the channels of replica 0, then those of replica 1, and so on.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gnexp.norms.layers import ChannelAffine
+
+
+def join(target: nn.Module, layers: Sequence[nn.Module]) -> nn.Module:
+    """Fill `target`, a layer on R * C channels, with the tensors of R layers on C; return it.
+
+    Tensors per channel are put one after the other; one that has no channels (BN's counter) is
+    that of the first layer.
+    """
+    states = [layer.state_dict() for layer in layers]
+    like = next((t for t in states[0].values() if t.is_floating_point()), None)
+    target = target.train(layers[0].training).to(like)
+    with torch.no_grad():
+        for name, tensor in target.state_dict().items():
+            parts = [state[name] for state in states]
+            tensor.copy_(torch.cat(parts) if tensor.ndim else parts[0])
+    return target
+
+
+class ChunkedBatchNorm2d(nn.BatchNorm2d):
+    """Batch norm whose examples fall into `chunks` batches, each with statistics of its own.
+
+    (N, C, H, W) -> (N, C, H, W). Example n belongs to chunk n % chunks, so that a chunk is a slice
+    with a stride and, in a contiguous tensor, folding the chunks into the channels moves no memory.
+    The running statistics become what passing chunk after chunk would have made of them.
+    """
+
+    chunks = 1
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        if self.chunks == 1 or not self.training:
+            return super().forward(x_NCHW)
+        count, shape = self.chunks, x_NCHW.shape
+        x = x_NCHW.reshape(shape[0] // count, count * shape[1], *shape[2:])
+        mean_KC, var_KC = x.new_zeros(2, count * shape[1]).unbind()
+        weight, bias = (t.repeat(count) if self.affine else None for t in (self.weight, self.bias))
+        # With momentum 1 the "running" statistics are those of the batch: the variance comes out
+        # unbiased and without the detour over 1 / sqrt(var + eps), which costs digits. They start
+        # at zero, since 0 times what memory held before may be NaN.
+        y = F.batch_norm(x, mean_KC, var_KC, weight, bias, True, 1.0, self.eps)
+        if self.track_running_stats:
+            self._follow(mean_KC.view(count, -1), var_KC.view(count, -1))
+        return y.reshape(shape)
+
+    @torch.no_grad()
+    def _follow(self, mean_KC: Tensor, var_KC: Tensor) -> None:
+        """Move the running statistics over all chunks at once.
+
+        r <- (1 - m) r + m s, applied to s_0 .. s_{K-1}, is (1 - m)^K r + m sum (1 - m)^(K-1-k) s_k.
+        """
+        count, keep = self.chunks, 1 - self.momentum
+        powers = torch.arange(count - 1, -1, -1, device=mean_KC.device, dtype=mean_KC.dtype)
+        weights_K = self.momentum * keep**powers
+        for running, seen_KC in ((self.running_mean, mean_KC), (self.running_var, var_KC)):
+            running.mul_(keep**count).add_(weights_K @ seen_KC)
+        self.num_batches_tracked.add_(count)
+
+
+def stack_batch_norm(layers: Sequence[nn.BatchNorm2d]) -> nn.Module:
+    """Return batch norm over R * C channels: channels never share a statistic."""
+    one = layers[0]
+    # A cumulative average (momentum None) depends on a counter that lives on the device.
+    kind = nn.BatchNorm2d if one.momentum is None else ChunkedBatchNorm2d
+    joined = kind(
+        len(layers) * one.num_features,
+        eps=one.eps,
+        momentum=one.momentum,
+        affine=one.affine,
+        track_running_stats=one.track_running_stats,
+    )
+    return join(joined, layers)
+
+
+def stack_group_norm(layers: Sequence[nn.GroupNorm]) -> nn.Module:
+    """Return group norm with R * G groups: groups are consecutive channels, as replicas are."""
+    one, count = layers[0], len(layers)
+    joined = nn.GroupNorm(
+        count * one.num_groups, count * one.num_channels, eps=one.eps, affine=one.affine
+    )
+    return join(joined, layers)
+
+
+def stack_channel_affine(layers: Sequence[ChannelAffine]) -> nn.Module:
+    """Return the affine of R * C channels."""
+    return join(ChannelAffine(len(layers) * layers[0].num_channels), layers)

@@ -1,0 +1,132 @@
+"""Which trainings share a step, and how steps are laid out over processes."""
+
+import dataclasses
+import itertools
+import json
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+
+from gnexp.config import NOT_IDENTITY, TrainConfig
+from gnexp.progress import image_cost
+
+# Measured (ResNet-20, one thread of an AMD EPYC, PyTorch 2.14.1, see results/LOG.md): at batch 1
+# ten replicas in a step train 2.0 times as many images per second as one, at batch 16 there is no
+# gain left, and at 64 five replicas are a sixth slower than one: they no longer fit a cache.
+CPU_IMAGES, CPU_REPLICAS = 80, 10
+# One H100, ResNet-20 at batch 1: a replica's update takes 0.27 ms among 5, 0.21 among 20.
+CUDA_REPLICAS = 20
+
+# Trainings in one CUDA graph share the images they count, and nothing else: norm, model, rate and
+# decay may differ. Stacked on a CPU they share the architecture too, and only rates may differ.
+_GRAPH_KEYS = ("data", "batch", "update_batch", "epochs", "precision", "execution")
+_GRAPH_KEYS += ("lr_rule", "warmup", "schedule", "device")
+_FREE_IN_A_STACK = {"lr", *NOT_IDENTITY} - {"device", "execution"}
+
+
+@dataclass(frozen=True)
+class Replica:
+    """One seed of one run."""
+
+    config: TrainConfig
+    run: str
+    seed: int
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return Path(self.config.out) / self.config.study / self.run
+
+    @property
+    def name(self) -> str:
+        """Its name among those that share a step."""
+        return f"{self.run}/{self.seed}"
+
+
+@dataclass(frozen=True)
+class Step:
+    """Trainings that share a step, each with its place among `size`.
+
+    Places without a training are filled by a copy that nobody records: so a step that was
+    interrupted goes on in its old shape when some of its trainings have ended.
+    """
+
+    replicas: tuple[Replica, ...]
+    places: tuple[int, ...]
+    size: int
+
+    @property
+    def cost(self) -> float:
+        """How long it takes, in arbitrary units; needs resolved configs."""
+        config = self.replicas[0].config
+        return self.size * config.epochs * image_cost(config.update_batch or config.batch)
+
+
+def step_of(replicas: list[Replica]) -> Step:
+    """Return the step of exactly these trainings."""
+    return Step(tuple(replicas), tuple(range(len(replicas))), len(replicas))
+
+
+def most_together(device_type: str, update_batch: int) -> int:
+    """Return how many trainings may share a step on a device ("cpu" or "cuda")."""
+    if device_type == "cuda":
+        return CUDA_REPLICAS
+    return max(1, min(CPU_REPLICAS, CPU_IMAGES // update_batch))
+
+
+def layout(
+    replicas: list[Replica],
+    company: dict[str, tuple[str, ...]],
+    alone: set[str],
+    device_type: str,
+    workers: int,
+) -> list[Step]:
+    """Distribute trainings over steps, the longest first.
+
+    company: for those that were interrupted, by name, the names that shared their step, in order.
+    alone: runs whose models cannot share a step. With several workers, steps are halved until
+    each worker has about as much to do.
+    """
+    steps = []
+    by_company: dict[tuple[str, ...], list[Replica]] = {}
+    by_kind: dict[str, list[Replica]] = {}
+    for replica in replicas:
+        if replica.name in company:
+            by_company.setdefault(company[replica.name], []).append(replica)
+        else:
+            kind = replica.name if replica.run in alone else _kind(replica.config, device_type)
+            by_kind.setdefault(kind, []).append(replica)
+    for members, some in by_company.items():
+        places = tuple(members.index(replica.name) for replica in some)
+        steps.append(Step(tuple(some), places, len(members)))
+    fresh = []
+    for some in by_kind.values():
+        # Equal rates side by side share an optimizer group.
+        some = sorted(some, key=lambda replica: (replica.config.lr, replica.run, replica.seed))
+        first = some[0].config
+        fresh += _slices(some, first.stack or most_together(device_type, first.update_batch))
+    everything = sum(step.cost for step in (*steps, *fresh))
+    while fresh:
+        step = max(fresh, key=lambda step: step.cost)
+        # A share and a half: the halves of a step that is a little too large would be as slow.
+        if step.size == 1 or step.cost * workers <= 1.5 * everything:
+            break
+        fresh.remove(step)
+        fresh += _slices(list(step.replicas), ceil(step.size / 2))
+    return sorted([*steps, *fresh], key=lambda step: -step.cost)
+
+
+def _slices(replicas: list[Replica], most: int) -> list[Step]:
+    """Return steps of nearly equal size, none larger than `most`."""
+    count = ceil(len(replicas) / most)
+    edges = [round(i * len(replicas) / count) for i in range(count + 1)]
+    return [step_of(replicas[a:b]) for a, b in itertools.pairwise(edges)]
+
+
+def _kind(config: TrainConfig, device_type: str) -> str:
+    """Return what the configs of trainings that may share a step have in common."""
+    values = dataclasses.asdict(config)
+    if device_type == "cuda":
+        return json.dumps({key: values[key] for key in _GRAPH_KEYS}, sort_keys=True)
+    shared = {key: value for key, value in values.items() if key not in _FREE_IN_A_STACK}
+    return json.dumps(shared, sort_keys=True)

@@ -1,0 +1,413 @@
+"""Replicas that share a step: each gets exactly what it would get alone, in any execution."""
+
+import copy
+import functools
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from gnexp.data.feed import update_blocks
+from gnexp.data.loader import DeviceImages, crop_flip, epoch_augmentation, epoch_order, normalize
+from gnexp.data.sources import load_images
+from gnexp.models.resnet import build_model, initialize
+from gnexp.norms.registry import NORMS, build_norm
+from gnexp.norms.stacked import ChunkedBatchNorm2d
+from gnexp.seeding import generator
+from gnexp.training.graph import GraphStep
+from gnexp.training.loop import Recipe, train_epochs
+from gnexp.training.rates import peak_rate
+from gnexp.training.replicas import Stack, draws_random_numbers, refusal
+from gnexp.training.step import StackedStep
+from gnexp.workers import run_in_processes
+
+FLOAT64 = 1e-10  # relative, after 20 updates
+ONE_PASS = 1e-12  # float64, relative: the same sums in another order
+FLOAT32 = 1e-5  # relative, of the first gradient
+UPDATES = 20
+SHAPE = (3, 16, 16)
+
+
+class OwnNorm(nn.Module):
+    """A user's norm with a running scale, which torch.func must stack."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.register_buffer("scale", torch.ones(channels))
+
+    def forward(self, x):
+        if self.training:
+            scale = x.square().mean((0, 2, 3)).add(1e-5).sqrt()
+            self.scale = 0.9 * self.scale + 0.1 * scale.detach()  # rebound, not in place
+        else:
+            scale = self.scale
+        return (x / scale[:, None, None]) * self.weight[:, None, None] + self.bias[:, None, None]
+
+
+class NestedNorm(nn.Module):
+    """A user's norm around a stock one, whose running statistics change in place."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.inner = nn.BatchNorm2d(channels)
+        self.gain = nn.Parameter(torch.ones(channels))
+
+    def forward(self, x):
+        return self.inner(x) * self.gain[:, None, None]
+
+
+class StatelessNorm(nn.Module):
+    """A user's norm that pools over the batch and keeps nothing."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+
+    def forward(self, x):
+        return x / x.abs().mean((0, 2, 3), keepdim=True) * self.weight[:, None, None]
+
+
+OWN = {"own": OwnNorm, "nested": NestedNorm, "stateless": StatelessNorm}
+EVERY = [*NORMS, *OWN]
+
+
+def net(norm, seed, model="resnet8", dtype=torch.float64):
+    factory = OWN.get(norm) or functools.partial(build_norm, norm)
+    built = build_model(model, lambda channels: factory(channels), num_classes=4, width=8)
+    initialize(built, generator(seed, "test"))
+    return built.to(dtype)
+
+
+def data(replicas, updates, n, dtype=torch.float64):
+    draws = torch.Generator().manual_seed(n)
+    x = torch.randn(replicas, updates, n, *SHAPE, generator=draws, dtype=dtype)
+    return x, torch.randint(0, 4, (replicas, updates, n), generator=draws)
+
+
+def train(step, x, y, lrs):
+    """Train with the protocol's linear rule and return every replica's state."""
+    rates = [peak_rate(lr, "linear", x.shape[2]) for lr in lrs]
+    step.run(x, y, [rates] * x.shape[1])
+    return [copy.deepcopy(step.model(r).state_dict()) for r in range(len(lrs))]
+
+
+def stacked(models, batch, **more):
+    return StackedStep(models, batch, momentum=0.9, weight_decay=5e-4, **more)
+
+
+def distance(ours, theirs):
+    """The largest difference of any parameter or buffer, relative to its own largest value."""
+    worst = 0.0
+    for name, tensor in theirs.items():
+        scale = tensor.abs().max().double().clamp_min(1e-30)
+        worst = max(worst, ((ours[name] - tensor).abs().max() / scale).item())
+    return worst
+
+
+@functools.cache
+def trained_alone(norm, batch, update_batch, replicas=3, model="resnet8"):
+    """The oracle: each model by itself, with PyTorch's own modules, batch after batch."""
+    x, y = data(replicas, UPDATES, update_batch)
+    states = []
+    for r, lr in enumerate(LRS[:replicas]):
+        one = net(norm, r, model).train()
+        rate = lr * update_batch / 128
+        optimizer = torch.optim.SGD(one.parameters(), rate, 0.9, weight_decay=5e-4, nesterov=True)
+        for x_N, y_N in zip(x[r], y[r], strict=True):
+            optimizer.zero_grad()
+            count = update_batch // batch
+            for k in range(count):
+                (F.cross_entropy(one(x_N[k::count]), y_N[k::count]) / count).backward()
+            optimizer.step()
+        states.append(one.state_dict())
+    return states
+
+
+LRS = (0.1, 0.1, 0.3)
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize("norm", EVERY)
+def test_twenty_updates_of_a_stack_are_those_of_each_model_alone(norm, batch):
+    x, y = data(3, UPDATES, batch)
+    together = train(stacked([net(norm, r) for r in range(3)], batch, lrs=LRS), x, y, LRS)
+    for ours, theirs in zip(together, trained_alone(norm, batch, batch), strict=True):
+        assert distance(ours, theirs) < FLOAT64
+
+
+@pytest.mark.parametrize("model", ["resnet18", "resnet50"])
+def test_projection_shortcuts_and_bottlenecks_stack_too(model):
+    x, y = data(2, UPDATES, 2)
+    together = train(stacked([net("gn", r, model) for r in range(2)], 2), x, y, LRS[:2])
+    for ours, theirs in zip(together, trained_alone("gn", 2, 2, 2, model), strict=True):
+        assert distance(ours, theirs) < FLOAT64
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_the_layout_of_the_images_changes_nothing_but_rounding(norm):
+    x, y = data(3, UPDATES, 4)
+    step = stacked([net(norm, r) for r in range(3)], 4, lrs=LRS, channels_last=True)
+    for ours, theirs in zip(train(step, x, y, LRS), trained_alone(norm, 4, 4), strict=True):
+        assert distance(ours, theirs) < FLOAT64
+
+
+@pytest.mark.parametrize("norm", EVERY)
+def test_parallel_branches_are_the_models_alone(norm):
+    # What a CUDA graph captures, run eagerly; tests/test_cuda.py has the captured one.
+    x, y = data(3, UPDATES, 4)
+    pair, single = stacked([net(norm, 0), net(norm, 1)], 4), stacked([net(norm, 2)], 4)
+    states = train(GraphStep([pair, single]), x, y, LRS)
+    for ours, theirs in zip(states, trained_alone(norm, 4, 4), strict=True):
+        assert distance(ours, theirs) < FLOAT64
+
+
+@pytest.mark.parametrize("batch", [1, 2, 4])
+@pytest.mark.parametrize("norm", EVERY)
+def test_an_update_in_one_pass_is_the_accumulated_one(norm, batch):
+    x, y = data(3, 1, 8)
+    states = {}
+    for one_pass in (True, False):
+        step = stacked([net(norm, r) for r in range(3)], batch, lrs=LRS, one_pass=one_pass)
+        states[one_pass] = train(step, x, y, LRS)
+    for ours, theirs in zip(states[True], states[False], strict=True):
+        assert distance(ours, theirs) < ONE_PASS
+
+
+@pytest.mark.parametrize("norm", EVERY)
+def test_twenty_accumulated_updates_are_those_of_each_model_alone(norm):
+    x, y = data(3, UPDATES, 8)
+    step = stacked([net(norm, r) for r in range(3)], 2, lrs=LRS)
+    for ours, theirs in zip(train(step, x, y, LRS), trained_alone(norm, 2, 8), strict=True):
+        assert distance(ours, theirs) < FLOAT64
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_norms_of_the_table_pass_an_update_at_once(norm):
+    step = stacked([net(norm, 0)], 2)
+    passes = []
+    step.stack.register_forward_hook(lambda module, inputs, output: passes.append(len(output)))
+    step.run(*data(1, 1, 8), [[0.1]])
+    assert passes == [8]
+
+
+def test_an_update_larger_than_a_pass_is_cut_into_equal_passes(monkeypatch):
+    monkeypatch.setattr("gnexp.training.step.MOST_IMAGES", 4)
+    x, y = data(3, UPDATES, 8)
+    step = stacked([net("bn", r) for r in range(3)], 2, lrs=LRS)
+    for ours, theirs in zip(train(step, x, y, LRS), trained_alone("bn", 2, 8), strict=True):
+        assert distance(ours, theirs) < FLOAT64
+
+
+def test_chunked_batch_norm_evaluates_and_keeps_its_counter_as_batch_norm_does():
+    chunked, stock = ChunkedBatchNorm2d(5).double(), nn.BatchNorm2d(5).double()
+    x = torch.randn(12, 5, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    chunked.chunks = 3
+    y = chunked(x)
+    parts = [stock(x[k::3]) for k in range(3)]
+    for k in range(3):
+        torch.testing.assert_close(y[k::3], parts[k], rtol=0, atol=1e-12)
+    for name, buffer in stock.named_buffers():
+        torch.testing.assert_close(dict(chunked.named_buffers())[name], buffer, rtol=1e-12, atol=0)
+    torch.testing.assert_close(chunked.eval()(x), stock.eval()(x), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("norm", EVERY)
+def test_the_first_float32_gradients_of_a_stack_are_those_alone(norm):
+    x, y = data(4, 1, 8, torch.float32)
+    models = [net(norm, r, dtype=torch.float32) for r in range(4)]
+    step = stacked(copy.deepcopy(models), 8)
+    step.run(x, y, [[0.0] * 4])
+    for r, model in enumerate(models):
+        F.cross_entropy(model.train()(x[r, 0]), y[r, 0]).backward()
+        alone = torch.cat([p.grad.flatten() for p in model.parameters()])
+        ours = torch.cat([g.flatten() for g in step.stack.gradient_parts(r, r + 1)])
+        assert (ours - alone).norm() <= FLOAT32 * alone.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("place", [0, 1, 3])
+@pytest.mark.parametrize("norm", EVERY)
+def test_a_replica_that_diverges_leaves_the_others_as_they_are_to_the_last_bit(norm, place, dtype):
+    x, y = data(4, 3, 4, dtype)
+    finite, broken = ([net(norm, r, dtype=dtype) for r in range(4)] for _ in range(2))
+    with torch.no_grad():
+        broken[place].conv1.weight.fill_(float("nan"))
+    layout = NORMS[norm].channels_last if norm in NORMS else False
+    steps = [stacked(models, 2, channels_last=layout) for models in (finite, broken)]
+    states = [train(step, x, y, [0.1] * 4) for step in steps]
+    sums = [step.take_sums() for step in steps]
+    assert math.isnan(sums[1][place][0])
+    for r in {0, 1, 2, 3} - {place}:
+        assert sums[0][r] == sums[1][r]
+        for name, tensor in states[0][r].items():
+            assert torch.equal(tensor, states[1][r][name]), (r, name)
+
+
+def _train_in_a_process(task, emit):
+    norm, replicas = task
+    x, y = data(3, UPDATES, 4)
+    step = stacked([net(norm, r) for r in replicas], 4, lrs=[LRS[r] for r in replicas])
+    states = train(step, x[list(replicas)], y[list(replicas)], [LRS[r] for r in replicas])
+    return [{name: tensor.numpy() for name, tensor in state.items()} for state in states]
+
+
+def test_the_number_of_processes_changes_nothing_but_rounding():
+    alone = trained_alone("bn", 4, 4)
+    tasks = [("bn", (0, 1)), ("bn", (2,))]
+    for index, states in run_in_processes(tasks, _train_in_a_process, print, workers=2):
+        for r, state in zip(tasks[index][1], states, strict=True):
+            tensors = {name: torch.as_tensor(array) for name, array in state.items()}
+            assert distance(tensors, alone[r]) < FLOAT64
+
+
+def test_a_compiled_stack_is_the_eager_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    x, y = data(2, UPDATES, 2)
+
+    def step(compiled):
+        draws = torch.Generator().manual_seed(0)
+        models = []
+        for _ in range(2):
+            layers = (nn.Conv2d(3, 4, 3, bias=False), build_norm("bn", 4), nn.ReLU())
+            models.append(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()).double())
+            initialize(models[-1], draws)
+        return stacked(models, 2, compiled=compiled)
+
+    try:
+        states = train(step(True), x, y, LRS[:2])
+    except Exception as error:
+        pytest.skip(f"torch.compile does not work here: {type(error).__name__}")
+    for ours, theirs in zip(states, train(step(False), x, y, LRS[:2]), strict=True):
+        assert distance(ours, theirs) < FLOAT64
+
+
+def test_a_step_continues_from_a_state_as_if_it_had_never_stopped():
+    x, y = data(3, 6, 4)
+    whole = stacked([net("bn", r) for r in range(3)], 4, lrs=LRS)
+    first = stacked([net("bn", r) for r in range(3)], 4, lrs=LRS)
+    train(first, x[:, :3], y[:, :3], LRS)
+    second = stacked([net("bn", 9) for _ in range(3)], 4, lrs=LRS)
+    for r in range(3):
+        second.load(r, first.state(r))
+    whole_states = train(whole, x, y, LRS)
+    for ours, theirs in zip(train(second, x[:, 3:], y[:, 3:], LRS), whole_states, strict=True):
+        assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
+
+
+class Drawing(StatelessNorm):
+    def forward(self, x):
+        return super().forward(x + torch.rand_like(x))
+
+
+class Deciding(StatelessNorm):
+    def forward(self, x):
+        return super().forward(x) if x.mean() > 100 else x
+
+
+class Counting(StatelessNorm):
+    """State that torch.func does not see: a plain attribute."""
+
+    def forward(self, x):
+        self.seen = getattr(self, "seen", 0.0) + x.detach().mean()
+        return x * self.weight[:, None, None] + self.seen
+
+
+@pytest.mark.parametrize("norm", [Drawing, Deciding, Counting])
+def test_what_cannot_be_stacked_is_refused_with_a_reason(norm):
+    models = [build_model("resnet8", norm, 4, 8) for _ in range(2)]
+    reason = refusal(models, SHAPE)
+    assert reason
+    assert "\n" not in reason
+
+
+@pytest.mark.parametrize("norm", EVERY)
+def test_every_norm_of_the_table_and_well_behaved_ones_of_users_stack(norm):
+    models = [net(norm, r, dtype=torch.float32) for r in range(2)]
+    assert refusal(models, SHAPE) is None
+    assert Stack(models).mapped == (norm in OWN)
+
+
+def test_a_shared_parameter_and_a_watched_layer_are_refused():
+    models = [net("gn", r) for r in range(2)]
+    for model in models:
+        model.stage1[0].norm1.weight = model.stage1[0].norm2.weight
+    assert "share a parameter" in refusal(models, SHAPE)
+    models = [net("gn", r) for r in range(2)]
+    models[0].fc.register_forward_hook(lambda *call: None)
+    assert "hook" in refusal(models, SHAPE)
+
+
+def test_random_numbers_in_a_forward_pass_are_noticed():
+    assert draws_random_numbers(build_model("resnet8", Drawing, 4, 8), SHAPE)
+    assert not draws_random_numbers(net("bn", 0, dtype=torch.float32), SHAPE)
+
+
+@pytest.fixture(scope="module")
+def images():
+    return DeviceImages(load_images("shapes10", train_limit=50, test_limit=20))
+
+
+@pytest.mark.parametrize("batch", [1, 2, 8])
+def test_a_replica_is_fed_its_own_order_and_augmentation_in_batches_of_its_order(images, batch):
+    seeds, epoch, update_batch = (3, 0), 2, 8
+    blocks = list(update_blocks(images, seeds, epoch, batch, update_batch, "crop_flip"))
+    x = torch.cat([x for x, _ in blocks], dim=1)
+    y = torch.cat([y for _, y in blocks], dim=1)
+    assert x.shape == (2, 6, 8, 3, 32, 32), "the last 2 of 50 images make no whole update"
+    for r, seed in enumerate(seeds):
+        order = epoch_order(50, seed, epoch)
+        offsets, flips = epoch_augmentation(50, seed, epoch, 4, True)
+        seen = normalize(crop_flip(images.x_train, offsets, flips, 4), images.mean, images.std)
+        for update in range(6):
+            for k in range(8 // batch):
+                at = order[update * 8 + k * batch :][:batch]
+                assert torch.equal(y[r, update, k :: 8 // batch], images.y_train[at])
+                assert torch.equal(x[r, update, k :: 8 // batch], seen[at])
+
+
+def test_an_epoch_in_blocks_is_the_epoch(images, monkeypatch):
+    whole = list(update_blocks(images, [1], 1, 2, 4, "crop_flip"))
+    monkeypatch.setattr("gnexp.data.feed.BLOCK", 10)
+    blocks = list(update_blocks(images, [1], 1, 2, 4, "crop_flip"))
+    assert (len(whole), len(blocks)) == (1, 6)
+    assert torch.equal(torch.cat([x for x, _ in blocks], dim=1), whole[0][0])
+
+
+def test_training_yields_every_replica_and_ends_when_all_have_diverged(images):
+    recipe = Recipe(batch=5, update_batch=5, epochs=3, lr_rule="none")
+    models = [build_model("resnet8", lambda c: build_norm("gn", c), 10, 8) for _ in range(2)]
+    for r, model in enumerate(models):
+        initialize(model, generator(r, "test"))
+    apart = stacked(models, 5, lrs=(1e30, 1e-4))
+    epochs = list(train_epochs(apart, images, recipe, (0, 1), (1e30, 1e-4)))
+    assert len(epochs) == 3
+    assert [e.diverged for e in epochs[-1]] == [True, False]
+    assert math.isfinite(epochs[-1][1].test_loss)
+    both = list(train_epochs(stacked(models, 5), images, recipe, (0, 1), (1e30, 1e30)))
+    assert len(both) == 1
+
+
+def saved_bytes(step, x, y):
+    """What lives at once: the tensors of the step and what forward keeps for backward."""
+    storages = {}
+
+    def keep(tensor):
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        step.run(x, y, [[0.1] * step.replicas])
+    tensors = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in step.tensors()}
+    return sum(storages.values()) + sum(tensors.values())
+
+
+@pytest.mark.parametrize("norm", EVERY)
+def test_replicas_that_share_a_step_use_the_memory_of_as_many_alone(norm):
+    x, y = data(4, 1, 8, torch.float32)
+    models = [net(norm, r, dtype=torch.float32) for r in range(4)]
+    one = saved_bytes(stacked(models[:1], 8), x[:1], y[:1])
+    assert saved_bytes(stacked(models, 8), x, y) <= 1.2 * 4 * one
