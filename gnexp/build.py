@@ -24,6 +24,7 @@ from gnexp.models.resnet import build_model, initialize, zero_last_gamma
 from gnexp.norms.probes import values_per_statistic
 from gnexp.norms.registry import NORMS, build_norm, group_count
 from gnexp.seeding import derived_seed, generator
+from gnexp.training.allocator import keep_freed_memory
 from gnexp.training.graph import GraphStep, fastest
 from gnexp.training.loop import Recipe
 from gnexp.training.precision import matrix_precision
@@ -227,6 +228,8 @@ def training_step(
     with the reason.
     """
     config, device = configs[0], images.x_train.device
+    if device.type == "cpu":
+        keep_freed_memory()
     if config.execution in ("auto", "cudagraph") and device.type == "cuda":
         try:
             return _graph_step(configs, models, images, frugal), ""

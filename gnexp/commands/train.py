@@ -19,6 +19,8 @@ from gnexp.study.store import Run
 from gnexp.wording import alone_line, closing_line, grid_line, single_line
 from gnexp.workers import WorkerDied, run_here, run_in_processes
 
+WORTH_A_PROCESS = 1000  # images in all; fewer are trained sooner than a second process has started
+
 
 def train(configs: list[TrainConfig], command: str, grid: bool) -> int:
     """Train what is missing of these runs and return the exit code.
@@ -31,11 +33,10 @@ def train(configs: list[TrainConfig], command: str, grid: bool) -> int:
         _preview(configs[0])
     try:
         todo = {run: seeds for run in runs if (seeds := missing_seeds(run))}
-        steps, reasons = _steps(todo)
+        steps, reasons, workers = _steps(todo)
     except ValueError as error:  # a corrupt result.json, named
         raise Mistake(str(error)) from error
     config = runs[0].config
-    workers = min(worker_count(config.workers, config.device), max(1, len(steps)))
     for run, reason in reasons.items():
         print(alone_line(run, reason))
     if grid:
@@ -53,10 +54,12 @@ def train(configs: list[TrainConfig], command: str, grid: bool) -> int:
     return 1 if failed else 0
 
 
-def _steps(todo: dict[PlannedRun, list[int]]) -> tuple[list[Step], dict[PlannedRun, str]]:
-    """Lay the missing trainings out over steps; with the runs whose seeds train one by one, why."""
+def _steps(
+    todo: dict[PlannedRun, list[int]],
+) -> tuple[list[Step], dict[PlannedRun, str], int]:
+    """Lay the missing trainings out: steps, why the seeds of a run train apart, processes."""
     if not todo:
-        return [], {}
+        return [], {}, 1
     replicas, company, reasons = [], {}, {}
     for run, seeds in todo.items():
         states = load_states(Run(run.folder), say=lambda text: None) if run.folder.is_dir() else {}
@@ -69,9 +72,13 @@ def _steps(todo: dict[PlannedRun, list[int]]) -> tuple[list[Step], dict[PlannedR
             reasons[run] = reason
     config = replicas[0].config
     device = build.pick_device(config.device)
+    images = sum(len(build.images_of(r.config.data).x_train) * r.config.epochs for r in replicas)
     workers = worker_count(config.workers, config.device)
+    if config.workers is None and images < WORTH_A_PROCESS:
+        workers = 1
     steps = layout(replicas, company, {run.name for run in reasons}, device.type, workers)
-    return steps, {run: reason for run, reason in reasons.items() if len(todo[run]) > 1}
+    apart = {run: reason for run, reason in reasons.items() if len(todo[run]) > 1}
+    return steps, apart, min(workers, len(steps))
 
 
 def _report(config: TrainConfig) -> list[tuple[str, str]]:

@@ -179,6 +179,10 @@ def _stack_modules(layers: Sequence[nn.Module]) -> nn.Module:
     return MappedModule(layers)
 
 
+# In a stack only these may make an example's output depend on the rest of its batch.
+_MAY_MIX = (nn.BatchNorm2d, MappedModule)
+
+
 class Stack(nn.Module):
     """R models of one architecture as one module: (N, R, C, H, W) -> logits (N, R, K).
 
@@ -193,9 +197,17 @@ class Stack(nn.Module):
         self.net = _stack_modules(models)
         self._ndims = {name: tensor.ndim for name, tensor in models[0].state_dict().items()}
         self._parameter_ndims = [parameter.ndim for parameter in models[0].parameters()]
+        # Walking the tree of modules would be a part of every update.
+        self._parameters_held = list(self.net.parameters())
+        self._may_mix = [module for module in self.net.modules() if isinstance(module, _MAY_MIX)]
 
     def forward(self, x_NRCHW: Tensor) -> Tensor:
         return self.net(x_NRCHW.flatten(1, 2)).unflatten(1, (self.replicas, -1))
+
+    def drop_gradients(self) -> None:
+        """Forget the gradients of the last backward passes."""
+        for parameter in self._parameters_held:
+            parameter.grad = None
 
     @property
     def mapped(self) -> bool:
@@ -205,11 +217,11 @@ class Stack(nn.Module):
     @property
     def takes_chunks(self) -> bool:
         """Whether several batches with statistics of their own can share a forward pass."""
-        return all(hasattr(layer, "chunks") for layer in _may_mix_examples(self.net))
+        return all(hasattr(layer, "chunks") for layer in self._may_mix)
 
     def set_chunks(self, chunks: int) -> None:
         """Let a forward pass in train mode hold `chunks` batches: example n is of n % chunks."""
-        for layer in _may_mix_examples(self.net):
+        for layer in self._may_mix:
             layer.chunks = chunks
 
     def state(self, replica: int) -> dict[str, Tensor]:
@@ -230,7 +242,7 @@ class Stack(nn.Module):
         """Return views (end - first, ...) of all parameters, of replicas `first` to `end` - 1."""
         return [
             self._part(parameter.detach(), ndim, first, end)
-            for parameter, ndim in zip(self.net.parameters(), self._parameter_ndims, strict=True)
+            for parameter, ndim in zip(self._parameters_held, self._parameter_ndims, strict=True)
         ]
 
     def gradient_parts(self, first: int, end: int) -> list[Tensor | None]:
@@ -238,7 +250,7 @@ class Stack(nn.Module):
 
         None for a parameter that took no part in them.
         """
-        pairs = zip(self.net.parameters(), self._parameter_ndims, strict=True)
+        pairs = zip(self._parameters_held, self._parameter_ndims, strict=True)
         return [
             None if parameter.grad is None else self._part(parameter.grad, ndim, first, end)
             for parameter, ndim in pairs
@@ -251,14 +263,6 @@ class Stack(nn.Module):
         if ndim == 0:  # one for all, as a stacked BN's counter
             return tensor.expand(end - first)
         return tensor.unflatten(0, (self.replicas, -1))[first:end]
-
-
-# In a stack only these may make an example's output depend on the rest of its batch.
-_MAY_MIX = (nn.BatchNorm2d, MappedModule)
-
-
-def _may_mix_examples(net: nn.Module) -> list[nn.Module]:
-    return [module for module in net.modules() if isinstance(module, _MAY_MIX)]
 
 
 def refusal(models: Sequence[nn.Module], shape: Sequence[int], chunks: int = 1) -> str | None:

@@ -107,8 +107,7 @@ class StackedStep:
         x_NCHW: (N, R * C, H, W); example n belongs to batch n % (N / batch), as `update_blocks`
         orders them. rates_R: numbers, or on CUDA a tensor.
         """
-        for parameter in self.stack.parameters():
-            parameter.grad = None
+        self.stack.drop_gradients()
         for x, y, batches in self._passes(x_NCHW, y_NR):
             self.stack.set_chunks(batches)
             with autocast(self.device, self.precision):
