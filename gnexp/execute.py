@@ -202,6 +202,8 @@ class _Training:
             self.images,
             task.frugal,
         )
+        if self.note:
+            emit({"kind": "note", "text": f"{_names(self.replicas)}: {self.note}"})
         self.company = [
             r.name if place in self.places else "" for place, r in enumerate(self.filled)
         ]

@@ -96,8 +96,9 @@ def ratio_rows(timings: Sequence[Row]) -> list[Row]:
     """Return how many times as many examples gnexp trains: per cell, per norm, over everything.
 
     The scopes "norm" and "all" are one pass over equally many images at every batch size, so their
-    rates are harmonic means. ratio: of medians. ratio_min, ratio_max: over the repeats, each of
-    which timed both ways one after the other. Cells that lack a way are left out.
+    rates are harmonic means of medians. ratio, ratio_min, ratio_max: median and range over the
+    repeats, each of which timed both ways one after the other, so that a machine whose speed drifts
+    slows both. Cells that lack a way are left out.
     """
     pairs = []
     for cell in _grouped(timings, CELL):
@@ -129,7 +130,7 @@ def _ratio(scope: str, pairs: Sequence[tuple[Row, list[float], list[float]]]) ->
         "n": repeats,
         "plain_examples_per_s": plain,
         "gnexp_examples_per_s": ours,
-        "ratio": ours / plain,
+        "ratio": median(each),
         "ratio_min": min(each),
         "ratio_max": max(each),
     }

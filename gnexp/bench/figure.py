@@ -77,8 +77,7 @@ def _bars(
     """Draw medians with bars from the smallest to the largest repeat."""
     rows = sorted(rows, key=lambda row: row["batch"])
     middle = [row[key] for row in rows]
-    # The ratio of two medians may lie outside the ratios of the repeats: then there is no bar.
-    down = [max(0.0, row[key] - row[f"{key}_min"]) for row in rows]
-    up = [max(0.0, row[f"{key}_max"] - row[key]) for row in rows]
+    down = [row[key] - row[f"{key}_min"] for row in rows]
+    up = [row[f"{key}_max"] - row[key] for row in rows]
     x = drawing.dodge([row["batch"] for row in rows], index, count)
     axis.errorbar(x, middle, [down, up], capsize=2, elinewidth=0.9, **style)
