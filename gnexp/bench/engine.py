@@ -17,7 +17,6 @@ from gnexp.training.graph import GraphStep
 from gnexp.training.precision import matrix_precision
 from gnexp.training.step import StackedStep
 
-WARM_UP = 3  # updates before the clock starts
 Block = tuple[Tensor, Tensor]
 
 
@@ -44,10 +43,8 @@ def train_grid(
 
     A block counts from its preparation on, also when the window ends in the middle of it.
     """
-
-    made = itertools.count(1)
     with matrix_precision(precision):
-        _train(step, blocks, rate, lambda _: next(made) == WARM_UP)
+        _train(step, blocks, rate, lambda _: window.warm())
         window.open()
         _train(step, blocks, rate, window.tick)
 

@@ -20,7 +20,6 @@ from gnexp.bench.window import Window
 from gnexp.training.precision import matrix_precision
 
 LOADER_WORKERS = 2
-WARM_UP = 3  # updates before the clock starts; the loader's workers start before them
 
 
 class PilImages(Dataset):
@@ -102,8 +101,10 @@ def train_plain(
     model.train()
     batches = _endless(loader, device)
     with matrix_precision(precision):
-        for _ in range(WARM_UP):
+        warm = False
+        while not warm:
             plain_update(model, optimizer, *next(batches), precision)
+            warm = window.warm()
         window.open()
         enough = False
         while not enough:

@@ -5,6 +5,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 LEAST_UPDATES = 5
+# Before the clock starts: kernels are chosen, loaders fill up, the heap grows to its size.
+LEAST_WARM_UP = 3  # updates
+WARM_UP_PART = 1 / 3  # of the time that is then timed
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,16 @@ class Window:
         self._seconds, self._neighbours = seconds, neighbours
         self._examples = self._updates = 0
         self._start = 0.0
+        self._warm_updates, self._warm_start = 0, None
         self.timing: Timing | None = None
+
+    def warm(self) -> bool:
+        """Take in that an update was made before the clock starts; return whether it may start."""
+        now = time.perf_counter()
+        self._warm_start = now if self._warm_start is None else self._warm_start
+        self._warm_updates += 1
+        long = now - self._warm_start >= WARM_UP_PART * self._seconds
+        return long and self._warm_updates >= LEAST_WARM_UP
 
     def open(self) -> None:
         """Start the clock, once all neighbours are warm."""
