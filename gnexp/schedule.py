@@ -101,7 +101,7 @@ def layout(
         steps.append(Step(tuple(some), places, len(members)))
     fresh = []
     for some in by_kind.values():
-        # Equal rates side by side share an optimizer group.
+        # Equal rates side by side share an optimizer step.
         some = sorted(some, key=lambda replica: (replica.config.lr, replica.run, replica.seed))
         first = some[0].config
         fresh += _slices(some, first.stack or most_together(device_type, first.update_batch))

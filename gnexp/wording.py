@@ -90,7 +90,7 @@ def _expected_text(config: TrainConfig, steps: list[Step], workers: int) -> str:
         torch.set_num_threads(threads)
 
 
-def _expected_time(config: TrainConfig, size: int, limit_s: float = 1.0) -> float:
+def _expected_time(config: TrainConfig, size: int, limit_s: float = 0.25) -> float:
     """Return the seconds that `size` seeds in a step will take, from about `limit_s` of updates.
 
     They are made by throw-away copies. An evaluation is counted as a third of training its images

@@ -198,7 +198,7 @@ class Stack(nn.Module):
         self._ndims = {name: tensor.ndim for name, tensor in models[0].state_dict().items()}
         self._parameter_ndims = [parameter.ndim for parameter in models[0].parameters()]
         # Walking the tree of modules would be a part of every update.
-        self._parameters_held = list(self.net.parameters())
+        self.held = list(self.net.parameters())
         self._may_mix = [module for module in self.net.modules() if isinstance(module, _MAY_MIX)]
 
     def forward(self, x_NRCHW: Tensor) -> Tensor:
@@ -206,7 +206,7 @@ class Stack(nn.Module):
 
     def drop_gradients(self) -> None:
         """Forget the gradients of the last backward passes."""
-        for parameter in self._parameters_held:
+        for parameter in self.held:
             parameter.grad = None
 
     @property
@@ -238,11 +238,16 @@ class Stack(nn.Module):
             for name, view in self.state(replica).items():
                 view.copy_(state[name])
 
+    def parts_of(self, replica: int, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Return views of one replica's part of tensors that are shaped as the parameters are."""
+        pairs = zip(tensors, self._parameter_ndims, strict=True)
+        return [self._part(tensor, ndim, replica, replica + 1)[0] for tensor, ndim in pairs]
+
     def parameter_parts(self, first: int, end: int) -> list[Tensor]:
         """Return views (end - first, ...) of all parameters, of replicas `first` to `end` - 1."""
         return [
             self._part(parameter.detach(), ndim, first, end)
-            for parameter, ndim in zip(self._parameters_held, self._parameter_ndims, strict=True)
+            for parameter, ndim in zip(self.held, self._parameter_ndims, strict=True)
         ]
 
     def gradient_parts(self, first: int, end: int) -> list[Tensor | None]:
@@ -250,7 +255,7 @@ class Stack(nn.Module):
 
         None for a parameter that took no part in them.
         """
-        pairs = zip(self._parameters_held, self._parameter_ndims, strict=True)
+        pairs = zip(self.held, self._parameter_ndims, strict=True)
         return [
             None if parameter.grad is None else self._part(parameter.grad, ndim, first, end)
             for parameter, ndim in pairs
