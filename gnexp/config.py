@@ -27,7 +27,10 @@ REFERENCE_BATCH = 32  # comparisons across batch sizes are against this one, fix
 NOT_IDENTITY = {
     *("device", "execution", "seeds", "study", "out", "workers", "stack"),
     *("reference_batch", "gradients_at", "covariance", "together"),
+    *("checkpoint_minutes", "force", "retry"),
 }
+OF_A_CALL = ("force", "retry")  # not of a run: they are not stored with it
+RETRIED = ("failed", "infeasible", "diverged")
 # Keys added after the first release: absent from the hash while they hold the value that
 # reproduces earlier behaviour, so that old runs keep their names.
 ADDED_LATER: dict[str, Any] = {}
@@ -93,6 +96,9 @@ class TrainConfig:
     covariance: bool = False
     reference_batch: int = REFERENCE_BATCH
     together: Any = None
+    checkpoint_minutes: float = 10.0
+    force: bool = False
+    retry: Any = None
     study: str = "main"
     out: str = "results"
 
@@ -219,6 +225,7 @@ def problems(config: TrainConfig) -> list[str]:
     found += _choice_problems(config)
     found += _number_problems(config)
     found += _seed_problems(config.seeds)
+    found += _retry_problems(config.retry)
     found += gradient_problems(config.gradients, config.gradients_at)
     if not found and config.update_batch and config.update_batch % config.batch:
         near = config.batch * max(1, round(config.update_batch / config.batch))
@@ -325,6 +332,7 @@ def _number_problems(config: TrainConfig) -> list[str]:
         "momentum": (config.momentum, -1, 1, "at least 0 and below 1, such as momentum=0.9"),
         "weight_decay": (config.weight_decay, -1, math.inf, "0 or more, such as 0.0005"),
         "warmup": (config.warmup, -1, 1, "a fraction of training from 0 to below 1"),
+        "checkpoint_minutes": (config.checkpoint_minutes, -1, math.inf, "0 or more, such as 10"),
     }
     found = []
     for key, (value, low, high, rule) in ranges.items():
@@ -348,9 +356,23 @@ def _seed_problems(seeds: Any) -> list[str]:
     return [f"seeds={seeds} must be how many (seeds=5) or distinct seeds by name (seeds=[5,6])"]
 
 
+def _retry_problems(retry: Any) -> list[str]:
+    named = retried(retry)
+    if all(isinstance(name, str) and name in RETRIED for name in named):
+        return []
+    return [f"retry={retry} must be {', '.join(RETRIED)} or a list of them, such as retry=failed"]
+
+
+def retried(retry: Any) -> list[str]:
+    """Return the statuses that `retry=` names."""
+    if retry is None:
+        return []
+    return retry if isinstance(retry, list) else [retry]
+
+
 def as_dict(config: TrainConfig) -> dict[str, Any]:
-    """Return a resolved config as plain JSON-ready values."""
-    return dataclasses.asdict(config)
+    """Return a resolved config as plain JSON-ready values, without what concerns a call alone."""
+    return {k: v for k, v in dataclasses.asdict(config).items() if k not in OF_A_CALL}
 
 
 def identity(config: TrainConfig, data_checksum: str, code_checksum: str | None) -> dict[str, Any]:

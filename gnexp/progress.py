@@ -34,6 +34,7 @@ class Progress:
     def __init__(self, sizes: dict[str, tuple[int, int]], terminal: bool | None = None) -> None:
         self.costs = {name: image_cost(batch) for name, (_, batch) in sizes.items()}
         self.total = sum(images * self.costs[name] for name, (images, _) in sizes.items())
+        self.left = {name: images * self.costs[name] for name, (images, _) in sizes.items()}
         self.many = len(sizes) > 1
         self.runs = len(sizes)
         self.finished = self.failed = 0
@@ -61,9 +62,11 @@ class Progress:
         elif event["kind"] == "epoch":
             self._epoch(event)
 
-    def run_done(self, line: str, failed: bool) -> None:
+    def run_done(self, run: str, line: str, failed: bool) -> None:
         """Take in that a run ended, and say so."""
         self.finished += 1
+        # What another call trained, or an earlier one, was not reported image by image.
+        self.bar.update(max(0.0, self.left.pop(run, 0)))
         self.failed += failed
         if self.many:
             trouble = f", {self.failed} failed" if self.failed else ""
@@ -81,13 +84,17 @@ class Progress:
         for run, seed in event["replicas"]:
             cost = event["examples"] * self.costs[run]
             self.uncounted[run, seed] = self.uncounted.get((run, seed), 0) + cost
-            self.bar.update(cost)
+            self._advance(run, cost)
+
+    def _advance(self, run: str, cost: float) -> None:
+        self.left[run] = self.left.get(run, 0) - cost
+        self.bar.update(cost)
 
     def _epoch(self, event: dict[str, Any]) -> None:
         # The images after the last tick of the epoch were not reported one by one.
         key = event["run"], event["seed"]
         per_epoch = event["examples_seen"] / event["epoch"] * self.costs[event["run"]]
-        self.bar.update(max(0.0, per_epoch - self.uncounted.pop(key, 0)))
+        self._advance(event["run"], max(0.0, per_epoch - self.uncounted.pop(key, 0)))
         text = (
             f"loss {event['train_loss']:.3f}, training {100 * event['train_acc']:.1f} %,"
             f" test {100 * event['test_acc']:.1f} %"

@@ -1,7 +1,8 @@
-"""A run as a command plans it: its config and its folder's name."""
+"""A run as a command plans it: its config, its folder's name, and how far its seeds are."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from gnexp.config import TrainConfig
 from gnexp.study.store import Run
@@ -13,6 +14,7 @@ class PlannedRun:
 
     config: TrainConfig
     name: str
+    jobs: tuple[int, ...] = ()  # the numbers of the configs, of a call's, that it comes from
 
     @property
     def folder(self) -> Path:
@@ -20,7 +22,37 @@ class PlannedRun:
         return Path(self.config.out) / self.config.study / self.name
 
 
-def missing_seeds(run: PlannedRun) -> list[int]:
-    """Return the seeds of a run that its result does not list yet."""
-    finished = Run(run.folder).finished_seeds() if run.folder.is_dir() else []
-    return [seed for seed in run.config.seeds if seed not in finished]
+@dataclass
+class Standing:
+    """How far the seeds of a run are that are asked for.
+
+    ended: {seed: status} of those that have a result (complete, diverged, infeasible) or failed by
+    themselves; todo: the others, be they new, interrupted, or stopped by what was not their fault.
+    """
+
+    ended: dict[int, str] = field(default_factory=dict)
+    why: dict[int, str] = field(default_factory=dict)
+    todo: list[int] = field(default_factory=list)
+
+    @property
+    def failed(self) -> dict[int, str]:
+        """The reasons of the seeds that failed."""
+        return {seed: self.why[seed] for seed, status in self.ended.items() if status == "failed"}
+
+
+def standing(run: PlannedRun) -> Standing:
+    """Return how far a run is, from what its folder holds."""
+    found = Standing()
+    stored = Run(run.folder)
+    results: dict[str, Any] = stored.result().get("seeds", {})
+    statuses = stored.statuses()
+    for seed in run.config.seeds:
+        status = statuses.get(seed, {})
+        if str(seed) in results:
+            found.ended[seed] = results[str(seed)].get("status", "complete")
+            found.why[seed] = status.get("why", "")
+        elif status.get("status") == "failed" and not status.get("again"):
+            found.ended[seed], found.why[seed] = "failed", status.get("why", "")
+        else:
+            found.todo.append(seed)
+    return found

@@ -3,9 +3,11 @@
 import dataclasses
 import itertools
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
+from typing import Any
 
 from gnexp.config import NOT_IDENTITY, TrainConfig
 from gnexp.progress import image_cost
@@ -44,8 +46,31 @@ class Replica:
 
 
 @dataclass(frozen=True)
+class Company:
+    """What decides a training's last digits beside its config: those that share its step.
+
+    members: their names, in the order of their places; lrs: their rates; threads: of the process.
+    """
+
+    members: tuple[str, ...]
+    lrs: tuple[float, ...]
+    threads: int
+
+    @classmethod
+    def read(cls, entry: Mapping[str, Any]) -> "Company | None":
+        """Return what `entry` holds under "step", "lrs" and "threads", None if it lacks them."""
+        if not entry.get("step"):
+            return None
+        return cls(tuple(entry["step"]), tuple(entry.get("lrs", ())), int(entry.get("threads", 1)))
+
+    def entry(self) -> dict[str, Any]:
+        """Return it in plain lists and numbers, as `read` takes it."""
+        return {"step": list(self.members), "lrs": list(self.lrs), "threads": self.threads}
+
+
+@dataclass(frozen=True)
 class Step:
-    """Trainings that share a step, each with its place among `size`.
+    """Trainings that share a step, each with its place among the members of their company.
 
     Places without a training are filled by a copy that nobody records: so a step that was
     interrupted goes on in its old shape when some of its trainings have ended.
@@ -53,7 +78,12 @@ class Step:
 
     replicas: tuple[Replica, ...]
     places: tuple[int, ...]
-    size: int
+    company: Company
+
+    @property
+    def size(self) -> int:
+        """The number of places."""
+        return len(self.company.members)
 
     @property
     def cost(self) -> float:
@@ -61,10 +91,21 @@ class Step:
         config = self.replicas[0].config
         return self.size * config.epochs * image_cost(config.update_batch or config.batch)
 
+    def part(self, keep: Callable[[Replica], bool]) -> "Step | None":
+        """Return the step with those of its trainings only, each at its place; None without any."""
+        pairs = zip(self.places, self.replicas, strict=True)
+        kept = [(place, replica) for place, replica in pairs if keep(replica)]
+        if not kept:
+            return None
+        places, replicas = zip(*kept, strict=True)
+        return Step(replicas, places, self.company)
 
-def step_of(replicas: list[Replica]) -> Step:
+
+def step_of(replicas: list[Replica], threads: int) -> Step:
     """Return the step of exactly these trainings."""
-    return Step(tuple(replicas), tuple(range(len(replicas))), len(replicas))
+    names = tuple(replica.name for replica in replicas)
+    rates = tuple(replica.config.lr for replica in replicas)
+    return Step(tuple(replicas), tuple(range(len(replicas))), Company(names, rates, threads))
 
 
 def most_together(device_type: str, update_batch: int) -> int:
@@ -76,19 +117,20 @@ def most_together(device_type: str, update_batch: int) -> int:
 
 def layout(
     replicas: list[Replica],
-    company: dict[str, tuple[str, ...]],
+    company: dict[str, Company],
     alone: set[str],
     device_type: str,
     workers: int,
+    threads: int = 1,
 ) -> list[Step]:
     """Distribute trainings over steps, the longest first.
 
-    company: for those that were interrupted, by name, the names that shared their step, in order.
-    alone: runs whose models cannot share a step. With several workers, steps are halved until
-    each worker has about as much to do.
+    company: of those that were planned or begun in an earlier call, by name. alone: runs whose
+    models cannot share a step. With several workers, steps are halved until each worker has about
+    as much to do. threads: of one process that trains a step which is new.
     """
     steps = []
-    by_company: dict[tuple[str, ...], list[Replica]] = {}
+    by_company: dict[Company, list[Replica]] = {}
     by_kind: dict[str, list[Replica]] = {}
     for replica in replicas:
         if replica.name in company:
@@ -96,15 +138,16 @@ def layout(
         else:
             kind = replica.name if replica.run in alone else _kind(replica.config, device_type)
             by_kind.setdefault(kind, []).append(replica)
-    for members, some in by_company.items():
-        places = tuple(members.index(replica.name) for replica in some)
-        steps.append(Step(tuple(some), places, len(members)))
+    for known, some in by_company.items():
+        places = tuple(known.members.index(replica.name) for replica in some)
+        steps.append(Step(tuple(some), places, known))
     fresh = []
     for some in by_kind.values():
         # Equal rates side by side share an optimizer step.
         some = sorted(some, key=lambda replica: (replica.config.lr, replica.run, replica.seed))
         first = some[0].config
-        fresh += _slices(some, first.stack or most_together(device_type, first.update_batch))
+        most = first.stack or most_together(device_type, first.update_batch)
+        fresh += _slices(some, most, threads)
     everything = sum(step.cost for step in (*steps, *fresh))
     while fresh:
         step = max(fresh, key=lambda step: step.cost)
@@ -112,15 +155,15 @@ def layout(
         if step.size == 1 or step.cost * workers <= 1.5 * everything:
             break
         fresh.remove(step)
-        fresh += _slices(list(step.replicas), ceil(step.size / 2))
+        fresh += _slices(list(step.replicas), ceil(step.size / 2), threads)
     return sorted([*steps, *fresh], key=lambda step: -step.cost)
 
 
-def _slices(replicas: list[Replica], most: int) -> list[Step]:
+def _slices(replicas: list[Replica], most: int, threads: int) -> list[Step]:
     """Return steps of nearly equal size, none larger than `most`."""
     count = ceil(len(replicas) / most)
     edges = [round(i * len(replicas) / count) for i in range(count + 1)]
-    return [step_of(replicas[a:b]) for a, b in itertools.pairwise(edges)]
+    return [step_of(replicas[a:b], threads) for a, b in itertools.pairwise(edges)]
 
 
 def _kind(config: TrainConfig, device_type: str) -> str:

@@ -10,7 +10,7 @@ import torch
 from gnexp import build
 from gnexp.config import TrainConfig, norm_label
 from gnexp.progress import duration, image_cost
-from gnexp.runs import PlannedRun
+from gnexp.runs import PlannedRun, Standing, standing
 from gnexp.schedule import Step
 from gnexp.study.statistics import binomial_interval, t_interval
 from gnexp.study.store import Run
@@ -120,15 +120,27 @@ def grid_line(runs: list[PlannedRun], todo: list[PlannedRun], workers: int) -> s
     config = runs[0].config
     counts: Counter[str] = Counter()
     for run in runs:
+        states = set() if run in todo else set(standing(run).ended.values())
         if run in todo:
             counts["to train"] += 1
+        elif "failed" in states:
+            counts["failed"] += 1
         else:
-            states = {v["status"] for v in _numbers(run).values()}
             counts[states.pop() if len(states) == 1 else "complete"] += 1
-    kinds = ("complete", "diverged", "infeasible", "to train")
+    kinds = ("complete", "diverged", "infeasible", "failed", "to train")
     parts = [f"{counts[k]} {k}" for k in kinds if counts[k]]
     where = f"{_device_text(config, workers)} | {_data_text(config)}"
     return f"{len(runs)} run{'s' * (len(runs) > 1)}: {', '.join(parts)} | {where}"
+
+
+def ended_line(run: PlannedRun, now: Standing, status: str) -> str:
+    """Return the line that lists a run's seeds of a status and why, "" without any."""
+    seeds = [seed for seed, was in now.ended.items() if was == status]
+    if not seeds:
+        return ""
+    whys = "; ".join(dict.fromkeys(now.why[seed] for seed in seeds if now.why[seed]))
+    named = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+    return f"{status}: {run.name}: {named} of {len(run.config.seeds)}{f': {whys}' * bool(whys)}"
 
 
 def _numbers(run: PlannedRun) -> dict[int, dict[str, Any]]:

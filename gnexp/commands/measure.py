@@ -22,7 +22,7 @@ from gnexp.config import (
     study_problems,
 )
 from gnexp.data.loader import DeviceImages, normalize
-from gnexp.execute import gradients_at
+from gnexp.gradient_rows import gradients_at
 from gnexp.measure.per_example import find_mixing_layer, per_example_covariance
 from gnexp.norms.probes import values_per_statistic
 from gnexp.study.store import Run

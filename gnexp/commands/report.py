@@ -16,11 +16,18 @@ def report(config: ReportConfig) -> int:
 
 
 def stored_study(out: str, name: str) -> Study:
-    """Return a study by name; raises Mistake where there is none, or a file of it is corrupt."""
+    """Return a study by name, and say what of it is damaged; raises Mistake where there is none."""
     try:
-        return load_study(Path(out) / name)
+        study = load_study(Path(out) / name)
     except ValueError as error:
         raise Mistake(str(error)) from error
+    for sentence in study.damage:
+        print(f"damaged: {sentence}")
+    if study.damage:
+        print(
+            "the command that trained it mends what it can, and trains nothing whole again"
+        )
+    return study
 
 
 def make_report(out: Path, study: str, reference_batch: int) -> str:

@@ -1,24 +1,59 @@
-"""`gnexp status`: what of a study is complete, running, failed or missing."""
+"""`gnexp status`: what of a study is complete, running, failed or missing, and the time left."""
 
 from collections import Counter
 
 from gnexp.commands.report import stored_study
 from gnexp.config import Mistake, StatusConfig, study_problems
+from gnexp.progress import duration
+from gnexp.study.outlook import STATES, SeedState, seed_states, time_left_s
 
 
 def status(config: StatusConfig) -> int:
-    """Print a line per run of the study and the sums; returns the exit code."""
+    """Print a line per run of the study, the sums and the time left; returns the exit code."""
     if found := study_problems(config):
         raise Mistake("\n".join(found))
     study = stored_study(config.out, config.study)
-    counts: Counter[str] = Counter()
-    width = max(len(run.name) for run in study.runs)
-    for run in study.runs:
-        seeds = Counter(state["status"] for state in run.statuses.values())
-        counts += seeds
-        reasons = dict.fromkeys(s["why"] for s in run.statuses.values() if s["why"])
-        text = ", ".join(f"{n} {name}" for name, n in sorted(seeds.items()))
-        print(f"{run.name:<{width}}  {text}" + "".join(f"; {why}" for why in reasons))
-    total = ", ".join(f"{n} {name}" for name, n in sorted(counts.items()))
-    print(f"{len(study.runs)} runs; seeds: {total}")
+    states = {record.name: seed_states(record) for record in study.runs}
+    width = max(len(name) for name in states)
+    epochs = {record.name: record.config.get("epochs") for record in study.runs}
+    for name, seeds in states.items():
+        print(f"{name:<{width}}  {_run_text(seeds, epochs[name])}")
+    counts = Counter(seed.state for seeds in states.values() for seed in seeds)
+    many = f"{len(states)} run{'s' * (len(states) > 1)}"
+    print(f"{many}; seeds: {_counts_text(counts)}")
+    left = time_left_s(study, states)
+    if any(seed.to_do for seeds in states.values() for seed in seeds):
+        at_work = {seed.holder for seeds in states.values() for seed in seeds if seed.holder}
+        who = f"with {len(at_work)} at work" if at_work else "nobody is at work on it"
+        print(f"{'time left unknown' if left is None else f'about {duration(left)} left'}, {who}")
+    if counts["failed"]:
+        print("what failed is tried again by the same command with retry=failed")
     return 0
+
+
+def _counts_text(counts: Counter[str]) -> str:
+    return ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
+
+
+def _run_text(seeds: list[SeedState], epochs: int | None) -> str:
+    """Return "2 complete, 1 running (process 7 on host, since ..., epoch 3 of 5)"."""
+    parts = []
+    for state in STATES:
+        some = [seed for seed in seeds if seed.state == state]
+        if not some:
+            continue
+        details = dict.fromkeys(_detail(seed, epochs) for seed in some)
+        text = "; ".join(detail for detail in details if detail)
+        parts.append(f"{len(some)} {state}" + (f" ({text})" if text else ""))
+    return ", ".join(parts)
+
+
+def _detail(seed: SeedState, epochs: int | None) -> str:
+    if seed.state == "running":
+        since = f", since {seed.since}" if seed.since else ""
+        return f"{seed.holder}{since}, epoch {seed.epoch + 1} of {epochs}"
+    if seed.state == "interrupted":
+        return f"after epoch {seed.epoch} of {epochs}"
+    if seed.state == "failed":
+        return f"seed {seed.seed}: {seed.why}{', will be tried again' if seed.again else ''}"
+    return seed.why if seed.state in ("diverged", "infeasible") else ""

@@ -1,84 +1,207 @@
 """`gnexp train`: one run or a grid, from checked configs to stored runs and their report."""
 
+import contextlib
 import dataclasses
+import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+
+import torch
 
 from gnexp import build
-from gnexp.checkpoints import load_states
+from gnexp.checkpoints import drop_states, load_states
 from gnexp.commands.measure import measure_shared, worker_count
 from gnexp.commands.report import make_report
-from gnexp.config import Mistake, TrainConfig, problems, resolve, run_name
+from gnexp.config import (
+    Mistake,
+    TrainConfig,
+    as_dict,
+    identity,
+    problems,
+    resolve,
+    restore,
+    retried,
+    run_name,
+)
 from gnexp.execute import Task, mark_died, run_task
+from gnexp.mending import is_readable, mend
 from gnexp.progress import Progress
 from gnexp.provenance import now
-from gnexp.runs import PlannedRun, missing_seeds
-from gnexp.schedule import Replica, Step, layout
+from gnexp.runs import PlannedRun, standing
+from gnexp.schedule import Company, Replica, Step, layout
 from gnexp.study.store import Run
-from gnexp.wording import alone_line, closing_line, grid_line, single_line
+from gnexp.turns import wait_for_some
+from gnexp.wording import alone_line, closing_line, ended_line, grid_line, single_line
 from gnexp.workers import WorkerDied, run_here, run_in_processes
 
+# Called with the numbers of the configs to train and the seeds that are missing, by run.
+Launch = Callable[[list[int], dict[PlannedRun, list[int]]], None]
 WORTH_A_PROCESS = 1000  # images in all; fewer are trained sooner than a second process has started
 
 
-def train(configs: list[TrainConfig], command: str, grid: bool) -> int:
+def train(
+    configs: list[TrainConfig], command: str, grid: bool, launch: Launch | None = None
+) -> int:
     """Train what is missing of these runs and return the exit code.
 
-    Raises Mistake with one sentence per problem, before anything is written.
+    launch: trains the configs of these numbers elsewhere, through `train_job`, and returns when all
+    are done or given up. Raises Mistake with one sentence per problem, before anything is written.
     """
     started = now()
     runs = plan(configs)
-    if configs[0].data.preview:
-        _preview(configs[0])
-    try:
-        todo = {run: seeds for run in runs if (seeds := missing_seeds(run))}
-        steps, reasons, workers = _steps(todo)
-    except ValueError as error:  # a corrupt result.json, named
-        raise Mistake(str(error)) from error
     config = runs[0].config
+    if config.data.preview:
+        _preview(config)
+    try:
+        todo = _todo(runs)
+        steps, reasons, workers = _steps(todo) if launch is None else _announce(todo)
+    except OSError as error:
+        raise Mistake(f"out={config.out}: {error}; use another out=FOLDER") from error
     for run, reason in reasons.items():
         print(alone_line(run, reason))
     if grid:
         print(grid_line(runs, list(todo), workers))
     elif todo:
         print(single_line(runs[0], steps, workers))
-    failed = _execute(todo, [Task(step, command, started) for step in steps], workers)
+    if launch is None:
+        failed = _execute(todo, [Task(step, command, started) for step in steps], workers)
+    else:
+        failed = _launch(launch, todo)
     failed += _measure_shared(runs, {name for name, _ in failed})
     if grid:
         failed += _report(config)
     elif not failed:
         print(closing_line(runs[0]))
-    for name, why in failed:
-        print(f"failed: {name}: {why}")
-    return 1 if failed else 0
+    return _conclude(runs, dict(failed), grid)
+
+
+def train_job(configs: list[TrainConfig], command: str) -> None:
+    """Train what is missing of these runs, in this process and without a word: one job of many.
+
+    What became of it is in the run folders.
+    """
+    runs = plan([dataclasses.replace(c, force=False, retry=None) for c in configs])
+    todo = {run: seeds for run in runs if (seeds := standing(run).todo)}
+    steps, _, workers = _steps(todo)
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        _execute(todo, [Task(step, command, now()) for step in steps], workers)
+
+
+def _announce(todo: dict[PlannedRun, list[int]]) -> tuple[list[Step], dict[PlannedRun, str], int]:
+    """Write the configs of what jobs elsewhere are to train; they lay out their own steps."""
+    for run in todo:
+        Run.create(run.folder).write_config(as_dict(run.config))
+    return [], {}, 1
+
+
+def _launch(launch: Launch, todo: dict[PlannedRun, list[int]]) -> list[tuple[str, str]]:
+    """Let a launcher train what is to do, and return (run, reason) for what it left undone."""
+    if todo:
+        launch(sorted({job for run in todo for job in run.jobs}), todo)
+    left = {run.name: standing(run).todo for run in todo}
+    return [(name, f"seeds {seeds}: no result came back") for name, seeds in left.items() if seeds]
+
+
+def _todo(runs: list[PlannedRun]) -> dict[PlannedRun, list[int]]:
+    """Return the seeds to train, by run; what is damaged is told and mended first."""
+    todo = {}
+    for run in runs:
+        stored = Run(run.folder)
+        if not run.folder.is_dir():
+            todo[run] = list(run.config.seeds)
+            continue
+        finished = is_readable(stored) and not standing(run).todo
+        for sentence in mend(stored, finished):
+            print(f"damaged: {sentence}")
+        found = standing(run)
+        config = run.config
+        again = {s: was for s, was in found.ended.items() if was in retried(config.retry)}
+        for seed in config.seeds if config.force else again:
+            if config.force or again[seed] != "failed":
+                _forget(stored, seed)
+            else:  # it goes on from its checkpoint
+                stored.set_status(seed, "failed", found.why[seed], again=True)
+        if seeds := [s for s in config.seeds if config.force or s in found.todo or s in again]:
+            todo[run] = seeds
+    return todo
+
+
+def _forget(run: Run, seed: int) -> None:
+    """Drop what one seed gave, so that it is trained from the start, unless somebody is at it."""
+    with run.lock(seed) as claim:
+        if claim:
+            run.drop_seed(seed)
+            drop_states(run, [seed])
 
 
 def _steps(
     todo: dict[PlannedRun, list[int]],
 ) -> tuple[list[Step], dict[PlannedRun, str], int]:
-    """Lay the missing trainings out: steps, why the seeds of a run train apart, processes."""
+    """Lay the missing trainings out: steps, why the seeds of a run train apart, processes.
+
+    The layout is written into the run folders, and followed by every later call: so one that was
+    interrupted before a training began still gives it the company, and the digits, of the first.
+    """
     if not todo:
         return [], {}, 1
-    replicas, company, reasons = [], {}, {}
-    for run, seeds in todo.items():
-        states = load_states(Run(run.folder), say=lambda text: None) if run.folder.is_dir() else {}
-        for seed in seeds:
-            replica = Replica(run.config, run.name, seed)
-            replicas.append(replica)
-            if members := states.get(seed, {}).get("step"):
-                company[replica.name] = tuple(members)
-        if reason := build.company_refusal(run.config, build.pick_device(run.config.device)):
-            reasons[run] = reason
+    replicas = [
+        Replica(run.config, run.name, seed) for run, seeds in todo.items() for seed in seeds
+    ]
     config = replicas[0].config
     device = build.pick_device(config.device)
+    company, reasons = {}, {}
+    for run, seeds in todo.items():
+        company |= _known_company(run, seeds, device.type)
+        if reason := build.company_refusal(run.config, device):
+            reasons[run] = reason
     images = sum(len(build.images_of(r.config.data).x_train) * r.config.epochs for r in replicas)
     workers = worker_count(config.workers, config.device)
     if config.workers is None and images < WORTH_A_PROCESS:
         workers = 1
-    steps = layout(replicas, company, {run.name for run in reasons}, device.type, workers)
+    alone = {run.name for run in reasons}
+
+    def laid_out(threads: int) -> list[Step]:
+        return layout(replicas, company, alone, device.type, workers, threads)
+
+    steps = laid_out(threads=1)
+    workers = min(workers, len(steps))
+    if workers == 1:
+        steps = laid_out(torch.get_num_threads())
+    _write_plan(todo, steps, device.type)
     apart = {run: reason for run, reason in reasons.items() if len(todo[run]) > 1}
-    return steps, apart, min(workers, len(steps))
+    return steps, apart, workers
+
+
+def _known_company(run: PlannedRun, seeds: list[int], device_type: str) -> dict[str, Company]:
+    """Return the company in which an earlier call began these trainings, or planned to."""
+    stored = Run(run.folder)
+    if not run.folder.is_dir():
+        return {}
+    states, planned, found = load_states(stored), stored.plan(), {}
+    for seed in seeds:
+        replica = Replica(run.config, run.name, seed)
+        entry = states.get(seed)
+        if entry is None and planned.get(seed, {}).get("device") == device_type:
+            entry = planned[seed]
+        known = Company.read(entry or {})
+        if known and replica.name in known.members and len(known.lrs) == len(known.members):
+            found[replica.name] = known
+    return found
+
+
+def _write_plan(todo: dict[PlannedRun, list[int]], steps: list[Step], device_type: str) -> None:
+    """Let every run's folder say what it is to become, before the first training starts."""
+    entries = {
+        (replica.run, replica.seed): {**step.company.entry(), "device": device_type}
+        for step in steps
+        for replica in step.replicas
+    }
+    for run, seeds in todo.items():
+        stored = Run.create(run.folder)
+        with stored.writing():
+            stored.write_config(as_dict(run.config))
+            stored.add_plan({seed: entries[run.name, seed] for seed in seeds})
 
 
 def _report(config: TrainConfig) -> list[tuple[str, str]]:
@@ -109,14 +232,31 @@ def plan(configs: list[TrainConfig]) -> list[PlannedRun]:
     if found:
         raise Mistake("\n".join(dict.fromkeys(found)))
     runs: dict[str, PlannedRun] = {}
-    for config in good:
-        name = run_name(config, build.images_of(config.data).checksum, build.code_checksum(config))
+    for number, config in enumerate(good):
+        checksums = build.images_of(config.data).checksum, build.code_checksum(config)
+        name = run_name(config, *checksums)
+        if other := _other_config(config, name, checksums):
+            raise Mistake(other)
+        jobs: tuple[int, ...] = (number,)
         if name in runs:  # jobs may differ in their seeds alone
             known = runs[name].config.seeds
             seeds = [*known, *(s for s in config.seeds if s not in known)]
             config = dataclasses.replace(runs[name].config, seeds=seeds)
-        runs[name] = PlannedRun(config, name)
+            jobs = (*runs[name].jobs, number)
+        runs[name] = PlannedRun(config, name, jobs)
     return list(runs.values())
+
+
+def _other_config(config: TrainConfig, name: str, checksums: tuple[str, str | None]) -> str:
+    """Return a sentence if the folder of this name holds another config, "" if it does not."""
+    run = Run(Path(config.out) / config.study / name)
+    try:
+        stored = run.result().get("config")
+        if not stored or identity(restore(stored), *checksums) == identity(config, *checksums):
+            return ""
+    except (ValueError, TypeError, KeyError):  # damaged: that is for mending
+        return ""
+    return f"{run.folder} holds a run of another config: move it away, or choose another study="
 
 
 def _distinct_builds(configs: list[TrainConfig]) -> list[TrainConfig]:
@@ -149,42 +289,84 @@ def _folder_problems(config: TrainConfig) -> list[str]:
 def _execute(
     todo: dict[PlannedRun, list[int]], tasks: list[Task], workers: int
 ) -> list[tuple[str, str]]:
-    """Run the tasks and return (run, reason) for what failed; a run is told of when it is whole."""
+    """Run the tasks and return (run, reason) for what failed; a run is told of when it is whole.
+
+    What another call is at work on comes last, when that call has done it or is gone.
+    """
     if not tasks:
         return []
     runs = {run.name: run for run in todo}
-    sizes, waiting = {}, {}
-    for run, seeds in todo.items():
-        images = len(build.images_of(run.config.data).x_train) * run.config.epochs
-        sizes[run.name] = images * len(seeds), run.config.update_batch
-        waiting[run.name] = set(seeds)
-    failed: list[tuple[str, str]] = []
-    with Progress(sizes) as progress:
-        if workers > 1:
-            results = run_in_processes(tasks, run_task, progress.event, workers)
-        else:
-            results = run_here(tasks, run_task, progress.event)
-        for index, outcome in results:
-            step = tasks[index].step
-            troubles = _failures(step, outcome)
-            failed += troubles
-            for replica in step.replicas:
-                waiting[replica.run].discard(replica.seed)
-            for name in dict.fromkeys(replica.run for replica in step.replicas):
-                if not waiting[name]:
-                    whys = [why for run, why in failed if run == name]
-                    line = f"{name}: {whys[0]}" if whys else closing_line(runs[name])
-                    progress.run_done(line, bool(whys))
-    return failed
+    waiting = {run.name: set(seeds) for run, seeds in todo.items()}
+    failed: dict[str, str] = {}
+    with Progress({run.name: _size(run, seeds) for run, seeds in todo.items()}) as progress:
+
+        def ended(run: str, seed: int, why: str | None) -> None:
+            waiting[run].discard(seed)
+            if why:
+                failed.setdefault(run, why)
+            if not waiting[run]:
+                line = f"{run}: {failed[run]}" if run in failed else closing_line(runs[run])
+                progress.run_done(run, line, run in failed)
+
+        held: list[Step] = []
+        call = tasks[0]
+        while tasks or held:
+            held += _round(tasks, workers, progress, ended)
+            free, held = wait_for_some(held, progress.say) if held else ([], [])
+            tasks = [dataclasses.replace(call, step=step) for step in free]
+    return list(failed.items())
 
 
-def _failures(step: Step, outcome: Any) -> list[tuple[str, str]]:
-    """Return (run, reason) for what failed, each reason of a run once."""
-    if isinstance(outcome, WorkerDied):
-        mark_died(step, outcome.why)
-        return list(dict.fromkeys((replica.run, outcome.why) for replica in step.replicas))
-    whys = [(run, v["why"]) for (run, _), v in outcome.items() if v["status"] in ("failed", "busy")]
-    return list(dict.fromkeys(whys))
+def _round(
+    tasks: list[Task],
+    workers: int,
+    progress: Progress,
+    ended: Callable[[str, int, str | None], None],
+) -> list[Step]:
+    """Run the tasks once, and tell of each training that ended; return those that others have."""
+    if workers > 1:
+        results = run_in_processes(tasks, run_task, progress.event, min(workers, len(tasks)))
+    else:
+        results = run_here(tasks, run_task, progress.event)
+    busy = []
+    for index, outcome in results:
+        step = tasks[index].step
+        if isinstance(outcome, WorkerDied):
+            mark_died(step, outcome.why)
+            died = {"status": "failed", "why": outcome.why}
+            outcome = {(replica.run, replica.seed): died for replica in step.replicas}
+        for (run, seed), state in outcome.items():
+            if state["status"] != "busy":
+                ended(run, seed, state["why"] if state["status"] == "failed" else None)
+        held = step.part(lambda r, o=outcome: o[r.run, r.seed]["status"] == "busy")
+        if held:
+            busy.append(held)
+    return busy
+
+
+def _size(run: PlannedRun, seeds: list[int]) -> tuple[int, int]:
+    """Return (images to train, images of an update) for the progress bar."""
+    images = len(build.images_of(run.config.data).x_train) * run.config.epochs
+    return images * len(seeds), run.config.update_batch
+
+
+def _conclude(runs: list[PlannedRun], failed: dict[str, str], grid: bool) -> int:
+    """List what diverged, did not fit or failed; return the exit code."""
+    found = {run: standing(run) for run in runs if run.folder.is_dir()}
+    for status in ("diverged", "infeasible") if grid else ():
+        for run, now_is in found.items():
+            if line := ended_line(run, now_is, status):
+                print(line)
+    before = 0
+    for run, now_is in found.items():
+        if now_is.failed and run.name not in failed:
+            failed[run.name] = next(iter(now_is.failed.values()))
+            before += 1
+    for name, why in failed.items():
+        print(f"failed: {name}: {why}")
+    if before:
+        print("what failed in an earlier call is tried again with retry=failed")
+    return 1 if failed else 0
 
 
 def _measure_shared(runs: list[PlannedRun], failed: set[str]) -> list[tuple[str, str]]:

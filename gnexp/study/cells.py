@@ -25,7 +25,7 @@ BASE = ("norm", "groups", "channels_per_group", "batch", "update_batch")
 # They cannot change a number, only where, how fast or under which name it is made.
 _NOT_COMPARED = {
     *("study", "seeds", "out", "workers", "stack", "device", "execution", "together"),
-    "reference_batch",
+    *("reference_batch", "checkpoint_minutes"),
     *("gradients", "gradients_at", "covariance", "data.root", "data.title", "data.preview"),
     *("norm.name", *BASE),
 }

@@ -1,7 +1,7 @@
 """Files that are always whole: a reader sees the old version or the new one, never a part.
 
 JSON and CSV with fixed order and exact floats, so that equal contents are equal bytes.
-A file that cannot be read raises ValueError naming it.
+A file that cannot be read raises Damaged (a ValueError) naming it.
 """
 
 import csv
@@ -15,6 +15,10 @@ from typing import Any
 
 Row = dict[str, Any]
 Columns = Mapping[str, type]
+
+
+class Damaged(ValueError):
+    """A file of the store cannot be read; the text is a sentence that names it."""
 
 
 def write_whole(path: Path, data: bytes | str) -> None:
@@ -49,9 +53,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_bytes())
     except ValueError as error:
-        raise ValueError(corrupt(path, error)) from error
+        raise damaged(path, error) from error
     if not isinstance(value, dict):
-        raise ValueError(corrupt(path, "not a JSON object"))
+        raise damaged(path, "not a JSON object")
     return value
 
 
@@ -67,19 +71,39 @@ def write_table(path: Path, columns: Columns, key: Sequence[str], rows: Iterable
 
 def read_table(path: Path, columns: Columns) -> list[Row]:
     """Return the rows of a CSV that write_table wrote, typed; [] when there is no such file."""
+    rows, bad = read_whole_rows(path, columns)
+    if bad:
+        raise damaged(path, bad[0])
+    return rows
+
+
+def read_whole_rows(path: Path, columns: Columns) -> tuple[list[Row], list[str]]:
+    """Return the rows that are whole, and what is wrong with each of the other lines."""
     if not path.is_file():
-        return []
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            reader = csv.reader(file, strict=True)
-            if next(reader, None) != list(columns):
-                raise ValueError("its header is not " + ",".join(columns))
-            return [
-                {c: kind(v) for (c, kind), v in zip(columns.items(), row, strict=True)}
-                for row in reader
-            ]
-    except (ValueError, csv.Error) as error:
-        raise ValueError(corrupt(path, error)) from error
+        return [], []
+    lines = path.read_bytes().decode("utf-8", "replace").split("\n")
+    if not lines[-1]:  # behind the last line's end
+        del lines[-1]
+        cut = None
+    else:
+        cut = len(lines)
+    rows, bad = [], []
+    header, *body = lines or [""]
+    if header != ",".join(columns):
+        bad.append("its header is not " + ",".join(columns))
+        # Without its header a table may be of another version: nothing in it can be trusted.
+        return [], [*bad, *body]
+    for number, line in enumerate(body, start=2):
+        try:
+            (values,) = csv.reader([line], strict=True)
+            pairs = zip(columns.items(), values, strict=True)
+            row = {c: kind(value) for (c, kind), value in pairs}
+            if number == cut:  # its last number may lack digits
+                raise ValueError("it ends in the middle")
+            rows.append(row)
+        except (ValueError, csv.Error) as error:
+            bad.append(f"line {number}: {error}")
+    return rows, bad
 
 
 def typed_row(row: Mapping[str, Any], columns: Columns, name: str) -> Row:
@@ -112,6 +136,6 @@ def plain(value: Any, finite: bool = False) -> Any:
     return plain(value.item(), finite) if hasattr(value, "item") else str(value)
 
 
-def corrupt(path: Path, why: object) -> str:
-    """Return the sentence for a file that cannot be read."""
-    return f"{path} is corrupt ({why}): restore it, or remove its run folder and train again"
+def damaged(path: Path, why: object) -> Damaged:
+    """Return the error for a file that cannot be read."""
+    return Damaged(f"{path} is corrupt ({why})")

@@ -1,6 +1,6 @@
 """The run store: one folder per run, every file written whole.
 
-STUDY/RUN/ holds config.yaml, provenance.json, status.json, metrics.csv, gradients.csv,
+STUDY/RUN/ holds config.yaml, plan.json, provenance.json, status.json, metrics.csv, gradients.csv,
 covariance.csv, result.json, checkpoint.pt and logits.npz. A reader sees either the old or the new
 version of a file, never a part of one, whenever the writer is killed.
 """
@@ -9,17 +9,22 @@ import contextlib
 import difflib
 import functools
 import io
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+import itertools
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gnexp.study.claims import Claim
 from gnexp.study.files import (
-    corrupt,
+    Damaged,
+    damaged,
     plain,
     read_json,
     read_table,
+    read_whole_rows,
     typed_row,
     write_json,
     write_table,
@@ -84,28 +89,12 @@ def _writes(method: Any) -> Any:
     return alone
 
 
-def _try_lock(file: Any) -> bool:
-    import fcntl
-
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _wait_for_lock(file: Any) -> None:
-    import fcntl
-
-    fcntl.flock(file, fcntl.LOCK_EX)
-
-
 class Run:
     """One run's folder: a config and what each of its seeds gave.
 
     Tables are lists of rows (dicts of plain numbers, see the *_COLUMNS constants); adding a row
     whose key is there already replaces it, so a resumed epoch is written twice without harm.
-    A file that cannot be read raises ValueError naming it.
+    A file that cannot be read raises Damaged (a ValueError) naming it.
     """
 
     def __init__(self, folder: Path | str):
@@ -127,14 +116,23 @@ class Run:
         return any((self.folder / name).is_file() for name in _RUN_FILES)
 
     @contextlib.contextmanager
-    def lock(self, seed: int | None = None) -> Iterator[bool]:
-        """Yield whether this process is the only one that trains this seed of the run.
+    def lock(self, seed: int | None = None) -> Iterator[Claim | None]:
+        """Yield the claim to train this seed of the run, None where another process has it.
 
-        None is for work on the run as it is stored. A lock ends when its process does.
+        seed None: the claim to measure the run as it is stored.
         """
-        name = ".lock" if seed is None else f".lock-{int(seed)}"
-        with open(self.folder / name, "w") as file:
-            yield _try_lock(file)
+        claim = Claim(self.lock_file(seed))
+        if not claim.take():
+            yield None
+            return
+        try:
+            yield claim
+        finally:
+            claim.drop()
+
+    def lock_file(self, seed: int | None = None) -> Path:
+        """Return the file that marks who works on a seed, or measures the run."""
+        return self.folder / (".lock" if seed is None else f".lock-{int(seed)}")
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
@@ -148,11 +146,14 @@ class Run:
             if self._writing > 1:
                 yield
                 return
-            with open(self.folder / ".writing", "w") as file:
-                _wait_for_lock(file)
+            claim = Claim(self.folder / ".writing")
+            claim.take(wait=True)
+            try:
                 for leftover in self.folder.glob(".*.tmp"):  # of a killed writer
                     leftover.unlink(missing_ok=True)
                 yield
+            finally:
+                claim.drop()
         finally:
             self._writing -= 1
 
@@ -180,10 +181,20 @@ class Run:
         try:
             loaded = yaml.load(path.read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
         except yaml.YAMLError as error:
-            raise ValueError(corrupt(path, error)) from error
+            raise damaged(path, error) from error
         if not isinstance(loaded, dict):
-            raise ValueError(corrupt(path, "not a mapping"))
+            raise damaged(path, "not a mapping")
         return loaded
+
+    @_writes
+    def add_plan(self, entries: Mapping[int, Mapping[str, Any]]) -> None:
+        """Write down, for seeds that have no entry yet, in which company each is to train."""
+        seeds = {**entries, **self.plan()}
+        self._write_json("plan.json", {"seeds": {str(s): seeds[s] for s in sorted(seeds)}})
+
+    def plan(self) -> dict[int, dict[str, Any]]:
+        """Return {seed: what `add_plan` got}."""
+        return self._seeds_of("plan.json")
 
     @_writes
     def write_provenance(self, provenance: Mapping[str, Any]) -> None:
@@ -204,18 +215,22 @@ class Run:
         return self._read_json("provenance.json")
 
     @_writes
-    def set_status(self, seed: int, status: str, why: str = "") -> None:
-        """Record one seed's status (one of STATUSES) and the reason, for people."""
+    def set_status(self, seed: int, status: str, why: str = "", **more: Any) -> None:
+        """Record one seed's status (one of STATUSES) and the reason, for people.
+
+        more: "since", when it began to run; "again", true when what failed was not the training.
+        """
         if status not in STATUSES:
             raise ValueError(f"status={status!r} of seed {seed} is none of {', '.join(STATUSES)}")
-        seeds = {**self.statuses(), int(seed): {"status": status, "why": why}}
+        seeds = {**self.statuses(), int(seed): {"status": status, "why": why, **more}}
         self._write_json("status.json", {"seeds": {str(s): seeds[s] for s in sorted(seeds)}})
 
-    def statuses(self) -> dict[int, dict[str, str]]:
-        """Return {seed: {"status", "why"}}."""
-        return _by_seed(
-            self._read_json("status.json").get("seeds", {}), self.folder / "status.json"
-        )
+    def statuses(self) -> dict[int, dict[str, Any]]:
+        """Return {seed: {"status", "why", ...}}, see `set_status`."""
+        return self._seeds_of("status.json")
+
+    def _seeds_of(self, name: str) -> dict[int, dict[str, Any]]:
+        return _by_seed(self._read_json(name).get("seeds", {}), self.folder / name)
 
     @_writes
     def add_metrics(self, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -267,7 +282,7 @@ class Run:
 
     def finished_seeds(self) -> list[int]:
         """Return the seeds that result.json lists, sorted."""
-        return sorted(_by_seed(self.result().get("seeds", {}), self.folder / "result.json"))
+        return sorted(self._seeds_of("result.json"))
 
     @_writes
     def drop_seed(self, seed: int) -> None:
@@ -285,6 +300,26 @@ class Run:
         logits = self.logits()
         if logits.pop(int(seed), None) is not None:
             self._write_logits(logits)
+        (self.folder / f"traceback-{int(seed)}.txt").unlink(missing_ok=True)
+
+    @_writes
+    def set_aside(self, name: str) -> str:
+        """Rename a file that cannot be read, so that nothing of it is lost; return its new name."""
+        others = (f"{name}.damaged-{number}" for number in itertools.count(2))
+        names = itertools.chain([f"{name}.damaged"], others)
+        aside = next(name for name in names if not (self.folder / name).exists())
+        os.replace(self.folder / name, self.folder / aside)
+        return aside
+
+    def whole_rows(self, name: str) -> tuple[list[dict[str, Any]], list[str]]:
+        """Return a table's whole rows, and what is wrong with each of its other lines."""
+        return read_whole_rows(self.folder / name, _TABLES[name][0])
+
+    @_writes
+    def rewrite(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Let a table hold these rows and no others."""
+        columns, key = _TABLES[name]
+        write_table(self.folder / name, columns, key, rows)
 
     @_writes
     def write_traceback(self, seed: int, text: str) -> None:
@@ -311,6 +346,7 @@ class Run:
     def logits(self) -> dict[int, "np.ndarray"]:
         """Return {seed: float16 (test images, classes)}; {} when there are none."""
         import zipfile
+        import zlib
 
         import numpy as np
 
@@ -320,8 +356,8 @@ class Run:
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 return {int(key.removeprefix("seed_")): arrays[key] for key in arrays.files}
-        except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-            raise ValueError(corrupt(path, error)) from error
+        except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise damaged(path, error) from error
 
     def _write_logits(self, logits: Mapping[int, "np.ndarray"]) -> None:
         import numpy as np
@@ -352,26 +388,48 @@ class Run:
 
 @dataclass
 class Record:
-    """What one run's folder holds, for reading: tables become DataFrames when first asked for."""
+    """What one run's folder holds, for reading: tables become DataFrames when first asked for.
+
+    Damaged files count as absent, and damaged lines of tables too; `damage` names them.
+    """
 
     name: str
     folder: Path
     config: dict[str, Any]
     result: dict[str, Any]
     provenance: dict[str, Any]
-    statuses: dict[int, dict[str, str]]  # a finished seed's status comes from result.json
+    statuses: dict[int, dict[str, Any]]  # a finished seed's status comes from result.json
+    damaged_documents: list[str] = field(default_factory=list)
+
+    def rows(self, name: str) -> list[dict[str, Any]]:
+        """Return the whole rows of a table."""
+        return self._tables[name][0]
+
+    @cached_property
+    def _tables(self) -> dict[str, tuple[list[dict[str, Any]], list[str]]]:
+        return {name: Run(self.folder).whole_rows(name) for name in _TABLES}
+
+    @property
+    def damage(self) -> list[str]:
+        """One sentence for each file of the run that cannot be read, or not to its end."""
+        tables = [
+            f"{self.folder / name} is corrupt ({bad[0]})"
+            for name, (_, bad) in self._tables.items()
+            if bad
+        ]
+        return [*self.damaged_documents, *tables]
 
     @cached_property
     def metrics(self) -> "pd.DataFrame":
-        return _frame(Run(self.folder).metrics(), METRICS_COLUMNS)
+        return _frame(self.rows("metrics.csv"), METRICS_COLUMNS)
 
     @cached_property
     def gradients(self) -> "pd.DataFrame":
-        return _frame(Run(self.folder).gradients(), GRADIENTS_COLUMNS)
+        return _frame(self.rows("gradients.csv"), GRADIENTS_COLUMNS)
 
     @cached_property
     def covariance(self) -> "pd.DataFrame":
-        return _frame(Run(self.folder).covariance(), COVARIANCE_COLUMNS)
+        return _frame(self.rows("covariance.csv"), COVARIANCE_COLUMNS)
 
     def numbers(self, seed: int) -> dict[str, Any]:
         """Return result.json's numbers of one seed; {} while it is unfinished."""
@@ -380,30 +438,40 @@ class Record:
 
 @dataclass
 class Study:
-    """A folder of runs, sorted by name."""
+    """A folder of runs, sorted by name; `unreadable` names those that had to be left out."""
 
     name: str
     folder: Path
     runs: list[Record]
+    unreadable: list[str] = field(default_factory=list)
+
+    @property
+    def damage(self) -> list[str]:
+        """One sentence for each file of the study that cannot be read, or not to its end."""
+        return [*self.unreadable, *(text for record in self.runs for text in record.damage)]
 
 
 def load_study(folder: Path | str) -> Study:
     """Read a study, finished or not; files and folders that are no runs are ignored.
 
-    Raises ValueError when there is no such study (listing those there are, nearest first), when
-    it holds no run, and when a file is corrupt.
+    Damaged files count as absent, see `Study.damage`. Raises ValueError when there is no such study
+    (listing those there are, nearest first), and when it holds no run that can be read.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(_no_such_study(folder))
     runs = [Run(child) for child in sorted(folder.iterdir()) if child.name not in NOT_STUDIES]
     records = [_record(run) for run in runs if run.folder.is_dir() and run.exists()]
-    if not records:
+    readable = [record for record in records if record.config]
+    unreadable = [t for r in records if not r.config for t in r.damaged_documents]
+    if not readable:
         raise ValueError(
-            f"study={folder.name} holds no run yet: start one with "
+            f"study={folder.name}: {'; '.join(unreadable)}"
+            if unreadable
+            else f"study={folder.name} holds no run yet: start one with "
             f"'gnexp train study={folder.name}'"
         )
-    return Study(folder.name, folder, records)
+    return Study(folder.name, folder, readable, unreadable)
 
 
 def studies(out: Path | str) -> list[str]:
@@ -420,19 +488,28 @@ def studies(out: Path | str) -> list[str]:
 
 
 def _record(run: Run) -> Record:
-    result = run.result()
+    damaged_documents = []
+
+    def read(document: Callable[[], dict[Any, Any]]) -> dict[Any, Any]:
+        try:
+            return document()
+        except Damaged as error:
+            damaged_documents.append(str(error))
+            return {}
+
+    result = read(run.result)
     # YAML is slow to parse: it is read only for runs that have finished no seed.
-    config = result.get("config") or run.config()
-    statuses = run.statuses()
-    finished = _by_seed(result.get("seeds", {}), run.folder / "result.json")
-    for seed, numbers in finished.items():
-        why = statuses.get(seed, {}).get("why", "")
-        statuses[seed] = {"status": numbers.get("status", "complete"), "why": why}
+    config = result.get("config") or read(run.config)
+    statuses = read(run.statuses)
+    for seed, numbers in result.get("seeds", {}).items():
+        why = statuses.get(int(seed), {}).get("why", "")
+        statuses[int(seed)] = {"status": numbers.get("status", "complete"), "why": why}
     wanted = config.get("seeds") or []
     for seed in range(wanted) if isinstance(wanted, int) else wanted:
         statuses.setdefault(int(seed), {"status": "missing", "why": "not started"})
     ordered = {seed: statuses[seed] for seed in sorted(statuses)}
-    return Record(run.name, run.folder, config, result, run.provenance(), ordered)
+    provenance = read(run.provenance)
+    return Record(run.name, run.folder, config, result, provenance, ordered, damaged_documents)
 
 
 def _no_such_study(folder: Path) -> str:
@@ -451,7 +528,7 @@ def _by_seed(seeds: Any, path: Path) -> dict[int, dict[str, Any]]:
     try:
         return {int(seed): dict(value) for seed, value in seeds.items()}
     except (AttributeError, TypeError, ValueError) as error:
-        raise ValueError(corrupt(path, error)) from error
+        raise damaged(path, error) from error
 
 
 def _frame(rows: list[dict[str, Any]], columns: Mapping[str, type]) -> "pd.DataFrame":

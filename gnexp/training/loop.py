@@ -1,9 +1,10 @@
 """Training replicas in one step, an epoch at a time; it neither writes nor measures gradients."""
 
 import contextlib
+import functools
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -51,6 +52,19 @@ class Step(Protocol):
 
 
 @dataclass(frozen=True)
+class Pause:
+    """Where training stands within an epoch, between two blocks of updates.
+
+    updates: made in it so far; time_s: spent on them; random_states: of the global generators, for
+    models that draw in a forward pass. With the step's own states it is all that going on takes.
+    """
+
+    updates: int
+    time_s: float
+    random_states: list[Tensor]
+
+
+@dataclass(frozen=True)
 class Epoch:
     """What one epoch gave one replica: accuracies in [0, 1], losses in nats, time in seconds.
 
@@ -81,19 +95,32 @@ def train_epochs(
     lrs: Sequence[float],
     first_epoch: int = 1,
     tick: Tick = no_tick,
+    resumed: Pause | None = None,
+    pausing: Callable[[int, Callable[[], Pause]], None] | None = None,
 ) -> Iterator[list[Epoch]]:
     """Train from `first_epoch` to the last, yielding what each epoch gave every replica.
 
     The order and the augmentation of an epoch depend on (seed, epoch) alone, so training that
     starts at a later epoch from stored weights sees what it would have seen. A replica that
     diverged stays in the step, where it harms nobody; when all have, training ends. `tick` hears
-    of images as they are used.
+    of images as they are used. `pausing` is called after each block of updates but an epoch's last
+    with the epoch and a function that tells where it stands; `resumed` is such a place in
+    `first_epoch`.
     """
     used = recipe.examples_per_epoch(len(images.x_train))
     for epoch in range(first_epoch, recipe.epochs + 1):
-        start = time.perf_counter()
-        with matrix_precision(recipe.precision), _forward_stream(seeds[0], epoch, images):
-            rates = _train_one(step, images, recipe, seeds, lrs, epoch, tick)
+        start = time.perf_counter() - (resumed.time_s if resumed else 0.0)
+        stream = _forward_stream(seeds[0], epoch, images, resumed)
+        with matrix_precision(recipe.precision), stream:
+
+            def paused(updates: int, epoch: int = epoch, start: float = start) -> None:
+                if pausing and updates * recipe.update_batch < used:
+                    now = functools.partial(_pause, updates, start, images.x_train.device)
+                    pausing(epoch, now)
+
+            first = resumed.updates if resumed else 0
+            rates = _train_one(step, images, recipe, seeds, lrs, epoch, tick, first, paused)
+            resumed = None
             sums = step.take_sums()
             scores = [
                 evaluate(step.model(replica), images, precision=recipe.precision)
@@ -119,8 +146,17 @@ def train_epochs(
             return
 
 
+def _pause(updates: int, start: float, device: torch.device) -> Pause:
+    states = [torch.get_rng_state()]
+    if device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(device))
+    return Pause(updates, time.perf_counter() - start, states)
+
+
 @contextlib.contextmanager
-def _forward_stream(seed: int, epoch: int, images: DeviceImages) -> Iterator[None]:
+def _forward_stream(
+    seed: int, epoch: int, images: DeviceImages, resumed: Pause | None
+) -> Iterator[None]:
     """Give what draws in a forward pass (dropout, a user's norm) a stream of this epoch's own.
 
     Such a model trains alone in its step, so the stream is that of its seed.
@@ -130,6 +166,10 @@ def _forward_stream(seed: int, epoch: int, images: DeviceImages) -> Iterator[Non
         torch.default_generator.manual_seed(derived_seed(seed, "forward", epoch))
         if device.type == "cuda":
             torch.cuda.manual_seed(derived_seed(seed, "forward", epoch))
+        if resumed:
+            torch.set_rng_state(resumed.random_states[0])
+            if device.type == "cuda" and len(resumed.random_states) > 1:
+                torch.cuda.set_rng_state(resumed.random_states[1], device)
         yield
 
 
@@ -141,14 +181,19 @@ def _train_one(
     lrs: Sequence[float],
     epoch: int,
     tick: Tick,
+    first: int,
+    paused: Callable[[int], None],
 ) -> list[float]:
-    """Train one epoch and return each replica's last learning rate."""
+    """Train one epoch from its update `first` on; return each replica's last learning rate.
+
+    `paused` hears after each block how many updates of the epoch are made.
+    """
     used = recipe.examples_per_epoch(len(images.x_train))
     peaks = [peak_rate(lr, recipe.lr_rule, recipe.update_batch) for lr in lrs]
     blocks = update_blocks(
-        images, seeds, epoch, recipe.batch, recipe.update_batch, recipe.augment, step.dtype
+        images, seeds, epoch, recipe.batch, recipe.update_batch, recipe.augment, step.dtype, first
     )
-    seen = (epoch - 1) * used
+    seen = (epoch - 1) * used + first * recipe.update_batch
     rates: list[float] = []
     for x_RUNCHW, y_RUN in blocks:
         rates_UR = []
@@ -160,4 +205,6 @@ def _train_one(
             rates_UR.append(rates)
             seen += recipe.update_batch
         step.run(x_RUNCHW, y_RUN, rates_UR, tick)
+        first += len(rates_UR)
+        paused(first)
     return rates

@@ -177,10 +177,14 @@ class StackedStep:
         return self.models[replica]
 
     def state(self, replica: int) -> dict[str, object]:
-        """Return copies of one replica's tensors: "model", its state dict, and "momentum"."""
+        """Return copies of what one replica needs to go on, at any update.
+
+        "model", its state dict; "momentum"; "sums", (sum of losses, hits) since `take_sums`.
+        """
         return {
             "model": {k: v.detach().clone() for k, v in self.stack.state(replica).items()},
             "momentum": [velocity.clone() for velocity in self._velocities(replica)],
+            "sums": [self.loss_sum_R[replica].item(), self.hits_R[replica].item()],
         }
 
     def load(self, replica: int, state: dict[str, object]) -> None:
@@ -189,6 +193,7 @@ class StackedStep:
         velocities = self._velocities(replica)
         for mine, stored in zip(velocities, state.get("momentum", velocities), strict=True):
             mine.copy_(stored)
+        self.loss_sum_R[replica], self.hits_R[replica] = state.get("sums", (0.0, 0))
 
     def _velocities(self, replica: int) -> list[Tensor]:
         """Return views of the momentum buffers of one replica, in the order of its parameters."""

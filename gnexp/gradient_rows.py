@@ -1,0 +1,55 @@
+"""Gradient variance at the weights of a model, as rows of gradients.csv."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from gnexp import build
+from gnexp.config import TrainConfig
+from gnexp.data.loader import DeviceImages, draw_batches
+from gnexp.measure.gradients import choose_draws, measure_gradients
+from gnexp.training.precision import matrix_precision
+
+
+def own_gradients(
+    config: TrainConfig, model: nn.Module, images: DeviceImages, seed: int, epoch: int
+) -> list[dict[str, Any]]:
+    """Return the rows of one seed's model at its own batch size; none where draws are zero."""
+    draws = config.gradients
+    if draws is None:
+        used = build.recipe(config).examples_per_epoch(len(images.x_train))
+        draws = choose_draws(config.epochs * used // config.batch)
+    if not draws:
+        return []
+    augment = config.data.augment if config.gradients_augment else "none"
+    return gradients_at(
+        model, images, (config.batch,), lambda _: draws, seed, epoch, augment, config.precision
+    )
+
+
+def gradients_at(
+    model: nn.Module,
+    images: DeviceImages,
+    batches: tuple[int, ...],
+    draws_of: Callable[[int], int],
+    seed: int,
+    epoch: int,
+    augment: str,
+    precision: str,
+) -> list[dict[str, Any]]:
+    """Return rows of gradients.csv: the gradient noise at the model's weights per batch size.
+
+    The precision is that of training, except that bf16 runs are measured in float32: rounding
+    would count as noise.
+    """
+    rows = []
+    for batch in batches:
+        k = draws_of(batch)
+        purpose = f"gradients-{epoch}-{batch}"
+        drawn = draw_batches(images, batch, k, seed, purpose, augment)
+        with matrix_precision(precision):
+            measured = measure_gradients(model, drawn, k, batch)
+        for row in measured:
+            rows.append({"seed": seed, "epoch": epoch, "at_batch": batch, **row})
+    return rows

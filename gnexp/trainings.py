@@ -1,0 +1,279 @@
+"""Trainings that share a step, from their states to their folders: train, measure, store.
+
+Each goes through: build (or continue from the checkpoint), gradients at the start, then epoch after
+epoch metrics, gradients where due, checkpoint; at the end logits, then the result. Between any two
+writes it may be killed: what was not checkpointed is done again, with the same numbers.
+"""
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from gnexp import build
+from gnexp.checkpoints import State, save_states
+from gnexp.config import TrainConfig
+from gnexp.gradient_rows import own_gradients
+from gnexp.provenance import version
+from gnexp.schedule import Replica, Step
+from gnexp.study.store import Run
+from gnexp.training.evaluate import evaluate
+from gnexp.training.loop import Epoch, Pause, train_epochs
+from gnexp.training.precision import matrix_precision
+from gnexp.training.rates import peak_rate
+
+Emit = Callable[[dict[str, Any]], None]
+TICK_S = 0.5  # how often a step reports its progress within an epoch
+
+
+def place_of(state: State) -> tuple[int, int]:
+    """Return where a stored state stands: (epochs done, updates of the next one)."""
+    return state.get("epoch", 0), state.get("updates", 0)
+
+
+class Trainings:
+    """The trainings of one step that stand at the same place, to their ends."""
+
+    def __init__(
+        self,
+        step: Step,
+        states: dict[str, State],
+        frugal: bool,
+        emit: Emit,
+        check: Callable[[], None],
+    ) -> None:
+        """Build the models, or take them from `states`, by the trainings' names.
+
+        check: is called before anything is stored, and raises when the right to it is lost.
+        """
+        self.replicas, self.places, self.company = step.replicas, step.places, step.company
+        self.states, self.emit, self.check = states, emit, check
+        self.config = self.replicas[0].config
+        self.epoch, self.updates = place_of(states.get(self.replicas[0].name, {}))
+        self.device = build.pick_device(self.config.device)
+        self.images = build.device_images(self.config.data, self.device)
+        # A place that nobody trains at is filled by a copy of the first, at the rate it had: equal
+        # digits need equal spans of equal rates in the optimizer.
+        first = self.replicas[0]
+        self.filled = [
+            dataclasses.replace(first, config=dataclasses.replace(self.config, lr=lr))
+            for lr in self.company.lrs
+        ]
+        for place, replica in zip(self.places, self.replicas, strict=True):
+            self.filled[place] = replica
+        classes = len(self.images.classes)
+        models = [build.seeded_model(r.config, classes, r.seed) for r in self.filled]
+        self.step, self.note = build.training_step(
+            [r.config for r in self.filled],
+            [model.to(self.device) for model in models],
+            self.images,
+            frugal,
+        )
+        if self.note:
+            names = ", ".join(replica.name for replica in self.replicas)
+            emit({"kind": "note", "text": f"{names}: {self.note}"})
+        self.going = dict(zip(self.places, self.replicas, strict=True))
+        # What a seed gave so far goes with its checkpoint: a damaged table is filled from there.
+        self.rows: dict[int, dict[str, list[dict[str, Any]]]] = {
+            place: {"metrics": [], "gradients": []} for place in self.going
+        }
+        self.stored_at = time.monotonic()
+
+    def run(self) -> None:
+        """Train, measure and store epoch after epoch; then the results."""
+        self._begin()
+        epochs = train_epochs(
+            self.step,
+            self.images,
+            build.recipe(self.config),
+            [replica.seed for replica in self.filled],
+            [replica.config.lr for replica in self.filled],
+            self.epoch + 1,
+            self._ticker(),
+            self._resumed(),
+            self._pausing,
+        )
+        last: dict[int, Epoch] = {}
+        for results in epochs:
+            self.check()
+            for place, replica in list(self.going.items()):
+                last[place] = results[place]
+                if self._epoch_done(place, replica, results[place]):
+                    self._finish(place, replica, results[place])
+                    del self.going[place]
+            self._checkpoint(results[0].epoch)
+            if not self.going:
+                return
+        for place, replica in self.going.items():
+            self._finish(place, replica, last.get(place))
+
+    def _begin(self) -> None:
+        """Put the models where training is to go on, and the tables to what they held there."""
+        if (self.epoch, self.updates) == (0, 0):
+            for place, replica in self.going.items():
+                Run(replica.folder).drop_seed(replica.seed)
+                self._measure(place, replica, 0)
+            return
+        for place, replica in enumerate(self.filled):
+            self.step.load(place, self.states[replica.name])
+        for place, replica in self.going.items():
+            run, state = Run(replica.folder), self.states[replica.name]
+            self.rows[place] = state.get("rows") or _stored_rows(run, replica.seed, self.epoch)
+            refill(run, self.rows[place])
+
+    def _resumed(self) -> Pause | None:
+        if not self.updates:
+            return None
+        state = self.states[self.replicas[0].name]
+        return Pause(self.updates, state["time_s"], state["random_states"])
+
+    def _pausing(self, epoch: int, now: Callable[[], Pause]) -> None:
+        """Store a long epoch's state every so many minutes."""
+        if time.monotonic() - self.stored_at >= 60 * self.config.checkpoint_minutes:
+            self.check()
+            self._checkpoint(epoch - 1, now())
+
+    def _epoch_done(self, place: int, replica: Replica, epoch: Epoch) -> bool:
+        """Store what an epoch gave one replica; return whether it diverged."""
+        row = _row(epoch, replica.seed)
+        self.rows[place]["metrics"].append(row)
+        Run(replica.folder).add_metrics([row])
+        self.emit({"kind": "epoch", "run": replica.run, **row})
+        if epoch.diverged:
+            return True
+        if epoch.epoch in (max(1, self.config.epochs // 2), self.config.epochs):
+            self._measure(place, replica, epoch.epoch)
+        return False
+
+    def _checkpoint(self, epoch: int, pause: Pause | None = None) -> None:
+        """Store the weights of all that go on; their momentum too, as long as it is needed."""
+        more: dict[str, Any] = {"epoch": epoch, **self.company.entry()}
+        if pause:
+            more |= dataclasses.asdict(pause)
+        for folder in sorted({replica.folder for replica in self.going.values()}):
+            states = {}
+            for place, replica in self.going.items():
+                if replica.folder == folder:
+                    state = {**self.step.state(place), **more, "rows": self.rows[place]}
+                    if not pause and epoch == self.config.epochs:
+                        del state["momentum"]
+                    states[replica.seed] = state
+            save_states(Run(folder), states)
+        self.stored_at = time.monotonic()
+
+    def _measure(self, place: int, replica: Replica, epoch: int) -> None:
+        if replica.config.gradients == 0:
+            return
+        model = self.step.model(place)
+        rows = own_gradients(replica.config, model, self.images, replica.seed, epoch)
+        self.rows[place]["gradients"] += rows
+        Run(replica.folder).add_gradients(rows)
+
+    def _finish(self, place: int, replica: Replica, last: Epoch | None) -> None:
+        """Store a training's end; `last` is None when it was killed just before that."""
+        run, config = Run(replica.folder), replica.config
+        model = self.step.model(place)
+        if last is None:
+            with matrix_precision(config.precision):
+                logits = evaluate(model, self.images, precision=config.precision).logits_NK
+        else:
+            logits = last.logits_NK
+        run.add_logits(replica.seed, logits.cpu().numpy())
+        diverged = last is not None and last.diverged
+        status = "diverged" if diverged else "complete"
+        numbers = _numbers(self.rows[place]["metrics"], config, status)
+        numbers |= {
+            "device": self.device.type,
+            "execution": self.step.execution,
+            "stack": self.step.replicas,
+            "layout": "channels_last" if self.step.channels_last else "contiguous",
+        }
+        if self.note:
+            numbers["note"] = self.note
+        run.add_result(replica.seed, numbers, **result_head(config, run, model))
+        why = f"the loss was not finite in epoch {last.epoch}" if diverged else ""
+        run.set_status(replica.seed, status, why)
+
+    def _ticker(self) -> Callable[[int], None]:
+        """Return a tick that reports the images of each replica, at most every TICK_S."""
+        since = {"images": 0, "time": time.monotonic()}
+        keys = [(replica.run, replica.seed) for replica in self.replicas]
+
+        def tick(images: int) -> None:
+            since["images"] += images
+            now = time.monotonic()
+            if now - since["time"] >= TICK_S:
+                each = since["images"] / self.step.replicas
+                self.emit({"kind": "tick", "replicas": keys, "examples": each})
+                since.update(images=0, time=now)
+
+        return tick
+
+
+def _stored_rows(run: Run, seed: int, epoch: int) -> dict[str, list[dict[str, Any]]]:
+    """Return what a seed gave up to an epoch, for checkpoints of a version that left it out."""
+
+    def its(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [row for row in rows if row["seed"] == seed and row["epoch"] <= epoch]
+
+    return {"metrics": its(run.metrics()), "gradients": its(run.gradients())}
+
+
+def refill(run: Run, rows: dict[str, list[dict[str, Any]]]) -> None:
+    """Put the rows that a checkpoint holds into the run's tables, where they may be lacking."""
+    run.add_metrics(rows.get("metrics", []))
+    if rows.get("gradients"):
+        run.add_gradients(rows["gradients"])
+
+
+def _row(epoch: Epoch, seed: int) -> dict[str, Any]:
+    keys = ("epoch", "examples_seen", "lr", "train_loss", "train_acc")
+    keys += ("test_loss", "test_acc", "time_s")
+    return {"seed": seed, **{key: getattr(epoch, key) for key in keys}}
+
+
+def _numbers(rows: list[dict[str, Any]], config: TrainConfig, status: str) -> dict[str, Any]:
+    """Return the final numbers of a seed; the last epoch counts, none is selected."""
+    last = rows[-1]
+    return {
+        "status": status,
+        "test_acc": last["test_acc"],
+        "test_acc_median5": statistics.median(row["test_acc"] for row in rows[-5:]),
+        "test_loss": last["test_loss"],
+        "train_loss": last["train_loss"],
+        "train_acc": last["train_acc"],
+        "epochs": last["epoch"],
+        "examples_seen": last["examples_seen"],
+        "train_time_s": sum(row["time_s"] for row in rows),
+        "decay_per_epoch": _decay_per_epoch(config, last["examples_seen"] / last["epoch"]),
+    }
+
+
+def _decay_per_epoch(config: TrainConfig, used: float) -> float:
+    """Return peak rate x weight decay x updates: only the linear rule keeps it over batch sizes."""
+    peak = peak_rate(config.lr, config.lr_rule, config.update_batch)
+    return peak * config.weight_decay * used / config.update_batch
+
+
+def result_head(config: TrainConfig, run: Run, model: nn.Module | None = None) -> dict[str, Any]:
+    """Return what result.json says of the run as a whole."""
+    images = build.images_of(config.data)
+    head: dict[str, Any] = {
+        "run": run.name,
+        "gnexp": version(),
+        "config": run.config(),
+        "groups_per_layer": build.groups_per_layer(config),
+        "data": {
+            "title": images.title,
+            "checksum": images.checksum,
+            "train": len(images.x_train),
+            "test": len(images.x_test),
+            "classes": list(images.classes),
+        },
+    }
+    if model is not None:
+        head["parameters"] = sum(p.numel() for p in model.parameters())
+    return head
