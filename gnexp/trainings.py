@@ -193,8 +193,10 @@ class Trainings:
         }
         if self.note:
             numbers["note"] = self.note
-        run.add_result(replica.seed, numbers, **result_head(config, run, model))
         why = f"the loss was not finite in epoch {last.epoch}" if diverged else ""
+        if why:
+            numbers["why"] = why
+        run.add_result(replica.seed, numbers, **result_head(config, run, model))
         run.set_status(replica.seed, status, why)
 
     def _ticker(self) -> Callable[[int], None]:

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from gnexp import execute
+from gnexp import trainings
 from gnexp.config import TrainConfig, resolve
-from gnexp.schedule import Replica, layout, most_together
+from gnexp.schedule import Company, Replica, layout, most_together
 from gnexp.study.store import Run
 
 TINY = ("model=resnet8", "model.width=8", "data.train_limit=60", "data.test_limit=40", "batch=10")
@@ -85,7 +85,8 @@ def test_runs_that_cannot_share_a_step_train_seed_by_seed():
 
 def test_what_was_interrupted_goes_on_in_its_old_company_at_its_old_place():
     some = replicas(5, batch=2)
-    company = {r.name: ("ended", some[0].name, some[1].name) for r in some[:2]}
+    known = Company(("ended", some[0].name, some[1].name), (0.1, 0.1, 0.1), threads=1)
+    company = {r.name: known for r in some[:2]}
     steps = layout(some, company, set(), "cpu", 1)
     old = next(step for step in steps if step.places != tuple(range(step.size)))
     assert (old.size, old.places, old.replicas) == (3, (1, 2), tuple(some[:2]))
@@ -140,7 +141,7 @@ def test_a_rate_gets_its_own_numbers_in_a_step_of_several(gnexp):
 
 def broken_for(bad, error):
     """Replace train_epochs by one that raises when `bad` says so of its seeds."""
-    whole = execute.train_epochs
+    whole = trainings.train_epochs
 
     def train_epochs(step, images, recipe, seeds, *more):
         if bad(list(seeds)):
@@ -152,7 +153,7 @@ def broken_for(bad, error):
 
 def test_a_training_that_fails_takes_none_of_its_company_with_it(gnexp, monkeypatch):
     broken = broken_for(lambda seeds: 2 in seeds, RuntimeError("not in the mood"))
-    monkeypatch.setattr(execute, "train_epochs", broken)
+    monkeypatch.setattr(trainings, "train_epochs", broken)
     answer = gnexp("train", *QUICK, "epochs=1", "seeds=4")
     assert answer.code == 1
     (run,) = runs()
@@ -165,7 +166,7 @@ def test_a_training_that_fails_takes_none_of_its_company_with_it(gnexp, monkeypa
 def test_too_little_memory_for_a_stack_makes_it_smaller(gnexp, monkeypatch):
     error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
     broken = broken_for(lambda seeds: len(seeds) > 2, error)
-    monkeypatch.setattr(execute, "train_epochs", broken)
+    monkeypatch.setattr(trainings, "train_epochs", broken)
     assert gnexp("train", *QUICK, "epochs=1", "seeds=4").code == 0
     seeds = json.loads((runs()[0] / "result.json").read_text())["seeds"]
     assert {(v["status"], v["stack"]) for v in seeds.values()} == {("complete", 2)}

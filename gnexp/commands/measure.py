@@ -23,6 +23,7 @@ from gnexp.config import (
 )
 from gnexp.data.loader import DeviceImages, normalize
 from gnexp.gradient_rows import gradients_at
+from gnexp.mending import mend
 from gnexp.measure.per_example import find_mixing_layer, per_example_covariance
 from gnexp.norms.probes import values_per_statistic
 from gnexp.study.store import Run
@@ -63,8 +64,13 @@ def measure(config: MeasureConfig) -> int:
         found.append(str(error))
     if found:
         raise Mistake("\n".join(found))
+    study = stored_study(config.out, config.study)
+    for record in study.runs:
+        if record.damage:  # tables are about to be written to
+            for sentence in mend(Run(record.folder), finished=False):
+                print(f"mended: {sentence}")
     failed = measure_shared(
-        [record.folder for record in stored_study(config.out, config.study).runs],
+        [record.folder for record in study.runs],
         batches=config.gradients_at if "gradients" in what else [],
         draws=config.gradients,
         covariance="covariance" in what,

@@ -24,9 +24,7 @@ def stored_study(out: str, name: str) -> Study:
     for sentence in study.damage:
         print(f"damaged: {sentence}")
     if study.damage:
-        print(
-            "the command that trained it mends what it can, and trains nothing whole again"
-        )
+        print("the command that trained it mends what it can, and trains nothing whole again")
     return study
 
 

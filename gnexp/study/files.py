@@ -51,7 +51,7 @@ def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        value = json.loads(path.read_bytes())
+        value = json.loads(path.read_bytes().decode())
     except ValueError as error:
         raise damaged(path, error) from error
     if not isinstance(value, dict):
