@@ -17,7 +17,7 @@ commands
   train     train one run, or with --multirun (-m) a grid of runs; a grid ends with its report
   report    build tables, figures and the page from what a study holds, finished or not
   measure   run instruments (gradient variance at shared weights) on stored runs
-  status    what of a study is complete, running, failed or missing
+  status    what of a study is complete, running, failed or missing, and the time left
   bench     throughput and memory per norm and batch size, beside a plain PyTorch loop
 
 examples
@@ -34,6 +34,9 @@ keys of train (all of them: gnexp train --cfg job)
   seeds      how many seeds (1), or which: seeds=[5,6]
   epochs, lr, model, data, data.root, study, out, device, precision
   experiment     preset grids: smoke, batch_sweep, group_sweep
+
+a command that was interrupted, or ended early, is simply called again: it trains what is missing
+  retry=failed   try again what failed (or infeasible, diverged); force=true trains all again
 
 A command's own help: gnexp train --help
 """

@@ -400,7 +400,7 @@ def run_name(config: TrainConfig, data_checksum: str, code_checksum: str | None 
     if config.channels_per_group:
         groups = f"-m{config.channels_per_group}"
     update = "" if config.update_batch == config.batch else f"-u{config.update_batch}"
-    norm = norm_label(config.norm)
+    norm = norm_label(config.norm)[:40]  # file systems end names at 255 bytes
     return f"{norm}{groups}-b{config.batch}{update}-{config.model.name}-{digest}"
 
 

@@ -50,6 +50,10 @@ def run_task(task: Task, emit: Emit) -> Outcomes:
     with contextlib.ExitStack() as held, _threads(task.step.company.threads):
         for replica in task.step.replicas:
             key = replica.run, replica.seed
+            if any(outcome["status"] == "busy" for outcome in outcomes.values()):
+                # Whoever has one of them trains the others too, and may not have come to them yet.
+                outcomes[key] = {"status": "busy", "why": "another process is at work on its step"}
+                continue
             try:
                 run = Run.create(replica.folder)
                 if claim := held.enter_context(run.lock(replica.seed)):

@@ -90,9 +90,13 @@ def _serve(connection: Connection, work: Work) -> None:
 
     # Two default OpenMP threads beside another busy process are many times slower than one.
     torch.set_num_threads(1)
-    try:
+
+    def send(kind: str, payload: Any) -> None:
+        try:
+            connection.send((kind, payload))
+        except OSError:  # the parent is gone; no error of the work, which must not record it as one
+            raise SystemExit(1) from None
+
+    with contextlib.suppress(EOFError):  # of a parent that is gone
         while (task := connection.recv()) is not None:
-            result = work(task, lambda event: connection.send(("event", event)))
-            connection.send(("done", result))
-    except (EOFError, BrokenPipeError):  # the parent is gone
-        pass
+            send("done", work(task, lambda event: send("event", event)))

@@ -23,9 +23,10 @@ from gnexp.config import (
 )
 from gnexp.data.loader import DeviceImages, normalize
 from gnexp.gradient_rows import gradients_at
-from gnexp.mending import mend
 from gnexp.measure.per_example import find_mixing_layer, per_example_covariance
+from gnexp.mending import mend
 from gnexp.norms.probes import values_per_statistic
+from gnexp.study.files import Damaged
 from gnexp.study.store import Run
 from gnexp.training.precision import matrix_precision
 from gnexp.workers import Emit, WorkerDied, run_here, run_in_processes
@@ -134,11 +135,12 @@ def largest_batch_runs(folders: list[Path]) -> list[Path]:
     """Return, of finished runs that differ only in their batch sizes, the one with the largest."""
     families: dict[str, tuple[int, Path]] = {}
     for folder in folders:
-        stored = Run(folder).result()
-        if not stored.get("config"):
-            continue  # not finished: it has no last weights
-        config = restore(stored["config"])
-        same = identity(config, stored["data"]["checksum"], None)
+        try:
+            stored = Run(folder).result()
+            config = restore(stored["config"])
+            same = identity(config, stored["data"]["checksum"], None)
+        except (Damaged, KeyError, TypeError):
+            continue  # not finished, so that it has no last weights; or not of gnexp's making
         family = str(sorted((k, str(v)) for k, v in same.items() if "batch" not in k))
         if family not in families or config.batch > families[family][0]:
             families[family] = config.batch, folder

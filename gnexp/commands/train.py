@@ -132,6 +132,7 @@ def _forget(run: Run, seed: int) -> None:
     with run.lock(seed) as claim:
         if claim:
             run.drop_seed(seed)
+            run.drop_plan(seed)
             drop_states(run, [seed])
 
 
@@ -161,16 +162,19 @@ def _steps(
         workers = 1
     alone = {run.name for run in reasons}
 
-    def laid_out(threads: int) -> list[Step]:
-        return layout(replicas, company, alone, device.type, workers, threads)
+    def laid_out() -> tuple[list[Step], int]:
+        steps = layout(replicas, company, alone, device.type, workers)
+        if min(workers, len(steps)) > 1:
+            return steps, min(workers, len(steps))
+        threads = torch.get_num_threads()
+        return layout(replicas, company, alone, device.type, workers, threads), 1
 
-    steps = laid_out(threads=1)
-    workers = min(workers, len(steps))
-    if workers == 1:
-        steps = laid_out(torch.get_num_threads())
-    _write_plan(todo, steps, device.type)
+    _write_plan(todo, laid_out()[0], device.type)
+    for run, seeds in todo.items():  # another call may have been first
+        company |= _known_company(run, seeds, device.type)
+    steps, processes = laid_out()
     apart = {run: reason for run, reason in reasons.items() if len(todo[run]) > 1}
-    return steps, apart, workers
+    return steps, apart, processes
 
 
 def _known_company(run: PlannedRun, seeds: list[int], device_type: str) -> dict[str, Company]:

@@ -10,6 +10,7 @@ from gnexp.study import cells as grouping
 from gnexp.study import plots
 from gnexp.study.cells import Cell, Series
 from gnexp.study.files import write_whole
+from gnexp.study.freshness import files_of, is_fresh, stamp
 from gnexp.study.headline import headline
 from gnexp.study.rendering import percent, write_table_files
 from gnexp.study.store import Study, load_study
@@ -53,12 +54,14 @@ MEANINGS = {
 def build_report(study_folder: Path | str, reference_batch: int = 32) -> dict[str, Path]:
     """Write STUDY/report/ and return {file name: path}, index.html included.
 
-    Works at any moment of a study; the same files in give the same bytes out.
-    Raises ValueError when there is no such study or a file of it is corrupt.
+    Works at any moment of a study; the same files in give the same bytes out, and a report that is
+    those already is left as it is. Raises ValueError when there is no such study.
     """
     study = load_study(study_folder)
     folder = study.folder / "report"
     folder.mkdir(exist_ok=True)
+    if is_fresh(study, reference_batch, folder):
+        return files_of(folder)
     cells = grouping.cells(study)
     lines = grouping.series(cells)
     tables = build_tables(study, cells, lines, reference_batch)
@@ -85,6 +88,7 @@ def build_report(study_folder: Path | str, reference_batch: int = 32) -> dict[st
         about=_about(study, cells),
         unfinished=[row for row in tables["runs"].rows if row["status"] != "complete"],
         warnings=_mixed(study),
+        damage=study.damage,
         commands=_distinct(study, "command"),
         versions={key: _distinct(study, key) for key in VERSION_KEYS if _distinct(study, key)},
         started=_span(study),
@@ -92,6 +96,7 @@ def build_report(study_folder: Path | str, reference_batch: int = 32) -> dict[st
         reference_batch=reference_batch,
     )
     write_whole(written[-1], page)
+    stamp(study, reference_batch, folder, written)
     return {path.name: path for path in written}
 
 

@@ -70,6 +70,9 @@ COVARIANCE_KEY = ("seed", "epoch", "parameters")
 STATUSES = ("running", "complete", "diverged", "infeasible", "failed")
 NOT_STUDIES = ("check", "reference", "report")
 
+# What a report is made of; a run's config is in its result, or it has none.
+INPUTS = ("config.yaml", "provenance.json", "status.json", "result.json")
+INPUTS += ("metrics.csv", "gradients.csv", "covariance.csv")
 _RUN_FILES = ("config.yaml", "status.json", "metrics.csv", "result.json")
 _TABLES = {
     "metrics.csv": (METRICS_COLUMNS, METRICS_KEY),
@@ -189,7 +192,14 @@ class Run:
     @_writes
     def add_plan(self, entries: Mapping[int, Mapping[str, Any]]) -> None:
         """Write down, for seeds that have no entry yet, in which company each is to train."""
-        seeds = {**entries, **self.plan()}
+        self._write_plan({**entries, **self.plan()})
+
+    @_writes
+    def drop_plan(self, seed: int) -> None:
+        """Forget in which company a seed was to train."""
+        self._write_plan({s: entry for s, entry in self.plan().items() if s != seed})
+
+    def _write_plan(self, seeds: Mapping[int, Mapping[str, Any]]) -> None:
         self._write_json("plan.json", {"seeds": {str(s): seeds[s] for s in sorted(seeds)}})
 
     def plan(self) -> dict[int, dict[str, Any]]:

@@ -1,0 +1,66 @@
+"""Whether a report is what its study would give now, told by checksums and not by times.
+
+The same inputs give the same bytes, so a report whose inputs and files are unchanged need not be
+made again: of a finished study that is most of the time a repeated command takes.
+"""
+
+import functools
+import hashlib
+from collections.abc import Iterable
+from importlib import metadata
+from pathlib import Path
+
+from gnexp.study.files import Damaged, read_json, write_json
+from gnexp.study.store import INPUTS, Study
+
+STAMP = ".made.json"
+_LIBRARIES = ("matplotlib", "numpy", "pandas", "scipy", "jinja2")
+
+
+def is_fresh(study: Study, reference_batch: int, folder: Path) -> bool:
+    """Return whether the report in `folder` is that of these inputs, and every file still whole."""
+    try:
+        stamp = read_json(folder / STAMP)
+    except Damaged:
+        return False
+    if not stamp or stamp.get("inputs") != _inputs(study, reference_batch):
+        return False
+    files = stamp.get("files", {})
+    return bool(files) and all(_digest(folder / name) == was for name, was in files.items())
+
+
+def stamp(study: Study, reference_batch: int, folder: Path, files: Iterable[Path]) -> None:
+    """Write down of what inputs the files of this report were made."""
+    digests = {path.name: _digest(path) for path in files}
+    write_json(folder / STAMP, {"inputs": _inputs(study, reference_batch), "files": digests})
+
+
+def files_of(folder: Path) -> dict[str, Path]:
+    """Return the files of a fresh report by name."""
+    return {name: folder / name for name in read_json(folder / STAMP)["files"]}
+
+
+def _inputs(study: Study, reference_batch: int) -> str:
+    parts = [f"reference_batch={reference_batch}", study.name, _makers(), *study.damage]
+    for record in study.runs:
+        # Whether a seed is running or interrupted is no file's affair.
+        parts += [record.name, repr(sorted(record.statuses.items()))]
+        parts += [_digest(record.folder / name) for name in INPUTS]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+@functools.cache
+def _makers() -> str:
+    """Return a digest of the code that makes reports, and of its libraries' versions."""
+    here = Path(__file__).parent
+    sources = sorted([*here.glob("*.py"), *here.glob("*.j2")])
+    versions = [f"{name} {metadata.version(name)}" for name in _LIBRARIES]
+    text = "\n".join([*versions, *(_digest(path) for path in sources)])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _digest(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return "absent"
