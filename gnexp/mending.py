@@ -29,9 +29,7 @@ def mend(run: Run, finished: bool) -> list[str]:
     with run.writing():
         states = _checkpoint(run, told)
         _document(run, "result.json", run.result, told, "its seeds are finished again")
-        if _document(run, "status.json", run.statuses, told, "results are kept"):
-            for seed, numbers in run.result().get("seeds", {}).items():
-                run.set_status(int(seed), numbers.get("status", "complete"), numbers.get("why", ""))
+        _document(run, "status.json", run.statuses, told, "results are kept")
         _document(run, "plan.json", run.plan, told, "seeds that had not begun are planned anew")
         _document(run, "provenance.json", run.provenance, told, "versions and commands are gone")
         _document(run, "config.yaml", run.config, told, "it is written anew")

@@ -114,6 +114,7 @@ def _todo(runs: list[PlannedRun]) -> dict[PlannedRun, list[int]]:
         finished = is_readable(stored) and not standing(run).todo
         for sentence in mend(stored, finished):
             print(f"damaged: {sentence}")
+        stored.settle()
         found = standing(run)
         config = run.config
         again = {s: was for s, was in found.ended.items() if was in retried(config.retry)}

@@ -137,6 +137,18 @@ class Run:
         """Return the file that marks who works on a seed, or measures the run."""
         return self.folder / (".lock" if seed is None else f".lock-{int(seed)}")
 
+    def settle(self) -> None:
+        """Tidy up after processes that were killed: their claims, and statuses behind results."""
+        for path in self.folder.glob(".lock*"):
+            claim = Claim(path)
+            if claim.take():
+                claim.drop()
+        statuses = self.statuses()
+        for seed, numbers in self._seeds_of("result.json").items():
+            status = numbers.get("status", "complete")
+            if statuses.get(seed, {}).get("status") != status:
+                self.set_status(seed, status, numbers.get("why", ""))
+
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
         """Wait until no other process changes a file of the run, and keep it so.
