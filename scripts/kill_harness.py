@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Proves that a study killed at any instant, and simply called again, ends as if it had not been.
 
-    python scripts/kill_harness.py                  everything, about twenty minutes
+    python scripts/kill_harness.py                  everything, about an hour on two cores
     python scripts/kill_harness.py --instants 10 --every 20 --only seeds
 
 For each configuration it trains a reference (twice: a reference must be repeatable), then kills
@@ -103,6 +103,12 @@ SETUPS = (
         share=3,
     ),
     Setup(
+        "diverges",
+        "two rates in a step, of which one diverges in its first epoch",
+        ("train", *SMALL, "epochs=2", "norm=none", "lr_rule=none", "lr=[0.01,1e30]", "workers=1"),
+        share=2,
+    ),
+    Setup(
         "workers",
         "a grid over two processes, and a report",
         ("train", "-m", *SMALL, "epochs=3", "norm=bn,gn", "seeds=2", "workers=2"),
@@ -160,6 +166,9 @@ def call(
     before its operation on files of this number, counted from 1. limit_s: a call that has not ended
     by then is killed and has the exit code 124. prepare: what the process does first.
     """
+    said, writes = folder / "said.txt", folder / "writes.txt"
+    for file in (said, writes):  # a process may be killed before it has opened them
+        file.write_text("")
     with _started(words, folder, before_write, prepare) as pid:
         start = time.monotonic()
         late = False
@@ -173,7 +182,6 @@ def call(
             time.sleep(0.002)
         seconds = time.monotonic() - start
     code = 124 if late else os.waitstatus_to_exitcode(ended[1])
-    said, writes = folder / "said.txt", folder / "writes.txt"
     return Call(code, said.read_text(), seconds, writes.read_text().splitlines())
 
 
@@ -232,7 +240,8 @@ def _be_gnexp(
         for stream in (1, 2):
             os.dup2(said, stream)
         sys.stdout, sys.stderr = (
-            open(stream, "w", buffering=1, closefd=False) for stream in (1, 2)
+            open(stream, "w", buffering=1, closefd=False)  # noqa: SIM115, until the end
+            for stream in (1, 2)
         )
         Writes(Path.cwd() / STUDY.parent, Path("writes.txt"), before_write).watch()
         if prepare:
@@ -259,7 +268,7 @@ class Writes:
     def __init__(self, folder: Path, log: Path, fatal: int | None) -> None:
         self.folder, self.fatal, self.count = str(folder), fatal, 0
         self.opened: set[tuple[int, int]] = set()
-        self.log = open(log, "w", buffering=1)
+        self.log = open(log, "w", buffering=1)  # noqa: SIM115, until the end
 
     def watch(self) -> None:
         """Put a counter into everything that changes files."""

@@ -1,0 +1,226 @@
+"""Killed at any instant and called again, a study ends with the numbers it would have had.
+
+The longer form, which kills between every two operations on files: scripts/kill_harness.py.
+"""
+
+import contextlib
+import csv
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from gnexp import execute, turns
+from gnexp.study import claims
+from gnexp.study.claims import Claim, Holder, holder
+from gnexp.study.store import Run
+from gnexp.trainings import Trainings
+
+HARNESS = Path(__file__).parent.parent / "scripts" / "kill_harness.py"
+TINY = ("model=resnet8", "model.width=8", "data.train_limit=60", "data.test_limit=40")
+TINY += ("batch=10", "gradients=4")
+
+
+def test_a_shorter_form_of_the_harness_finds_no_mismatch():
+    words = ["--instants", "6", "--every", "90", "--only", "seeds", "blocks"]
+    done = subprocess.run(
+        [sys.executable, str(HARNESS), *words], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    last = done.stdout.splitlines()[-1]
+    tried = int(last.split("tried: ")[1].split(",")[0])
+    assert tried >= 6 + 3 + 2
+    assert last == f"instants tried: {tried}, resumed: {tried}, mismatches: 0"
+
+
+@pytest.fixture(scope="module")
+def harness():
+    spec = importlib.util.spec_from_file_location("kill_harness", HARNESS)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["kill_harness"] = module
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["kill_harness"]
+
+
+def test_the_harness_tells_a_row_that_differs_is_lost_or_is_doubled(gnexp, harness, workdir):
+    assert gnexp("train", *TINY, "epochs=1", "device=cpu").code == 0
+    before = harness.contents(Path("results/main"))
+    assert harness.differences(before, harness.contents(Path("results/main"))) == []
+    (path,) = Path("results/main").glob("*/metrics.csv")
+    whole = path.read_text()
+    lines = whole.splitlines(keepends=True)
+    changed = lines[1].replace("0.", "0.1", 1)
+    for text in (whole + lines[1], lines[0], lines[0] + changed):
+        path.write_text(text)
+        assert harness.differences(before, harness.contents(Path("results/main")))
+    path.write_text(whole)
+    (path.parent / ".result.json.7.tmp").touch()
+    assert "left behind" in harness.differences(before, harness.contents(Path("results/main")))[0]
+
+
+def started(workdir, *words):
+    """Start gnexp in a process group of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "gnexp", *words],
+        cwd=workdir,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        # As in the tests' own process: the digits are those of a number of threads.
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def children(pid):
+    with open(f"/proc/{pid}/task/{pid}/children") as file:
+        return [int(child) for child in file.read().split()]
+
+
+def metrics(study):
+    tables = {}
+    for path in sorted(study.glob("*/metrics.csv")):
+        with open(path) as file:
+            rows = list(csv.DictReader(file))
+        tables[path.parent.name] = [{k: v for k, v in r.items() if k != "time_s"} for r in rows]
+    return tables
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="needs /proc to find workers")
+def test_a_killed_worker_takes_nobody_along_and_the_next_call_completes(gnexp, workdir):
+    grid = ("train", "-m", *TINY, "epochs=4", "norm=bn,gn,ln", "device=cpu")
+    process = started(workdir, *grid, "workers=2")
+    try:
+        study = workdir / "results/main"
+        while not (worker := _worker_of(process, study)):
+            assert process.poll() is None, process.stdout.read()
+            time.sleep(0.02)
+        os.kill(worker, signal.SIGKILL)
+        out, _ = process.communicate(timeout=120)
+        assert process.returncode == 1
+        assert out.count("failed: ") == 1
+        assert "its process ended by SIGKILL" in out
+        statuses = Counter(Run(run).statuses()[0]["status"] for run in study.glob("*-b10-*"))
+        assert statuses == {"complete": 2, "failed": 1}
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    answer = gnexp(*grid, "workers=2")
+    assert answer.code == 0
+    assert answer.out.startswith("3 runs: 2 complete, 1 to train"), "no retry= is needed"
+    assert gnexp(*grid, "study=whole", "workers=1").code == 0
+    assert metrics(study) == metrics(workdir / "results/whole")
+
+
+def _worker_of(process, study):
+    """Return a worker that has stored an epoch, None if there is none yet."""
+    for path in study.glob("*/metrics.csv"):
+        by = holder(path.parent / ".lock-0")
+        if by and by.pid in children(process.pid):
+            return by.pid
+    return None
+
+
+def test_two_calls_at_once_share_a_study_and_train_nothing_twice(gnexp, workdir):
+    grid = ("train", "-m", *TINY, "epochs=12", "norm=bn,gn,ln,in", "seeds=2", "workers=1")
+    grid = tuple(word for word in grid if word != "gradients=4")
+    grid += ("gradients=0", "device=cpu")
+    calls = [started(workdir, *grid) for _ in range(2)]
+    try:
+        outs = [call.communicate(timeout=240)[0] for call in calls]
+    finally:
+        for call in calls:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(call.pid, signal.SIGKILL)
+    assert [call.returncode for call in calls] == [0, 0], outs
+    study = workdir / "results/main"
+    # Every call that trains a run leaves its mark in the run's provenance.
+    trained_by = [len(Run(run).provenance().get("earlier", [])) for run in study.glob("*-b10-*")]
+    assert trained_by == [0, 0, 0, 0]
+    assert not list(study.glob("*/.lock*"))
+    assert (study / "report" / "index.html").is_file()
+    assert gnexp(*grid, "study=alone").code == 0
+    assert metrics(study) == metrics(workdir / "results/alone")
+
+
+def claimed_by(path, host, pid, duration):
+    """Write a claim as another machine's gnexp would."""
+    lines = ["filelock/2", f"pid={pid}", f"host={host}", "mode=lease", f"token={'0' * 32}"]
+    path.write_text("\n".join([*lines, f"duration={duration!r}", ""]))
+
+
+@pytest.fixture
+def short_lease(monkeypatch):
+    monkeypatch.setattr(claims, "LEASE_S", 0.5)
+
+
+def test_a_claim_that_another_machine_renews_is_respected(tmp_path, short_lease):
+    path = tmp_path / ".lock-0"
+    claimed_by(path, "elsewhere", 7, claims.LEASE_S)
+    mine = Claim(path)
+    for _ in range(10):
+        assert not mine.take()
+        assert holder(path) == Holder("elsewhere", 7)
+        time.sleep(0.1)
+        os.utime(path)
+
+
+def test_a_claim_that_another_machine_no_longer_renews_is_taken_over(tmp_path, short_lease):
+    path = tmp_path / ".lock-0"
+    claimed_by(path, "elsewhere", 7, claims.LEASE_S)
+    mine, start = Claim(path), time.monotonic()
+    while not mine.take():
+        assert time.monotonic() - start < 10
+        time.sleep(0.05)
+    assert time.monotonic() - start > claims.LEASE_S
+    assert holder(path).pid == os.getpid()
+    mine.drop()
+    assert holder(path) is None
+
+
+def test_a_clock_that_is_wrong_elsewhere_ends_no_claim(tmp_path, short_lease):
+    path = tmp_path / ".lock-0"
+    claimed_by(path, "elsewhere", 7, claims.LEASE_S)
+    os.utime(path, (1, 1))  # as if renewed in 1970
+    assert not Claim(path).take()
+
+
+def test_a_call_waits_for_a_training_elsewhere_and_takes_it_over_when_it_is_silent(
+    gnexp, short_lease, monkeypatch
+):
+    monkeypatch.setattr(turns, "LOOK_S", 0.1)
+    assert gnexp("train", *TINY, "epochs=1", "study=whole").code == 0
+    (whole,) = Path("results/whole").glob("*-b10-*")
+    run = Run.create(Path("results/main") / whole.name)
+    claimed_by(run.lock_file(0), "elsewhere", 7, claims.LEASE_S)
+    answer = gnexp("train", *TINY, "epochs=1")
+    assert answer.code == 0
+    assert "waiting for a training that process 7 on elsewhere is at work on" in answer.out
+    assert metrics(Path("results/main")) == metrics(Path("results/whole"))
+
+
+def test_a_process_that_lost_its_claim_stops_before_it_stores_anything(gnexp, monkeypatch):
+    looks, stored, start, add_metrics = [], [], Trainings.__init__, Run.add_metrics
+
+    def lose_once(self, step, states, frugal, emit, check):
+        def check_or_lose():
+            looks.append(1)
+            if len(looks) == 1:
+                raise execute._TakenOver("somebody else has it")
+            check()
+
+        start(self, step, states, frugal, emit, check_or_lose)
+
+    monkeypatch.setattr(Trainings, "__init__", lose_once)
+    monkeypatch.setattr(Run, "add_metrics", lambda s, r: (stored.append(r), add_metrics(s, r)))
+    answer = gnexp("train", *TINY, "epochs=1")
+    assert answer.code == 0, "it is asked for again, and by now nobody has it"
+    assert len(looks) == 2
+    assert len(stored) == 1, "what was trained without the claim was not stored"
