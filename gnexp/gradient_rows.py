@@ -1,14 +1,17 @@
 """Gradient variance at the weights of a model, as rows of gradients.csv."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from torch import nn
 
 from gnexp import build
 from gnexp.config import TrainConfig
 from gnexp.data.loader import DeviceImages, draw_batches
 from gnexp.measure.gradients import choose_draws, measure_gradients
+from gnexp.seeding import derived_seed
 from gnexp.training.precision import matrix_precision
 
 
@@ -48,8 +51,20 @@ def gradients_at(
         k = draws_of(batch)
         purpose = f"gradients-{epoch}-{batch}"
         drawn = draw_batches(images, batch, k, seed, purpose, augment)
-        with matrix_precision(precision):
+        with matrix_precision(precision), _own_stream(images, seed, purpose):
             measured = measure_gradients(model, drawn, k, batch)
         for row in measured:
             rows.append({"seed": seed, "epoch": epoch, "at_batch": batch, **row})
     return rows
+
+
+@contextlib.contextmanager
+def _own_stream(images: DeviceImages, seed: int, purpose: str) -> Iterator[None]:
+    """Give models that draw in a forward pass a stream of this point's own, so that it repeats."""
+    device = images.x_train.device
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.default_generator.manual_seed(derived_seed(seed, f"{purpose} forward"))
+        if devices:
+            torch.cuda.manual_seed(derived_seed(seed, f"{purpose} forward"))
+        yield

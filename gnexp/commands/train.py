@@ -152,7 +152,7 @@ def _steps(
     ]
     config = replicas[0].config
     device = build.pick_device(config.device)
-    company, reasons = {}, {}
+    names, company, reasons = {replica.name for replica in replicas}, {}, {}
     for run, seeds in todo.items():
         company |= _known_company(run, seeds, device.type)
         if reason := build.company_refusal(run.config, device):
@@ -162,6 +162,10 @@ def _steps(
     if config.workers is None and images < WORTH_A_PROCESS:
         workers = 1
     alone = {run.name for run in reasons}
+
+    for known in set(company.values()):
+        # A call that was killed while it wrote the plan has told only some of the members.
+        company = {name: known for name in known.members if name in names} | company
 
     def laid_out() -> tuple[list[Step], int]:
         steps = layout(replicas, company, alone, device.type, workers)

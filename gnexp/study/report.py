@@ -13,7 +13,7 @@ from gnexp.study.files import write_whole
 from gnexp.study.freshness import files_of, is_fresh, stamp
 from gnexp.study.headline import headline
 from gnexp.study.rendering import percent, write_table_files
-from gnexp.study.store import Study, load_study
+from gnexp.study.store import Study, alone_in, load_study
 from gnexp.study.tables import build_tables
 
 FIGURES = {
@@ -60,8 +60,13 @@ def build_report(study_folder: Path | str, reference_batch: int = 32) -> dict[st
     study = load_study(study_folder)
     folder = study.folder / "report"
     folder.mkdir(exist_ok=True)
-    if is_fresh(study, reference_batch, folder):
-        return files_of(folder)
+    with alone_in(folder):
+        if is_fresh(study, reference_batch, folder):
+            return files_of(folder)
+        return _build(study, folder, reference_batch)
+
+
+def _build(study: Study, folder: Path, reference_batch: int) -> dict[str, Path]:
     cells = grouping.cells(study)
     lines = grouping.series(cells)
     tables = build_tables(study, cells, lines, reference_batch)

@@ -92,6 +92,19 @@ def _writes(method: Any) -> Any:
     return alone
 
 
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Wait until no other process writes to a folder, and keep it so; tidy up after killed ones."""
+    claim = Claim(folder / ".writing")
+    claim.take(wait=True)
+    try:
+        for leftover in folder.glob(".*.tmp"):
+            leftover.unlink(missing_ok=True)
+        yield
+    finally:
+        claim.drop()
+
+
 class Run:
     """One run's folder: a config and what each of its seeds gave.
 
@@ -161,14 +174,8 @@ class Run:
             if self._writing > 1:
                 yield
                 return
-            claim = Claim(self.folder / ".writing")
-            claim.take(wait=True)
-            try:
-                for leftover in self.folder.glob(".*.tmp"):  # of a killed writer
-                    leftover.unlink(missing_ok=True)
+            with alone_in(self.folder):
                 yield
-            finally:
-                claim.drop()
         finally:
             self._writing -= 1
 
