@@ -13,21 +13,32 @@ import re
 import shlex
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path, get_args_parser
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
-from gnexp.config import COMMANDS, CUSTOM, Mistake, expand
+from gnexp import launching
+from gnexp.config import COMMANDS, CUSTOM, Mistake, expand, problems
+from gnexp.launching import HydraJob
 
+# Flags that Hydra answers itself: no job is composed.
+QUESTIONS = {"-h", "--help", "--hydra-help", "--version", "-c", "--cfg", "-i", "--info"}
+QUESTIONS |= {"-sc", "--shell-completion"}
 GROUPS = ("norm", "model", "data", "experiment")
 BASIC = ("hydra._internal.core_plugins.basic_sweeper.BasicSweeper",)
 BASIC += ("hydra._internal.core_plugins.basic_launcher.BasicLauncher",)
@@ -49,11 +60,40 @@ def run(command: str, arguments: list[str]) -> int:
     _refuse_odd_overrides(command, arguments)
     # argparse wants flags and key=value not mixed; people type -m anywhere.
     arguments = sorted(arguments, key=lambda a: "=" in a and not a.startswith("-"))
-    configs, grid = _collect(command, arguments)
-    if not configs:  # Hydra answered itself: --help, --cfg, --info
+    ours, others = launching.split(arguments)
+    asks = not QUESTIONS.isdisjoint(a.partition("=")[0] for a in arguments)
+    if command == "train" and ours and not asks and launching.chosen(ours) != "basic":
+        return _launch(launching.chosen(ours), ours, others, arguments)
+    jobs, grid = _collect(command, arguments)
+    if not jobs:  # Hydra answered itself: --help, --cfg, --info
         return 0
-    typed = shlex.join(["gnexp", command, *arguments])
-    return _dispatch(command, configs, grid, typed)
+    configs = [config for job in jobs for config in job.configs]
+    return _dispatch(command, configs, grid, _typed(command, arguments))
+
+
+def _typed(command: str, arguments: list[str]) -> str:
+    return shlex.join(["gnexp", command, *arguments])
+
+
+def _launch(name: str, ours: list[str], others: list[str], arguments: list[str]) -> int:
+    """Check a grid as if it ran here, then train it through the launcher that is typed.
+
+    ours, others: the arguments about the launcher, and all others.
+    """
+    from gnexp.commands.train import train
+
+    jobs, _ = _collect("train", others)
+    configs = [config for job in jobs for config in job.configs]
+    typed = _typed("train", arguments)
+    options = launching.launch_options(configs[0], others)
+    with _composer("train", [*others, *ours, *options]) as (loader, compose):
+        try:
+            config = compose()
+        except (HydraException, OmegaConfBaseException) as error:
+            raise Mistake(launching.option_sentence(name, error)) from error
+        job = launching.Job(os.getcwd(), typed)
+        launch = launching.Launching(name, jobs, loader, config, job)
+        return train(configs, typed, grid=True, launch=launch)
 
 
 def _dispatch(command: str, configs: list[Any], grid: bool, typed: str) -> int:
@@ -106,15 +146,15 @@ def _refuse_odd_overrides(command: str, arguments: list[str]) -> None:
             raise Mistake(f"{argument}: {key} takes one choice; for a grid type -m {key}={names}")
 
 
-def _collect(command: str, arguments: list[str]) -> tuple[list[Any], bool]:
-    """Return the typed configs of all jobs, and whether they form a grid."""
+def _collect(command: str, arguments: list[str]) -> tuple[list[HydraJob], bool]:
+    """Return the jobs that are typed with their configs, and whether they form a grid."""
     store = ConfigStore.instance()
     for name, schema in COMMANDS.items():
         store.store(f"{name}_schema", schema)
-    jobs: list[tuple[Any, Any]] = []
+    found: list[tuple[Any, Any]] = []
 
     def task(config: Any) -> None:
-        jobs.append((HydraConfig.get(), OmegaConf.to_object(config)))
+        found.append((HydraConfig.get(), OmegaConf.to_object(config)))
 
     app = hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=command)
     said = io.StringIO()
@@ -123,20 +163,78 @@ def _collect(command: str, arguments: list[str]) -> tuple[list[Any], bool]:
             with contextlib.redirect_stderr(said):
                 app(task)()
         except (HydraException, OmegaConfBaseException) as error:
-            raise Mistake(_sentence(error, command)) from error
+            raise Mistake(_every_sentence(error, command, arguments)) from error
         except SystemExit as leaving:  # argparse: 0 after --help, 2 for a flag it does not know
             if leaving.code:
                 reason = said.getvalue().strip().splitlines()[-1].partition("error: ")[2]
                 raise Mistake(f"{reason}; see gnexp {command} --help") from leaving
     sys.stderr.write(said.getvalue())
     # Whatever is raised inside a task makes Hydra print, so jobs are looked at out here.
-    collected: list[Any] = []
-    for job, config in jobs:
+    jobs: list[HydraJob] = []
+    for job, config in found:
         _refuse_other_engines(job)
         config.out = os.path.expanduser(config.out)
-        collected += expand(config) if command == "train" else [config]
-    swept = any(job.mode == RunMode.MULTIRUN for job, _ in jobs)
-    return collected, swept or len(collected) > 1
+        configs = expand(config) if command == "train" else [config]
+        jobs.append(HydraJob(OmegaConf.to_container(job.overrides.task), configs))
+    swept = any(job.mode == RunMode.MULTIRUN for job, _ in found)
+    return jobs, swept or sum(len(job.configs) for job in jobs) > 1
+
+
+@contextlib.contextmanager
+def _composer(
+    command: str, arguments: list[str]
+) -> Iterator[tuple[ConfigLoader, Callable[[], DictConfig]]]:
+    """Yield Hydra's loader and a function that composes what a grid's jobs have in common."""
+    flags = get_args_parser().parse_args(arguments)
+    path = create_config_search_path(str(flags.config_path or config_folder()))
+    if flags.config_dir:
+        anchor = SearchPathQuery(provider="schema")
+        path.prepend("command-line", f"file://{os.path.abspath(flags.config_dir)}", anchor)
+    app = Hydra.create_main_hydra2("gnexp", path)
+    name = flags.config_name or command
+    try:
+        yield (
+            app.config_loader,
+            lambda: app.compose_config(name, flags.overrides, RunMode.MULTIRUN),
+        )
+    finally:
+        GlobalHydra.instance().clear()
+
+
+def _every_sentence(error: Exception, command: str, arguments: list[str]) -> str:
+    """Return what Hydra found wrong, and in a grid what it did not come to, one sentence a line."""
+    first = _sentence(error, command)
+    with _composer(command, arguments) as (loader, compose):
+        try:
+            common = compose()
+            if common.hydra.mode != RunMode.MULTIRUN and not {"-m", "--multirun"} & {*arguments}:
+                return first
+            swept = [f"{k}={v}" for k, v in (common.hydra.sweeper.params or {}).items()]
+            swept += OmegaConf.to_container(common.hydra.overrides.task)
+            parsed = OverridesParser.create(loader).parse_overrides(swept)
+            (jobs,) = BasicSweeper.split_arguments(parsed, None)
+        except (HydraException, OmegaConfBaseException):
+            return first
+        found = {first: None}
+        for job in jobs:
+            found |= dict.fromkeys(_job_sentences(loader, common, job, command))
+    return "\n".join(found)
+
+
+def _job_sentences(
+    loader: ConfigLoader, common: DictConfig, overrides: list[str], command: str
+) -> list[str]:
+    """Return what is wrong with a job of a grid: what Hydra finds, or else the rules it breaks."""
+    try:
+        config = loader.load_sweep_config(common, overrides)
+        with flag_override(config, ["struct", "readonly"], [False, False]):
+            del config["hydra"]
+        typed = OmegaConf.to_object(config)
+        return [s for c in expand(typed) for s in problems(c)] if command == "train" else []
+    except (HydraException, OmegaConfBaseException) as error:
+        return [_sentence(error, command)]
+    except Mistake as mistake:
+        return str(mistake).splitlines()
 
 
 def _refuse_other_engines(job: Any) -> None:
@@ -144,8 +242,9 @@ def _refuse_other_engines(job: Any) -> None:
     for part in (job.sweeper, job.launcher):
         if part._target_ not in BASIC:
             raise Mistake(
-                f"{part._target_} is not supported: gnexp runs a grid itself, on workers=N"
-                " processes, with Hydra's basic sweeper and launcher"
+                f"{part._target_} is not supported here: gnexp runs a grid itself, on workers=N"
+                " processes, with Hydra's basic sweeper; gnexp train takes a launcher that is"
+                " typed, as hydra/launcher=ray_cluster"
             )
 
 

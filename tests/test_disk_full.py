@@ -1,0 +1,189 @@
+"""A disk that is full: the reason in a sentence, nothing half, and the same command goes on later.
+
+On a small file system in memory where one may be mounted; where not, under a limit on the size of
+files, which needs no rights.
+"""
+
+import contextlib
+import importlib.util
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gnexp.study import files, store
+from gnexp.study.store import Run
+
+TINY = ("model=resnet8", "model.width=8", "data.train_limit=60", "data.test_limit=40")
+TINY += ("batch=10", "gradients=4", "epochs=3", "norm=bn", "device=cpu")
+WORDS = ("train", *TINY, "seeds=2", "workers=1", "out=disk")
+STUDY = Path("disk/main")
+HARNESS = Path(__file__).parent.parent / "scripts" / "kill_harness.py"
+
+
+@pytest.fixture(scope="module")
+def harness():
+    spec = importlib.util.spec_from_file_location("kill_harness_for_disks", HARNESS)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where its dataclasses look for their module
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules[spec.name]
+
+
+@pytest.fixture
+def disk(workdir):
+    """A disk of three megabytes, at `disk` in the working folder."""
+    folder = workdir / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)]
+    try:
+        mounted = subprocess.run(command, capture_output=True, text=True)
+    except FileNotFoundError:
+        pytest.skip("there is no mount command here")
+    if mounted.returncode:
+        pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def fill(disk):
+    """Leave not a byte of a disk."""
+    with open(disk / "filler", "ab", buffering=0) as filler, contextlib.suppress(OSError):
+        while True:
+            filler.write(bytes(4096))
+
+
+def make_space(disk):
+    (disk / "filler").unlink()
+
+
+@pytest.fixture
+def reference(gnexp, disk, harness):
+    """What the study holds that never met a full disk."""
+    assert gnexp(*WORDS).code == 0
+    held = harness.contents(STUDY)
+    shutil.rmtree(STUDY)
+    return held
+
+
+def half_files():
+    """Return what a writer that failed should have taken away."""
+    return [p.name for p in STUDY.rglob("*") if p.suffix == ".tmp" or p.name.startswith(".")]
+
+
+def assert_told(answer):
+    assert answer.code == 1, answer.out + answer.err
+    assert "No space left on device" in answer.out.splitlines()[-1]
+    assert "Traceback" not in answer.out + answer.err
+
+
+# Run's methods, after the first call of which there is no space left.
+MOMENTS = ("write_provenance", "add_gradients", "write_checkpoint", "add_logits", "add_result")
+
+
+@pytest.mark.parametrize("method", MOMENTS)
+def test_a_disk_that_fills_up_is_named_and_the_same_command_goes_on_once_there_is_space(
+    method, gnexp, disk, harness, reference, monkeypatch
+):
+    write_whole, stored, full = files.write_whole, getattr(Run, method), []
+
+    def fill_then_write(path, data):
+        if full:  # what was replaced by smaller files has left a gap
+            fill(disk)
+        write_whole(path, data)
+
+    def store_then_fill(self, *words, **more):
+        stored(self, *words, **more)
+        full.append(True)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "write_whole", fill_then_write)
+        patch.setattr(store, "write_whole", fill_then_write)
+        patch.setattr(Run, method, store_then_fill)
+        assert_told(gnexp(*WORDS))
+    assert half_files() == []
+    make_space(disk)
+    answer = gnexp(*WORDS)
+    assert answer.code == 0, answer.out + answer.err
+    assert "damaged" not in answer.out
+    assert ("epoch 1:" in answer.out) == (method in ("write_provenance", "add_gradients"))
+    assert harness.differences(reference, harness.contents(STUDY)) == []
+
+
+def test_a_disk_that_is_full_from_the_start_is_named_before_anything_is_trained(
+    gnexp, disk, harness, reference
+):
+    fill(disk)
+    answer = gnexp(*WORDS)
+    assert answer.code == 2
+    (sentence,) = answer.err.splitlines()
+    assert "out=disk" in sentence
+    assert "No space left on device" in sentence
+    assert "epoch" not in answer.out
+    assert [path for path in STUDY.rglob("*") if path.is_file()] == []
+    make_space(disk)
+    assert gnexp(*WORDS).code == 0
+    assert harness.differences(reference, harness.contents(STUDY)) == []
+
+
+def test_a_report_that_finds_no_space_is_a_failure_of_its_own_and_made_by_the_next_call(
+    gnexp, disk
+):
+    grid = ("train", "-m", *TINY, "workers=1", "out=disk")
+    assert gnexp(*grid).code == 0
+    page = STUDY / "report" / "index.html"
+    page.unlink()
+    fill(disk)
+    answer = gnexp(*grid)
+    assert_told(answer)
+    assert "1 run: 1 complete" in answer.out
+    assert half_files() == [".made.json"]
+    make_space(disk)
+    assert gnexp(*grid).code == 0
+    assert page.is_file()
+
+
+def test_a_measurement_that_finds_no_space_is_named_and_made_by_the_next_call(gnexp, disk):
+    words = ("measure", "out=disk", "gradients_at=[2,5]", "gradients=4", "device=cpu")
+    assert gnexp("train", *TINY, "workers=1", "out=disk").code == 0
+    assert gnexp("report", "out=disk").code == 0
+    fill(disk)
+    answer = gnexp(*words)
+    assert answer.code == 1
+    assert "No space left on device" in answer.out
+    assert "Traceback" not in answer.out + answer.err
+    make_space(disk)
+    assert gnexp(*words).code == 0
+    (run,) = STUDY.glob("bn-*")
+    assert {row["at_batch"] for row in Run(run).gradients()} == {2, 5, 10}
+
+
+def test_a_limit_on_the_size_of_files_is_named_and_the_next_call_is_unharmed(
+    gnexp, harness, workdir
+):
+    def limit():  # tables and results fit, the checkpoint does not
+        resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
+
+    assert gnexp(*WORDS).code == 0
+    held = harness.contents(STUDY)
+    shutil.rmtree(STUDY)
+    limited = subprocess.run(
+        [sys.executable, "-m", "gnexp", *WORDS],
+        capture_output=True,
+        text=True,
+        preexec_fn=limit,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},  # which the digits depend on
+        timeout=120,
+    )
+    assert limited.returncode == 1, limited.stdout + limited.stderr
+    assert "File too large" in limited.stdout.splitlines()[-1]
+    assert "Traceback" not in limited.stdout + limited.stderr
+    assert half_files() == []
+    assert not list(STUDY.glob("*/checkpoint.pt"))
+    assert gnexp(*WORDS).code == 0
+    assert harness.differences(held, harness.contents(STUDY)) == []

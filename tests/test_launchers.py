@@ -1,0 +1,341 @@
+"""A grid trains on other engines than this process: Ray, Slurm's submitit, joblib."""
+
+import contextlib
+import csv
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from gnexp.launching import Launching, quoted
+from gnexp.study.claims import holder
+from gnexp.study.store import Run
+
+QUICK = ("model=resnet8", "model.width=8", "data.train_limit=60", "data.test_limit=40")
+QUICK += ("epochs=2", "batch=10", "gradients=0")
+SUBMITIT = "hydra/launcher=submitit_local"
+
+
+def runs(study="results/main"):
+    return sorted(p for p in Path(study).iterdir() if (p / "config.yaml").exists())
+
+
+def rows(folder):
+    with open(folder / "metrics.csv") as file:
+        return [{k: v for k, v in row.items() if k != "time_s"} for row in csv.DictReader(file)]
+
+
+def result(folder):
+    return json.loads((folder / "result.json").read_text())["seeds"]
+
+
+def family():
+    """Return the processes that descend from this one."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = stat.read_text().rpartition(")")[2].split()
+            if fields[0] != "Z":
+                parents[int(stat.parent.name)] = int(fields[1])
+    found = {os.getpid()}
+    while more := {pid for pid, parent in parents.items() if parent in found} - found:
+        found |= more
+    return found - {os.getpid()}
+
+
+def listening(pids):
+    """Return the addresses on which these processes accept connections."""
+    sockets = set()
+    for pid in pids:
+        for link in Path(f"/proc/{pid}/fd").glob("*"):
+            with contextlib.suppress(OSError):
+                sockets.add(os.readlink(link))
+    found = set()
+    for version, table in ((socket.AF_INET, "tcp"), (socket.AF_INET6, "tcp6")):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and f"socket:[{fields[9]}]" in sockets:
+                words = bytes.fromhex(fields[1].partition(":")[0])
+                raw = b"".join(words[i : i + 4][::-1] for i in range(0, len(words), 4))
+                found.add(socket.inet_ntop(version, raw))
+    return found
+
+
+# A norm that lives where the command was typed, and kills the process of one run when told to.
+OWN = """
+import os, signal
+from torch import nn
+
+
+class Own(nn.GroupNorm):
+    def __init__(self, channels, eps=1e-5):
+        super().__init__(4, channels, eps)
+
+    def forward(self, x):
+        if self.training and self.eps == 0.5 and os.path.exists("kill"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().forward(x)
+"""
+
+
+@pytest.fixture
+def own(workdir):
+    """The argument that chooses a norm which only the current directory has."""
+    name = f"own_{os.getpid()}_{workdir.parent.name.replace('-', '_')}"
+    (workdir / f"{name}.py").write_text(OWN)
+    yield f"norm._target_={name}.Own"
+    sys.modules.pop(name, None)
+    sys.path[:] = [p for p in sys.path if p != str(workdir)]
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A Ray cluster of two nodes of one core, on loopback only; the second can be taken away."""
+    pytest.importorskip("hydra_plugins.hydra_ray_launcher", reason="gnexp[ray] is not installed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # or it listens on all interfaces
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_grpc_enable_http_proxy", "0")
+        if "ray" in sys.modules:
+            pytest.skip("Ray was imported before it could be kept on loopback")
+        import ray
+        from ray.cluster_utils import Cluster
+
+        node = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False}
+        made = Cluster(initialize_head=True, head_node_args=node)
+        try:
+            made.second = made.add_node(**{k: v for k, v in node.items() if "dash" not in k})
+            made.wait_for_nodes()
+            yield made
+        finally:
+            ray.shutdown()
+            made.shutdown()
+            for _ in range(100):
+                if not family():
+                    break
+                time.sleep(0.1)
+            assert not family(), "a process of Ray was left"
+
+
+def parent(pid):
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def take_away(cluster, taken):
+    """Wait until a run that trains on the second node is in its third epoch; kill that node."""
+    import ray
+
+    raylet = cluster.second.all_processes["raylet"][0].process.pid
+    for _ in range(1200):
+        time.sleep(0.05)
+        for folder in Path("results/main").glob("*-*"):
+            at_work = holder(Run(folder).lock_file(0))
+            with contextlib.suppress(OSError):
+                if at_work and parent(at_work.pid) == raylet and len(rows(folder)) > 4:
+                    taken["listening"] = listening({os.getpid(), *family()})
+                    taken["nodes"] = sum(node["Alive"] for node in ray.nodes())
+                    cluster.remove_node(cluster.second, allow_graceful=False)
+                    taken["run"] = folder.name
+                    return
+
+
+def test_ray_trains_every_seed_once_and_as_here_though_a_node_is_lost(gnexp, own, cluster):
+    words = (*QUICK, own, "epochs=60", "seeds=2", "batch=10,20,30")
+    words = tuple(word for word in words if word not in ("batch=10", "epochs=2"))
+    ray = ("hydra/launcher=ray_cluster", f"hydra.launcher.ray.init.address={cluster.address}")
+    taken = {}
+    thread = threading.Thread(target=take_away, args=(cluster, taken))
+    thread.start()
+    answer = gnexp("train", "-m", *words, *ray)
+    thread.join()
+    assert answer.code == 0, answer
+    assert taken["nodes"] == 2
+    assert {a for a in taken["listening"] if not a.startswith("127.")} == set()
+    assert taken["listening"], "the addresses of Ray were not found"
+    assert [f"[{n}/3] " in answer.out for n in (1, 2, 3)] == [True] * 3
+    again = json.loads((Path("results/main") / taken["run"] / "provenance.json").read_text())
+    assert len(again["earlier"]) == 1, "the job was run again elsewhere"
+    assert gnexp("train", "-m", *words, "workers=1", "study=here").code == 0
+    assert len(runs()) == 3
+    for there, here in zip(runs(), runs("results/here")):
+        assert len(rows(there)) == 2 * 60
+        assert rows(there) == rows(here)
+        assert result(there).keys() == {"0", "1"}
+    assert not Path("results/main/.jobs").exists()
+
+
+def test_a_ray_cluster_that_is_not_there_is_one_sentence(gnexp, cluster):
+    address = "hydra.launcher.ray.init.address=127.0.0.1:1"
+    answer = gnexp("train", *QUICK, "hydra/launcher=ray_cluster", address)
+    assert answer.code == 2
+    assert "hydra/launcher=ray_cluster cannot start: " in answer.err
+    assert "ray start --head" in answer.err
+    assert "Traceback" not in answer.err
+
+
+def test_submitit_trains_a_grid_as_here_and_again_starts_no_job(gnexp, monkeypatch):
+    pytest.importorskip("submitit", reason="gnexp[slurm] is not installed")
+    words = ("train", "-m", *QUICK, "norm=bn,gn", "lr=[0.1,0.2]", "seeds=2")
+    answer = gnexp(*words, SUBMITIT)
+    assert answer.code == 0, answer
+    assert answer.out.startswith("4 runs: 4 to train |")
+    assert "2 jobs through hydra/launcher=submitit_local" in answer.out
+    assert [f"[{n}/4] " in answer.out for n in (1, 2, 3, 4)] == [True] * 4
+    assert answer.out.splitlines()[-1].startswith("report: ")
+    assert gnexp(*words, "workers=1", "study=here").code == 0
+    assert [rows(f) for f in runs()] == [rows(f) for f in runs("results/here")]
+    monkeypatch.setattr(Launching, "_launch", None)
+    again = gnexp(*words, SUBMITIT)
+    assert again.code == 0, again
+    assert again.out.startswith("4 runs: 4 complete |")
+
+
+def test_a_job_that_is_killed_harms_no_other_and_the_next_call_starts_it_alone(gnexp, own, workdir):
+    pytest.importorskip("submitit", reason="gnexp[slurm] is not installed")
+    (workdir / "kill").touch()
+    words = ("train", "-m", *QUICK, own, "norm.eps=0.5,1e-5", SUBMITIT)
+    answer = gnexp(*words)
+    assert answer.code == 1, answer
+    assert "job 1 ended early: " in answer.out
+    assert answer.out.count("no result came back") == 1
+    assert answer.out.count("[1/2] Own, batch 10") == 1
+    (workdir / "kill").unlink()
+    again = gnexp(*words)
+    assert again.code == 0, again
+    assert again.out.startswith("2 runs: 1 complete, 1 to train |")
+    assert "1 job through" in again.out
+    assert all(result(folder)["0"]["status"] == "complete" for folder in runs())
+
+
+def test_a_preset_of_ones_own_and_odd_names_go_through_a_launcher(gnexp, workdir):
+    pytest.importorskip("submitit", reason="gnexp[slurm] is not installed")
+    presets = workdir / "my presets" / "experiment"
+    presets.mkdir(parents=True)
+    (presets / "two.yaml").write_text(
+        "# @package _global_\nstudy: two\nseeds: 2\n"
+        "hydra:\n  mode: MULTIRUN\n  sweeper:\n    params:\n      norm: bn,ln\n"
+    )
+    words = (
+        "--config-dir",
+        "my presets",
+        "experiment=two",
+        "out='it\\'s an odd name, \u00fc & = 1'",
+    )
+    answer = gnexp("train", *QUICK, *words, "workers=2", SUBMITIT, "hydra.sweeper.max_batch_size=1")
+    assert answer.code == 0, answer
+    folders = runs("it's an odd name, \u00fc & = 1/two")
+    assert [folder.name[:2] for folder in folders] == ["bn", "ln"]
+    assert all(result(folder).keys() == {"0", "1"} for folder in folders)
+    assert sorted(p.name for p in workdir.iterdir()) == [
+        "it's an odd name, \u00fc & = 1",
+        "my presets",
+    ]
+
+
+def test_joblib_trains_a_grid_and_a_single_run(gnexp):
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="it is not installed")
+    joblib = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    assert gnexp("train", "-m", *QUICK, "norm=bn,gn", *joblib).code == 0
+    assert gnexp("train", *QUICK, "norm=ln", *joblib).code == 0
+    assert [folder.name[:2] for folder in runs()] == ["bn", "gn", "ln"]
+    assert all(result(folder)["0"]["status"] == "complete" for folder in runs())
+
+
+def test_ctrl_c_ends_the_jobs_and_the_same_command_goes_on(workdir):
+    pytest.importorskip("submitit", reason="gnexp[slurm] is not installed")
+    words = [w for w in QUICK if not w.startswith("epochs")]
+    command = [sys.executable, "-m", "gnexp", "train", "-m", *words, "norm=bn,gn", SUBMITIT]
+    with open(workdir / "out.txt", "w") as kept:
+        process = subprocess.Popen(
+            [*command, "epochs=100000"], stdout=kept, stderr=kept, start_new_session=True
+        )
+    try:
+        while len(list(workdir.glob("results/main/*/metrics.csv"))) < 2:
+            assert process.poll() is None, (workdir / "out.txt").read_text()
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) == 130
+        with pytest.raises(ProcessLookupError):
+            os.killpg(process.pid, 0)
+        said = (workdir / "out.txt").read_text()
+        assert "Traceback" not in said
+        assert "the same command goes on" in said
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("launcher", "module", "sentence"),
+    [
+        ("ray_cluster", "ray", "needs Ray: pip install 'gnexp[ray]'"),
+        ("submitit_slurm", "submitit", "needs submitit: pip install 'gnexp[slurm]'"),
+        ("joblib", "joblib", "needs joblib: pip install 'hydra-joblib-launcher'"),
+    ],
+)
+def test_a_launcher_that_is_not_installed_says_how_to_get_it(
+    launcher, module, sentence, gnexp, workdir, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, module, None)
+    answer = gnexp("train", "-m", *QUICK, "norm=bn,gn", f"hydra/launcher={launcher}")
+    assert answer.code == 2
+    assert answer.err == f"gnexp: hydra/launcher={launcher} {sentence}\n"
+    assert list(workdir.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        (["hydra/launcher=rai"], ["hydra/launcher=rai", "ray"]),
+        (["hydra/launcher=basic,joblib"], ["basic,joblib", "one launcher"]),
+        (["hydra.launcher.n_jobs=2"], ["hydra.launcher.n_jobs=", "hydra/launcher="]),
+        (["hydra/launcher=ray_cluster", "hydra.launcher.gpus=1"], ["hydra.launcher.gpus"]),
+        (["hydra/launcher=ray_cluster", "seeds=0"], ["seeds=0", "how many"]),
+    ],
+)
+def test_a_mistake_about_a_launcher_is_one_sentence(typed, words, gnexp, workdir):
+    if "hydra/launcher=ray_cluster" in typed:
+        pytest.importorskip("hydra_plugins.hydra_ray_launcher", reason="gnexp[ray] is missing")
+    answer = gnexp("train", "-m", *QUICK, "norm=bn,gn", *typed)
+    assert answer.code == 2
+    assert len(answer.err.splitlines()) == 1, answer.err
+    assert all(word in answer.err for word in words), answer.err
+    assert list(workdir.iterdir()) == []
+
+
+def test_slurm_where_there_is_none_is_one_sentence(gnexp, monkeypatch):
+    pytest.importorskip("submitit", reason="gnexp[slurm] is not installed")
+    monkeypatch.setenv("PATH", "")
+    answer = gnexp("train", "-m", *QUICK, "norm=bn,gn", "hydra/launcher=submitit_slurm")
+    assert answer.code == 2
+    (sentence,) = answer.err.splitlines()
+    assert sentence.startswith("gnexp: hydra/launcher=submitit_slurm cannot start: ")
+
+
+def test_all_that_cannot_be_composed_in_a_grid_is_named_at_once(gnexp, workdir):
+    typed = ("norm=bn,xx", "batch=2,abc", "groups=0,8", "lr=0.1,fast")
+    answer = gnexp("train", "-m", *typed)
+    assert answer.code == 2
+    assert list(workdir.iterdir()) == []
+    assert len(answer.err.splitlines()) == 4, answer.err
+    for word in ("norm=xx is unknown", "batch=abc must be", "groups=0 must be", "lr=fast must be"):
+        assert word in answer.err
+    preset = gnexp("train", "experiment=smoke", "batch=2,abc", "-m", "norm=gm,gn")
+    assert len(preset.err.splitlines()) == 2, preset.err
+
+
+@pytest.mark.parametrize("text", ["plain", "it's", "a\\", "a\\'b", "${x}", 'say "x", [1]', "a b=c"])
+def test_any_text_can_be_quoted_for_hydra(text):
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from omegaconf import OmegaConf
+
+    (parsed,) = OverridesParser.create().parse_overrides([f"key={quoted(text)}"])
+    config = OmegaConf.create({"key": str(parsed.value())})
+    assert config.key == text
