@@ -78,7 +78,10 @@ def measure(config: MeasureConfig) -> int:
         device=config.device,
         workers=config.workers,
     )
-    print(make_report(Path(config.out), config.study, config.reference_batch))
+    try:
+        print(make_report(Path(config.out), config.study, config.reference_batch))
+    except Mistake as error:  # what failed before is told too
+        failed.append(("report", str(error)))
     for name, why in failed:
         print(f"failed: {name}: {why}")
     return 1 if failed else 0
