@@ -88,6 +88,12 @@ SETUPS = (
         share=3,
     ),
     Setup(
+        "diverges",
+        "two rates in a step, of which one diverges in its first epoch",
+        ("train", *SMALL, "epochs=2", "norm=gn", "lr=[0.1,1e30]", "workers=1"),
+        share=2,
+    ),
+    Setup(
         "blocks",
         "checkpoints within epochs",
         ("train", *LONG, "epochs=2", "norm=bn", "batch=2", "seeds=2", "workers=1"),
@@ -261,8 +267,8 @@ def _be_gnexp(
 class Writes:
     """The operations of this process that change files below a folder, counted and written down.
 
-    Before the one that is to be fatal the process kills itself; where that is a write, after half
-    of it. After an operation is the same as before the next: nothing is stored in between.
+    Before the one that is to be fatal the process kills itself. After an operation is the same as
+    before the next: nothing is stored in between. A write counts twice: before it, and half done.
     """
 
     def __init__(self, folder: Path, log: Path, fatal: int | None) -> None:
@@ -318,7 +324,8 @@ class Writes:
     def _write_descriptor(self, descriptor: int, data: Any) -> int:
         if _identity(descriptor) in self.opened:
             half = memoryview(data)[: len(data) // 2]
-            self._next("write", lambda: self._os_write(descriptor, half))
+            self._next("write")
+            self._next("half a write", lambda: self._os_write(descriptor, half))
         return self._os_write(descriptor, data)
 
     def _sync(self, descriptor: int) -> None:
@@ -348,7 +355,8 @@ class _Watched:
             self._file.write(data[: len(data) // 2])
             self._file.flush()
 
-        self._tell("write", half)
+        self._tell("write")
+        self._tell("half a write", half)
         return self._file.write(data)
 
     def __getattr__(self, name: str) -> Any:

@@ -7,19 +7,22 @@ import contextlib
 import csv
 import importlib.util
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from gnexp import execute, turns
+from gnexp.commands import train
 from gnexp.study import claims
 from gnexp.study.claims import Claim, Holder, holder
-from gnexp.study.store import Run
+from gnexp.study.store import Run, alone_in
 from gnexp.trainings import Trainings
 
 HARNESS = Path(__file__).parent.parent / "scripts" / "kill_harness.py"
@@ -150,6 +153,29 @@ def test_two_calls_at_once_share_a_study_and_train_nothing_twice(gnexp, workdir)
     assert metrics(study) == metrics(workdir / "results/alone")
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that start at once")
+def test_calls_that_start_at_once_agree_on_the_folder_they_make(workdir):
+    config = SimpleNamespace(out="deep/results", study="main")
+    wrong = []
+    for _ in range(100):
+        start, pids = time.monotonic() + 0.005, []
+        for call in range(2):
+            pids.append(os.fork())
+            if pids[-1] == 0:
+                code = 1
+                try:
+                    while time.monotonic() < start + 0.0001 * call:
+                        pass
+                    found = train._folder_problems(config)
+                    Run.create("deep/results/main/run")
+                    code = 1 if found else 0
+                finally:
+                    os._exit(code)
+        wrong += [pid for pid in pids if os.waitpid(pid, 0)[1]]
+        shutil.rmtree("deep")
+    assert wrong == []
+
+
 def claimed_by(path, host, pid, duration):
     """Write a claim as another machine's gnexp would."""
     lines = ["filelock/2", f"pid={pid}", f"host={host}", "mode=lease", f"token={'0' * 32}"]
@@ -183,6 +209,30 @@ def test_a_claim_that_another_machine_no_longer_renews_is_taken_over(tmp_path, s
     assert holder(path).pid == os.getpid()
     mine.drop()
     assert holder(path) is None
+
+
+def test_a_claim_whose_process_was_killed_before_it_named_itself_is_taken_over(tmp_path):
+    path = tmp_path / ".lock-0"
+    path.touch()
+    mine, start = Claim(path), time.monotonic()
+    while not mine.take():
+        assert time.monotonic() - start < 10
+    mine.drop()
+    (tmp_path / ".writing").touch()
+    with alone_in(tmp_path):
+        assert time.monotonic() - start < 20
+
+
+def test_whoever_was_stopped_while_another_took_over_knows_it_at_once(tmp_path):
+    path = tmp_path / ".lock-0"
+    mine = Claim(path)
+    assert mine.take()
+    assert not mine.lost
+    path.unlink()
+    claimed_by(path, "elsewhere", 7, claims.LEASE_S)
+    assert mine.lost
+    path.unlink()  # the other one is done
+    assert mine.lost
 
 
 def test_a_clock_that_is_wrong_elsewhere_ends_no_claim(tmp_path, short_lease):

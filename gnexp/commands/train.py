@@ -92,7 +92,7 @@ def _announce(todo: dict[PlannedRun, list[int]]) -> tuple[list[Step], dict[Plann
     """Write the configs of what jobs elsewhere are to train; they lay out their own steps."""
     for run in todo:
         Run.create(run.folder).write_config(as_dict(run.config))
-    return [], {}, 1
+    return [], {}, 0
 
 
 def _launch(launch: Launch, todo: dict[PlannedRun, list[int]]) -> list[tuple[str, str]]:
@@ -121,7 +121,7 @@ def _todo(runs: list[PlannedRun]) -> dict[PlannedRun, list[int]]:
         for seed in config.seeds if config.force else again:
             if config.force or again[seed] != "failed":
                 _forget(stored, seed)
-            else:  # it goes on from its checkpoint
+            if found.ended.get(seed) == "failed":  # without force it goes on from its checkpoint
                 stored.set_status(seed, "failed", found.why[seed], again=True)
         if seeds := [s for s in config.seeds if config.force or s in found.todo or s in again]:
             todo[run] = seeds
@@ -235,9 +235,10 @@ def plan(configs: list[TrainConfig]) -> list[PlannedRun]:
         if not wrong:
             good.append(resolve(config))
     if not found:
-        found += _folder_problems(configs[0])
         for config in _distinct_builds(good):
             found += build.check(config)
+    if not found:
+        found += _folder_problems(configs[0])
     if found:
         raise Mistake("\n".join(dict.fromkeys(found)))
     runs: dict[str, PlannedRun] = {}
@@ -277,22 +278,19 @@ def _distinct_builds(configs: list[TrainConfig]) -> list[TrainConfig]:
 
 
 def _folder_problems(config: TrainConfig) -> list[str]:
-    """Return what keeps the study's folder from being written, leaving no trace of the try."""
+    """Make the study's folder; return what keeps it from being written, then without a trace."""
     folder = Path(config.out) / config.study
-    made: list[Path] = []
+    made = [part for part in (folder, *folder.parents) if not part.exists()]
     try:
-        for part in (*reversed(folder.parents), folder):
-            if not part.exists():
-                part.mkdir()
-                made.append(part)
+        folder.mkdir(parents=True, exist_ok=True)  # another call may do so at the same time
         with tempfile.TemporaryFile(dir=folder):
             return []
     except OSError as error:
+        for part in made:
+            with contextlib.suppress(OSError):  # never made, or in use by another call
+                part.rmdir()
         reason = error.strerror or error
         return [f"out={config.out}: {folder} cannot be written ({reason}); use another out=FOLDER"]
-    finally:
-        for part in reversed(made):
-            part.rmdir()
 
 
 def _execute(
@@ -307,7 +305,7 @@ def _execute(
     runs = {run.name: run for run in todo}
     waiting = {run.name: set(seeds) for run, seeds in todo.items()}
     failed: dict[str, str] = {}
-    with Progress({run.name: _size(run, seeds) for run, seeds in todo.items()}) as progress:
+    with Progress({run.name: size(run, seeds) for run, seeds in todo.items()}) as progress:
 
         def ended(run: str, seed: int, why: str | None) -> None:
             waiting[run].discard(seed)
@@ -353,7 +351,7 @@ def _round(
     return busy
 
 
-def _size(run: PlannedRun, seeds: list[int]) -> tuple[int, int]:
+def size(run: PlannedRun, seeds: list[int]) -> tuple[int, int]:
     """Return (images to train, images of an update) for the progress bar."""
     images = len(build.images_of(run.config.data).x_train) * run.config.epochs
     return images * len(seeds), run.config.update_batch

@@ -6,14 +6,17 @@ clock of whoever waits, so that clocks need not agree. It needs no locks of the 
 network folders often lack.
 """
 
+import contextlib
 import os
 import socket
 import time
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
 LEASE_S = 90.0  # a holder renews its claim three times in this time
 POLL_S = 0.02  # between two tries of one who waits
+NAMELESS_S = 3.0  # a claim in which nobody is named is of a process that was killed just then
 
 
 class Claim:
@@ -23,6 +26,7 @@ class Claim:
         from filelock import SoftFileLease  # late, since most readers of a study never claim
 
         self.path = path
+        self._nameless: tuple[tuple[int, ...], float] | None = None
         # Not bound to a thread: whoever finds the claim lost may be another thread than its taker.
         self._lease = SoftFileLease(path, lease_duration=LEASE_S, thread_local=False)
 
@@ -32,13 +36,47 @@ class Claim:
 
         if self._lease.is_locked:
             return not self.lost
+        while True:
+            try:
+                # Two looks: where a file system cannot swap names, the first one only clears away
+                # the claim of a process that is gone.
+                self._lease.acquire(timeout=1 if wait else 1.5 * POLL_S, poll_interval=POLL_S)
+                return True
+            except Timeout:
+                self._remove_nameless()
+            if not wait:
+                return False
+
+    def _remove_nameless(self) -> None:
+        """Remove a claim whose process was killed before it wrote down who it is.
+
+        filelock never does. A process that lives writes it within moments; here it is given
+        NAMELESS_S, by this process's own clock, in which the file must not change at all.
+        """
         try:
-            # Two looks: where a file system cannot swap names, the first one only clears away the
-            # claim of a process that is gone.
-            self._lease.acquire(timeout=-1 if wait else 1.5 * POLL_S, poll_interval=POLL_S)
-        except Timeout:
-            return False
-        return True
+            found = self.path.stat()
+            named = bool(found.st_size or self.path.read_bytes())
+        except FileNotFoundError:
+            named = True
+        if named:
+            self._nameless = None
+            return
+        key = found.st_ino, found.st_mtime_ns, found.st_ctime_ns
+        if self._nameless is None or self._nameless[0] != key:
+            self._nameless = key, time.monotonic()
+        elif time.monotonic() - self._nameless[1] > NAMELESS_S:
+            aside = self.path.with_name(f"{self.path.name}.{uuid.uuid4().hex}.tmp")
+            with contextlib.suppress(OSError):  # another process was faster
+                os.rename(self.path, aside)
+                if aside.stat().st_size:  # a late writer, or the next holder: put it back
+                    os.link(aside, self.path)
+                aside.unlink()
+
+    def clear(self) -> None:
+        """Take and drop it, where it is of a process that is gone."""
+        while not self.take() and self._nameless:
+            time.sleep(POLL_S)
+        self.drop()
 
     def drop(self) -> None:
         """Let others have it."""
@@ -47,7 +85,14 @@ class Claim:
     @property
     def lost(self) -> bool:
         """Whether another process took it, since this one did not renew it in time."""
-        return self._lease.compromise is not None
+        if self._lease.compromise is not None:
+            return True
+        for _ in range(2):  # a reader's moment of bad luck is no loss
+            owner = self._lease.owner
+            if owner and owner.token == self._lease.token:
+                return False
+            time.sleep(POLL_S)
+        return True
 
     def __bool__(self) -> bool:
         return self._lease.is_locked and not self.lost

@@ -151,11 +151,13 @@ class Run:
         return self.folder / (".lock" if seed is None else f".lock-{int(seed)}")
 
     def settle(self) -> None:
-        """Tidy up after processes that were killed: their claims, and statuses behind results."""
-        for path in self.folder.glob(".lock*"):
-            claim = Claim(path)
-            if claim.take():
-                claim.drop()
+        """Tidy up after killed processes: claims, half-written files, statuses behind results."""
+        if any(self.folder.glob(".*.tmp")):
+            with self.writing():  # which removes them
+                pass
+        # With what filelock sets beside a claim for the moment in which it passes to another.
+        for path in [*self.folder.glob(".lock*"), *self.folder.glob(".writing*")]:
+            Claim(path).clear()
         statuses = self.statuses()
         for seed, numbers in self._seeds_of("result.json").items():
             status = numbers.get("status", "complete")
