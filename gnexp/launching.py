@@ -9,6 +9,7 @@ import difflib
 import importlib.util
 import os
 import re
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -257,11 +258,12 @@ def _on_ray(launcher: Any, name: str) -> Iterator[list[Any]]:
 
     connected = ray.is_initialized()
     try:
+        _knock(str(launcher.ray_cfg.init.get("address") or ""))
         start_ray(launcher.ray_cfg.init)
     except Exception as error:
         raise Mistake(
-            f"{_no_start(name, error)} (a cluster is started with 'ray start --head', another one"
-            " named with hydra.launcher.ray.init.address=HOST:6379)"
+            f"{_no_start(name, error)}; start a cluster with 'ray start --head', or name one with"
+            " hydra.launcher.ray.init.address=HOST:6379"
         ) from error
     _core.ray = SimpleNamespace(get=get)  # all that the plugin uses of it there
     try:
@@ -270,6 +272,23 @@ def _on_ray(launcher: Any, name: str) -> Iterator[list[Any]]:
         _core.ray = ray
         if not connected:
             ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raise OSError when nobody answers at HOST:PORT; Ray itself would try for minutes.
+
+    "auto" is where Ray looks first: RAY_ADDRESS, and what `ray start` has noted on this machine.
+    """
+    if address == "auto":
+        noted = Path(os.environ.get("RAY_TMPDIR", "/tmp"), "ray", "ray_current_cluster")
+        with contextlib.suppress(OSError):
+            address = os.environ.get("RAY_ADDRESS") or noted.read_text().strip()
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit() and "/" not in host:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+        except OSError as error:
+            raise OSError(f"nobody answers at {address} ({error.strerror or error})") from error
 
 
 @contextlib.contextmanager
@@ -281,7 +300,9 @@ def _on_submitit() -> Iterator[list[Any]]:
     submit = AutoExecutor.map_array
 
     def map_array(self: Any, *words: Any) -> list[SimpleNamespace]:
-        jobs = submit(self, *words)
+        # What holds a local job would end in a traceback of its own at Ctrl-C.
+        with _mute_children() if self.cluster == "local" else contextlib.nullcontext():
+            jobs = submit(self, *words)
         started.extend(jobs)
         return [SimpleNamespace(results=lambda job=job: [_result(job)]) for job in jobs]
 
@@ -298,6 +319,19 @@ def _on_submitit() -> Iterator[list[Any]]:
         raise
     finally:
         AutoExecutor.map_array = submit
+
+
+@contextlib.contextmanager
+def _mute_children() -> Iterator[None]:
+    """Let processes that are started meanwhile write nothing to this one's standard error."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _no_start(name: str, error: Exception) -> str:
@@ -327,11 +361,11 @@ class _Watch:
 
     def __init__(self, todo: dict[Any, list[int]]) -> None:
         """todo: the missing seeds by run."""
-        from gnexp.commands.train import _size
+        from gnexp.commands.train import size
         from gnexp.progress import Progress
 
         self.left = dict(todo)
-        self.progress = Progress({run.name: _size(run, seeds) for run, seeds in todo.items()})
+        self.progress = Progress({run.name: size(run, seeds) for run, seeds in todo.items()})
         self.changed: dict[Any, int] = {}  # when, by run, as of the last look
         self.told = {run: set(self._epochs(run)) for run in todo}
         self.over = threading.Event()

@@ -116,7 +116,7 @@ def _expected_time(config: TrainConfig, size: int, limit_s: float = 0.25) -> flo
 
 
 def grid_line(runs: list[PlannedRun], todo: list[PlannedRun], workers: int) -> str:
-    """Return the line that says how much of a grid there is to do."""
+    """Return the line that says how much of a grid there is to do; no workers: others do it."""
     config = runs[0].config
     counts: Counter[str] = Counter()
     for run in runs:
@@ -129,7 +129,8 @@ def grid_line(runs: list[PlannedRun], todo: list[PlannedRun], workers: int) -> s
             counts[states.pop() if len(states) == 1 else "complete"] += 1
     kinds = ("complete", "diverged", "infeasible", "failed", "to train")
     parts = [f"{counts[k]} {k}" for k in kinds if counts[k]]
-    where = f"{_device_text(config, workers)} | {_data_text(config)}"
+    where = f"{_device_text(config, workers)} | " if workers else ""
+    where += _data_text(config)
     return f"{len(runs)} run{'s' * (len(runs) > 1)}: {', '.join(parts)} | {where}"
 
 

@@ -277,3 +277,18 @@ def test_the_archive_of_a_failed_download_is_no_data(gnexp, workdir, tmp_path):
         archive.addfile(tarfile.TarInfo("empty"), io.BytesIO())
     answer = gnexp("train", "data=cifar10", f"data.root={root}")
     refused(answer, workdir, ["cifar-10-python.tar.gz"])
+
+
+def test_an_archive_of_a_stranger_writes_nothing_outside_its_folder(gnexp, workdir, tmp_path):
+    root = tmp_path / "cifar"
+    root.mkdir()
+    for name in ("cifar-10-python.tar.gz", "cifar-100-python.tar.gz"):
+        with tarfile.open(root / name, "w:gz") as archive:
+            for place in ("../evil", str(tmp_path / "evil"), "cifar-10-batches-py/../../evil"):
+                member = tarfile.TarInfo(place)
+                member.size = 4
+                archive.addfile(member, io.BytesIO(b"evil"))
+        data = name.partition("-python")[0].replace("-", "")
+        answer = gnexp("train", f"data={data}", f"data.root={root}")
+        refused(answer, workdir, [name, "damaged or incomplete"])
+    assert [path.name for path in tmp_path.rglob("evil")] == []
