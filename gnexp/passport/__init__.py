@@ -1,0 +1,1 @@
+"""The norm passport: every claim of the article as a measurement, for any norm."""

@@ -1,0 +1,111 @@
+"""Norms to test the passport with: those of the table, and some that are broken on purpose."""
+
+import functools
+
+import torch
+from torch import Tensor, nn
+
+from gnexp.data.loader import DeviceImages, normalize
+from gnexp.data.sources import load_images
+from gnexp.norms.registry import NORMS, build_norm
+from gnexp.passport.subject import Subject
+
+
+class Own(nn.Module):
+    """Group norm of consecutive channels, written out so that it can be broken."""
+
+    def __init__(self, num_channels: int, groups: int = 8, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.groups, self.eps = groups, eps
+        self.weight = nn.Parameter(torch.ones(num_channels))
+        self.bias = nn.Parameter(torch.zeros(num_channels))
+
+    def standardize(self, x: Tensor) -> Tensor:
+        rows = x.reshape(len(x), self.groups, -1)
+        mean = rows.mean(2, keepdim=True)
+        variance = rows.var(2, correction=0, keepdim=True)
+        return ((rows - mean) / (variance + self.eps).sqrt()).reshape(x.shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.standardize(x) * self.weight[:, None, None] + self.bias[:, None, None]
+
+
+class Peeks(Own):
+    """Looks at the next example of the batch, a little."""
+
+    def standardize(self, x: Tensor) -> Tensor:
+        return super().standardize(x + 0.01 * x.roll(1, 0))
+
+
+class ForgetsEps(Own):
+    """Divides by a standard deviation that may be zero."""
+
+    def standardize(self, x: Tensor) -> Tensor:
+        rows = x.reshape(len(x), self.groups, -1)
+        rows = rows - rows.mean(2, keepdim=True)
+        return (rows / rows.square().mean(2, keepdim=True).sqrt()).reshape(x.shape)
+
+
+class WrongGroups(Own):
+    """Uses half as many groups as it is told."""
+
+    def __init__(self, num_channels: int, groups: int = 8, eps: float = 1e-5) -> None:
+        super().__init__(num_channels, groups // 2, eps)
+
+
+class AlmostInvariant(Own):
+    """Lets one percent of the input's own scale through."""
+
+    def standardize(self, x: Tensor) -> Tensor:
+        xhat = super().standardize(x)
+        rows = x.reshape(len(x), self.groups, -1)
+        scale = rows.std(2, correction=0, keepdim=True).clamp_min(1e-12) ** 0.01
+        return (xhat.reshape(rows.shape) * scale).reshape(x.shape)
+
+
+BROKEN = {
+    "peeks": Peeks,
+    "forgets eps": ForgetsEps,
+    "wrong groups": WrongGroups,
+    "almost invariant": AlmostInvariant,
+}
+
+
+@functools.cache
+def _images() -> tuple[Tensor, Tensor]:
+    images = DeviceImages(load_images("shapes10", train_limit=512, test_limit=10), "cpu")
+    return normalize(images.x_train, images.mean, images.std), images.y_train
+
+
+def subject(norm: str | type[nn.Module], groups: int | None = None, **more: object) -> Subject:
+    """Return a subject: a norm of the table by name, or a class built as norm(C, groups=8)."""
+    data = dict(zip(("x_NCHW", "y_N"), _images()))
+    if isinstance(norm, str):
+        number = groups or 8
+        fixed = {"gn": lambda c: number, "ln": lambda c: 1, "in": lambda c: c}
+        options = {"num_groups": number} if norm == "gn" else {}
+        regroup = None
+        if "num_groups" in NORMS[norm].options:
+
+            def regroup(channels: int, count: int) -> nn.Module:
+                return build_norm(norm, channels, num_groups=count)
+
+        return Subject(
+            label=norm,
+            build=lambda c: build_norm(norm, c, **options),
+            groups=fixed.get(norm),
+            regroup=regroup,
+            reference=norm,
+            **data,
+            **more,
+        )
+    number = groups or 8
+    return Subject(
+        label=norm.__name__,
+        build=lambda c: norm(c, groups=number),
+        groups=lambda c: number,
+        regroup=lambda c, count: norm(c, groups=count),
+        reference="gn",
+        **data,
+        **more,
+    )
