@@ -16,6 +16,7 @@ usage: gnexp COMMAND [key=value ...] [Hydra flags]
 commands
   train     train one run, or with --multirun (-m) a grid of runs; a grid ends with its report
   report    build tables, figures and the page from what a study holds, finished or not
+  check     the norm passport: every claim of the article, measured on any norm
   measure   run instruments (gradient variance at shared weights) on stored runs
   status    what of a study is complete, running, failed or missing, and the time left
   bench     throughput and memory per norm and batch size, beside a plain PyTorch loop
@@ -25,6 +26,8 @@ examples
   gnexp train --multirun norm=bn,gn,ln,in batch=1,2,4,8,16,32,64
   gnexp train experiment=smoke
   gnexp report study=smoke
+  gnexp check norm=gn groups=32
+  gnexp check --multirun norm=bn,gn,ln,in,none
 
 keys of train (all of them: gnexp train --cfg job)
   norm       bn gn ln in none; norm._target_=my_pkg.MyNorm for your own
@@ -33,7 +36,8 @@ keys of train (all of them: gnexp train --cfg job)
   update_batch   images per optimizer update (batch)
   seeds      how many seeds (1), or which: seeds=[5,6]
   epochs, lr, model, data, data.root, study, out, device, precision
-  experiment     preset grids: smoke, batch_sweep, group_sweep
+  privacy    dpsgd: differentially private, privacy.epsilon=8 (pip install 'gnexp[dp]')
+  experiment     preset grids: smoke, batch_sweep, group_sweep, zero_gamma
 
 a command that was interrupted, or ended early, is simply called again: it trains what is missing
   retry=failed   try again what failed (or infeasible, diverged); force=true trains all again

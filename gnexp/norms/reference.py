@@ -110,3 +110,6 @@ def normalize_backward_reference(
         mean_product = (dxhat * xhat).sum() / dxhat.size
         dx_NCHW[index] = (dxhat - mean_dxhat - xhat * mean_product) / sigma
     return dx_NCHW, dgamma_C, dbeta_C
+
+
+REFERENCES = tuple(_SETS)

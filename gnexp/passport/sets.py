@@ -29,7 +29,7 @@ class Sets:
             "group": f"each example and group (G = {self.groups})",
             "channel": "each example and channel",
             "example": "each example",
-            "batch_channel": "each channel over the batch",
+            "batch_channel": "each channel of the whole batch",
             "batch": "the whole batch",
         }[self.scope]
 

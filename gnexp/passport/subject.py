@@ -28,14 +28,16 @@ class Subject:
     build: called with a number of channels. label: its name for sentences and tables. groups: how
     many groups it says it has at C channels, None where it says nothing. regroup: called with
     (channels, groups), for norms whose groups can be chosen. reference: the float64 reference it
-    must agree with, None to look for one. x_NCHW, y_N: normalized float32 images and labels.
-    channels: of a single layer. draws: independent draws behind a statistical claim.
+    must agree with, None to look for one. x_NCHW, y_N: normalized float32 images and their labels,
+    of so many classes. channels: of a single layer. draws: independent draws behind a statistical
+    claim.
     """
 
     label: str
     build: Callable[[int], nn.Module]
     x_NCHW: Tensor
     y_N: Tensor
+    classes: int = 10
     groups: Callable[[int], int] | None = None
     regroup: Callable[[int, int], nn.Module] | None = None
     reference: str | None = None
@@ -71,7 +73,7 @@ class Subject:
         return layer
 
     def network(
-        self, model: str, *, classes: int = 10, zero_gamma: bool = False, seed: int = 0
+        self, model: str, *, classes: int | None = None, zero_gamma: bool = False, seed: int = 0
     ) -> nn.Module:
         """Return a freshly initialized float32 network of the table in training mode.
 
@@ -82,7 +84,7 @@ class Subject:
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(derived_seed(seed, "build"))
                 try:
-                    net = build_model(model, self.build, classes, width)
+                    net = build_model(model, self.build, classes or self.classes, width)
                     break
                 except Exception as error:
                     if width == WIDTHS[-1]:

@@ -1,0 +1,266 @@
+"""`gnexp check`: what it prints and writes, and what it says of norms that misbehave."""
+
+import csv
+
+import pytest
+
+from gnexp.passport.claims import CLAIMS
+from gnexp.study.passport import ROW_COLUMNS
+
+VERDICTS = ("holds", "fails", "undecided", "not measured")
+
+BAD_NORMS = """
+import torch
+from torch import nn
+
+
+class Affine(nn.Module):
+    def __init__(self, num_channels):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(num_channels))
+        self.bias = nn.Parameter(torch.zeros(num_channels))
+
+
+class Unbuildable(Affine):
+    def __init__(self, num_channels):
+        raise RuntimeError("no such thing")
+
+
+class NotAModule:
+    def __init__(self, num_channels):
+        pass
+
+
+class OtherShape(Affine):
+    def forward(self, x):
+        return x[:, :, 1:]
+
+
+class OtherDtype(Affine):
+    def forward(self, x):
+        return x.half()
+
+
+class OtherDevice(Affine):
+    def forward(self, x):
+        return x.to("meta")
+
+
+class Nan(Affine):
+    def forward(self, x):
+        return x / 0 * 0
+
+
+class Pair(Affine):
+    def forward(self, x):
+        return x, x
+
+
+class Raises(Affine):
+    def forward(self, x):
+        raise KeyError("statistics")
+
+
+class RaisesBackward(Affine):
+    def forward(self, x):
+        return Broken.apply(x)
+
+
+class Broken(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, g):
+        raise ArithmeticError("no gradient here")
+
+
+class NeedsTwo(Affine):
+    def forward(self, x):
+        if len(x) < 2:
+            raise ValueError("at least two examples, please")
+        return x
+
+
+class Groups(nn.Module):
+    def __init__(self, num_channels, groups=8):
+        super().__init__()
+        self.inner = nn.GroupNorm(groups, num_channels)
+        self.weight, self.bias = self.inner.weight, self.inner.bias
+
+    def forward(self, x):
+        return self.inner(x)
+"""
+
+
+@pytest.fixture
+def check(gnexp, workdir):
+    """Run `gnexp check` in this process, beside a file of norms that misbehave."""
+    name = f"bad_norms_{abs(hash(str(workdir)))}"  # a module is imported once per process
+    (workdir / f"{name}.py").write_text(BAD_NORMS)
+
+    def run(*words: str):
+        words = tuple(word.replace("bad.", f"{name}.") for word in words)
+        return gnexp("check", "workers=1", *words)
+
+    return run
+
+
+def rows_of(folder):
+    with open(folder / "check.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_one_norm_is_printed_in_full_and_written_as_csv_and_markdown(check, workdir):
+    answer = check("claims=[core,spectrum]")
+    assert answer.code == 0
+    assert answer.err == ""
+    assert "1. Core mechanism" in answer.out
+    assert "2. Spectrum" in answer.out
+    folder = workdir / "results" / "check"
+    rows = rows_of(folder)
+    assert list(rows[0]) == list(ROW_COLUMNS)
+    assert {row["claim"] for row in rows} == {"1", "2"}
+    assert all(row["verdict"].startswith(VERDICTS) for row in rows)
+    assert all(row["text"] and row["what"] and row["expected"] and row["measured"] for row in rows)
+    page = (folder / "check.md").read_text()
+    assert "## 1. Core mechanism" in page
+    assert f"check: {folder.relative_to(workdir) / 'check.md'}" in answer.out
+    for row in rows:
+        assert row["measured"].replace("|", "\\|").replace("_", "\\_")[:20] in page
+
+
+def test_several_norms_make_one_table_of_verdicts_with_a_column_each(check, workdir):
+    answer = check("-m", "norm=bn,gn,none", "claims=[core]")
+    assert answer.code == 0
+    rows = rows_of(workdir / "results" / "check")
+    assert list(dict.fromkeys(row["norm"] for row in rows)) == ["BN", "GN(8)", "no norm"]
+    by_norm = {
+        norm: {r["statement"]: r["verdict"] for r in rows if r["norm"] == norm}
+        for norm in ("BN", "GN(8)", "no norm")
+    }
+    assert len({tuple(verdicts) for verdicts in by_norm.values()}) == 1  # the same statements
+    assert by_norm["GN(8)"]["standardized"] == "holds"
+    assert by_norm["BN"]["standardized"].startswith("holds only when")
+    assert by_norm["no norm"]["standardized"] == "fails"
+    table = (workdir / "results" / "check" / "verdicts.md").read_text()
+    assert "| BN | GN(8) | no norm |" in table
+
+
+def test_options_that_are_not_the_default_tell_two_columns_apart(check, workdir):
+    check("-m", "norm=gn", "groups=4,8", "claims=[core]", "norm.eps=1e-5,1e-3")
+    rows = rows_of(workdir / "results" / "check")
+    norms = list(dict.fromkeys(row["norm"] for row in rows))
+    assert norms == ["GN(4)", "GN(4)[eps=0.001]", "GN(8)", "GN(8)[eps=0.001]"]
+
+
+def test_the_same_check_writes_the_same_bytes(check, workdir):
+    files = []
+    for _ in range(2):
+        check("claims=[core,spectrum]")
+        folder = workdir / "results" / "check"
+        names = sorted(p.name for p in folder.iterdir() if p.name != "provenance.json")
+        files.append({name: (folder / name).read_bytes() for name in names})
+    assert files[0] == files[1]
+
+
+@pytest.mark.parametrize(
+    ("norm", "sentence"),
+    [
+        ("Unbuildable", "Unbuildable cannot be built: norm._target_="),
+        ("NotAModule", "NotAModule cannot be built: norm._target_="),
+        ("OtherShape", "OtherShape returned the shape (4, 64, 4, 7) for (4, 64, 5, 7)"),
+        ("OtherDtype", "OtherDtype returned the dtype torch.float16 for torch.float64"),
+        ("OtherDevice", "OtherDevice returned the device meta for cpu"),
+        ("Nan", "Nan returned values that are not finite, for finite ones"),
+        ("Pair", "Pair returned a tuple, not one tensor"),
+        ("Raises", "Raises raised KeyError in a forward pass of (4, 64, 5, 7): 'statistics'"),
+        ("RaisesBackward", "RaisesBackward raised ArithmeticError: no gradient here"),
+    ],
+)
+def test_a_norm_that_misbehaves_is_named_in_a_sentence_with_the_claim(norm, sentence, check):
+    answer = check(f"norm._target_=bad.{norm}", "claims=[core]")
+    assert answer.code == 1
+    told = [line for line in answer.out.splitlines() if line.startswith("not measured")]
+    assert len(told) == 1
+    assert told[0].startswith("not measured, claim 1: ")
+    assert sentence in told[0]
+    assert "Traceback" not in answer.out + answer.err
+
+
+def test_what_a_norm_does_in_one_claim_does_not_keep_the_others_from_running(check, workdir):
+    answer = check("norm._target_=bad.NeedsTwo", "claims=[core,batch_independence]")
+    assert answer.code == 1
+    assert (
+        "not measured, claim 3: NeedsTwo raised ValueError in a forward pass of (1," in answer.out
+    )
+    rows = rows_of(workdir / "results" / "check")
+    assert {r["verdict"] for r in rows if r["claim"] == "3"} == {"not measured"}
+    assert "not measured" not in {r["verdict"] for r in rows if r["claim"] == "1"}
+    assert "please" in (workdir / "results" / "check" / "errors.txt").read_text()
+
+
+def test_a_norm_of_ones_own_that_takes_groups_is_held_to_the_groups_it_was_told(check, workdir):
+    answer = check("norm._target_=bad.Groups", "norm.groups=4", "claims=[core]")
+    assert answer.code == 0
+    rows = {row["statement"]: row for row in rows_of(workdir / "results" / "check")}
+    assert rows["standardized"]["norm"] == "Groups[groups=4]"
+    assert rows["standardized"]["verdict"] == "holds"
+    assert rows["forward"]["verdict"] == "holds"
+    check("norm._target_=bad.Groups", "groups=4", "claims=[core]")  # it is not told: it has 8
+    rows = {row["statement"]: row for row in rows_of(workdir / "results" / "check")}
+    assert rows["standardized"]["verdict"] == "fails"
+    assert rows["forward"]["verdict"] == "fails"
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["groups=7"], "channels=64: groups=7 does not divide 64 channels; valid: 1, 2, 4"),
+        (["groups=3", "channels=32"], "channels=32: groups=3 does not divide 32 channels"),
+        (["claims=[cores]"], "claims=[cores] is unknown; did you mean core?"),
+        (["claims=core"], "claims=core must be a list, such as claims=[core]"),
+        (["draws=2"], "draws=2 must be a whole number of at least 4, such as 64"),
+        (["draws=many"], "draws must be a whole number, such as 2"),
+        (["channels=0"], "channels=0 must be a whole number of at least 1"),
+        (["seed=-1"], "seed=-1 must be a whole number from 0 up"),
+        (["reference=gm"], "reference=gm is unknown; did you mean gn?"),
+        (["norm=gnn"], "norm=gnn is unknown; did you mean gn?"),
+        (["norm._target_=bad.Missing"], "has no Missing"),
+        (["epochs=3"], "epochs is not a key of gnexp check"),
+        (["name=../x"], "name='../x' must be 1 to 100 letters"),
+        (["-m", "draws=8,16"], "draws= takes one value per check: its norms share one table"),
+        (["norm.eps=-1"], "norm.eps=-1 must be a positive number"),
+        (["data=npz"], "data.root"),
+    ],
+)
+def test_a_mistake_gets_one_sentence_and_nothing_is_written(words, sentence, check, workdir):
+    answer = check(*words)
+    assert answer.code == 2
+    assert sentence in answer.err
+    assert len(answer.err.splitlines()) == 1
+    assert "Traceback" not in answer.err
+    assert not (workdir / "results").exists()
+
+
+def test_a_folder_that_refuses_files_is_named_and_the_result_still_printed(
+    check, workdir, monkeypatch
+):
+    from gnexp.study import passport
+
+    def full(path, data):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(passport, "write_whole", full)
+    answer = check("claims=[core]")
+    assert answer.code == 1
+    assert "1. Core mechanism" in answer.out
+    assert "out=results: results/check cannot be written (No space left on device)" in answer.err
+
+
+def test_every_claim_of_the_table_can_be_measured():
+    from importlib import import_module
+
+    for key in CLAIMS:
+        assert callable(import_module(f"gnexp.passport.{key}").measure)

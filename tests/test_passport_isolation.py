@@ -1,0 +1,229 @@
+"""Claim 9, information isolation: what is measured, against closed forms and broken norms."""
+
+import functools
+import sys
+
+import numpy as np
+import pytest
+import torch
+from passport_norms import BROKEN, Own, subject
+from torch import Tensor, nn
+
+from gnexp.measure import privacy
+from gnexp.measure.isolation import (
+    clipped_sum,
+    cross_example_share,
+    depends_on_the_past,
+    loss_changes_of_others,
+    moves_of_clipped_sum,
+    per_example_gradients,
+    relative_change_of_others,
+    sensitivity_bound,
+    state_written,
+)
+from gnexp.passport import isolation
+from gnexp.passport.finding import FAILS, HOLDS, UNDECIDED, Measured
+
+ISOLATING = ("gn", "ln", "in", "none")
+STATEMENTS = ["layer", "jacobian", "outputs", "losses", "bound"]
+STATEMENTS += ["sensitivity", "within_bound", "noise"]
+INSTALL = "pip install 'gnexp[dp]'"
+
+
+class Remembers(Own):
+    """Standardizes each example alone, then adds what it has kept of the last batch."""
+
+    def __init__(self, num_channels: int, groups: int = 8) -> None:
+        super().__init__(num_channels, groups)
+        self.register_buffer("last", torch.zeros(num_channels, 1, 1))
+
+    def standardize(self, x: Tensor) -> Tensor:
+        y = super().standardize(x) + 0.1 * self.last
+        self.last = x.detach().mean(dim=(0, 2, 3))[:, None, None]
+        return y
+
+
+class HidesItsMixing(Own):
+    """Pools over the batch, but shows no derivative of it."""
+
+    def standardize(self, x: Tensor) -> Tensor:
+        return super().standardize(x) + 1e-6 * x.detach().mean(dim=0)
+
+
+@functools.cache
+def measured(norm: str, draws: int = 4) -> Measured:
+    """Measure on little, which suffices: what is proven does not need more."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(isolation, "GRADIENT_BATCHES", (2, 8))
+        patch.setattr(isolation, "OUTPUT_BATCHES", (2, 8))
+        patch.setattr(isolation, "PIXELS", 8)
+        own = {"remembers": Remembers, "hides": HidesItsMixing, **BROKEN}
+        return isolation.measure(subject(own.get(norm, norm), draws=draws))
+
+
+def verdicts(norm: str) -> dict[str, str]:
+    return {finding.statement: finding.verdict for finding in measured(norm).findings}
+
+
+@pytest.fixture
+def numbers() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def small_network(norm: nn.Module) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        return nn.Sequential(
+            nn.Conv2d(3, 8, 3), norm, nn.ReLU(), nn.Flatten(), nn.Linear(8 * 4 * 4, 5)
+        ).double()
+
+
+def batch(n: int, g: torch.Generator) -> tuple[Tensor, Tensor]:
+    x_NCHW = torch.randn(n, 3, 6, 6, generator=g, dtype=torch.float64)
+    return x_NCHW, torch.randint(0, 5, (n,), generator=g)
+
+
+@pytest.mark.parametrize("norm", [*ISOLATING, "bn"])
+def test_every_norm_gets_the_same_rows_in_ascii(norm):
+    findings = measured(norm).findings
+    assert [finding.statement for finding in findings] == STATEMENTS
+    assert all(str(finding).isascii() and finding.text and finding.measured for finding in findings)
+
+
+@pytest.mark.parametrize("norm", ISOLATING)
+def test_a_norm_of_each_example_isolates_exactly(norm):
+    pytest.importorskip("dp_accounting")
+    assert set(verdicts(norm).values()) == {HOLDS}
+    values = {finding.statement: finding.value for finding in measured(norm).findings}
+    assert values["layer"] == values["jacobian"] == values["outputs"] == values["losses"] == 0.0
+    assert values["bound"] == 2.0
+
+
+def test_batch_norm_fails_everything_but_its_own_larger_bound():
+    pytest.importorskip("dp_accounting")
+    expected = dict.fromkeys(STATEMENTS, FAILS) | {"within_bound": HOLDS}
+    assert verdicts("bn") == expected
+
+
+def test_batch_norm_needs_the_batch_size_times_the_noise():
+    pytest.importorskip("dp_accounting")
+    noise = {norm: measured(norm).findings[-1].value for norm in ("bn", "gn")}
+    assert noise["bn"] == pytest.approx(isolation.BATCH * noise["gn"], rel=1e-12)
+    assert "running_mean and running_var" in measured("bn").findings[-1].note
+    assert "running" not in measured("gn").findings[-1].note
+
+
+@pytest.mark.parametrize("norm", ["peeks", "hides"])
+def test_mixing_that_is_small_or_shows_no_derivative_still_loses_the_bound(norm):
+    found = verdicts(norm)
+    assert found["layer"] == found["outputs"] == found["bound"] == FAILS
+    assert found["jacobian"] == (HOLDS if norm == "hides" else FAILS)
+    # Nothing moved by more than 2 clip, which proves nothing where examples mix.
+    assert found["sensitivity"] == UNDECIDED
+
+
+def test_a_layer_that_remembers_earlier_batches_gets_no_noise():
+    found = {finding.statement: finding for finding in measured("remembers").findings}
+    assert found["layer"].verdict == HOLDS
+    assert found["bound"].verdict == found["noise"].verdict == FAILS
+    assert np.isnan(found["noise"].value)
+    assert "earlier batches" in found["noise"].note
+
+
+def test_without_the_accountant_only_the_noise_is_undecided(monkeypatch):
+    monkeypatch.setitem(sys.modules, "dp_accounting", None)
+    privacy.noise_multiplier.cache_clear()
+    findings = measured.__wrapped__("gn", draws=2).findings
+    assert [finding.verdict for finding in findings] == [HOLDS] * 7 + [UNDECIDED]
+    assert INSTALL in findings[-1].note
+
+
+def test_measuring_leaves_the_global_random_state_alone():
+    before = torch.get_rng_state()
+    measured.__wrapped__("bn", draws=2)  # not what was measured before
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("norm", [*ISOLATING, "bn"])
+def test_points_stay_below_the_bound_and_lie_on_the_batch_sizes(norm):
+    points = {(p.panel, p.series, p.x): p.y for p in measured(norm).points}
+    for size in (2, 8):
+        found = points["sensitivity", "measured (lower bound)", size]
+        bound = points["sensitivity", "proven bound", size]
+        assert 0.5 < found <= bound == (2 * size if norm == "bn" else 2)
+        moved = points["cross-example", "10 times the contrast", size]
+        assert 0.1 < moved < 2 if norm == "bn" else moved == 0
+
+
+def test_the_jacobian_of_batch_norm_is_that_of_the_closed_form(numbers):
+    x = 2 * torch.randn(3, 4, 2, 2, generator=numbers, dtype=torch.float64) + 1
+    own = cross = 0.0
+    example = np.repeat(np.arange(3), 4)  # of the 12 values of a channel
+    for values in x.numpy().transpose(1, 0, 2, 3).reshape(4, 12):
+        s = np.sqrt(values.var() + 1e-5)
+        xhat = (values - values.mean()) / s
+        jacobian = (np.eye(12) - 1 / 12 - np.outer(xhat, xhat) / 12) / s
+        same = example[:, None] == example[None, :]
+        own += (jacobian[same] ** 2).sum()
+        cross += (jacobian[~same] ** 2).sum()
+    share = cross_example_share(nn.BatchNorm2d(4).double(), x)
+    assert share == pytest.approx((cross / (own + cross)) ** 0.5, rel=1e-10)  # float64
+
+
+def test_the_change_of_others_leaves_the_replaced_example_out():
+    before = np.array([[3.0, 4.0], [1.0, 1.0], [0.0, 2.0]])
+    after = before + np.array([[0.0, 2.0], [50.0, 9.0], [0.0, 0.0]])
+    wanted = np.sqrt((2.0**2 / 4) / ((9 + 16 + 4) / 4))
+    before, after = torch.tensor(before), torch.tensor(after)
+    assert relative_change_of_others(before, after, 1) == pytest.approx(wanted, rel=1e-12)
+    losses = loss_changes_of_others(before, after, torch.tensor([0, 0, 1]), 1)
+    loss = [np.log(np.exp(3) + np.exp(top)) - 3 for top in (4.0, 6.0)]
+    assert losses == pytest.approx([loss[1] - loss[0], 0.0], abs=1e-12)
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d(8), nn.GroupNorm(2, 8)])
+def test_gradients_of_the_examples_add_up_to_the_gradient_of_the_batch(norm, numbers):
+    model, (x_NCHW, y_N) = small_network(norm), batch(6, numbers)
+    rows = per_example_gradients(model, x_NCHW, y_N)
+    nn.functional.cross_entropy(model(x_NCHW), y_N, reduction="sum").backward()
+    whole = torch.cat([p.grad.flatten() for p in model.parameters()])
+    torch.testing.assert_close(rows.sum(dim=0), whole, rtol=1e-10, atol=1e-12)  # float64
+
+
+@pytest.mark.parametrize("norm", ["bn", "gn"])
+def test_an_example_has_a_gradient_of_its_own_exactly_where_examples_do_not_mix(norm, numbers):
+    layer = nn.BatchNorm2d(8) if norm == "bn" else nn.GroupNorm(2, 8)
+    model, (x_NCHW, y_N) = small_network(layer), batch(4, numbers)
+    together = per_example_gradients(model, x_NCHW, y_N)
+    alone = torch.cat([per_example_gradients(model, x[None], y[None]) for x, y in zip(x_NCHW, y_N)])
+    off = (together - alone).norm() / alone.norm()
+    assert off < 1e-12 if norm == "gn" else off > 0.01
+
+
+def test_clipping_shortens_long_gradients_only():
+    g = torch.tensor([[3.0, 4.0], [0.3, 0.4], [0.0, 0.0]], dtype=torch.float64)
+    assert clipped_sum(g, 1.0).tolist() == pytest.approx([0.9, 1.2], rel=1e-12)
+
+
+def test_a_move_is_that_of_the_clipped_sum(numbers):
+    model, (x_NCHW, y_N) = small_network(nn.GroupNorm(2, 8)), batch(3, numbers)
+    other, label = x_NCHW[2], y_N[2]
+    (move,) = moves_of_clipped_sum(model, x_NCHW[:2], y_N[:2], [(other, label)], 0.01)
+    a, _, b = (row.numpy() for row in per_example_gradients(model, x_NCHW, y_N))
+    difference = 0.01 * a / np.linalg.norm(a) - 0.01 * b / np.linalg.norm(b)
+    assert move == pytest.approx(np.linalg.norm(difference), rel=1e-10)
+
+
+@pytest.mark.parametrize(("mixes", "bound"), [(False, 6.0), (True, 48.0)])
+def test_the_bound_grows_with_the_batch_where_examples_mix(mixes, bound):
+    assert sensitivity_bound(8, 3.0, mixes) == bound
+
+
+def test_state_and_memory_are_told_apart(numbers):
+    x, earlier = (torch.randn(3, 8, 4, 4, generator=numbers).double() for _ in range(2))
+    norm, memory = nn.BatchNorm2d(8).double(), Remembers(8, 2).double()
+    assert state_written(norm, x) == ["running_mean", "running_var"]
+    assert not depends_on_the_past(norm, x, earlier)
+    assert state_written(memory, x) == ["last"]
+    assert depends_on_the_past(memory, x, earlier)
+    assert not depends_on_the_past(nn.Dropout(0.5).double(), x, earlier)

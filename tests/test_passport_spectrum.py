@@ -1,0 +1,154 @@
+"""Claim 2: GN reaches from LN to IN, and who lies on that spectrum. Float64 throughout."""
+
+import functools
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from passport_norms import AlmostInvariant, Own, Peeks, WrongGroups, subject
+
+from gnexp.norms.registry import NORMS
+from gnexp.passport import spectrum
+from gnexp.passport.finding import FAILS, HOLDS
+from gnexp.passport.subject import Misbehaved
+
+ONE_EXAMPLE = "holds only when the batch is one example"
+ALIKE = "holds only when the channels of all groups are alike in distribution"
+G = (1, 2, 4, 8, 16, 32, 64)
+
+
+@functools.cache
+def measured(norm):
+    return spectrum.measure(subject(norm))
+
+
+def verdicts(result):
+    return {finding.statement: finding.verdict for finding in result.findings}
+
+
+@pytest.mark.parametrize(
+    ("norm", "on_it", "is_ln", "is_in", "to_ln", "to_in"),
+    [
+        ("gn", HOLDS, HOLDS, HOLDS, HOLDS, ALIKE),
+        ("ln", HOLDS, HOLDS, FAILS, HOLDS, HOLDS),
+        ("in", HOLDS, FAILS, HOLDS, HOLDS, HOLDS),
+        ("bn", ONE_EXAMPLE, FAILS, ONE_EXAMPLE, ONE_EXAMPLE, ONE_EXAMPLE),
+        ("none", FAILS, FAILS, FAILS, FAILS, FAILS),
+        (Own, HOLDS, HOLDS, HOLDS, HOLDS, ALIKE),
+        (Peeks, FAILS, FAILS, FAILS, HOLDS, ALIKE),
+        (AlmostInvariant, FAILS, FAILS, FAILS, HOLDS, ALIKE),
+    ],
+)
+def test_a_norm_is_where_it_belongs_on_the_spectrum(norm, on_it, is_ln, is_in, to_ln, to_in):
+    assert verdicts(measured(norm)) == {
+        "spectrum": on_it,
+        "one_group_forward": is_ln,
+        "one_group_backward": is_ln,
+        "c_groups_forward": is_in,
+        "c_groups_backward": is_in,
+        "to_ln": to_ln,
+        "to_in": to_in,
+    }
+
+
+def test_more_groups_than_it_has_are_not_believed():
+    fixed = replace(subject(WrongGroups), regroup=None)
+    finding = spectrum.measure(fixed).findings[0]
+    assert finding.verdict == FAILS
+    assert "G = 4, off by" in finding.measured
+    assert finding.expected == "0 for G = 8, as it says"
+    silent = replace(fixed, groups=None)
+    assert spectrum.measure(silent).findings[0].verdict == HOLDS
+
+
+def test_a_norm_that_cannot_have_the_groups_it_is_asked_for_is_told_so():
+    with pytest.raises(Misbehaved, match="WrongGroups"):  # half of one group is none
+        spectrum.measure(subject(WrongGroups))
+
+
+def test_groups_counted_the_wrong_way_round_move_the_wrong_way():
+    gn = subject("gn")
+    turned = replace(gn, regroup=lambda c, groups: gn.regroup(c, c // groups))
+    found = verdicts(spectrum.measure(turned))
+    assert {found[s] for s in ("one_group_forward", "to_ln", "to_in")} == {FAILS}
+
+
+class Detaches(Own):
+    """Takes mean and variance for constants on the way back."""
+
+    def standardize(self, x):
+        rows = x.reshape(len(x), self.groups, -1)
+        mean = rows.mean(2, keepdim=True).detach()
+        variance = rows.var(2, correction=0, keepdim=True).detach()
+        return ((rows - mean) / (variance + self.eps).sqrt()).reshape(x.shape)
+
+
+def test_the_right_output_with_the_wrong_gradient_is_not_enough():
+    found = verdicts(spectrum.measure(subject(Detaches)))
+    for end in ("one_group", "c_groups"):
+        assert (found[f"{end}_forward"], found[f"{end}_backward"]) == (HOLDS, FAILS)
+
+
+def closed_form(x_NCHW, groups):
+    """The distances to LN and IN from standard deviations alone; eps left out."""
+    x = x_NCHW.numpy().reshape(len(x_NCHW), groups, 64 // groups, -1)
+    s = x.reshape(len(x), -1).std(axis=1)
+    s_g = x.reshape(len(x), groups, -1).std(axis=2)
+    s_c = x.std(axis=3)
+    to_ln = 2 * (1 - np.mean(s_g / s[:, None]))
+    to_in = 2 * (1 - np.mean(s_c / s_g[:, :, None]))
+    return np.sqrt(np.maximum(0, (to_ln, to_in)))
+
+
+@pytest.mark.parametrize("panel", ["distance", "distance, unlike channels"])
+def test_the_distances_are_those_of_the_closed_form(panel):
+    gn = subject("gn")
+    alike = panel == "distance"
+    x_NCHW = gn.features("spectrum", 4) if alike else spectrum._unlike_channels(gn)
+    points = [p for p in measured("gn").points if p.panel == panel]
+    found = {(p.series, p.x): p.y for p in points}
+    expected = {}
+    for groups in G:
+        to_ln, to_in = closed_form(x_NCHW, groups)
+        expected |= {("to LN", groups): to_ln, ("to IN", groups): to_in}
+    assert found == pytest.approx(expected, rel=1e-4, abs=1e-4)  # eps shifts float64 by 1e-5
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_splitting_groups_takes_any_input_away_from_ln(seed):
+    g = torch.Generator().manual_seed(seed)
+    scale = torch.randn(2, 64, 1, 1, generator=g).mul(2).exp()
+    shift = torch.randn(2, 64, 1, 1, generator=g).mul(3).sinh()
+    x_NCHW = (torch.randn(2, 64, 3, 3, generator=g) * scale + shift).double()
+    distances = [closed_form(x_NCHW, groups)[0] for groups in G]
+    assert all(b > a for a, b in itertools.pairwise(distances))
+
+
+@pytest.mark.parametrize(("norm", "groups"), [("ln", 1), ("in", 64)])
+def test_a_fixed_norm_is_one_point_of_gn_s_curve(norm, groups):
+    curve = {(p.panel, p.series, p.x): p.y for p in measured("gn").points}
+    points = measured(norm).points
+    assert {p.x for p in points} == {groups}
+    assert len(points) == 4
+    for p in points:
+        assert p.y == pytest.approx(curve[p.panel, p.series, p.x], abs=1e-12)  # float64
+
+
+def test_every_norm_answers_the_same_statements():
+    statements = [[f.statement for f in measured(norm).findings] for norm in NORMS]
+    assert all(s == statements[0] for s in statements)
+
+
+class Dithers(Own):
+    def forward(self, x):
+        return super().forward(x + 1e-3 * torch.randn_like(x))
+
+
+def test_a_layer_that_draws_leaves_the_global_random_state_alone():
+    before = torch.get_rng_state()
+    first = spectrum.measure(subject(Dithers))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert verdicts(first)["spectrum"] == FAILS
+    assert spectrum.measure(subject(Dithers)).points == first.points
