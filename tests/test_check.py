@@ -144,7 +144,7 @@ def test_several_norms_make_one_table_of_verdicts_with_a_column_each(check, work
     assert by_norm["GN(8)"]["standardized"] == "holds"
     assert by_norm["BN"]["standardized"].startswith("holds only when")
     assert by_norm["no norm"]["standardized"] == "fails"
-    table = (workdir / "results" / "check" / "verdicts.md").read_text()
+    table = (workdir / "results" / "check" / "summary.md").read_text()
     assert "| BN | GN(8) | no norm |" in table
 
 
@@ -222,7 +222,7 @@ def test_a_norm_of_ones_own_that_takes_groups_is_held_to_the_groups_it_was_told(
         (["claims=[cores]"], "claims=[cores] is unknown; did you mean core?"),
         (["claims=core"], "claims=core must be a list, such as claims=[core]"),
         (["draws=2"], "draws=2 must be a whole number of at least 4, such as 64"),
-        (["draws=many"], "draws must be a whole number, such as 2"),
+        (["draws=many"], "draws=many must be a whole number, such as 2"),
         (["channels=0"], "channels=0 must be a whole number of at least 1"),
         (["seed=-1"], "seed=-1 must be a whole number from 0 up"),
         (["reference=gm"], "reference=gm is unknown; did you mean gn?"),

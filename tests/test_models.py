@@ -11,18 +11,19 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from gnexp.models.blocks import PaddedShortcut, PlainBlock, ResidualBlock
 from gnexp.models.resnet import (
     MODELS,
-    PaddedShortcut,
-    ResidualBlock,
     build_model,
     cifar_resnet,
     imagenet_resnet_cifar_stem,
     initialize,
+    stages_of,
     zero_last_gamma,
 )
 from gnexp.norms.probes import values_per_statistic
 from gnexp.norms.registry import NORMS, build_norm, group_count
+from gnexp.training.replicas import Stack, refusal
 
 BATCH_NORM = partial(build_norm, "bn")
 
@@ -48,6 +49,14 @@ def images(n: int, size: int = 16) -> torch.Tensor:
         ("resnet18", 11_173_962),
         ("resnet34", 21_282_122),
         ("resnet50", 23_520_842),
+        # Without its shortcuts, which have no parameters, a network keeps its layers.
+        ("plain20", 269_722),
+        ("plain56", 853_018),
+        ("plain110", 1_727_962),
+        # One more norm, of 64 channels, before pooling.
+        ("preresnet20", 269_850),
+        ("preresnet56", 853_146),
+        ("preresnet110", 1_728_090),
     ],
 )
 def test_each_network_has_the_published_number_of_parameters(name, parameters):
@@ -77,7 +86,9 @@ def test_modules_have_the_names_that_files_and_tables_use():
 
 
 @pytest.mark.parametrize("size", [28, 32, 33, 64])
-@pytest.mark.parametrize("name", ["tiny", "resnet20", "resnet18", "resnet50"])
+@pytest.mark.parametrize(
+    "name", ["tiny", "resnet20", "resnet18", "resnet50", "preresnet20", "plain20"]
+)
 def test_networks_train_on_one_image_of_28_to_64_pixels(name, size):
     model = build_model(name, BATCH_NORM, num_classes=7, width=8).train()
     logits = model(images(1, size))
@@ -87,7 +98,7 @@ def test_networks_train_on_one_image_of_28_to_64_pixels(name, size):
 
 
 @pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("name", ["tiny", "resnet18", "resnet50"])
+@pytest.mark.parametrize("name", ["tiny", "resnet18", "resnet50", "preresnet8", "plain8"])
 def test_networks_evaluate_on_8_pixels_with_every_norm(name, norm):
     assert small(name, norm).eval()(images(2, 8)).isfinite().all()
 
@@ -128,7 +139,7 @@ def in_place_writes(model: nn.Module, x_NCHW: torch.Tensor) -> list[str]:
 
 
 @pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("name", ["tiny", "resnet18", "resnet50"])
+@pytest.mark.parametrize("name", ["tiny", "resnet18", "resnet50", "preresnet8", "plain8"])
 def test_the_forward_pass_writes_into_no_activation(name, norm):
     assert in_place_writes(small(name, norm).train(), images(2)) == []
 
@@ -160,6 +171,62 @@ def test_with_zero_gamma_every_block_starts_as_relu_of_its_shortcut(name, norm):
             assert shortcut_NCHW is x_NCHW
         x_NCHW = block(x_NCHW)
         assert torch.equal(x_NCHW, F.relu(shortcut_NCHW))
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_with_zero_gamma_a_pre_activation_block_starts_as_its_shortcut(norm):
+    model = small("preresnet20", norm).train()
+    assert len(zero_last_gamma(model)) == 9
+    x_NCHW = model.norm1(model.conv1(images(2)))
+    assert (x_NCHW < 0).any()  # a ReLU somewhere on the way would show
+    for stage in stages_of(model):
+        for block in stage:
+            assert torch.equal(block(x_NCHW), block.shortcut(x_NCHW))
+            x_NCHW = block(x_NCHW)
+
+
+@pytest.mark.parametrize("gamma", [0.5, 1.0, 3.0])
+def test_a_pre_activation_block_adds_a_branch_of_variance_gamma_squared(gamma):
+    block = small("preresnet8", "in").train().stage1[0]
+    with torch.no_grad():
+        block.norm2.weight.fill_(gamma)
+        x_NCHW = torch.randn(2, 16, 16, 16, generator=torch.Generator().manual_seed(2))
+        r_NCHW = block(x_NCHW) - x_NCHW
+    assert r_NCHW.var(correction=0).item() == pytest.approx(gamma**2, rel=1e-3)  # float32, eps
+
+
+def test_plain_networks_are_the_residual_ones_without_the_skip():
+    plain, residual = small("plain8", "gn"), small("resnet8", "gn")
+    assert plain.state_dict().keys() == residual.state_dict().keys()
+    plain.load_state_dict(residual.state_dict())
+    x_NCHW = torch.rand(2, 16, 8, 8, generator=torch.Generator().manual_seed(2))
+    block = residual.stage1[0]
+    assert isinstance(plain.stage1[0], PlainBlock)
+    skipless = F.relu(block.norm2(block.conv2(F.relu(block.norm1(block.conv1(x_NCHW))))))
+    assert torch.equal(plain.stage1[0](x_NCHW), skipless)
+    with pytest.raises(ValueError, match="residual blocks"):
+        zero_last_gamma(plain)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("name", ["preresnet8", "plain8"])
+def test_a_stack_of_them_is_each_model_alone(name, norm):
+    factory = partial(build_norm, norm)
+    models = [build_model(name, factory, num_classes=4, width=8).double() for _ in range(3)]
+    for seed, model in enumerate(models):
+        initialize(model, torch.Generator().manual_seed(seed))
+    assert refusal(models, (3, 16, 16)) is None
+    stack = Stack(models).train()
+    assert not stack.mapped  # every layer has a form of its own, none goes through torch.func
+    x_NRCHW = images(6).view(2, 3, 3, 16, 16).double()
+    logits_NRK = stack(x_NRCHW)
+    logits_NRK.square().sum().backward()
+    for r, model in enumerate(models):
+        logits_NK = model.train()(x_NRCHW[:, r])
+        logits_NK.square().sum().backward()
+        torch.testing.assert_close(logits_NRK[:, r], logits_NK, rtol=1e-10, atol=1e-10)  # float64
+        for ours, theirs in zip(stack.gradient_parts(r, r + 1), model.parameters(), strict=True):
+            torch.testing.assert_close(ours[0], theirs.grad, rtol=1e-10, atol=1e-10)
 
 
 def test_zero_gamma_changes_only_the_parameters_it_returns():

@@ -158,7 +158,11 @@ def _measured(tasks: list[ClaimTask], configs: list[CheckConfig], claims: list[C
 def _joined(
     found: dict[tuple[str, str], Outcome], labels: list[str], claims: list[Claim]
 ) -> Passport:
-    passport = Passport(norms=labels, claims=[(c.number, c.key, c.title) for c in claims])
+    passport = Passport(
+        norms=labels,
+        claims=[(c.number, c.key, c.title) for c in claims],
+        main={(c.key, statement) for c in claims for statement in c.main},
+    )
     for norm in labels:
         for claim in claims:
             outcome = found[norm, claim.key]

@@ -1,11 +1,11 @@
-"""Residual networks for small images, with the norm passed in as a callable.
+"""Residual networks for small images, and plain ones, with the norm passed in as a callable.
 
 Each network is an `nn.Sequential` of named modules (conv1, norm1, relu, stage1, ..., pool, flatten,
-fc), each stage one of blocks: every operation that depends on the number of channels is a module,
-so that a network can be transformed by walking its tree. Nothing is done in place, because hooks
-that collect per-example gradients fail on it.
+fc; with pre-activation norm_out and relu_out before pool instead of relu), each stage one of
+blocks. Every operation that depends on the number of channels is a module, and nothing is done in
+place: see `blocks`.
 
-Shapes: N examples, C channels (D after a stage's first block), H and W pixels.
+Shapes: N examples, H and W pixels.
 """
 
 import math
@@ -17,128 +17,19 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-NormFactory = Callable[[int], nn.Module]
-
-
-def _conv(in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(
-        in_channels, out_channels, kernel, stride=stride, padding=kernel // 2, bias=False
-    )
-
-
-class PaddedShortcut(nn.Module):
-    """Subsample pixels by `stride` and append zero channels: (N, C, H, W) -> (N, D, H/s, W/s).
-
-    No parameters. Source: "option A" of He et al. 2015, arXiv:1512.03385.
-    """
-
-    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
-        super().__init__()
-        self.in_channels, self.out_channels, self.stride = in_channels, out_channels, stride
-
-    def forward(self, x_NCHW: Tensor) -> Tensor:
-        extra = self.out_channels - self.in_channels
-        return F.pad(x_NCHW[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, extra))
-
-    def extra_repr(self) -> str:
-        return f"{self.in_channels}, {self.out_channels}, stride={self.stride}"
-
-
-def padded_shortcut(
-    in_channels: int, out_channels: int, stride: int, norm: NormFactory
-) -> nn.Module:
-    """Return the parameter-free shortcut of the CIFAR ResNets."""
-    if stride == 1 and in_channels == out_channels:
-        return nn.Identity()
-    return PaddedShortcut(in_channels, out_channels, stride)
-
-
-def projection_shortcut(
-    in_channels: int, out_channels: int, stride: int, norm: NormFactory
-) -> nn.Module:
-    """Return the shortcut of the ImageNet ResNets: conv 1x1 and norm where the shape changes."""
-    if stride == 1 and in_channels == out_channels:
-        return nn.Identity()
-    conv = _conv(in_channels, out_channels, 1, stride)
-    return nn.Sequential(OrderedDict(conv=conv, norm=norm(out_channels)))
-
-
-class ResidualBlock(nn.Module):
-    """relu(branch(x) + shortcut(x)). Subclasses state `expansion` and `last_norm`."""
-
-    expansion: int  # output channels of the block over its `channels`
-    last_norm: str  # the attribute whose gamma scales the whole branch
-    shortcut: nn.Module
-
-    def branch(self, x_NCHW: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def forward(self, x_NCHW: Tensor) -> Tensor:
-        return self.relu_out(self.branch(x_NCHW) + self.shortcut(x_NCHW))
-
-
-class BasicBlock(ResidualBlock):
-    """Two 3x3 convolutions, the first with the stride."""
-
-    expansion = 1
-    last_norm = "norm2"
-
-    def __init__(
-        self,
-        in_channels: int,
-        channels: int,
-        stride: int,
-        norm: NormFactory,
-        shortcut: Callable[..., nn.Module],
-    ) -> None:
-        super().__init__()
-        self.conv1 = _conv(in_channels, channels, 3, stride)
-        self.norm1 = norm(channels)
-        self.relu1 = nn.ReLU()
-        self.conv2 = _conv(channels, channels, 3)
-        self.norm2 = norm(channels)
-        self.shortcut = shortcut(in_channels, channels, stride, norm)
-        self.relu_out = nn.ReLU()
-
-    def branch(self, x_NCHW: Tensor) -> Tensor:
-        x_NCHW = self.relu1(self.norm1(self.conv1(x_NCHW)))
-        return self.norm2(self.conv2(x_NCHW))
-
-
-class Bottleneck(ResidualBlock):
-    """1x1, 3x3, 1x1 convolutions. The 3x3 has the stride, as in torchvision; He et al. put it
-    on the first 1x1, which reads only a quarter of its input."""
-
-    expansion = 4
-    last_norm = "norm3"
-
-    def __init__(
-        self,
-        in_channels: int,
-        channels: int,
-        stride: int,
-        norm: NormFactory,
-        shortcut: Callable[..., nn.Module],
-    ) -> None:
-        super().__init__()
-        out_channels = channels * self.expansion
-        self.conv1 = _conv(in_channels, channels, 1)
-        self.norm1 = norm(channels)
-        self.relu1 = nn.ReLU()
-        self.conv2 = _conv(channels, channels, 3, stride)
-        self.norm2 = norm(channels)
-        self.relu2 = nn.ReLU()
-        self.conv3 = _conv(channels, out_channels, 1)
-        self.norm3 = norm(out_channels)
-        self.shortcut = shortcut(in_channels, out_channels, stride, norm)
-        self.relu_out = nn.ReLU()
-
-    def branch(self, x_NCHW: Tensor) -> Tensor:
-        x_NCHW = self.relu1(self.norm1(self.conv1(x_NCHW)))
-        x_NCHW = self.relu2(self.norm2(self.conv2(x_NCHW)))
-        return self.norm3(self.conv3(x_NCHW))
+from gnexp.models.blocks import (
+    BasicBlock,
+    Bottleneck,
+    NormFactory,
+    PlainBlock,
+    PreActivationBlock,
+    ResidualBlock,
+    Shortcut,
+    conv,
+    padded_shortcut,
+    projection_shortcut,
+)
 
 
 def _named(norm: NormFactory, layer: str) -> NormFactory:
@@ -159,16 +50,16 @@ def _resnet(
     width: int,
     in_channels: int,
     blocks_per_stage: Sequence[int],
-    block: type[ResidualBlock],
-    shortcut: Callable[..., nn.Module],
+    block: type[ResidualBlock] | type[PlainBlock],
+    shortcut: Shortcut,
 ) -> nn.Sequential:
     """Stack stem, stages and classifier; each stage after the first doubles channels and stride."""
     for key, value in (("width", width), ("num_classes", num_classes)):
         if value < 1:
             raise ValueError(f"{key}={value} must be at least 1")
-    net = OrderedDict(
-        conv1=_conv(in_channels, width, 3), norm1=_named(norm, "norm1")(width), relu=nn.ReLU()
-    )
+    net = OrderedDict(conv1=conv(in_channels, width, 3), norm1=_named(norm, "norm1")(width))
+    if block.activated:  # else each block's branch starts with one
+        net["relu"] = nn.ReLU()
     channels_in = width
     for i, depth in enumerate(blocks_per_stage):
         stage = nn.Sequential()
@@ -178,6 +69,8 @@ def _resnet(
             stage.append(block(channels_in, width * 2**i, stride, layer_norm, shortcut))
             channels_in = width * 2**i * block.expansion
         net[f"stage{i + 1}"] = stage
+    if not block.activated:
+        net["norm_out"], net["relu_out"] = _named(norm, "norm_out")(channels_in), nn.ReLU()
     net["pool"] = nn.AdaptiveAvgPool2d(1)
     net["flatten"] = nn.Flatten()
     net["fc"] = nn.Linear(channels_in, num_classes)
@@ -185,19 +78,26 @@ def _resnet(
 
 
 def cifar_resnet(
-    depth: int, norm: NormFactory, num_classes: int = 10, width: int = 16, in_channels: int = 3
+    depth: int,
+    norm: NormFactory,
+    num_classes: int = 10,
+    width: int = 16,
+    in_channels: int = 3,
+    block: type[ResidualBlock] | type[PlainBlock] = BasicBlock,
 ) -> nn.Sequential:
     """Return the CIFAR ResNet of `depth` = 6n+2: (N, in_channels, H, W) -> logits (N, classes).
 
-    Three stages of n basic blocks with width, 2 width, 4 width channels and parameter-free
-    shortcuts. Any H, W >= 8. Weights come from torch's global generator; see `initialize`.
-    Raises ValueError for another depth. Source: He et al. 2015, arXiv:1512.03385.
+    Three stages of n blocks with width, 2 width, 4 width channels and parameter-free shortcuts.
+    `block`: BasicBlock; PreActivationBlock, with a norm and a ReLU before pooling; or PlainBlock,
+    the plain network of the same layers. Any H, W >= 8. Weights come from torch's global
+    generator; see `initialize`. Raises ValueError for another depth.
+    Source: He et al. 2015, arXiv:1512.03385.
     """
     n = (depth - 2) // 6
     if n < 1 or depth != 6 * n + 2:
         nearest = 6 * max(1, round((depth - 2) / 6)) + 2
         raise ValueError(f"depth={depth} must be 6n+2 with n >= 1; nearest: {nearest}")
-    return _resnet(norm, num_classes, width, in_channels, [n] * 3, BasicBlock, padded_shortcut)
+    return _resnet(norm, num_classes, width, in_channels, [n] * 3, block, padded_shortcut)
 
 
 _IMAGENET_STAGES: dict[int, tuple[list[int], type[ResidualBlock]]] = {
@@ -238,6 +138,11 @@ MODELS: dict[str, Model] = {
         f"resnet{d}": Model(partial(imagenet_resnet_cifar_stem, d), width=64)
         for d in _IMAGENET_STAGES
     },
+    **{
+        f"{family}{d}": Model(partial(cifar_resnet, d, block=block), width=16)
+        for family, block in (("preresnet", PreActivationBlock), ("plain", PlainBlock))
+        for d in (8, 20, 56, 110)
+    },
 }
 
 
@@ -257,12 +162,17 @@ def build_model(
     return entry.build(norm, num_classes=num_classes, width=width)
 
 
+def stages_of(model: nn.Sequential) -> list[nn.Sequential]:
+    """Return the stages of a network of the table, each a sequence of blocks."""
+    return [child for name, child in model.named_children() if name.startswith("stage")]
+
+
 def zero_last_gamma(model: nn.Module) -> list[str]:
     """Set the last gamma of each residual branch to zero; return the parameters' names.
 
-    Each block then starts as relu(shortcut(x)). The norm of a projection shortcut keeps its
-    gamma. Raises ValueError, before anything is changed, when there is no residual block or
-    when a block's last norm has no `weight`.
+    Each block then starts as relu(shortcut(x)), with pre-activation as shortcut(x). The norm of a
+    projection shortcut keeps its gamma. Raises ValueError, before anything is changed, when there
+    is no residual block or when a block's last norm has no `weight`.
     """
     gammas: dict[str, Tensor] = {}
     for name, block in model.named_modules():

@@ -11,28 +11,70 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim: its number, the module that measures it, its title, and the article's section."""
+    """A claim: its number, the module that measures it, its title, and the article's section.
+
+    main: the statements that stand for it in the summary. networks: whether it is measured on
+    whole networks, which takes seconds.
+    """
 
     number: int
     key: str
     title: str
     section: str
-    networks: bool = False  # measured on whole networks, which takes seconds
+    main: tuple[str, ...]
+    networks: bool = False
 
 
 CLAIMS = {
     claim.key: claim
     for claim in (
-        Claim(1, "core", "Core mechanism", "The core mechanism"),
-        Claim(2, "spectrum", "Spectrum from LN to IN", "A unified view"),
-        Claim(3, "batch_independence", "Batch independence", "Property 1"),
-        Claim(4, "train_test", "Train-test equivalence", "Property 2"),
-        Claim(5, "invariance", "Invariance", "Property 3"),
-        Claim(6, "geometry", "Geometry", "Geometric interpretation"),
-        Claim(7, "flow", "Gradient flow", "Training dynamics 1", networks=True),
-        Claim(8, "stability", "Stable gradients", "Training dynamics 1", networks=True),
-        Claim(9, "isolation", "Information isolation", "Training dynamics 2", networks=True),
-        Claim(10, "initialization", "Initialization", "Initialization in ResNets", networks=True),
+        Claim(
+            *(1, "core", "Core mechanism", "The core mechanism"),
+            main=("standardized", "eps", "affine", "forward", "backward"),
+        ),
+        Claim(
+            *(2, "spectrum", "Spectrum from LN to IN", "A unified view"),
+            main=("one_group_forward", "c_groups_forward", "to_ln", "to_in"),
+        ),
+        Claim(
+            *(3, "batch_independence", "Batch independence", "Property 1"),
+            main=("all_mates_output", "all_mates_gradient", "batch_size_output"),
+        ),
+        Claim(
+            *(4, "train_test", "Train-test equivalence", "Property 2"),
+            main=("same_computation", "no_running_state", "shift"),
+        ),
+        Claim(
+            *(5, "invariance", "Invariance", "Property 3"),
+            main=("unchanged_group", "unchanged_channel", "unchanged_batch_channel")
+            + ("eps_predicts", "network_scale"),
+        ),
+        Claim(
+            *(6, "geometry", "Geometry", "Geometric interpretation"),
+            main=("radius", "lost", "sum_of_outputs", "sum_per_channel"),
+        ),
+        Claim(
+            *(7, "flow", "Gradient flow", "Training dynamics 1"),
+            main=("self_regulating", "batch_size", "weights_whole", "weights_filter")
+            + ("depth_resnet", "depth_plain"),
+            networks=True,
+        ),
+        Claim(
+            *(8, "stability", "Stable gradients", "Training dynamics 1"),
+            main=("channels", "pixels", "batch", "network_noise_gamma", "network_relative_gamma"),
+            networks=True,
+        ),
+        Claim(
+            *(9, "isolation", "Information isolation", "Training dynamics 2"),
+            main=("jacobian", "losses", "bound", "noise"),
+            networks=True,
+        ),
+        Claim(
+            *(10, "initialization", "Initialization", "Initialization in ResNets"),
+            main=("growth", "growth_post_activation", "identity", "identity_post_activation")
+            + ("first_updates", "first_updates_fast"),
+            networks=True,
+        ),
     )
 }
 

@@ -223,7 +223,7 @@ def _weights(subject: Subject, result: Measured) -> None:
     a_G = 10 ** (2 * torch.rand(groups, generator=g, dtype=torch.float64) - 1)
     a_C = 10 ** (2 * torch.rand(channels, generator=g, dtype=torch.float64) - 1)
     by_filter, (by_group, bound) = off(a_C), off(a_G.repeat_interleave(channels // groups))
-    finding = _law("weights_filter", "each filter", "random, 0.1 to 10", *by_filter)
+    finding = _law("weights_filter", "each filter of the weights", "random, 0.1 to 10", *by_filter)
     if finding.verdict == FAILS and at_most(by_group, bound) == HOLDS:
         verdict = only_when(f"the filters of a group (G = {groups}) share the factor")
         note = f"with one random factor per group: off by {by_group:.1g}"
@@ -234,8 +234,8 @@ def _weights(subject: Subject, result: Measured) -> None:
 def _law(statement: str, of: str, factors: str, value: float, tolerance: float) -> Finding:
     return Finding(
         statement,
-        f"self-regulating: {of} before the norm times a leave the gradient that flows on as it is"
-        " and divide their own gradient by a",
+        f"self-regulating: scaling {of} before the norm by a leaves the gradient that flows on as"
+        " it is and divides their own gradient by a",
         f"largest relative deviation from both, 3x3 convolution, a = {factors}",
         "0",
         f"{value:.2g}",

@@ -233,7 +233,7 @@ def _lost(small: Subject, spectra: dict[int, Tensor]) -> Finding:
 def _lost_per_example(spectra: dict[int, Tensor]) -> Finding:
     counts = _below(spectra, LOST)
     return Finding(
-        "lost per example",
+        "lost_per_example",
         "what is lost is lost in every example, whatever the batch",
         "how the number of lost directions grows with N = 1, 2, 3",
         "proportional to N",
@@ -254,7 +254,7 @@ def _sizes(spectra: dict[int, Tensor]) -> list[Finding]:
     found = f"{scales.min():.5g} to {scales.max():.5g}" if len(scales) else "none"
     return [
         Finding(
-            "mean direction",
+            "mean_direction",
             "one direction of each set is lost exactly, the mean: half of all that is lost",
             f"singular values below {ZERO:g} of the largest, N = 1, 2, 3",
             "half of the lost ones",
@@ -264,7 +264,7 @@ def _sizes(spectra: dict[int, Tensor]) -> list[Finding]:
             tolerance="exact",
         ),
         Finding(
-            "scale direction",
+            "scale_direction",
             "the other direction, the scale, is lost but for eps",
             "the other lost singular values over the largest, N = 1, 2, 3",
             f"eps / (s + eps) = {expected:.5g}",
@@ -315,7 +315,7 @@ def _identities(subject: Subject) -> list[Finding]:
     return [
         _zero(
             subject,
-            "sum of outputs",
+            "sum_of_outputs",
             "with one gamma and beta per group its outputs sum to n beta",
             "largest |sum y - n beta| / n for random gamma and beta",
             with_shared,
@@ -325,7 +325,7 @@ def _identities(subject: Subject) -> list[Finding]:
         ),
         _zero(
             subject,
-            "sum per channel",
+            "sum_per_channel",
             "with gamma and beta of each channel, (y - beta_c) / gamma_c sums to 0 in a group",
             "largest |mean| of it for random gamma and beta",
             lambda sets: _largest_mean(sets, (y - beta) / gamma),

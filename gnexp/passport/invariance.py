@@ -6,7 +6,7 @@ eps / (2 s) |1 - 1/a^2|. The departures here are the largest, over the sets that
 rms(change of the output) / rms(output).
 
 Panels. "a": x = a (log), y = departure (log) at s / eps = 100; series: the scopes, in each of
-which every other set is scaled by a and all are shifted, and "eps predicts". "matrix": x = index
+which every other set is scaled by a and all are shifted, and "eps_predicts". "matrix": x = index
 of the scope, y = departure in training mode (log), series: the scopes.
 
 Shapes: N examples, C channels, H and W pixels.
@@ -158,14 +158,14 @@ def _in_both_modes(
 def _unchanged(subject: Subject, sets: Sets, scope: Sets) -> Finding:
     text = f"a x + b, a > 0, has the standardized output of x: one a and b for {_short(scope)}"
     claimed = "0, but for eps" if scope.scope == "group" else "not claimed; 0 if invariant"
-    return _in_both_modes(subject, sets, scope, 1, f"unchanged {scope.scope}", text, claimed)
+    return _in_both_modes(subject, sets, scope, 1, f"unchanged_{scope.scope}", text, claimed)
 
 
 def _sign_flip(subject: Subject, sets: Sets) -> Finding:
     scope = sets_claimed(subject)
     text = f"a < 0 flips the sign of the standardized output: one a and b for {_short(scope)}"
     expected = "0 from the negative output, but for eps"
-    return _in_both_modes(subject, sets, scope, -1, "sign flip", text, expected)
+    return _in_both_modes(subject, sets, scope, -1, "sign_flip", text, expected)
 
 
 def _vanishing(subject: Subject, sets: Sets) -> Finding:
@@ -223,7 +223,7 @@ def _eps_predicts(subject: Subject, sets: Sets) -> Finding:
         ratios.append(departure(sets, y_NCHW, after) / predicted)
     worst = max(ratios, key=lambda ratio: abs(ratio - 1))
     return Finding(
-        "eps predicts",
+        "eps_predicts",
         "the departure is the one that eps predicts, about eps / (2 s) |1 - 1/a^2|",
         f"departure over sqrt((s + eps) / (s + eps / a^2)) - 1 at s / eps = {SMALL_S:g},"
         " a from 1/4 to 4, one b for each set of values that share a statistic",
@@ -297,7 +297,7 @@ def _network_scale(subject: Subject, net: nn.Module, x_NCHW: Tensor) -> Finding:
         ratios[way] = max(changes[way, bright] / allowed[way, bright] for bright in BRIGHTER)
     alike = changes[list(ways)[1], 1.0]
     return Finding(
-        "network scale",
+        "network_scale",
         "scaling each image by its own a > 0 leaves the logits of a network without biases alone",
         "change of resnet8's logits over their spread between 4 images, a = 1/2 and 2, training",
         "not claimed; 0, but for eps, if invariant",
@@ -323,7 +323,7 @@ def _network_shift(subject: Subject, net: nn.Module, x_NCHW: Tensor) -> Finding:
     changes = {way: _change(subject, n, x_NCHW, x_NCHW + b) for way, (n, b) in ways.items()}
     zeros, round_, alike = changes.values()
     return Finding(
-        "network shift",
+        "network_shift",
         "shifting each image by its own b leaves the logits of a network without biases alone",
         "change of resnet8's logits over their spread between 4 images, b = +-0.5, +-1, training",
         "not claimed; 0 if invariant",

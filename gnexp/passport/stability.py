@@ -48,6 +48,11 @@ from gnexp.passport.subject import Subject, affine, twin
 BATCH, HEIGHT, WIDTH = 2, 4, 8  # of a single layer, where they are not varied
 PIXELS = ((4, 4), (4, 8), (8, 8), (8, 16), (16, 16))  # 16 values per statistic or more
 BATCHES = (2, 4, 8, 16, 32)
+VARIED = {
+    "channels": "when the channels per group change",
+    "pixels": "when H W changes",
+    "batch": "when the batch size changes",
+}
 TIMES_CHANNELS = (1, 2, 4, 8)  # multiples, which a norm with fixed groups can be built for
 SMALL_BATCH = 2
 PARAMETERS = ("gamma", "beta")
@@ -176,7 +181,7 @@ def _axis(
     variances = [_variances(setting) for setting in settings]
     laws = _laws(settings, variances)
     expected = predicted([setting.x for setting in settings], values)
-    text = f"gradients of gamma and beta vary as 1 / (values per statistic): when {x} changes"
+    text = f"gradients of gamma and beta vary as 1 / (values per statistic): {VARIED[statement]}"
     common = {"statement": statement, "text": text, "what": f"{LAYER}; {what}"}
     common |= {"expected": f"exponent {expected:.3g}", "n": settings[0].subject.draws}
     common |= {"tolerance": f"95 % interval within {TOLERANCE:g} of it, gamma and beta"}

@@ -28,11 +28,13 @@ class Passport:
     """What a check found.
 
     rows, points: dicts, see ROW_COLUMNS and POINT_COLUMNS, by norm, then claim. claims: (number,
-    key, title). trouble: (norm, why) -> numbers of the claims that could not be measured.
+    key, title). main: (claim's key, statement) of the rows in the summary. trouble: (norm, why) ->
+    numbers of the claims that could not be measured. traces: of what was raised, for errors.txt.
     """
 
     norms: list[str]
     claims: list[tuple[int, str, str]]
+    main: set[tuple[str, str]] = field(default_factory=set)
     rows: list[Row] = field(default_factory=list)
     points: list[Row] = field(default_factory=list)
     trouble: dict[tuple[str, str], list[int]] = field(default_factory=dict)
@@ -48,23 +50,25 @@ class Passport:
 
 
 def write_passport(folder: Path, passport: Passport, made: Mapping[str, Any]) -> None:
-    """Write check.csv, points.csv, verdicts.md, check.md and the figures; made: provenance."""
+    """Write check.csv, points.csv, summary.md, check.md and the figures; made: provenance."""
     rows = Table("check", "", "", ROW_COLUMNS, [], passport.rows)
     points = Table("points", "", "", POINT_COLUMNS, [], passport.points)
     write_whole(folder / "check.csv", to_csv(rows))
     write_whole(folder / "points.csv", to_csv(points))
-    write_whole(folder / "verdicts.md", to_markdown(verdict_table(passport)))
+    write_whole(folder / "summary.md", to_markdown(verdict_table(passport, main=True)))
     for old in folder.glob("claim*.*"):
         old.unlink()
     figures = draw_passport(folder, passport.norms, passport.claims, passport.points)
     write_whole(folder / "check.md", page(passport, figures, made))
 
 
-def verdict_table(passport: Passport) -> Table:
-    """Return the table of verdicts: a row per statement, a column per norm."""
+def verdict_table(passport: Passport, main: bool = False) -> Table:
+    """Return the table of verdicts: a row per statement or main statement, a column per norm."""
     rows: list[Row] = []
     for (number, _), its_rows in _by_statement(passport.rows).items():
         first = its_rows[0]
+        if main and (first["key"], first["statement"]) not in passport.main:
+            continue
         begins = not rows or rows[-1]["claim"] != number
         verdicts = {row["norm"]: row["verdict"] for row in its_rows}
         head = {"claim": number, "title": f"{number}. {first['title']}" if begins else ""}

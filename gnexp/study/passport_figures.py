@@ -29,7 +29,7 @@ class Panel:
     """How a panel of a figure looks. name: of its points. x_scale, y_scale: linear, log, log2.
 
     series: which of the points' series are drawn, all if empty. relative: x is shown as a multiple
-    of each line's first.
+    of each line's first. y_limits: where lines that leave the panel would flatten all others.
     """
 
     name: str
@@ -40,6 +40,7 @@ class Panel:
     y_scale: str = "log"
     series: tuple[str, ...] = ()
     relative: bool = False
+    y_limits: tuple[float, float] | None = None
 
 
 SCOPES = {
@@ -78,6 +79,68 @@ PANELS: dict[str, tuple[Panel, ...]] = {
         ),
         Panel("radius", "Radius", "Variance s / eps", "Radius / sqrt(n)", "log"),
     ),
+    "flow": (
+        Panel(
+            "backward scale",
+            "Factor on the gradient",
+            *("Input sd sigma", "|dx| / |dy|"),
+            x_scale="log",
+            series=("measured",),
+        ),
+        Panel("scaled weights", "Weights times a", "a", "Gradient norm (ratio)", "log"),
+        Panel(
+            "batch size", "One example's factor", "Batch size", "Over that at 32", y_scale="log2"
+        ),
+        Panel(
+            "gradient by depth",
+            "ResNet-110",
+            *("Depth (fraction)", "Gradient norm / last block's"),
+            x_scale="linear",
+            series=("resnet110",),
+            y_limits=(0.1, 1e3),
+        ),
+        Panel(
+            "gradient by depth",
+            "The same without shortcuts",
+            *("Depth (fraction)", "Gradient norm / last block's"),
+            x_scale="linear",
+            series=("plain110",),
+        ),
+    ),
+    "initialization": (
+        Panel(
+            "article's block",
+            "Branch ends with the norm, depth 56",
+            *("Block", "Variance of the signal"),
+            x_scale="linear",
+            series=("gamma 1, depth 56", "gamma 0, depth 56"),
+            y_limits=(0.05, 100.0),
+        ),
+        Panel(
+            "post-activation",
+            "ResNet-56",
+            *("Block", "Variance of the signal"),
+            x_scale="linear",
+            series=("gamma 1, depth 56", "gamma 0, depth 56"),
+            y_limits=(0.05, 100.0),
+        ),
+        Panel(
+            "first updates, rate 0.0125",
+            "Protocol's rate",
+            *("Update", "Loss (nats)"),
+            x_scale="linear",
+            y_scale="linear",
+            y_limits=(2.0, 3.5),
+        ),
+        Panel(
+            "first updates, rate 0.1",
+            "8 times that rate",
+            *("Update", "Loss (nats)"),
+            x_scale="linear",
+            y_scale="linear",
+            y_limits=(2.0, 3.5),
+        ),
+    ),
     "stability": (
         Panel(
             "one layer, gamma",
@@ -113,6 +176,12 @@ CAPTIONS = {
     "invariance": "0 but for eps where a norm is invariant; in training mode.",
     "geometry": "Singular values of the layer's Jacobian: the lost directions are the steps on the"
     " left; and the radius of the standardized output.",
+    "flow": "The factor on a gradient that passes the layer; what scaling the weights before the"
+    " norm does to gradients; the factor of one example against the batch size; and gradient norms"
+    " at initialization from the first block (0) to the last (1), with the range of"
+    " initializations. Lines without a norm may leave a panel.",
+    "initialization": "Variance of the signal behind each block at initialization, and the loss of"
+    " the first updates; 95 % intervals. Lines without a norm may leave a panel.",
     "stability": "Variance of gradients, with 95 % intervals where they are bounded; noise / signal"
     " has none.",
     "isolation": "How far replacing one example moves the others' logits; how far it moves the sum"
@@ -148,6 +217,7 @@ def line_figure(panels: Sequence[Panel], points: list[Row], norms: Sequence[str]
     used: list[str] = []
     for axis, panel in zip(axes, shown):
         here = [q for q in points if _chosen(panel, q) is not None]
+        here = [{**q, "series": q["series"].split(",")[0]} for q in here]  # "gamma 1, depth 56"
         series = list(dict.fromkeys(q["series"] for q in here))
         used += [name for name in series if len(series) > 1 and name not in used]
         _draw(axis, panel, here, norms, used if len(series) > 1 else series)
@@ -248,6 +318,8 @@ def _axes(axis: "Axes", panel: Panel, points: list[Row]) -> None:
         threshold = 10.0 ** math.floor(math.log10(min(positive)))
         axis.set_yscale("symlog", linthresh=threshold)
         axis.set_ylim(-0.15 * threshold, 2 * max(positive))
+    if panel.y_limits:
+        axis.set_ylim(*panel.y_limits)
 
 
 def _legend(figure: "Figure", norms: Sequence[str], series: Sequence[str]) -> None:

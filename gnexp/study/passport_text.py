@@ -34,7 +34,7 @@ def _full(passport: Passport, width: int) -> list[str]:
 
 
 def _verdicts(passport: Passport, width: int) -> list[str]:
-    table = verdict_table(passport)
+    table = verdict_table(passport, main=True)
     column = max(11, *(len(norm) for norm in passport.norms))
     column = min(column, (width - 30) // len(passport.norms) - len(GAP))
     first = width - len(passport.norms) * (column + len(GAP))
@@ -45,7 +45,10 @@ def _verdicts(passport: Passport, width: int) -> list[str]:
         if row["title"]:
             lines += ["", row["title"]]
         lines += _wrapped([f"  {row['text']}", *shown], widths)
-    return [*lines, "(only: holds only under a condition, which check.md names)"]
+    rest = (
+        "only: holds only under a condition; check.md names it, and has every statement and number"
+    )
+    return [*lines, "", rest]
 
 
 def _short(verdict: str) -> str:

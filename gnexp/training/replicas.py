@@ -17,7 +17,13 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn import functional as F
 
-from gnexp.models.resnet import BasicBlock, Bottleneck, PaddedShortcut
+from gnexp.models.blocks import (
+    BasicBlock,
+    Bottleneck,
+    PaddedShortcut,
+    PlainBlock,
+    PreActivationBlock,
+)
 from gnexp.norms.registry import STACKED_FORMS
 from gnexp.norms.stacked import join
 
@@ -158,7 +164,7 @@ _FORMS: dict[type[nn.Module], Stacker] = {
 }
 # Works on each channel or value alone, so R replicas are one call on all their channels.
 _PER_CHANNEL = (nn.ReLU, nn.Identity, nn.Flatten, nn.AdaptiveAvgPool2d, nn.AvgPool2d, nn.MaxPool2d)
-_CONTAINERS = (nn.Sequential, BasicBlock, Bottleneck)
+_CONTAINERS = (nn.Sequential, BasicBlock, Bottleneck, PlainBlock, PreActivationBlock)
 
 
 def _stack_modules(layers: Sequence[nn.Module]) -> nn.Module:

@@ -1,0 +1,175 @@
+"""The parts of the networks: convolutions, shortcuts and blocks, with the norm passed in.
+
+Every operation that depends on the number of channels is a module, so that a network can be
+transformed by walking its tree. Nothing is done in place, because hooks that collect per-example
+gradients fail on it.
+
+Shapes: N examples, C channels (D after a stage's first block), H and W pixels.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+NormFactory = Callable[[int], nn.Module]
+Shortcut = Callable[[int, int, int, NormFactory], nn.Module]  # as padded_shortcut
+
+
+def conv(in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+    """Return a convolution without bias that pads to keep H and W, before the stride."""
+    return nn.Conv2d(
+        in_channels, out_channels, kernel, stride=stride, padding=kernel // 2, bias=False
+    )
+
+
+class PaddedShortcut(nn.Module):
+    """Subsample pixels by `stride` and append zero channels: (N, C, H, W) -> (N, D, H/s, W/s).
+
+    No parameters. Source: "option A" of He et al. 2015, arXiv:1512.03385.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.in_channels, self.out_channels, self.stride = in_channels, out_channels, stride
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        extra = self.out_channels - self.in_channels
+        return F.pad(x_NCHW[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, extra))
+
+    def extra_repr(self) -> str:
+        return f"{self.in_channels}, {self.out_channels}, stride={self.stride}"
+
+
+def padded_shortcut(
+    in_channels: int, out_channels: int, stride: int, norm: NormFactory
+) -> nn.Module:
+    """Return the parameter-free shortcut of the CIFAR ResNets."""
+    if stride == 1 and in_channels == out_channels:
+        return nn.Identity()
+    return PaddedShortcut(in_channels, out_channels, stride)
+
+
+def projection_shortcut(
+    in_channels: int, out_channels: int, stride: int, norm: NormFactory
+) -> nn.Module:
+    """Return the shortcut of the ImageNet ResNets: conv 1x1 and norm where the shape changes."""
+    if stride == 1 and in_channels == out_channels:
+        return nn.Identity()
+    layers = OrderedDict(conv=conv(in_channels, out_channels, 1, stride), norm=norm(out_channels))
+    return nn.Sequential(layers)
+
+
+class ResidualBlock(nn.Module):
+    """relu(branch(x) + shortcut(x)). Subclasses state `expansion` and `last_norm`."""
+
+    expansion: int  # output channels of the block over its `channels`
+    last_norm: str  # the attribute whose gamma scales the whole branch
+    activated = True  # whether a ReLU follows the sum
+    shortcut: nn.Module
+
+    def branch(self, x_NCHW: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        return self.relu_out(self.branch(x_NCHW) + self.shortcut(x_NCHW))
+
+
+class TwoConvolutions(nn.Module):
+    """Two 3x3 convolutions, the first with the stride, each followed by a norm."""
+
+    expansion = 1
+    last_norm = "norm2"
+
+    def __init__(self, in_channels: int, channels: int, stride: int, norm: NormFactory) -> None:
+        super().__init__()
+        self.conv1 = conv(in_channels, channels, 3, stride)
+        self.norm1 = norm(channels)
+        self.relu1 = nn.ReLU()
+        self.conv2 = conv(channels, channels, 3)
+        self.norm2 = norm(channels)
+
+    def branch(self, x_NCHW: Tensor) -> Tensor:
+        x_NCHW = self.relu1(self.norm1(self.conv1(x_NCHW)))
+        return self.norm2(self.conv2(x_NCHW))
+
+
+class BasicBlock(TwoConvolutions, ResidualBlock):
+    """The block of the CIFAR ResNets: relu(branch(x) + shortcut(x))."""
+
+    def __init__(
+        self, in_channels: int, channels: int, stride: int, norm: NormFactory, shortcut: Shortcut
+    ) -> None:
+        super().__init__(in_channels, channels, stride, norm)
+        self.shortcut = shortcut(in_channels, channels, stride, norm)
+        self.relu_out = nn.ReLU()
+
+
+class PreActivationBlock(TwoConvolutions, ResidualBlock):
+    """shortcut(x) + branch(x), with the branch relu, conv, norm, relu, conv, norm.
+
+    Nothing follows the sum, and the branch ends with the norm whose gamma scales it: at gamma 0
+    the block is its shortcut, elsewhere the variance of the branch is gamma^2. This is not the
+    full pre-activation of He et al. 2016, arXiv:1603.05027 (norm, relu, conv, norm, relu, conv),
+    whose branch ends with a convolution.
+    """
+
+    activated = False
+
+    def __init__(
+        self, in_channels: int, channels: int, stride: int, norm: NormFactory, shortcut: Shortcut
+    ) -> None:
+        super().__init__(in_channels, channels, stride, norm)
+        self.relu_in = nn.ReLU()
+        self.shortcut = shortcut(in_channels, channels, stride, norm)
+
+    def branch(self, x_NCHW: Tensor) -> Tensor:
+        return super().branch(self.relu_in(x_NCHW))
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        return self.branch(x_NCHW) + self.shortcut(x_NCHW)
+
+
+class PlainBlock(TwoConvolutions):
+    """The layers of `BasicBlock` without its shortcut: no residual block."""
+
+    activated = True
+
+    def __init__(
+        self, in_channels: int, channels: int, stride: int, norm: NormFactory, shortcut: Shortcut
+    ) -> None:
+        super().__init__(in_channels, channels, stride, norm)
+        self.relu_out = nn.ReLU()
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        return self.relu_out(self.branch(x_NCHW))
+
+
+class Bottleneck(ResidualBlock):
+    """1x1, 3x3, 1x1 convolutions. The 3x3 has the stride, as in torchvision; He et al. put it
+    on the first 1x1, which reads only a quarter of its input."""
+
+    expansion = 4
+    last_norm = "norm3"
+
+    def __init__(
+        self, in_channels: int, channels: int, stride: int, norm: NormFactory, shortcut: Shortcut
+    ) -> None:
+        super().__init__()
+        out_channels = channels * self.expansion
+        self.conv1 = conv(in_channels, channels, 1)
+        self.norm1 = norm(channels)
+        self.relu1 = nn.ReLU()
+        self.conv2 = conv(channels, channels, 3, stride)
+        self.norm2 = norm(channels)
+        self.relu2 = nn.ReLU()
+        self.conv3 = conv(channels, out_channels, 1)
+        self.norm3 = norm(out_channels)
+        self.shortcut = shortcut(in_channels, out_channels, stride, norm)
+        self.relu_out = nn.ReLU()
+
+    def branch(self, x_NCHW: Tensor) -> Tensor:
+        x_NCHW = self.relu1(self.norm1(self.conv1(x_NCHW)))
+        x_NCHW = self.relu2(self.norm2(self.conv2(x_NCHW)))
+        return self.norm3(self.conv3(x_NCHW))
