@@ -9,16 +9,17 @@ import hashlib
 import importlib
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from gnexp.config import CUSTOM, DataConfig, TrainConfig
+from gnexp import privacy
+from gnexp.config import CUSTOM, DataConfig, TrainConfig, is_private
 from gnexp.data.feed import update_blocks
-from gnexp.data.loader import DeviceImages
+from gnexp.data.loader import DeviceImages, normalize
 from gnexp.data.sources import Images, load_images
 from gnexp.models.resnet import build_model, initialize, zero_last_gamma
 from gnexp.norms.probes import values_per_statistic
@@ -26,10 +27,12 @@ from gnexp.norms.registry import NORMS, build_norm, group_count
 from gnexp.seeding import derived_seed, generator
 from gnexp.training.allocator import keep_freed_memory
 from gnexp.training.graph import GraphStep, fastest
-from gnexp.training.loop import Recipe
+from gnexp.training.loop import Recipe, Step
 from gnexp.training.precision import matrix_precision
 from gnexp.training.replicas import draws_random_numbers, refusal
 from gnexp.training.step import StackedStep
+
+WATCHED = 8  # images by which private training finds out whether a model mixes them
 
 
 def images_of(data: DataConfig) -> Images:
@@ -203,11 +206,14 @@ def recipe(config: TrainConfig) -> Recipe:
         schedule=config.schedule,
         precision=config.precision,
         augment=config.data.augment,
+        poisson=is_private(config),
     )
 
 
 def company_refusal(config: TrainConfig, device: torch.device) -> str | None:
     """Return why the seeds of a run cannot share a step, None if they can."""
+    if is_private(config):
+        return "DP-SGD takes the per-example gradients of one model at a time"
     if config.norm["name"] != CUSTOM:
         return None
     images = images_of(config.data)
@@ -219,17 +225,24 @@ def company_refusal(config: TrainConfig, device: torch.device) -> str | None:
 
 
 def training_step(
-    configs: list[TrainConfig], models: list[nn.Module], images: DeviceImages, frugal: bool = False
-) -> tuple[StackedStep | GraphStep, str]:
+    configs: list[TrainConfig],
+    models: list[nn.Module],
+    images: DeviceImages,
+    frugal: bool = False,
+    seeds: Sequence[int] = (0,),
+) -> tuple[Step, str]:
     """Return the step that trains these models, each by its config, and what is to be said of it.
 
     Models must be on the images' device. frugal: the batches of an update follow each other, which
     takes less memory than a common pass. An execution that does not work here falls back to eager,
-    with the reason.
+    with the reason. seeds: of the models, which matter to private training alone: to its noise.
     """
     config, device = configs[0], images.x_train.device
     if device.type == "cpu":
         keep_freed_memory()
+    if is_private(config):
+        (model,), (seed,) = models, seeds
+        return privacy.step(config, model, seed, len(images.x_train), frugal), ""
     if config.execution in ("auto", "cudagraph") and device.type == "cuda":
         try:
             return _graph_step(configs, models, images, frugal), ""
@@ -344,9 +357,18 @@ def check(config: TrainConfig) -> list[str]:
         groups_per_layer(config)
         model = seeded_model(config, len(images.classes), seed=0)
         found += _statistic_problems(config, model, images.x_train.shape[1:])
+        if is_private(config) and not found:
+            found += _privacy_problems(config, model, device)
     except (ValueError, TypeError) as error:
         found.append(str(error))
     return found
+
+
+def _privacy_problems(config: TrainConfig, model: nn.Module, device: torch.device) -> list[str]:
+    images = device_images(config.data, device)
+    x_NCHW = normalize(images.x_train[:WATCHED], images.mean, images.std).cpu()
+    y_N = images.y_train[:WATCHED].cpu()
+    return privacy.problems(config, model, x_NCHW, y_N, len(images.x_train))
 
 
 def _size_problems(config: TrainConfig, train_size: int) -> list[str]:

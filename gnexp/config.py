@@ -5,6 +5,7 @@ no data and no model are checked here, so that a whole grid is refused before to
 """
 
 import dataclasses
+import difflib
 import hashlib
 import json
 import math
@@ -18,6 +19,9 @@ SCHEDULES = ("cosine", "constant")
 PRECISIONS = ("fp32", "tf32", "bf16")
 EXECUTIONS = ("auto", "eager", "compile", "cudagraph")
 AUGMENTS = ("crop_flip", "crop", "none")
+PRIVACIES = ("none", "dpsgd")
+# Of private training, where nothing may be computed from the training images for free.
+PRIVATE_MEAN, PRIVATE_STD = 0.5, 0.25
 DEFAULT_GROUPS = 8  # divides every layer of the 6n+2 family
 LEAST_DRAWS = 4  # of gradients: deleting one of two blocks must leave a variance
 RESERVED_STUDIES = ("check", "reference", "report")
@@ -65,12 +69,26 @@ class ModelConfig:
 
 
 @dataclass
+class PrivacyConfig:
+    """Whether training is differentially private (group `privacy`); values of dpsgd: its YAML."""
+
+    name: str = "none"
+    epsilon: float | None = None
+    delta: float | None = None
+    clip: float | None = None
+
+
+ADDED_LATER["privacy"] = dataclasses.asdict(PrivacyConfig())
+
+
+@dataclass
 class TrainConfig:
     """Everything `gnexp train` reads; one instance is one run with all its seeds."""
 
     norm: dict[str, Any] = field(default_factory=dict)
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
     groups: int | None = None
     channels_per_group: int | None = None
     groups_fallback: str | None = None
@@ -153,8 +171,28 @@ class BenchConfig:
     name: str = "bench"
 
 
+@dataclass
+class CheckConfig:
+    """Everything `gnexp check` reads; one instance is one norm under test."""
+
+    norm: dict[str, Any] = field(default_factory=dict)
+    groups: int | None = None
+    channels_per_group: int | None = None
+    groups_fallback: str | None = None
+    reference: str | None = None
+    claims: Any = None
+    channels: int = 64
+    draws: int = 64
+    seed: int = 0
+    data: DataConfig = field(default_factory=DataConfig)
+    workers: int | None = None
+    out: str = "results"
+    name: str = "check"
+
+
 COMMANDS: dict[str, type] = {
     "train": TrainConfig,
+    "check": CheckConfig,
     "report": ReportConfig,
     "measure": MeasureConfig,
     "bench": BenchConfig,
@@ -170,7 +208,8 @@ def expand(config: TrainConfig) -> list[TrainConfig]:
     if config.together:
         if not isinstance(config.together, dict):
             raise Mistake(f"together={config.together} must be a mapping such as {{groups:4}}")
-        names = {f.name for f in dataclasses.fields(TrainConfig)} - {"norm", "model", "data"}
+        names = {f.name for f in dataclasses.fields(TrainConfig)}
+        names -= {"norm", "model", "data", "privacy"}
         unknown = sorted(set(config.together) - names)
         if unknown:
             raise Mistake(f"together={{{unknown[0]}:...}} is not a key of a run")
@@ -182,6 +221,8 @@ def expand(config: TrainConfig) -> list[TrainConfig]:
 
 def resolve(config: TrainConfig) -> TrainConfig:
     """Return the config with every default filled in, and what its norm ignores set to None."""
+    if is_private(config):
+        config = _spending_on_updates_alone(config)
     is_gn = config.norm.get("name") == "gn"
     sized = config.channels_per_group is not None
     groups = config.groups if config.groups is not None or sized else DEFAULT_GROUPS
@@ -194,6 +235,22 @@ def resolve(config: TrainConfig) -> TrainConfig:
         lr=float(config.lr),
         seeds=list(range(config.seeds)) if isinstance(config.seeds, int) else config.seeds,
     )
+
+
+def is_private(config: TrainConfig) -> bool:
+    """Return whether the run is trained with DP-SGD."""
+    return config.privacy.name != "none"
+
+
+def _spending_on_updates_alone(config: TrainConfig) -> TrainConfig:
+    """Return a private config without what would look at the training images beside the updates.
+
+    That is their mean and std, which are constants unless typed, and the measured gradients.
+    """
+    mean = [PRIVATE_MEAN] * 3 if config.data.mean is None else config.data.mean
+    std = [PRIVATE_STD] * 3 if config.data.std is None else config.data.std
+    data = dataclasses.replace(config.data, mean=mean, std=std)
+    return dataclasses.replace(config, data=data, gradients=0)
 
 
 def bench_run(config: BenchConfig, norm: str, batch: int) -> TrainConfig:
@@ -227,6 +284,7 @@ def problems(config: TrainConfig) -> list[str]:
     found += _seed_problems(config.seeds)
     found += _retry_problems(config.retry)
     found += gradient_problems(config.gradients, config.gradients_at)
+    found += _privacy_problems(config)
     if not found and config.update_batch and config.update_batch % config.batch:
         near = config.batch * max(1, round(config.update_batch / config.batch))
         found.append(
@@ -277,9 +335,37 @@ def bench_problems(config: BenchConfig) -> list[str]:
     return problems(bench_run(config, config.norms[0], config.batches[0]))
 
 
+def check_run(config: CheckConfig) -> TrainConfig:
+    """Return a run with the norm under test, whose building and rules are those of training."""
+    return TrainConfig(
+        norm=config.norm,
+        groups=config.groups,
+        channels_per_group=config.channels_per_group,
+        groups_fallback=config.groups_fallback,
+        data=config.data,
+        workers=config.workers,
+    )
+
+
+def check_problems(config: CheckConfig) -> list[str]:
+    """Return one sentence for every rule that a check breaks; its claims are not looked up."""
+    found = _study_problems(config.name, config.out, "name", "check")
+    if config.claims is not None:
+        found += _list_problems("claims", config.claims, "[core,geometry]", "names of claims")
+    found += count_problems({"channels": config.channels})
+    if not _is_whole(config.draws) or config.draws < LEAST_DRAWS:
+        found.append(
+            f"draws={config.draws} must be a whole number of at least {LEAST_DRAWS}, such as 64"
+        )
+    if not _is_whole(config.seed) or config.seed < 0:
+        found.append(f"seed={config.seed} must be a whole number from 0 up")
+    return found + problems(check_run(config))
+
+
 def _list_problems(key: str, value: Any, example: str, of: str) -> list[str]:
     def fits(item: Any) -> bool:
-        return isinstance(item, str) if key == "norms" else _is_whole(item) and item >= 1
+        named = key in ("norms", "claims")
+        return isinstance(item, str) if named else _is_whole(item) and item >= 1
 
     if fits(value):
         return [f"{key}={value} must be a list, such as {key}=[{value}]"]
@@ -300,7 +386,7 @@ def _study_problems(study: str, out: str, key: str = "study", example: str = "ma
     rule = "letters, digits, '.', '_' and '-', without a leading dot"
     if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}", study or ""):
         return [f"{key}={study!r} must be 1 to 100 {rule}, such as {key}={example}"]
-    if study in RESERVED_STUDIES:
+    if study in RESERVED_STUDIES and (key, study) != ("name", "check"):
         return [f"{key}={study} is a reserved name; choose another, such as {key}={study}-1"]
     return [] if out else ["out= must name a folder, such as out=results"]
 
@@ -344,6 +430,52 @@ def _number_problems(config: TrainConfig) -> list[str]:
     for key, value in options.items() if config.norm.get("name") != CUSTOM else ():
         if not (isinstance(value, int | float) and value > 0 and math.isfinite(value)):
             found.append(f"norm.{key}={value} must be a positive number, such as norm.eps=1e-5")
+    return found
+
+
+def _privacy_problems(config: TrainConfig) -> list[str]:
+    typed = dataclasses.asdict(config.privacy)
+    name = typed.pop("name")
+    if name not in PRIVACIES:
+        near = difflib.get_close_matches(str(name), PRIVACIES, n=1, cutoff=0.0)[0]
+        return [f"privacy={name} is unknown; did you mean {near}? Valid: {', '.join(PRIVACIES)}"]
+    if name == "none":
+        return [
+            f"privacy.{key}={value} needs privacy=dpsgd: without it training is not private"
+            for key, value in typed.items()
+            if value is not None
+        ]
+    found = []
+    ranges = {
+        "epsilon": (math.inf, "a positive number, such as 8"),
+        "delta": (1, "above 0 and below 1, such as 1e-5, or null for 1 / training images"),
+        "clip": (math.inf, "a positive number, such as 1.0"),
+    }
+    for key, (high, rule) in ranges.items():
+        value = typed[key]
+        if value is None and key == "delta":
+            continue
+        if value is None or not 0 < value < high:
+            found.append(f"privacy.{key}={value} must be {rule}")
+    return found + _outside_budget(config)
+
+
+def _outside_budget(config: TrainConfig) -> list[str]:
+    """Return what private training does not do, of what is typed."""
+    measured = {key: getattr(config, key) for key in ("gradients", "gradients_at", "covariance")}
+    found = [
+        f"{key}={value} excludes privacy=dpsgd: gradients of the training images that are measured"
+        " and stored are outside the privacy budget; leave it out"
+        for key, value in measured.items()
+        if value
+    ]
+    if config.precision == "bf16":
+        found.append("precision=bf16 excludes privacy=dpsgd; use precision=fp32")
+    if config.execution in ("compile", "cudagraph"):
+        found.append(
+            f"execution={config.execution} excludes privacy=dpsgd, whose gradients come from hooks;"
+            " use execution=auto"
+        )
     return found
 
 
@@ -401,7 +533,8 @@ def run_name(config: TrainConfig, data_checksum: str, code_checksum: str | None 
         groups = f"-m{config.channels_per_group}"
     update = "" if config.update_batch == config.batch else f"-u{config.update_batch}"
     norm = norm_label(config.norm)[:40]  # file systems end names at 255 bytes
-    return f"{norm}{groups}-b{config.batch}{update}-{config.model.name}-{digest}"
+    private = f"-eps{config.privacy.epsilon:g}" if is_private(config) else ""
+    return f"{norm}{groups}-b{config.batch}{update}-{config.model.name}{private}-{digest}"
 
 
 def norm_label(norm: dict[str, Any]) -> str:
@@ -417,4 +550,5 @@ def restore(stored: dict[str, Any]) -> TrainConfig:
     values = {key: value for key, value in stored.items() if key in known}
     values["model"] = ModelConfig(**stored["model"])
     values["data"] = DataConfig(**stored["data"])
+    values["privacy"] = PrivacyConfig(**stored.get("privacy", {}))
     return TrainConfig(**values)

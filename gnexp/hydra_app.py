@@ -39,7 +39,7 @@ from gnexp.launching import HydraJob
 # Flags that Hydra answers itself: no job is composed.
 QUESTIONS = {"-h", "--help", "--hydra-help", "--version", "-c", "--cfg", "-i", "--info"}
 QUESTIONS |= {"-sc", "--shell-completion"}
-GROUPS = ("norm", "model", "data", "experiment")
+GROUPS = ("norm", "model", "data", "privacy", "experiment")
 BASIC = ("hydra._internal.core_plugins.basic_sweeper.BasicSweeper",)
 BASIC += ("hydra._internal.core_plugins.basic_launcher.BasicLauncher",)
 
@@ -56,7 +56,7 @@ def run(command: str, arguments: list[str]) -> int:
     if command not in COMMANDS:
         near = _nearest(command, list(COMMANDS))
         raise Mistake(f"unknown command {command!r}; did you mean {near}? See gnexp --help")
-    arguments = _prepare(arguments) if command == "train" else arguments
+    arguments = _prepare(arguments) if command in ("train", "check") else arguments
     _refuse_odd_overrides(command, arguments)
     # argparse wants flags and key=value not mixed; people type -m anywhere.
     arguments = sorted(arguments, key=lambda a: "=" in a and not a.startswith("-"))
@@ -102,6 +102,8 @@ def _dispatch(command: str, configs: list[Any], grid: bool, typed: str) -> int:
     function = getattr(import_module(f"gnexp.commands.{command}"), command)
     if command == "train":
         return function(configs, typed, grid)
+    if command == "check":
+        return function(configs, typed)
     if grid:
         bench = command == "bench"
         instead = "type lists, such as norms=[bn,gn]" if bench else "name one study, as study=main"

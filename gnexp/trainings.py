@@ -13,9 +13,9 @@ from typing import Any
 
 from torch import nn
 
-from gnexp import build
+from gnexp import build, privacy
 from gnexp.checkpoints import State, save_states
-from gnexp.config import TrainConfig
+from gnexp.config import TrainConfig, is_private
 from gnexp.gradient_rows import own_gradients
 from gnexp.provenance import version
 from gnexp.schedule import Replica, Step
@@ -71,6 +71,7 @@ class Trainings:
             [model.to(self.device) for model in models],
             self.images,
             frugal,
+            [replica.seed for replica in self.filled],
         )
         if self.note:
             names = ", ".join(replica.name for replica in self.replicas)
@@ -191,6 +192,9 @@ class Trainings:
             "stack": self.step.replicas,
             "layout": "channels_last" if self.step.channels_last else "contiguous",
         }
+        if is_private(config):
+            updates = numbers["examples_seen"] // config.update_batch
+            numbers |= privacy.record(config, len(self.images.x_train), updates)
         if self.note:
             numbers["note"] = self.note
         why = f"the loss was not finite in epoch {last.epoch}" if diverged else ""

@@ -1,5 +1,6 @@
 """The lines a person reads before and after training."""
 
+import dataclasses
 import itertools
 import time
 from collections import Counter
@@ -7,8 +8,8 @@ from typing import Any
 
 import torch
 
-from gnexp import build
-from gnexp.config import TrainConfig, norm_label
+from gnexp import build, privacy
+from gnexp.config import TrainConfig, is_private, norm_label
 from gnexp.progress import duration, image_cost
 from gnexp.runs import PlannedRun, Standing, standing
 from gnexp.schedule import Step
@@ -99,7 +100,10 @@ def _expected_time(config: TrainConfig, size: int, limit_s: float = 0.25) -> flo
     images = build.device_images(config.data, build.pick_device(config.device))
     models = [build.seeded_model(config, len(images.classes), seed) for seed in range(size)]
     step, _ = build.training_step([config] * size, models, images)
-    (x, y), updates = build.trial_block([config] * size, size, images), 0
+    timed = config
+    if is_private(config):  # a single pass costs as much per image, and an update has many
+        timed = dataclasses.replace(config, update_batch=config.batch)
+    (x, y), updates = build.trial_block([timed] * size, size, images), 0
     for index in itertools.count():
         if index == WARM_UP:
             start = time.perf_counter()
@@ -108,11 +112,41 @@ def _expected_time(config: TrainConfig, size: int, limit_s: float = 0.25) -> flo
         updates = index + 1 - WARM_UP
         if updates > 2 and time.perf_counter() - start > limit_s:
             break
-    per_image = (time.perf_counter() - start) / updates / config.update_batch
+    per_image = (time.perf_counter() - start) / updates / timed.update_batch
     tested = len(images.x_test) * image_cost(CHUNK) / image_cost(config.update_batch) / 3
     trained = build.recipe(config).examples_per_epoch(len(images.x_train))
     measuring = 1.0 if config.gradients == 0 else 1.1
     return per_image * config.epochs * (trained * measuring + tested)
+
+
+def privacy_lines(runs: list[PlannedRun]) -> list[str]:
+    """Return what is to be known of private runs before they train: their noise, and its limits."""
+    private = [run.config for run in runs if is_private(run.config)]
+    if not private:
+        return []
+    planned = {}
+    for config in private:
+        plan = privacy.budget(config, len(build.images_of(config.data).x_train))
+        planned[plan, config.privacy.clip] = (
+            f"DP-SGD: noise multiplier {plan.noise_multiplier():.3g}, clip {config.privacy.clip:g},"
+            f" sampling rate {plan.sampling_rate:.3g}, {plan.updates:,} updates for epsilon"
+            f" {plan.epsilon:g} at delta {plan.delta:.2e}"
+        )
+    return [
+        *planned.values(),
+        "DP-SGD: epsilon is of one training's weights and what follows from them, such as test"
+        " accuracy; releasing several adds up, and train_loss and train_acc are not covered",
+    ]
+
+
+def _spent_text(seeds: list[dict[str, Any]]) -> str:
+    """Return what the trainings cost in privacy, "" where they are not private."""
+    spent = [numbers for numbers in seeds if "epsilon_spent" in numbers]
+    if not spent:
+        return ""
+    most = max(spent, key=lambda numbers: numbers["epsilon_spent"])
+    each = " by each seed" if len(spent) > 1 else ""
+    return f", epsilon {most['epsilon_spent']:.4g} spent{each} at delta {most['delta']:.2e}"
 
 
 def grid_line(runs: list[PlannedRun], todo: list[PlannedRun], workers: int) -> str:
@@ -170,5 +204,6 @@ def closing_line(run: PlannedRun) -> str:
         mean, lo, hi, basis = interval.mean, interval.lo, interval.hi, f"over {len(good)} seeds"
     return (
         f"{head}: {100 * mean:.1f} % test accuracy"
-        f" (95 % CI {100 * lo:.1f} to {100 * hi:.1f} {basis}{trouble}) | {run.folder}"
+        f" (95 % CI {100 * lo:.1f} to {100 * hi:.1f} {basis}{trouble})"
+        f"{_spent_text(list(seeds.values()))} | {run.folder}"
     )

@@ -17,6 +17,7 @@ from gnexp.config import (
     count_problems,
     gradient_problems,
     identity,
+    is_private,
     restore,
     run_name,
     study_problems,
@@ -163,6 +164,9 @@ def measure_run(task: SharedTask, emit: Emit) -> str | None:
 def _measure_seeds(run: Run, task: SharedTask, emit: Emit) -> str | None:
     result = run.result()
     config = restore(result["config"])
+    if is_private(config):
+        emit({"text": f"{run.name}: left out, its training images are outside the privacy budget"})
+        return None
     device = build.pick_device(task.device)
     images = build.device_images(config.data, device)
     checksum = build.images_of(config.data).checksum

@@ -18,6 +18,7 @@ from gnexp.config import (
     TrainConfig,
     as_dict,
     identity,
+    is_private,
     problems,
     resolve,
     restore,
@@ -32,7 +33,14 @@ from gnexp.runs import PlannedRun, standing
 from gnexp.schedule import Company, Replica, Step, layout
 from gnexp.study.store import Run
 from gnexp.turns import wait_for_some
-from gnexp.wording import alone_line, closing_line, ended_line, grid_line, single_line
+from gnexp.wording import (
+    alone_line,
+    closing_line,
+    ended_line,
+    grid_line,
+    privacy_lines,
+    single_line,
+)
 from gnexp.workers import WorkerDied, run_here, run_in_processes
 
 # Called with the numbers of the configs to train and the seeds that are missing, by run.
@@ -64,6 +72,8 @@ def train(
         print(grid_line(runs, list(todo), workers))
     elif todo:
         print(single_line(runs[0], steps, workers))
+    for line in privacy_lines(list(todo)):
+        print(line)
     if launch is None:
         failed = _execute(todo, [Task(step, command, started) for step in steps], workers)
     else:
@@ -272,8 +282,11 @@ def _other_config(config: TrainConfig, name: str, checksums: tuple[str, str | No
 def _distinct_builds(configs: list[TrainConfig]) -> list[TrainConfig]:
     """Leave out configs that differ only in what building and checking does not look at."""
     looked_at = ("norm", "model", "data", "groups", "channels_per_group", "groups_fallback")
-    looked_at += ("batch", "update_batch", "device", "precision", "zero_gamma")
-    distinct = {str([getattr(c, key) for key in looked_at]): c for c in configs}
+    looked_at += ("batch", "update_batch", "device", "precision", "zero_gamma", "privacy")
+    budgeted = ("epochs",)  # by private training
+    distinct = {
+        str([getattr(c, key) for key in looked_at + budgeted * is_private(c)]): c for c in configs
+    }
     return list(distinct.values())
 
 

@@ -19,6 +19,8 @@ RUN_COLUMNS = (
     *("lr", "seed", "status", "execution", "stack", "test_acc", "test_acc_median5", "test_loss"),
     *("train_loss", "train_acc", "epochs", "examples_seen", "train_time_s", "device"),
 )
+# Of runs trained with DP-SGD, where there are any.
+PRIVACY_COLUMNS = ("epsilon_spent", "delta", "noise_multiplier", "clip", "sampling_rate")
 NUMBERS = RUN_COLUMNS[RUN_COLUMNS.index("test_acc") : RUN_COLUMNS.index("device")]
 BASE = ("norm", "groups", "channels_per_group", "batch", "update_batch")
 
@@ -28,8 +30,12 @@ _NOT_COMPARED = {
     *("reference_batch", "checkpoint_minutes"),
     *("gradients", "gradients_at", "covariance", "data.root", "data.title", "data.preview"),
     *("norm.name", *BASE),
+    *("privacy.name", "privacy.epsilon"),  # both are in `epsilon`
 }
+NOT_PRIVATE = "none"
 _RENAMED = {"model.name": "model", "data.name": "data"}
+# Private runs have their own: these count only when they differ among the private or the others.
+_WITH_PRIVACY = ("privacy.", "data.mean", "data.std")
 # Across these a comparison of batch sizes means nothing, even where they follow the batch size.
 _NEVER_ONE_SERIES = ("model", "data", "norm.", "model.", "data.")
 
@@ -103,11 +109,14 @@ def run_rows(study: Study) -> list[dict[str, Any]]:
                     "status": state.get("status"),
                     **{c: numbers.get(c) for c in ("execution", "stack", *NUMBERS)},
                     "device": numbers.get("device") or record.provenance.get("device"),
+                    **{c: numbers.get(c) for c in PRIVACY_COLUMNS},
                     "why": state.get("why", ""),
                 }
             )
             rows[-1]["epochs"] = numbers.get("epochs")  # not the epochs asked for
-    order = (*RUN_COLUMNS, *(e for e in extras if e not in RUN_COLUMNS), "why")
+    private = any(row["epsilon_spent"] is not None for row in rows)
+    order = (*RUN_COLUMNS, *(e for e in extras if e not in RUN_COLUMNS))
+    order += (*PRIVACY_COLUMNS * private, "why")
     return [{column: row[column] for column in order} for row in sorted(rows, key=_row_order)]
 
 
@@ -177,16 +186,24 @@ def norm_label(key: Mapping[str, Any]) -> str:
 def varying(study: Study) -> list[str]:
     """Return the config keys, beyond BASE, that take several values in the study.
 
-    A norm's own keys count only when they differ within one norm. A key that a run lacks (made
-    by an older version) differs from nothing.
+    A norm's own keys count only when they differ within one norm, and those of private training
+    within it. A key that a run lacks (made by an older version) differs from nothing.
     """
     values: dict[str, dict[str, set[str]]] = {}
     for record in study.runs:
-        norm = norm_name(record.config)
         for key, value in _compared(record).items():
-            within = norm if key.startswith("norm.") else ""
+            within = _within(key, record.config)
             values.setdefault(key, {}).setdefault(within, set()).add(_text(value))
     return sorted(k for k, by in values.items() if any(len(seen) > 1 for seen in by.values()))
+
+
+def _within(key: str, config: Mapping[str, Any]) -> str:
+    """Return of which runs alone a key's values are compared, "" for all."""
+    if key.startswith("norm."):
+        return norm_name(config)
+    if key.startswith(_WITH_PRIVACY):
+        return "others" if epsilon(config) == NOT_PRIVATE else "private"
+    return ""
 
 
 def cell_key(record: Record, extras: Iterable[str]) -> dict[str, Any]:
@@ -223,7 +240,17 @@ def _compared(record: Record) -> dict[str, Any]:
     checksum = record.result.get("data", {}).get("checksum")
     if checksum:
         flat["data.checksum"] = str(checksum)[:8]
+    flat["epsilon"] = epsilon(record.config)
     return {_RENAMED.get(key, key): value for key, value in flat.items()}
+
+
+def epsilon(config: Mapping[str, Any]) -> Any:
+    """Return the epsilon that was asked for, NOT_PRIVATE without any: old runs say nothing."""
+    privacy = config.get("privacy") or {}
+    if privacy.get("name", "none") == "none":
+        return NOT_PRIVATE
+    asked = float(privacy["epsilon"])
+    return int(asked) if asked.is_integer() else asked
 
 
 def _flatten(config: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:

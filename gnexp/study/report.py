@@ -32,6 +32,11 @@ FIGURES = {
     "Seeds trained in one step share its time; see execution, seeds per step and device among the "
     "runs.",
 }
+PRIVATE = (
+    "runs with an epsilon were trained with DP-SGD: each training's weights, and what follows from "
+    "them, as test accuracy, are (epsilon, delta)-private for one image added or removed; "
+    "releasing several adds up, and train loss and accuracy are not covered"
+)
 VERSION_KEYS = ("gnexp", "commit", "python", "torch", "numpy", "device", "threads", "determinism")
 MEANINGS = {
     "batch": "images that share one forward pass, hence one set of batch statistics",
@@ -203,6 +208,8 @@ def _about(study: Study, cells: Sequence[Cell]) -> list[str]:
         model = config.get("model", {}).get("name")
         if record.result or not cells:
             told[f"{model} on {title}{size}{checksum}"] = None
+        if grouping.epsilon(config) != grouping.NOT_PRIVATE:
+            told[PRIVATE] = None
     return list(told)
 
 

@@ -221,6 +221,7 @@ _HEADERS = {
     "model": "Model",
     "data": "Data",
     "data.checksum": "Data checksum",
+    "epsilon": "Epsilon",
 }
 
 

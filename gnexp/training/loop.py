@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from gnexp.data.feed import update_blocks
+from gnexp.data.feed import poisson_updates, update_blocks
 from gnexp.data.loader import DeviceImages
 from gnexp.seeding import derived_seed
 from gnexp.training.evaluate import evaluate
@@ -32,14 +32,18 @@ class Recipe:
     schedule: str = "cosine"
     precision: str = "fp32"
     augment: str = "crop_flip"
+    poisson: bool = False  # each update draws its images anew; of one replica, see poisson_updates
 
     def examples_per_epoch(self, train_size: int) -> int:
-        """The images used in one epoch: the last partial update is dropped."""
+        """The images used in one epoch: the last partial update is dropped.
+
+        Under Poisson sampling that many are expected.
+        """
         return train_size // self.update_batch * self.update_batch
 
 
 class Step(Protocol):
-    """What trains R replicas: see StackedStep and GraphStep."""
+    """What trains R replicas: see StackedStep, GraphStep and PrivateStep."""
 
     replicas: int
     dtype: torch.dtype
@@ -190,9 +194,14 @@ def _train_one(
     """
     used = recipe.examples_per_epoch(len(images.x_train))
     peaks = [peak_rate(lr, recipe.lr_rule, recipe.update_batch) for lr in lrs]
-    blocks = update_blocks(
-        images, seeds, epoch, recipe.batch, recipe.update_batch, recipe.augment, step.dtype, first
-    )
+    if recipe.poisson:
+        (seed,) = seeds
+        blocks = poisson_updates(
+            images, seed, epoch, recipe.update_batch, recipe.augment, step.dtype, first
+        )
+    else:
+        size = recipe.batch, recipe.update_batch
+        blocks = update_blocks(images, seeds, epoch, *size, recipe.augment, step.dtype, first)
     seen = (epoch - 1) * used + first * recipe.update_batch
     rates: list[float] = []
     for x_RUNCHW, y_RUN in blocks:

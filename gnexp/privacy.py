@@ -1,0 +1,108 @@
+"""What privacy=dpsgd asks of a run and records of it. Opacus is imported when it is needed.
+
+The trial of a model is by measurement and not by the norm's name: DP-SGD needs a gradient of each
+example, which does not exist where the examples of a batch depend on each other.
+"""
+
+import importlib
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from gnexp.config import TrainConfig, norm_label
+from gnexp.measure.per_example import find_mixing_layer
+
+if TYPE_CHECKING:
+    from gnexp.training.budget import Budget
+    from gnexp.training.private import PrivateStep
+
+TRIAL = 3  # images of the trial with hooks; two would hide what is wrong between others
+
+
+def delta(config: TrainConfig, train_size: int) -> float:
+    """Return the delta that is typed, or 1 / training images."""
+    return 1 / train_size if config.privacy.delta is None else config.privacy.delta
+
+
+def budget(config: TrainConfig, train_size: int) -> "Budget":
+    """Return what a resolved private run may spend; train_size counts as public."""
+    from gnexp.training.budget import Budget
+
+    return Budget(
+        epsilon=config.privacy.epsilon,
+        delta=delta(config, train_size),
+        sampling_rate=config.update_batch / train_size,
+        updates=config.epochs * (train_size // config.update_batch),
+    )
+
+
+def step(
+    config: TrainConfig, model: nn.Module, seed: int, train_size: int, frugal: bool
+) -> "PrivateStep":
+    """Return what trains one seed of a private run. frugal: image by image, for little memory."""
+    from gnexp.training.private import PrivateStep
+
+    return PrivateStep(
+        model,
+        1 if frugal else config.batch,
+        config.update_batch,
+        config.momentum,
+        config.weight_decay,
+        clip=config.privacy.clip,
+        noise_multiplier=budget(config, train_size).noise_multiplier(),
+        seed=seed,
+    )
+
+
+def record(config: TrainConfig, train_size: int, updates: int) -> dict[str, Any]:
+    """Return what result.json says of the privacy of one training after so many updates."""
+    from gnexp.training.budget import ACCOUNTANT
+
+    plan = budget(config, train_size)
+    return {
+        "epsilon_spent": plan.spent(updates),
+        "delta": plan.delta,
+        "noise_multiplier": plan.noise_multiplier(),
+        "clip": config.privacy.clip,
+        "sampling_rate": plan.sampling_rate,
+        "accountant": ACCOUNTANT,
+        "neighbours": "one image added or removed",
+        "opacus": metadata.version("opacus"),
+    }
+
+
+def problems(
+    config: TrainConfig, model: nn.Module, x_NCHW: Tensor, y_N: Tensor, train_size: int
+) -> list[str]:
+    """Return why a resolved run cannot be trained privately, [] if it can.
+
+    model: as it is initialized. x_NCHW, y_N: some normalized training images and their labels, on
+    the model's device.
+    """
+    try:
+        importlib.import_module("opacus")
+    except ImportError as error:
+        return [f"privacy=dpsgd needs Opacus ({error}): pip install 'gnexp[dp]'"]
+    from gnexp.training.private import hook_refusal
+
+    norm = norm_label(config.norm)
+    if layer := find_mixing_layer(model, x_NCHW):
+        return [
+            f"norm={norm} excludes privacy=dpsgd: a per-example gradient, which DP-SGD clips, does"
+            f" not exist, since the output of {layer} for one example depends on the others in its"
+            " batch; use a norm that treats each example alone, such as norm=gn, ln or in"
+        ]
+    if reason := hook_refusal(model, x_NCHW[:TRIAL], y_N[:TRIAL]):
+        return [
+            f"norm={norm} excludes privacy=dpsgd: Opacus cannot take the per-example gradients of"
+            f" this model ({reason}); use norm=gn, ln or in"
+        ]
+    try:
+        budget(config, train_size).noise_multiplier()
+    except ValueError as error:
+        return [
+            f"privacy.epsilon={config.privacy.epsilon:g} at delta {delta(config, train_size):.2e}"
+            f" cannot be kept ({error}); use a larger privacy.epsilon, such as 1"
+        ]
+    return []

@@ -1,0 +1,544 @@
+"""DP-SGD: what an update is, what it costs, and for which norms it exists."""
+
+import csv
+import importlib
+import itertools
+import json
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from gnexp import trainings
+from gnexp.config import (
+    PrivacyConfig,
+    TrainConfig,
+    as_dict,
+    problems,
+    resolve,
+    restore,
+    run_name,
+)
+from gnexp.data.feed import poisson_updates, update_blocks
+from gnexp.data.loader import DeviceImages
+from gnexp.data.sources import Images
+from gnexp.models.resnet import build_model, initialize
+from gnexp.norms.registry import build_norm
+from gnexp.study import plots
+from gnexp.study.cells import cells, series
+from gnexp.study.store import load_study
+
+pytest.importorskip("opacus")
+from gnexp.training import budget
+from gnexp.training.budget import Budget
+from gnexp.training.private import PrivateStep, hook_refusal
+
+EXACT = {"rtol": 0, "atol": 1e-12}  # float64
+PRIVATE_NORMS = ("gn", "ln", "in", "none")
+EXPECTED = 5  # images of an update
+
+
+def model(norm="gn", width=8):
+    built = build_model("resnet8", lambda channels: build_norm(norm, channels), 10, width)
+    initialize(built, torch.Generator().manual_seed(1))
+    return built.double()
+
+
+def batch(count, seed=0):
+    source = torch.Generator().manual_seed(seed)
+    x = torch.randn(count, 3, 8, 8, generator=source, dtype=torch.float64)
+    return x, torch.randint(0, 10, (count,), generator=source)
+
+
+def step_of(trained, *, clip=1.0, noise=0.0, passes=64, momentum=0.0, decay=0.0, seed=0):
+    return PrivateStep(
+        trained,
+        passes,
+        EXPECTED,
+        momentum,
+        decay,
+        clip=clip,
+        noise_multiplier=noise,
+        seed=seed,
+    )
+
+
+def flat(trained):
+    return torch.cat([p.detach().flatten() for p in trained.parameters()]).clone()
+
+
+def moved(step, x, y, rate=1.0):
+    """How far an update moves the weights, all parameters in one vector."""
+    before = flat(step.model(0))
+    step.run(x[None, None], y[None, None], [[rate]])
+    return flat(step.model(0)) - before
+
+
+def gradient(trained, x, y):
+    """The gradient of the sum of losses, by plain autograd."""
+    trained.train().zero_grad()
+    F.cross_entropy(trained(x), y, reduction="sum").backward()
+    return torch.cat([p.grad.flatten() for p in trained.parameters()])
+
+
+@pytest.mark.parametrize("norm", PRIVATE_NORMS)
+def test_without_clipping_and_noise_an_update_is_the_batch_gradient(norm):
+    x, y = batch(7)
+    expected = -gradient(model(norm), x, y) / EXPECTED  # 7 images were drawn where 5 are expected
+    torch.testing.assert_close(moved(step_of(model(norm), clip=1e9), x, y), expected, **EXACT)
+
+
+def test_every_image_moves_the_weights_by_its_clipped_gradient_and_no_more():
+    x, y = batch(6)
+    alone = [gradient(model(), x[n : n + 1], y[n : n + 1]) for n in range(6)]
+    clip = float(torch.stack([g.norm() for g in alone]).median())
+    for n in range(6):
+        one = moved(step_of(model(), clip=clip), x[n : n + 1], y[n : n + 1]) * EXPECTED
+        assert one.norm() <= clip * (1 + 1e-9)
+        assert one.norm() == pytest.approx(min(clip, float(alone[n].norm())), rel=1e-5)
+    # Opacus divides by |g| + 1e-6.
+    clipped = sum(g * min(1.0, clip / (float(g.norm()) + 1e-6)) for g in alone)
+    all_of_them = moved(step_of(model(), clip=clip), x, y) * EXPECTED
+    torch.testing.assert_close(all_of_them, -clipped, **EXACT)
+
+
+@pytest.mark.parametrize("norm", PRIVATE_NORMS)
+def test_how_many_images_share_a_pass_does_not_change_the_numbers(norm):
+    x, y = batch(7)
+    whole = moved(step_of(model(norm), clip=0.5, noise=0.7), x, y)
+    for passes in (1, 2, 7):
+        part = moved(step_of(model(norm), clip=0.5, noise=0.7, passes=passes), x, y)
+        torch.testing.assert_close(part, whole, **EXACT)
+
+
+def test_noise_has_the_standard_deviation_that_is_accounted_for():
+    clip, multiplier, updates = 0.5, 3.0, 4
+    step = step_of(model(), clip=clip, noise=multiplier)
+    nothing = batch(0)  # an update without images is noise alone
+    drawn = torch.stack([moved(step, *nothing) for _ in range(updates)]) * EXPECTED / clip
+    count = drawn.numel()  # 76,000: standard errors are multiplier / sqrt(count) and, below, less
+    assert abs(drawn.mean()) < 4 * multiplier / math.sqrt(count)
+    assert drawn.std() == pytest.approx(multiplier, rel=4 / math.sqrt(2 * count))
+    within = (drawn.abs() < multiplier).double().mean()
+    assert within == pytest.approx(math.erf(1 / math.sqrt(2)), abs=4 * 0.5 / math.sqrt(count))
+    correlations = torch.corrcoef(drawn) - torch.eye(updates, dtype=torch.float64)
+    assert correlations.abs().max() < 5 * math.sqrt(updates / count)
+
+
+def test_noise_is_of_its_seed_and_update():
+    first, second, again = (step_of(model(), noise=1.0, seed=seed) for seed in (0, 1, 0))
+    nothing = batch(0)
+    noise = [moved(step, *nothing) for step in (first, second, again)]
+    assert not torch.equal(noise[0], noise[1])
+    torch.testing.assert_close(noise[0], noise[2], **EXACT)
+    assert not torch.allclose(moved(again, *nothing), noise[2])
+
+
+def test_momentum_and_weight_decay_come_after_the_noise():
+    plain = step_of(model(), noise=1.0)
+    whole = step_of(model(), noise=1.0, momentum=0.9, decay=0.1)
+    weights = flat(whole.model(0))
+    velocity = torch.zeros_like(weights)
+    nothing = batch(0)
+    for _ in range(3):
+        decayed = -moved(plain, *nothing) + 0.1 * weights
+        velocity = 0.9 * velocity + decayed
+        weights = weights - 0.2 * (decayed + 0.9 * velocity)  # Nesterov
+        moved(whole, *nothing, rate=0.2)
+        torch.testing.assert_close(flat(whole.model(0)), weights, **EXACT)
+
+
+def small_images(count=400):
+    source = np.random.default_rng(0)
+    pixels = source.integers(0, 256, (count, 3, 8, 8), dtype=np.uint8)
+    pixels[:, 0, 4, 4] = np.arange(count) % 256  # tells images apart
+    labels = np.arange(count)  # so do labels: which image it is
+    data = Images(pixels, labels, pixels[:10], labels[:10], tuple(map(str, range(count))), "t", "c")
+    return DeviceImages(data, mean=[0.5] * 3, std=[0.25] * 3)
+
+
+def test_every_image_is_drawn_independently_at_the_rate_that_is_accounted_for():
+    images, size, expected = small_images(), 400, 40
+    drawn = [
+        y[0, 0]
+        for epoch in range(1, 41)
+        for _, y in poisson_updates(images, 0, epoch, expected, "none")
+    ]
+    assert len(drawn) == 40 * (size // expected)
+    counts = torch.tensor([len(y) for y in drawn], dtype=torch.float64)
+    rate = expected / size
+    assert counts.mean() == pytest.approx(expected, abs=4 * math.sqrt(36 / len(drawn)))
+    assert counts.var() == pytest.approx(size * rate * (1 - rate), rel=4 * math.sqrt(2 / 400))
+    per_image = torch.bincount(torch.cat(drawn), minlength=size).double()
+    assert per_image.mean() == pytest.approx(len(drawn) * rate, rel=0.05)
+    assert per_image.var() == pytest.approx(len(drawn) * rate * (1 - rate), rel=0.3)
+    pairs = sum(len(np.intersect1d(a, b)) for a, b in itertools.pairwise(drawn))
+    assert pairs / (len(drawn) - 1) == pytest.approx(size * rate**2, rel=0.1)
+
+
+def test_a_drawn_image_looks_as_it_does_in_normal_training():
+    images = small_images()
+    blocks = update_blocks(images, [3], 2, 10, 40, "crop_flip")
+    known = {int(y): x for xs, ys in blocks for x, y in zip(xs[0].flatten(0, 1), ys.flatten())}
+    for x, y in poisson_updates(images, 3, 2, 40, "crop_flip"):
+        for image, label in zip(x[0, 0], y[0, 0].tolist()):
+            torch.testing.assert_close(image, known[label], rtol=0, atol=0)
+
+
+def test_an_epoch_that_is_entered_later_goes_on_with_the_same_draws():
+    images = small_images()
+    whole = [y for _, y in poisson_updates(images, 0, 1, 40, "crop_flip")]
+    rest = [y for _, y in poisson_updates(images, 0, 1, 40, "crop_flip", first=4)]
+    assert all(torch.equal(a, b) for a, b in zip(whole[4:], rest, strict=True))
+
+
+def test_epsilon_is_kept_and_is_what_the_accountants_say():
+    from opacus.accountants import RDPAccountant
+
+    for epsilon in (0.05, 1.0, 8.0):
+        plan = Budget(epsilon, 1e-4, 0.05, 100)
+        spent = plan.spent(100)
+        assert 0.99 * epsilon < spent <= epsilon
+        assert 0 == plan.spent(0) < plan.spent(50) < spent
+        accountant = RDPAccountant()
+        for _ in range(100):
+            accountant.step(noise_multiplier=plan.noise_multiplier(), sample_rate=0.05)
+        theirs = accountant.get_epsilon(1e-4)
+        # Opacus' own orders are fewer, and end at 63, which matters to the smallest budget alone.
+        assert spent == pytest.approx(theirs, rel=1e-9) if epsilon > 0.5 else spent <= theirs
+
+
+def test_epsilon_is_a_bound_on_what_a_tight_accountant_of_others_finds():
+    accounting = pytest.importorskip("dp_accounting")
+    plan = Budget(2.0, 1e-4, 0.05, 100)
+    gaussian = accounting.GaussianDpEvent(plan.noise_multiplier())
+    event = accounting.PoissonSampledDpEvent(0.05, gaussian)
+    relation = accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
+    tight = accounting.pld.PLDAccountant(relation).compose(event, 100).get_epsilon(1e-4)
+    renyi = accounting.rdp.RdpAccountant(neighboring_relation=relation).compose(event, 100)
+    assert tight < plan.spent(100)
+    assert plan.spent(100) == pytest.approx(renyi.get_epsilon(1e-4), rel=0.02)
+
+
+# The command.
+
+QUICK = ("model=resnet8", "model.width=8", "data.train_limit=60", "data.test_limit=40")
+QUICK += ("epochs=2", "batch=5", "update_batch=20", "workers=1", "privacy=dpsgd")
+
+
+@pytest.fixture
+def gnexp(gnexp, monkeypatch):
+    """The command with an accountant that is quick: it looks at fewer orders."""
+    monkeypatch.setattr(budget, "ORDERS", (*range(2, 13), 16, 32, 64))
+    return gnexp
+
+
+def runs(study="results/main"):
+    return sorted(p for p in Path(study).iterdir() if (p / "config.yaml").exists())
+
+
+def rows(folder):
+    with open(folder / "metrics.csv") as file:
+        return [{k: v for k, v in row.items() if k != "time_s"} for row in csv.DictReader(file)]
+
+
+def numbers(folder):
+    return json.loads((folder / "result.json").read_text())["seeds"]
+
+
+def test_a_private_run_says_what_it_spent(gnexp):
+    answer = gnexp("train", *QUICK, "privacy.clip=0.5", "seeds=2")
+    assert answer.code == 0, answer.err
+    first, second = answer.out.splitlines()[2:4]
+    assert first.startswith("DP-SGD: noise multiplier")
+    assert "train_acc are not covered" in second
+    closing = answer.out.strip().splitlines()[-1]
+    (folder,) = runs()
+    seed = numbers(folder)["0"]
+    assert f"epsilon {seed['epsilon_spent']:.4g} spent by each seed at delta 1.67e-02" in closing
+    assert 7.99 < seed["epsilon_spent"] <= 8
+    plan = Budget(8.0, 1 / 60, 20 / 60, 6)
+    assert seed["noise_multiplier"] == plan.noise_multiplier()
+    assert (seed["delta"], seed["sampling_rate"], seed["clip"]) == (1 / 60, 20 / 60, 0.5)
+    assert (seed["accountant"], seed["neighbours"]) == ("rdp", "one image added or removed")
+    assert [float(row["train_acc"]) <= 1 for row in rows(folder)] == [True] * 4
+    assert rows(folder)[1] != rows(folder)[3]
+    assert not (folder / "gradients.csv").exists(), "they would be outside the budget"
+    assert "-eps8-" in folder.name
+
+
+def test_what_is_measured_on_private_images_stays_within_the_budget(gnexp, no_figures):
+    assert gnexp("train", *QUICK).code == 0
+    answer = gnexp("measure", "gradients_at=[2,4]", "what=[gradients,covariance]", "workers=1")
+    assert answer.code == 0
+    assert "left out, its training images are outside the privacy budget" in answer.out
+    assert not list(runs()[0].glob("gradients.csv")) + list(runs()[0].glob("covariance.csv"))
+    config = json.loads((runs()[0] / "result.json").read_text())["config"]
+    assert config["data"]["mean"] == [0.5] * 3, "not that of the training images"
+
+
+class Stop(BaseException):
+    """What no `except Exception` catches, as a kill would not."""
+
+
+def test_a_private_run_that_was_stopped_ends_with_the_numbers_it_would_have_had(gnexp, monkeypatch):
+    words = (*QUICK, "checkpoint_minutes=0")
+    assert gnexp("train", *words, "study=whole").code == 0
+    stored, saved = trainings.save_states, []
+
+    def stop(run, states):
+        stored(run, states)
+        saved.append(states[0].get("updates", 0))
+        if saved[-2:] in ([2, 0], [0, 1]):  # at the end of an epoch, and within the next
+            raise Stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainings, "save_states", stop)
+        for _ in range(2):
+            with pytest.raises(Stop):
+                gnexp("train", *words, "study=stopped")
+    assert saved == [1, 2, 0, 1]
+    assert gnexp("train", *words, "study=stopped").code == 0
+    (whole,), (stopped,) = runs("results/whole"), runs("results/stopped")
+    assert rows(whole) == rows(stopped)
+    states = [torch.load(f / "checkpoint.pt", weights_only=True)["0"] for f in (whole, stopped)]
+    for name, weights in states[0]["model"].items():
+        assert torch.equal(weights, states[1]["model"][name]), name
+    assert numbers(whole)["0"]["epsilon_spent"] == numbers(stopped)["0"]["epsilon_spent"]
+
+
+def test_a_norm_that_mixes_examples_is_refused_with_the_reason(gnexp):
+    answer = gnexp("train", "-m", *QUICK, "norm=bn,gn")
+    assert answer.code == 2
+    (sentence,) = answer.err.strip().splitlines()
+    assert "norm=bn excludes privacy=dpsgd" in sentence
+    assert "output of norm1 for one example depends on the others" in sentence
+    assert "use a norm" in sentence
+    assert not Path("results").exists()
+
+
+OWN = """
+import torch
+from torch import nn
+
+
+class Friendly(nn.GroupNorm):
+    def __init__(self, channels):
+        super().__init__(2, channels)
+
+
+class Mixing(Friendly):
+    def forward(self, x):
+        return super().forward(x) + x.mean(dim=0)
+
+
+class Counting(Friendly):
+    def __init__(self, channels):
+        super().__init__(channels)
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x):
+        self.seen += len(x)
+        return super().forward(x)
+
+
+class Noisy(Friendly):
+    def forward(self, x):
+        return super().forward(x) * (1 + 0.1 * torch.randn(x.shape[1:]))
+
+
+class Borrowing(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.inner = nn.GroupNorm(2, channels)
+
+    def forward(self, x):  # uses the inner layer's weight behind its back
+        return self.inner(x) * self.inner.weight[:, None, None]
+
+
+class Deciding(Friendly):
+    def forward(self, x):
+        return super().forward(x) if float(x.abs().max()) > 0 else x
+"""
+
+
+OWN_NORMS = {
+    "Friendly": None,
+    "Counting": "buffer",
+    "Noisy": "",
+    "Borrowing": "gradients of",
+    "Deciding": "",
+}
+
+
+@pytest.fixture
+def own(workdir):
+    """The module of own norms, importable for one test."""
+    name = f"own_private_{workdir.parent.name.replace('-', '_')}"
+    (workdir / f"{name}.py").write_text(OWN)
+    sys.path.insert(0, str(workdir))
+    yield importlib.import_module(name)
+    sys.modules.pop(name, None)
+    sys.path[:] = [p for p in sys.path if p != str(workdir)]
+
+
+def test_an_own_norm_is_refused_when_the_hooks_miss_its_gradients_and_only_then(own):
+    for name, reason in OWN_NORMS.items():
+        told = hook_refusal(build_model("resnet8", getattr(own, name), 10, 8), *batch(3))
+        assert (told is None) == (reason is None), (name, told)
+        assert (reason or "") in (told or ""), name
+
+
+def test_an_own_norm_that_mixes_is_refused_whatever_its_name(gnexp, own):
+    answer = gnexp("train", *QUICK, f"norm._target_={own.__name__}.Mixing")
+    assert answer.code == 2
+    (sentence,) = answer.err.strip().splitlines()
+    assert "norm=Mixing excludes privacy=dpsgd" in sentence
+    assert "depends on the others in its batch" in sentence
+    answer = gnexp("train", *QUICK, f"norm._target_={own.__name__}.Counting")
+    assert answer.code == 2
+    assert "norm=Counting excludes privacy=dpsgd: Opacus cannot take" in answer.err
+
+
+def test_without_opacus_one_sentence_says_how_to_get_it(gnexp, monkeypatch):
+    monkeypatch.setitem(sys.modules, "opacus", None)
+    with pytest.raises(ImportError):
+        importlib.import_module("opacus")
+    answer = gnexp("train", *QUICK)
+    assert answer.code == 2
+    (sentence,) = answer.err.strip().splitlines()
+    assert "pip install 'gnexp[dp]'" in sentence
+    assert gnexp("train", *[w for w in QUICK if w != "privacy=dpsgd"], "gradients=0").code == 0
+
+
+@pytest.mark.parametrize(
+    ("typed", "told"),
+    [
+        ("privacy=dpsdg", "did you mean dpsgd"),
+        ("privacy.epsilon=0", "privacy.epsilon=0.0 must be a positive number, such as 8"),
+        ("privacy.epsilon=much", "privacy.epsilon=much must be a number"),
+        ("privacy.epsilon=1e-7", "cannot be kept"),
+        ("privacy.epsilom=1", "did you mean privacy.epsilon"),
+    ],
+)
+def test_a_mistake_gets_one_sentence(gnexp, typed, told):
+    words = [w for w in QUICK if w.partition("=")[0] != typed.partition("=")[0]]
+    delta = ["privacy.delta=1e-5"] if "e-7" in typed else []
+    answer = gnexp("train", *words, *delta, typed)
+    assert answer.code == 2
+    (sentence,) = answer.err.strip().splitlines()
+    assert told in sentence
+    assert not Path("results").exists()
+
+
+def config_of(keys=None, **privacy):
+    return TrainConfig(
+        norm={"name": "gn", "eps": 1e-5},
+        privacy=PrivacyConfig(**privacy) if privacy else PrivacyConfig(),
+        **(keys or {}),
+    )
+
+
+DPSGD = {"name": "dpsgd", "epsilon": 8.0, "clip": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("privacy", "told"),
+    [
+        ({"name": "dp"}, "privacy=dp is unknown; did you mean dpsgd"),
+        ({"epsilon": -1.0}, "privacy.epsilon=-1.0 must be a positive number"),
+        ({"epsilon": math.inf}, "privacy.epsilon=inf must be a positive number"),
+        ({"epsilon": math.nan}, "privacy.epsilon=nan must be a positive number"),
+        ({"epsilon": None}, "privacy.epsilon=None must be a positive number"),
+        ({"delta": 0.0}, "privacy.delta=0.0 must be above 0 and below 1"),
+        ({"delta": 1.0}, "privacy.delta=1.0 must be above 0 and below 1"),
+        ({"clip": 0.0}, "privacy.clip=0.0 must be a positive number"),
+        ({"name": "none", "clip": None}, "epsilon=8.0 needs privacy=dpsgd: without it training"),
+    ],
+)
+def test_a_budget_that_makes_no_sense_gets_one_sentence(privacy, told):
+    (sentence,) = problems(config_of(**{**DPSGD, **privacy}))
+    assert told in sentence
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        ({"gradients": 16}, "gradients=16 excludes privacy=dpsgd"),
+        ({"gradients_at": [1, 2]}, "outside the privacy budget"),
+        ({"covariance": True}, "outside the privacy budget"),
+        ({"precision": "bf16"}, "use precision=fp32"),
+        ({"execution": "compile"}, "use execution=auto"),
+    ],
+)
+def test_what_private_training_does_not_do_is_refused(keys, told):
+    assert problems(config_of(**DPSGD)) == problems(config_of(keys)) == []
+    (sentence,) = problems(config_of(keys, **DPSGD))
+    assert told in sentence
+
+
+def test_names_of_runs_that_are_not_private_are_what_they_were_and_all_budgets_have_their_own():
+    plain = run_name(resolve(config_of()), "images")
+    assert plain == "gn-g8-b32-tiny-6463add7"  # as in test_run_names.py
+    others = ({}, {"epsilon": 1.0}, {"delta": 1e-5}, {"clip": 0.5})
+    configs = [resolve(config_of(**{**DPSGD, **other})) for other in others]
+    assert len({plain, *(run_name(config, "images") for config in configs)}) == 5
+    assert [restore(as_dict(config)) for config in configs] == configs
+
+
+@pytest.fixture
+def no_figures(monkeypatch):
+    """Reports without their figures, which take longest."""
+    monkeypatch.setattr(plots, "draw_figures", lambda *_: {})
+
+
+def test_a_grid_over_epsilon_gives_a_cell_to_each(gnexp, no_figures):
+    plain = [word for word in QUICK if word != "privacy=dpsgd"]
+    assert gnexp("train", *plain, "gradients=0").code == 0
+    answer = gnexp("train", "-m", *QUICK, "norm=gn,ln", "privacy.epsilon=1,8")
+    assert answer.code == 0, answer.err
+    found = cells(load_study("results/main"))
+    assert [(c.key["norm"], c.key["epsilon"]) for c in found] == [
+        *[("gn", "none"), ("gn", 1), ("gn", 8)],
+        *[("ln", 1), ("ln", 8)],
+    ]
+    labels = {line.label for line in series(found)}
+    assert {"GN(8), epsilon=1", "GN(8), epsilon=8", "GN(8), epsilon=none"} < labels
+    with open("results/main/report/accuracy.csv") as file:
+        assert {row["epsilon"] for row in csv.DictReader(file)} == {"none", "1", "8"}
+    with open("results/main/report/runs.csv") as file:
+        spent = [(r["epsilon"], r["epsilon_spent"]) for r in csv.DictReader(file)]
+    assert [bool(value) for epsilon, value in spent] == [e != "none" for e, _ in spent]
+    assert all(float(value) <= float(epsilon) for epsilon, value in spent if value)
+
+
+def test_an_easy_task_is_learned_under_a_generous_budget(gnexp, workdir):
+    source = np.random.default_rng(0)
+    labels = np.arange(240) % 3
+    pixels = source.integers(0, 100, (240, 16, 16, 3), dtype=np.uint8)
+    for image, label in zip(pixels, labels):
+        image[:, :, label] += 120
+    np.savez(
+        "easy.npz",
+        **{"x_train": pixels[:180], "y_train": labels[:180]},
+        **{"x_test": pixels[180:], "y_test": labels[180:]},
+    )
+    words = [w for w in QUICK if not w.startswith(("data.", "epochs"))]
+    words += ["data=npz", "data.root=easy.npz", "data.augment=none"]
+    answer = gnexp("train", *words, "epochs=6", "privacy.epsilon=200", "lr=1.0")
+    assert answer.code == 0, answer.err
+    assert numbers(runs()[0])["0"]["test_acc"] > 0.7  # chance is 0.33; 1.0 was measured
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_cuda_an_update_is_the_same_and_noise_repeats():
+    x, y = batch(7)
+    cpu = moved(step_of(model(), clip=0.5), x, y)
+    cuda = moved(step_of(model().cuda(), clip=0.5, passes=3), x.cuda(), y.cuda())
+    torch.testing.assert_close(cuda.cpu(), cpu, rtol=0, atol=1e-9)  # float64, other kernels
+    noisy = [moved(step_of(model().cuda(), noise=1.0), x.cuda(), y.cuda()) for _ in range(2)]
+    torch.testing.assert_close(*noisy, rtol=0, atol=1e-9)
