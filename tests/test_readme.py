@@ -1,5 +1,6 @@
 """What the README says can be typed works as typed."""
 
+import csv
 import dataclasses
 import re
 import shlex
@@ -56,3 +57,17 @@ def test_the_figures_and_files_that_the_readme_links_to_are_there():
     links = re.findall(r"\]\(([^)#]+)\)", README)
     assert links
     assert [link for link in links if "://" not in link and not (ROOT / link).exists()] == []
+
+
+def test_the_passport_quoted_in_the_readme_is_the_published_one():
+    with open(ROOT / "results" / "reference" / "check" / "check.csv", newline="") as file:
+        published = {(row["claim"], row["text"], row["norm"]): row for row in csv.DictReader(file)}
+    section = README.split("## What the article claims, what we measured")[1].split("\n## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("|")][2:]
+    assert len(lines) > 15
+    for line in lines:
+        cells = re.split(r"(?<!\\)\|", line)[1:-1]
+        cells = [re.sub(r"\\(.)", r"\1", cell).strip().strip("*") for cell in cells]
+        claim, text, *quoted = cells
+        gn, bn = (published[claim, text, norm] for norm in ("GN(8)", "BN"))
+        assert quoted == [gn["measured"], gn["verdict"], bn["measured"], bn["verdict"]]
