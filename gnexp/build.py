@@ -8,6 +8,7 @@ import functools
 import hashlib
 import importlib
 import inspect
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,10 +20,10 @@ from torch import nn
 from gnexp import privacy
 from gnexp.config import CUSTOM, DataConfig, TrainConfig, is_private
 from gnexp.data.feed import update_blocks
-from gnexp.data.loader import DeviceImages, normalize
+from gnexp.data.loader import DeviceImages
 from gnexp.data.sources import Images, load_images
 from gnexp.models.resnet import build_model, initialize, zero_last_gamma
-from gnexp.norms.probes import values_per_statistic
+from gnexp.norms.layers import momentum_of_batch
 from gnexp.norms.registry import NORMS, build_norm, group_count
 from gnexp.seeding import derived_seed, generator
 from gnexp.training.allocator import keep_freed_memory
@@ -31,8 +32,6 @@ from gnexp.training.loop import Recipe, Step
 from gnexp.training.precision import matrix_precision
 from gnexp.training.replicas import draws_random_numbers, refusal
 from gnexp.training.step import StackedStep
-
-WATCHED = 8  # images by which private training finds out whether a model mixes them
 
 
 def images_of(data: DataConfig) -> Images:
@@ -75,6 +74,15 @@ def pick_device(device: str) -> torch.device:
             " use device=cpu or device=auto"
         )
     return picked
+
+
+def worker_count(workers: int | None, device: str) -> int:
+    """Return how many processes work at once: as typed, else one per core, one on a GPU."""
+    if workers:
+        return workers
+    if pick_device(device).type == "cuda":
+        return 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def import_target(path: str) -> Callable[..., nn.Module]:
@@ -120,6 +128,8 @@ def norm_factory(config: TrainConfig) -> Callable[[int], nn.Module]:
     name = config.norm["name"]
     if name == CUSTOM:
         return _custom_factory(config.norm["_target_"], options)
+    if options.pop("momentum_rule", "batches") == "examples":
+        options["momentum"] = momentum_of_batch(options["momentum"], config.batch)
     if config.groups is None and config.channels_per_group is None:
         return lambda channels: build_norm(name, channels, **options)
     return lambda channels: build_norm(
@@ -336,66 +346,3 @@ def trial_block(
     return next(
         update_blocks(images, [0] * count, 1, numbers.batch, numbers.update_batch, numbers.augment)
     )
-
-
-def check(config: TrainConfig) -> list[str]:
-    """Return one sentence for all that is wrong with a resolved config, its data and its model."""
-    try:
-        device = pick_device(config.device)
-        images = images_of(config.data)
-        device_images(config.data, device)
-    except ValueError as error:
-        return [str(error)]
-    found = _size_problems(config, len(images.x_train))
-    if config.execution == "cudagraph" and device.type != "cuda":
-        found.append(
-            f"execution=cudagraph needs a CUDA device, not {device.type}; use execution=auto"
-        )
-    if config.precision == "tf32" and device.type != "cuda":
-        found.append(f"precision=tf32 needs a CUDA device, not {device.type}; use precision=fp32")
-    try:
-        groups_per_layer(config)
-        model = seeded_model(config, len(images.classes), seed=0)
-        found += _statistic_problems(config, model, images.x_train.shape[1:])
-        if is_private(config) and not found:
-            found += _privacy_problems(config, model, device)
-    except (ValueError, TypeError) as error:
-        found.append(str(error))
-    return found
-
-
-def _privacy_problems(config: TrainConfig, model: nn.Module, device: torch.device) -> list[str]:
-    images = device_images(config.data, device)
-    x_NCHW = normalize(images.x_train[:WATCHED], images.mean, images.std).cpu()
-    y_N = images.y_train[:WATCHED].cpu()
-    return privacy.problems(config, model, x_NCHW, y_N, len(images.x_train))
-
-
-def _size_problems(config: TrainConfig, train_size: int) -> list[str]:
-    for key in ("batch", "update_batch"):
-        value = getattr(config, key)
-        if value > train_size:
-            return [
-                f"{key}={value} is larger than the training set of {train_size} images;"
-                f" use at most {key}={train_size}"
-            ]
-    return []
-
-
-def _statistic_problems(config: TrainConfig, model: nn.Module, shape: torch.Size) -> list[str]:
-    name = config.norm["name"]
-    try:
-        counts = values_per_statistic(model, tuple(shape), config.batch)
-    except Exception as error:  # only a user's own norm can fail in this forward pass
-        if name != CUSTOM:
-            raise
-        path = config.norm["_target_"]
-        return [f"norm._target_={path}: a forward pass raised {type(error).__name__}: {error}"]
-    for layer, count, _ in counts:
-        if count is not None and count < 2:
-            return [
-                f"norm={name} batch={config.batch}: layer {layer} has one value per statistic, so"
-                " its output would be constant; use larger images, a larger batch under bn, or"
-                " fewer groups"
-            ]
-    return []

@@ -33,8 +33,9 @@ from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
 from gnexp import launching
-from gnexp.config import COMMANDS, CUSTOM, Mistake, expand, problems
+from gnexp.config import COMMANDS, CUSTOM, Mistake, expand
 from gnexp.launching import HydraJob
+from gnexp.rules import problems
 
 # Flags that Hydra answers itself: no job is composed.
 QUESTIONS = {"-h", "--help", "--hydra-help", "--version", "-c", "--cfg", "-i", "--info"}

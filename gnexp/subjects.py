@@ -3,7 +3,7 @@
 import torch
 
 from gnexp import build
-from gnexp.config import CUSTOM, CheckConfig, check_run, norm_label, resolve
+from gnexp.config import CUSTOM, NORM_ADDED_LATER, CheckConfig, check_run, norm_label, resolve
 from gnexp.data.loader import normalize
 from gnexp.norms.registry import NORMS, build_norm, group_count
 from gnexp.passport.subject import Subject
@@ -39,7 +39,7 @@ def label_of(config: CheckConfig) -> str:
     shown = table_label(
         {"norm": name, "groups": run.groups, "channels_per_group": run.channels_per_group}
     )
-    defaults = NORMS[name].options if name in NORMS else {}
+    defaults = {**NORMS[name].options, **NORM_ADDED_LATER} if name in NORMS else {}
     typed = [
         f"{key}={value}"
         for key, value in config.norm.items()

@@ -18,7 +18,6 @@ from gnexp.config import (
     PrivacyConfig,
     TrainConfig,
     as_dict,
-    problems,
     resolve,
     restore,
     run_name,
@@ -28,6 +27,7 @@ from gnexp.data.loader import DeviceImages
 from gnexp.data.sources import Images
 from gnexp.models.resnet import build_model, initialize
 from gnexp.norms.registry import build_norm
+from gnexp.rules import problems
 from gnexp.study import plots
 from gnexp.study.cells import cells, series
 from gnexp.study.store import load_study

@@ -137,3 +137,9 @@ def test_a_list_of_rates_is_one_run_per_rate_and_together_sets_several_keys():
     assert (first.lr, second.lr) == (0.1, 0.2)
     assert (first.batch, first.groups, first.together) == (4, 2, None)
     assert dataclasses.replace(second, lr=0.1) == first
+
+
+def test_the_momentum_rule_is_part_of_a_name_only_where_it_is_not_what_it_was():
+    plain = name(norm=dict(BN))
+    assert name(norm={**BN, "momentum_rule": "batches"}) == plain
+    assert name(norm={**BN, "momentum_rule": "examples"}) != plain

@@ -18,8 +18,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from gnexp import execute, turns
-from gnexp.commands import train
+from gnexp import execute, planning, turns
 from gnexp.study import claims
 from gnexp.study.claims import Claim, Holder, holder
 from gnexp.study.store import Run, alone_in
@@ -166,7 +165,7 @@ def test_calls_that_start_at_once_agree_on_the_folder_they_make(workdir):
                 try:
                     while time.monotonic() < start + 0.0001 * call:
                         pass
-                    found = train._folder_problems(config)
+                    found = planning.folder_problems(config)
                     Run.create("deep/results/main/run")
                     code = 1 if found else 0
                 finally:

@@ -6,15 +6,16 @@ from typing import Any
 
 import torch
 
-from gnexp import build
+from gnexp import build, checking
 from gnexp.bench import hardware
 from gnexp.bench.cells import GNEXP, Row, bench_rows, ratio_rows
 from gnexp.bench.figure import draw_bench
 from gnexp.bench.machine import Machine, flop_per_example
 from gnexp.bench.tables import cell_line, closing_lines, write_tables
-from gnexp.config import BenchConfig, Mistake, TrainConfig, bench_problems, bench_run, resolve
+from gnexp.config import BenchConfig, Mistake, TrainConfig, bench_run, resolve
 from gnexp.norms.registry import NORMS
 from gnexp.provenance import now, provenance
+from gnexp.rules import bench_problems
 
 FILES = ("timings.csv", "bench.csv", "ratios.csv", "bench.md", "bench.png", "bench.svg")
 
@@ -66,7 +67,7 @@ def plan(config: BenchConfig) -> list[TrainConfig]:
     if not found:
         runs = [resolve(bench_run(config, n, b)) for n in config.norms for b in config.batches]
         for run in runs:
-            found += build.check(run)
+            found += checking.check(run)
     if found:
         raise Mistake("\n".join(dict.fromkeys(found)))
     return runs

@@ -12,14 +12,14 @@ import torch
 from tqdm import tqdm
 
 from gnexp import build
-from gnexp.commands.measure import worker_count
-from gnexp.config import CUSTOM, CheckConfig, Mistake, check_problems, check_run, resolve
+from gnexp.config import CUSTOM, CheckConfig, Mistake, check_run, resolve
 from gnexp.norms.reference import REFERENCES
 from gnexp.passport.claims import CLAIMS, Claim, measure_claim
 from gnexp.passport.finding import NOT_MEASURED
 from gnexp.passport.subject import Misbehaved
 from gnexp.progress import duration
 from gnexp.provenance import now, provenance
+from gnexp.rules import check_problems
 from gnexp.study.files import write_json
 from gnexp.study.passport import Passport, write_passport
 from gnexp.study.passport_text import terminal_text
@@ -131,7 +131,7 @@ def _folder(config: CheckConfig) -> Path:
 def _measured(tasks: list[ClaimTask], configs: list[CheckConfig], claims: list[Claim]) -> Passport:
     """Measure everything on several processes and return it in the order of norms and claims."""
     first = configs[0]
-    workers = min(worker_count(first.workers, "cpu"), len(tasks))
+    workers = min(build.worker_count(first.workers, "cpu"), len(tasks))
     labels = list(dict.fromkeys(label_of(config) for config in configs))
     print(
         f"checking {len(claims)} claim{'s' * (len(claims) > 1)} on {', '.join(labels)}"

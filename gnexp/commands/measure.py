@@ -1,6 +1,5 @@
 """`gnexp measure`: instruments on stored runs, without training again."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,19 +13,17 @@ from gnexp.config import (
     MeasureConfig,
     Mistake,
     TrainConfig,
-    count_problems,
-    gradient_problems,
     identity,
     is_private,
     restore,
     run_name,
-    study_problems,
 )
 from gnexp.data.loader import DeviceImages, normalize
 from gnexp.gradient_rows import gradients_at
 from gnexp.measure.per_example import find_mixing_layer, per_example_covariance
 from gnexp.mending import mend
 from gnexp.norms.probes import values_per_statistic
+from gnexp.rules import count_problems, gradient_problems, study_problems
 from gnexp.study.files import Damaged
 from gnexp.study.store import Run
 from gnexp.training.precision import matrix_precision
@@ -107,7 +104,7 @@ def measure_shared(
         SharedTask(folder, tuple(batches), draws, covariance, device)
         for folder in largest_batch_runs(folders)
     ]
-    count = min(len(tasks), worker_count(workers, device))
+    count = min(len(tasks), build.worker_count(workers, device))
     print(f"measuring gradients at shared weights: {len(tasks)} runs", flush=True)
     answers = (
         run_in_processes(tasks, measure_run, _say, count)
@@ -124,15 +121,6 @@ def measure_shared(
 
 def _say(event: dict[str, Any]) -> None:
     print(event["text"], flush=True)
-
-
-def worker_count(workers: int | None, device: str) -> int:
-    """Return how many processes work at once: as typed, else one per core, one on a GPU."""
-    if workers:
-        return workers
-    if build.pick_device(device).type == "cuda":
-        return 1
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def largest_batch_runs(folders: list[Path]) -> list[Path]:

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from gnexp.config import Mistake, ReportConfig, count_problems, study_problems
+from gnexp.config import Mistake, ReportConfig
+from gnexp.rules import count_problems, study_problems
 from gnexp.study.store import Study, load_study
 
 

@@ -3,8 +3,9 @@
 from collections import Counter
 
 from gnexp.commands.report import stored_study
-from gnexp.config import Mistake, StatusConfig, study_problems
+from gnexp.config import Mistake, StatusConfig
 from gnexp.progress import duration
+from gnexp.rules import study_problems
 from gnexp.study.outlook import STATES, SeedState, seed_states, time_left_s
 
 

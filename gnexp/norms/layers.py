@@ -15,6 +15,18 @@ DEFAULT_GROUPS = 8  # divides every layer of the 6n+2 ResNets; the paper's 32 ne
 DEFAULT_MOMENTUM = 0.1  # PyTorch's convention: the weight of the new batch, not of the old average
 
 
+MOMENTUM_EXAMPLES = 128  # over which a momentum counts under momentum_rule=examples
+
+
+def momentum_of_batch(momentum: float, batch: int) -> float:
+    """Return the weight of one batch such that 128 examples together weigh `momentum`.
+
+    1 - (1 - momentum)^(batch / 128): the running statistics then look back over the same number of
+    examples at every batch size, while a fixed weight looks back over ever fewer.
+    """
+    return 1 - (1 - momentum) ** (batch / MOMENTUM_EXAMPLES)
+
+
 def require_divisor(key: str, value: int, num_channels: int) -> None:
     """Raise ValueError, naming `key` and the valid values, unless `value` divides the channels."""
     if value < 1:

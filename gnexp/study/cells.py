@@ -241,6 +241,8 @@ def _compared(record: Record) -> dict[str, Any]:
     if checksum:
         flat["data.checksum"] = str(checksum)[:8]
     flat["epsilon"] = epsilon(record.config)
+    if "norm.momentum" in flat:  # runs of before there was a choice
+        flat.setdefault("norm.momentum_rule", "batches")
     return {_RENAMED.get(key, key): value for key, value in flat.items()}
 
 

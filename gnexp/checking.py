@@ -1,0 +1,81 @@
+"""What is wrong with a run once its images and its model are looked at, before any work starts."""
+
+import torch
+from torch import nn
+
+from gnexp import privacy
+from gnexp.build import (
+    device_images,
+    groups_per_layer,
+    images_of,
+    pick_device,
+    seeded_model,
+)
+from gnexp.config import CUSTOM, TrainConfig, is_private
+from gnexp.data.loader import normalize
+from gnexp.norms.probes import values_per_statistic
+
+WATCHED = 8  # images by which private training finds out whether a model mixes them
+
+
+def check(config: TrainConfig) -> list[str]:
+    """Return one sentence for all that is wrong with a resolved config, its data and its model."""
+    try:
+        device = pick_device(config.device)
+        images = images_of(config.data)
+        device_images(config.data, device)
+    except ValueError as error:
+        return [str(error)]
+    found = _size_problems(config, len(images.x_train))
+    if config.execution == "cudagraph" and device.type != "cuda":
+        found.append(
+            f"execution=cudagraph needs a CUDA device, not {device.type}; use execution=auto"
+        )
+    if config.precision == "tf32" and device.type != "cuda":
+        found.append(f"precision=tf32 needs a CUDA device, not {device.type}; use precision=fp32")
+    try:
+        groups_per_layer(config)
+        model = seeded_model(config, len(images.classes), seed=0)
+        found += _statistic_problems(config, model, images.x_train.shape[1:])
+        if is_private(config) and not found:
+            found += _privacy_problems(config, model, device)
+    except (ValueError, TypeError) as error:
+        found.append(str(error))
+    return found
+
+
+def _privacy_problems(config: TrainConfig, model: nn.Module, device: torch.device) -> list[str]:
+    images = device_images(config.data, device)
+    x_NCHW = normalize(images.x_train[:WATCHED], images.mean, images.std).cpu()
+    y_N = images.y_train[:WATCHED].cpu()
+    return privacy.problems(config, model, x_NCHW, y_N, len(images.x_train))
+
+
+def _size_problems(config: TrainConfig, train_size: int) -> list[str]:
+    for key in ("batch", "update_batch"):
+        value = getattr(config, key)
+        if value > train_size:
+            return [
+                f"{key}={value} is larger than the training set of {train_size} images;"
+                f" use at most {key}={train_size}"
+            ]
+    return []
+
+
+def _statistic_problems(config: TrainConfig, model: nn.Module, shape: torch.Size) -> list[str]:
+    name = config.norm["name"]
+    try:
+        counts = values_per_statistic(model, tuple(shape), config.batch)
+    except Exception as error:  # only a user's own norm can fail in this forward pass
+        if name != CUSTOM:
+            raise
+        path = config.norm["_target_"]
+        return [f"norm._target_={path}: a forward pass raised {type(error).__name__}: {error}"]
+    for layer, count, _ in counts:
+        if count is not None and count < 2:
+            return [
+                f"norm={name} batch={config.batch}: layer {layer} has one value per statistic, so"
+                " its output would be constant; use larger images, a larger batch under bn, or"
+                " fewer groups"
+            ]
+    return []

@@ -1,0 +1,94 @@
+"""From the configs of a grid to its distinct runs, all of them checked before the first starts."""
+
+import contextlib
+import dataclasses
+import tempfile
+from pathlib import Path
+
+from gnexp import build, checking
+from gnexp.config import (
+    Mistake,
+    TrainConfig,
+    identity,
+    is_private,
+    resolve,
+    restore,
+    run_name,
+)
+from gnexp.rules import problems
+from gnexp.runs import PlannedRun
+from gnexp.study.store import Run
+
+
+def plan(configs: list[TrainConfig]) -> list[PlannedRun]:
+    """Return the distinct runs of a grid; raises Mistake listing all that is wrong."""
+    found: list[str] = []
+    good = []
+    for key in ("study", "out", "reference_batch"):
+        if len({getattr(config, key) for config in configs}) > 1:
+            found.append(f"{key}= takes one value per grid: its runs share one report")
+    for config in configs:
+        wrong = problems(config)
+        found += wrong
+        if not wrong:
+            good.append(resolve(config))
+    if not found:
+        for config in _distinct_builds(good):
+            found += checking.check(config)
+    if not found:
+        found += folder_problems(configs[0])
+    if found:
+        raise Mistake("\n".join(dict.fromkeys(found)))
+    runs: dict[str, PlannedRun] = {}
+    for number, config in enumerate(good):
+        checksums = build.images_of(config.data).checksum, build.code_checksum(config)
+        name = run_name(config, *checksums)
+        if other := _other_config(config, name, checksums):
+            raise Mistake(other)
+        jobs: tuple[int, ...] = (number,)
+        if name in runs:  # jobs may differ in their seeds alone
+            known = runs[name].config.seeds
+            seeds = [*known, *(s for s in config.seeds if s not in known)]
+            config = dataclasses.replace(runs[name].config, seeds=seeds)
+            jobs = (*runs[name].jobs, number)
+        runs[name] = PlannedRun(config, name, jobs)
+    return list(runs.values())
+
+
+def _other_config(config: TrainConfig, name: str, checksums: tuple[str, str | None]) -> str:
+    """Return a sentence if the folder of this name holds another config, "" if it does not."""
+    run = Run(Path(config.out) / config.study / name)
+    try:
+        stored = run.result().get("config")
+        if not stored or identity(restore(stored), *checksums) == identity(config, *checksums):
+            return ""
+    except (ValueError, TypeError, KeyError):  # damaged: that is for mending
+        return ""
+    return f"{run.folder} holds a run of another config: move it away, or choose another study="
+
+
+def _distinct_builds(configs: list[TrainConfig]) -> list[TrainConfig]:
+    """Leave out configs that differ only in what building and checking does not look at."""
+    looked_at = ("norm", "model", "data", "groups", "channels_per_group", "groups_fallback")
+    looked_at += ("batch", "update_batch", "device", "precision", "zero_gamma", "privacy")
+    budgeted = ("epochs",)  # by private training
+    distinct = {
+        str([getattr(c, key) for key in looked_at + budgeted * is_private(c)]): c for c in configs
+    }
+    return list(distinct.values())
+
+
+def folder_problems(config: TrainConfig) -> list[str]:
+    """Make the study's folder; return what keeps it from being written, then without a trace."""
+    folder = Path(config.out) / config.study
+    made = [part for part in (folder, *folder.parents) if not part.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)  # another call may do so at the same time
+        with tempfile.TemporaryFile(dir=folder):
+            return []
+    except OSError as error:
+        for part in made:
+            with contextlib.suppress(OSError):  # never made, or in use by another call
+                part.rmdir()
+        reason = error.strerror or error
+        return [f"out={config.out}: {folder} cannot be written ({reason}); use another out=FOLDER"]

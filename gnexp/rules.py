@@ -1,0 +1,255 @@
+"""The rules that need no data and no model: one sentence for each that is broken.
+
+A whole grid is refused by them before torch is imported.
+"""
+
+import dataclasses
+import difflib
+import math
+import re
+from typing import Any
+
+from gnexp.config import (
+    CUSTOM,
+    RETRIED,
+    BenchConfig,
+    CheckConfig,
+    MeasureConfig,
+    ReportConfig,
+    StatusConfig,
+    TrainConfig,
+    bench_run,
+    check_run,
+    retried,
+)
+
+LR_RULES = ("linear", "sqrt", "none")
+SCHEDULES = ("cosine", "constant")
+PRECISIONS = ("fp32", "tf32", "bf16")
+EXECUTIONS = ("auto", "eager", "compile", "cudagraph")
+MOMENTUM_RULES = ("batches", "examples")
+AUGMENTS = ("crop_flip", "crop", "none")
+PRIVACIES = ("none", "dpsgd")
+LEAST_DRAWS = 4  # of gradients: deleting one of two blocks must leave a variance
+RESERVED_STUDIES = ("check", "reference", "report")
+
+
+def problems(config: TrainConfig) -> list[str]:
+    """Return one sentence for every rule that an expanded config breaks, before it is resolved."""
+    found = list(_study_problems(config.study, config.out))
+    counts = ("batch", "update_batch", "epochs", "groups", "channels_per_group", "workers", "stack")
+    typed = {key: getattr(config, key) for key in (*counts, "reference_batch")}
+    found += count_problems({**typed, "model.width": config.model.width})
+    for key in ("train_limit", "test_limit"):
+        value = getattr(config.data, key)
+        if value is not None and value < 1:
+            found.append(f"data.{key}={value} must be at least 1, or null for all images")
+    found += _choice_problems(config)
+    found += _number_problems(config)
+    found += _seed_problems(config.seeds)
+    found += _retry_problems(config.retry)
+    found += gradient_problems(config.gradients, config.gradients_at)
+    found += _privacy_problems(config)
+    if not found and config.update_batch and config.update_batch % config.batch:
+        near = config.batch * max(1, round(config.update_batch / config.batch))
+        found.append(
+            f"update_batch={config.update_batch} must be a multiple of batch={config.batch},"
+            f" such as update_batch={near}"
+        )
+    if config.covariance and config.gradients_augment:
+        found.append(
+            "covariance=true needs gradients_augment=false: it holds for the images as they are"
+        )
+    if config.groups is not None and config.channels_per_group is not None:
+        found.append("groups= and channels_per_group= exclude each other: type one of them")
+    return found
+
+
+def count_problems(typed: dict[str, Any]) -> list[str]:
+    """Return one sentence for every value that is neither None nor a whole number from 1 up."""
+    return [
+        f"{key}={value} must be a whole number of at least 1, such as {key}=2"
+        for key, value in typed.items()
+        if value is not None and (not _is_whole(value) or value < 1)
+    ]
+
+
+def gradient_problems(draws: int | None, batches: Any) -> list[str]:
+    """Return what is wrong with `gradients=` and `gradients_at=`."""
+    found = []
+    if draws is not None and draws != 0 and draws < LEAST_DRAWS:
+        found.append(
+            f"gradients={draws} must be 0 (none) or at least {LEAST_DRAWS} draws, such as 256"
+        )
+    listed = isinstance(batches, list) and batches and all(_is_whole(b) for b in batches)
+    if batches is not None and not (listed and min(batches) >= 1):
+        found.append(f"gradients_at={batches} must be a list of batch sizes, such as [1,2,4,8]")
+    return found
+
+
+def bench_problems(config: BenchConfig) -> list[str]:
+    """Return one sentence for every rule that a bench breaks; its norms are not looked up."""
+    found = _study_problems(config.name, config.out, "name", "bench")
+    found += _list_problems("norms", config.norms, "[bn,gn]", "names of norms")
+    found += _list_problems("batches", config.batches, "[1,2,4,8]", "whole numbers from 1 up")
+    found += count_problems({"seeds": config.seeds, "repeats": config.repeats})
+    if not (math.isfinite(config.seconds) and config.seconds > 0):
+        found.append(f"seconds={config.seconds} must be a positive number, such as seconds=3")
+    if found:
+        return found
+    return problems(bench_run(config, config.norms[0], config.batches[0]))
+
+
+def check_problems(config: CheckConfig) -> list[str]:
+    """Return one sentence for every rule that a check breaks; its claims are not looked up."""
+    found = _study_problems(config.name, config.out, "name", "check")
+    if config.claims is not None:
+        found += _list_problems("claims", config.claims, "[core,geometry]", "names of claims")
+    found += count_problems({"channels": config.channels})
+    if not _is_whole(config.draws) or config.draws < LEAST_DRAWS:
+        found.append(
+            f"draws={config.draws} must be a whole number of at least {LEAST_DRAWS}, such as 64"
+        )
+    if not _is_whole(config.seed) or config.seed < 0:
+        found.append(f"seed={config.seed} must be a whole number from 0 up")
+    return found + problems(check_run(config))
+
+
+def _list_problems(key: str, value: Any, example: str, of: str) -> list[str]:
+    def fits(item: Any) -> bool:
+        named = key in ("norms", "claims")
+        return isinstance(item, str) if named else _is_whole(item) and item >= 1
+
+    if fits(value):
+        return [f"{key}={value} must be a list, such as {key}=[{value}]"]
+    if not (isinstance(value, list) and value and all(fits(item) for item in value)):
+        return [f"{key}={value} must be a list of {of}, such as {key}={example}"]
+    once = list(dict.fromkeys(value))
+    if once != value:
+        shown = ",".join(map(str, once))
+        return [f"{key}={value} names one of them twice; type {key}=[{shown}]"]
+    return []
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _study_problems(study: str, out: str, key: str = "study", example: str = "main") -> list[str]:
+    rule = "letters, digits, '.', '_' and '-', without a leading dot"
+    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}", study or ""):
+        return [f"{key}={study!r} must be 1 to 100 {rule}, such as {key}={example}"]
+    if study in RESERVED_STUDIES and (key, study) != ("name", "check"):
+        return [f"{key}={study} is a reserved name; choose another, such as {key}={study}-1"]
+    return [] if out else ["out= must name a folder, such as out=results"]
+
+
+def study_problems(config: ReportConfig | MeasureConfig | StatusConfig) -> list[str]:
+    """Return what is wrong with the study's name or folder."""
+    return _study_problems(config.study, config.out)
+
+
+def _choice_problems(config: TrainConfig) -> list[str]:
+    choices = {
+        "lr_rule": (config.lr_rule, LR_RULES),
+        "schedule": (config.schedule, SCHEDULES),
+        "precision": (config.precision, PRECISIONS),
+        "execution": (config.execution, EXECUTIONS),
+        "data.augment": (config.data.augment, AUGMENTS),
+        "groups_fallback": (config.groups_fallback, (None, "gcd")),
+        **_norm_choices(config.norm),
+    }
+    return [
+        f"{key}={value} is not one of {', '.join(str(v) for v in valid if v is not None)}"
+        for key, (value, valid) in choices.items()
+        if value not in valid
+    ]
+
+
+def _norm_choices(norm: dict[str, Any]) -> dict[str, tuple[Any, tuple[str, ...]]]:
+    if norm.get("name") == CUSTOM or "momentum_rule" not in norm:
+        return {}
+    return {"norm.momentum_rule": (norm["momentum_rule"], MOMENTUM_RULES)}
+
+
+def _number_problems(config: TrainConfig) -> list[str]:
+    ranges: dict[str, tuple[Any, float, float, str]] = {
+        "lr": (config.lr, 0, math.inf, "a positive number, such as lr=0.1"),
+        "momentum": (config.momentum, -1, 1, "at least 0 and below 1, such as momentum=0.9"),
+        "weight_decay": (config.weight_decay, -1, math.inf, "0 or more, such as 0.0005"),
+        "warmup": (config.warmup, -1, 1, "a fraction of training from 0 to below 1"),
+        "checkpoint_minutes": (config.checkpoint_minutes, -1, math.inf, "0 or more, such as 10"),
+    }
+    found = []
+    for key, (value, low, high, rule) in ranges.items():
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        zero_allowed = low < 0 and number and value == 0
+        if not (number and math.isfinite(value) and (max(low, 0) < value < high or zero_allowed)):
+            found.append(f"{key}={value} must be {rule}")
+    options = {k: v for k, v in config.norm.items() if k not in ("name", "momentum_rule")}
+    for key, value in options.items() if config.norm.get("name") != CUSTOM else ():
+        if not (isinstance(value, int | float) and value > 0 and math.isfinite(value)):
+            found.append(f"norm.{key}={value} must be a positive number, such as norm.eps=1e-5")
+    return found
+
+
+def _privacy_problems(config: TrainConfig) -> list[str]:
+    typed = dataclasses.asdict(config.privacy)
+    name = typed.pop("name")
+    if name not in PRIVACIES:
+        near = difflib.get_close_matches(str(name), PRIVACIES, n=1, cutoff=0.0)[0]
+        return [f"privacy={name} is unknown; did you mean {near}? Valid: {', '.join(PRIVACIES)}"]
+    if name == "none":
+        return [
+            f"privacy.{key}={value} needs privacy=dpsgd: without it training is not private"
+            for key, value in typed.items()
+            if value is not None
+        ]
+    found = []
+    ranges = {
+        "epsilon": (math.inf, "a positive number, such as 8"),
+        "delta": (1, "above 0 and below 1, such as 1e-5, or null for 1 / training images"),
+        "clip": (math.inf, "a positive number, such as 1.0"),
+    }
+    for key, (high, rule) in ranges.items():
+        value = typed[key]
+        if value is None and key == "delta":
+            continue
+        if value is None or not 0 < value < high:
+            found.append(f"privacy.{key}={value} must be {rule}")
+    return found + _outside_budget(config)
+
+
+def _outside_budget(config: TrainConfig) -> list[str]:
+    """Return what private training does not do, of what is typed."""
+    measured = {key: getattr(config, key) for key in ("gradients", "gradients_at", "covariance")}
+    found = [
+        f"{key}={value} excludes privacy=dpsgd: gradients of the training images that are measured"
+        " and stored are outside the privacy budget; leave it out"
+        for key, value in measured.items()
+        if value
+    ]
+    if config.precision == "bf16":
+        found.append("precision=bf16 excludes privacy=dpsgd; use precision=fp32")
+    if config.execution in ("compile", "cudagraph"):
+        found.append(
+            f"execution={config.execution} excludes privacy=dpsgd, whose gradients come from hooks;"
+            " use execution=auto"
+        )
+    return found
+
+
+def _seed_problems(seeds: Any) -> list[str]:
+    if _is_whole(seeds) and seeds >= 1:
+        return []
+    listed = isinstance(seeds, list) and seeds and all(_is_whole(s) and s >= 0 for s in seeds)
+    if listed and len(set(seeds)) == len(seeds):
+        return []
+    return [f"seeds={seeds} must be how many (seeds=5) or distinct seeds by name (seeds=[5,6])"]
+
+
+def _retry_problems(retry: Any) -> list[str]:
+    named = retried(retry)
+    if all(isinstance(name, str) and name in RETRIED for name in named):
+        return []
+    return [f"retry={retry} must be {', '.join(RETRIED)} or a list of them, such as retry=failed"]
