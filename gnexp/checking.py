@@ -11,8 +11,11 @@ from gnexp.build import (
     pick_device,
     seeded_model,
 )
-from gnexp.config import CUSTOM, TrainConfig, is_private
+from gnexp.config import CUSTOM, ShiftConfig, TrainConfig, is_private
+from gnexp.data.cifar_c import load_cifar_c
+from gnexp.data.corruptions import require_corruption
 from gnexp.data.loader import normalize
+from gnexp.last_weights import corruption_names
 from gnexp.norms.probes import values_per_statistic
 
 WATCHED = 8  # images by which private training finds out whether a model mixes them
@@ -31,6 +34,7 @@ def check(config: TrainConfig) -> list[str]:
         found.append(
             f"execution=cudagraph needs a CUDA device, not {device.type}; use execution=auto"
         )
+    found += corruption_problems(config.shift)
     if config.precision == "tf32" and device.type != "cuda":
         found.append(f"precision=tf32 needs a CUDA device, not {device.type}; use precision=fp32")
     try:
@@ -78,4 +82,17 @@ def _statistic_problems(config: TrainConfig, model: nn.Module, shape: torch.Size
                 " its output would be constant; use larger images, a larger batch under bn, or"
                 " fewer groups"
             ]
+    return []
+
+
+def corruption_problems(shift: ShiftConfig) -> list[str]:
+    """Return what is wrong with the corruptions that are named, or with their folder of files."""
+    try:
+        if shift.root:
+            load_cifar_c(shift.root, corruption_names(shift))
+        else:
+            for name in corruption_names(shift):
+                require_corruption(name)
+    except ValueError as error:
+        return [f"shift.{error}"]
     return []

@@ -26,7 +26,7 @@ NOT_IDENTITY = {
     *("reference_batch", "gradients_at", "covariance", "together"),
     *("checkpoint_minutes", "force", "retry"),
 }
-OF_A_CALL = ("force", "retry")  # not of a run: they are not stored with it
+OF_A_CALL = ("force", "retry", "measure", "shift")  # not of a run: they are not stored with it
 RETRIED = ("failed", "infeasible", "diverged")
 # Keys added after the first release: absent from the hash while they hold the value that
 # reproduces earlier behaviour, so that old runs keep their names.
@@ -51,6 +51,16 @@ class DataConfig:
     mean: list[float] | None = None
     std: list[float] | None = None
     preview: bool = False
+
+
+@dataclass
+class ShiftConfig:
+    """What corrupted images a trained model is tested on; null is all of them."""
+
+    corruptions: Any = None
+    severities: Any = field(default_factory=lambda: [1, 2, 3, 4, 5])
+    images: int | None = None
+    root: str | None = None
 
 
 @dataclass
@@ -105,6 +115,8 @@ class TrainConfig:
     gradients_augment: bool = False
     gradients_at: Any = None
     covariance: bool = False
+    measure: Any = None
+    shift: ShiftConfig = field(default_factory=ShiftConfig)
     reference_batch: int = REFERENCE_BATCH
     together: Any = None
     checkpoint_minutes: float = 10.0
@@ -140,6 +152,7 @@ class MeasureConfig:
     what: Any = field(default_factory=lambda: ["gradients"])
     gradients: int | None = None
     gradients_at: Any = field(default_factory=lambda: [1, 2, 4, 8, 16, 32, 64])
+    shift: ShiftConfig = field(default_factory=ShiftConfig)
     device: str = "auto"
     workers: int | None = None
     reference_batch: int = REFERENCE_BATCH
@@ -202,7 +215,7 @@ def expand(config: TrainConfig) -> list[TrainConfig]:
         if not isinstance(config.together, dict):
             raise Mistake(f"together={config.together} must be a mapping such as {{groups:4}}")
         names = {f.name for f in dataclasses.fields(TrainConfig)}
-        names -= {"norm", "model", "data", "privacy"}
+        names -= {"norm", "model", "data", "privacy", "shift"}
         unknown = sorted(set(config.together) - names)
         if unknown:
             raise Mistake(f"together={{{unknown[0]}:...}} is not a key of a run")
@@ -272,6 +285,13 @@ def check_run(config: CheckConfig) -> TrainConfig:
         data=config.data,
         workers=config.workers,
     )
+
+
+def asked_for(measured: Any) -> list[str]:
+    """Return the instruments that `measure=` names."""
+    if measured is None:
+        return []
+    return measured if isinstance(measured, list) else [measured]
 
 
 def retried(retry: Any) -> list[str]:

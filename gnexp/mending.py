@@ -13,6 +13,7 @@ from gnexp.study.store import Run
 from gnexp.trainings import place_of, refill
 
 _TABLES = ("metrics.csv", "gradients.csv", "covariance.csv")
+_TABLES += ("shift.csv", "batches.csv", "classes.csv")
 
 
 def mend(run: Run, finished: bool) -> list[str]:

@@ -16,8 +16,10 @@ from gnexp.config import (
     CheckConfig,
     MeasureConfig,
     ReportConfig,
+    ShiftConfig,
     StatusConfig,
     TrainConfig,
+    asked_for,
     bench_run,
     check_run,
     retried,
@@ -29,6 +31,7 @@ PRECISIONS = ("fp32", "tf32", "bf16")
 EXECUTIONS = ("auto", "eager", "compile", "cudagraph")
 MOMENTUM_RULES = ("batches", "examples")
 AUGMENTS = ("crop_flip", "crop", "none")
+AT_END = ("shift", "batches")
 PRIVACIES = ("none", "dpsgd")
 LEAST_DRAWS = 4  # of gradients: deleting one of two blocks must leave a variance
 RESERVED_STUDIES = ("check", "reference", "report")
@@ -50,6 +53,7 @@ def problems(config: TrainConfig) -> list[str]:
     found += _retry_problems(config.retry)
     found += gradient_problems(config.gradients, config.gradients_at)
     found += _privacy_problems(config)
+    found += measure_problems(config.measure) + shift_problems(config.shift)
     if not found and config.update_batch and config.update_batch % config.batch:
         near = config.batch * max(1, round(config.update_batch / config.batch))
         found.append(
@@ -84,6 +88,30 @@ def gradient_problems(draws: int | None, batches: Any) -> list[str]:
     listed = isinstance(batches, list) and batches and all(_is_whole(b) for b in batches)
     if batches is not None and not (listed and min(batches) >= 1):
         found.append(f"gradients_at={batches} must be a list of batch sizes, such as [1,2,4,8]")
+    return found
+
+
+def measure_problems(measured: Any) -> list[str]:
+    """Return what is wrong with `measure=`, the instruments at the end of training."""
+    if all(isinstance(name, str) and name in AT_END for name in asked_for(measured)):
+        return []
+    return [f"measure={measured} must be a list of {', '.join(AT_END)}, such as measure=[shift]"]
+
+
+def shift_problems(shift: ShiftConfig) -> list[str]:
+    """Return what is wrong with the keys of the shift; names of corruptions are not looked up."""
+    found = count_problems({"shift.images": shift.images})
+    levels = shift.severities
+    listed = isinstance(levels, list) and levels and all(_is_whole(level) for level in levels)
+    if not (listed and all(1 <= level <= 5 for level in levels)):
+        found.append(
+            f"shift.severities={levels} must be a list of whole numbers from 1 to 5, such as"
+            " shift.severities=[1,3,5]"
+        )
+    names = shift.corruptions
+    listed = isinstance(names, list) and names and all(isinstance(name, str) for name in names)
+    if names is not None and not listed:
+        found.append(f"shift.corruptions={names} must be a list, such as [fog,contrast]")
     return found
 
 

@@ -15,12 +15,13 @@ from torch import nn
 
 from gnexp import build, privacy
 from gnexp.checkpoints import State, save_states
-from gnexp.config import TrainConfig, is_private
+from gnexp.config import TrainConfig, asked_for, is_private
 from gnexp.gradient_rows import own_gradients
+from gnexp.last_weights import class_head, class_rows, end_numbers, measure_asked_for
 from gnexp.provenance import version
 from gnexp.schedule import Replica, Step
 from gnexp.study.store import Run
-from gnexp.training.evaluate import evaluate
+from gnexp.training.evaluate import Scores, evaluate
 from gnexp.training.loop import Epoch, Pause, train_epochs
 from gnexp.training.precision import matrix_precision
 from gnexp.training.rates import peak_rate
@@ -179,10 +180,10 @@ class Trainings:
         model = self.step.model(place)
         if last is None:
             with matrix_precision(config.precision):
-                logits = evaluate(model, self.images, precision=config.precision).logits_NK
+                scores = evaluate(model, self.images, precision=config.precision)
         else:
-            logits = last.logits_NK
-        run.add_logits(replica.seed, logits.cpu().numpy())
+            scores = Scores(last.test_acc, last.test_loss, last.logits_NK)
+        run.add_logits(replica.seed, scores.logits_NK.cpu().numpy())
         diverged = last is not None and last.diverged
         status = "diverged" if diverged else "complete"
         numbers = _numbers(self.rows[place]["metrics"], config, status)
@@ -197,11 +198,22 @@ class Trainings:
             numbers |= privacy.record(config, len(self.images.x_train), updates)
         if self.note:
             numbers["note"] = self.note
+        head = result_head(config, run, model)
         why = f"the loss was not finite in epoch {last.epoch}" if diverged else ""
         if why:
             numbers["why"] = why
-        run.add_result(replica.seed, numbers, **result_head(config, run, model))
+        else:
+            numbers |= end_numbers(config, model, self.images, scores)
+            self._measure_end(replica, model, scores)
+        with run.writing():  # the classes are of all seeds so far
+            run.add_result(replica.seed, numbers, **head, **class_head(run, self.images))
         run.set_status(replica.seed, status, why)
+
+    def _measure_end(self, replica: Replica, model: nn.Module, scores: Scores) -> None:
+        run, config, seed = Run(replica.folder), replica.config, replica.seed
+        run.add_rows("classes.csv", class_rows(scores.logits_NK, self.images, seed))
+        what = asked_for(config.measure)
+        measure_asked_for(run, config, model, self.images, seed, what, config.shift)
 
     def _ticker(self) -> Callable[[int], None]:
         """Return a tick that reports the images of each replica, at most every TICK_S."""

@@ -138,7 +138,7 @@ def test_streams_of_different_purposes_and_counters_are_different_and_repeatable
     assert torch.equal(*draws)
 
 
-@pytest.mark.parametrize(("batch", "momentum"), [(1, 0.000822784), (32, 0.0259966), (128, 0.1)])
+@pytest.mark.parametrize(("batch", "momentum"), [(1, 0.000822784), (32, 0.0259963), (128, 0.1)])
 def test_under_momentum_rule_examples_128_examples_weigh_what_a_batch_weighed(batch, momentum):
     bn = {"name": "bn", "eps": 1e-5, "momentum": 0.1, "momentum_rule": "examples"}
     layer = build.norm_factory(resolve(TrainConfig(norm=bn, batch=batch)))(8)

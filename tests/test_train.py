@@ -15,8 +15,7 @@ import numpy as np
 import pytest
 import yaml
 
-from gnexp import trainings
-from gnexp.commands import measure
+from gnexp import shared_weights, trainings
 from gnexp.study.store import COVARIANCE_COLUMNS, GRADIENTS_COLUMNS, METRICS_COLUMNS, Run
 from gnexp.workers import WorkerDied, run_in_processes
 
@@ -55,7 +54,7 @@ def test_a_run_leaves_the_files_that_are_promised(gnexp):
     folder = only_run()
     assert {p.name for p in folder.iterdir() if not p.name.startswith(".")} == {
         *("config.yaml", "provenance.json", "status.json", "metrics.csv", "gradients.csv"),
-        *("plan.json", "result.json", "checkpoint.pt", "logits.npz"),
+        *("plan.json", "result.json", "checkpoint.pt", "logits.npz", "classes.csv"),
     }
     metrics = rows_of(folder / "metrics.csv")
     assert list(metrics[0]) == list(METRICS_COLUMNS)
@@ -345,8 +344,8 @@ def test_a_worker_killed_by_a_signal_does_not_take_the_others_with_it():
 @pytest.fixture
 def few_draws(monkeypatch):
     """Shared weights are measured with 4,096 images per point; tests need not wait for that."""
-    monkeypatch.setattr(measure, "IMAGES_PER_POINT", 40)
-    monkeypatch.setattr(measure, "LEAST_DRAWS", 4)
+    monkeypatch.setattr(shared_weights, "IMAGES_PER_POINT", 40)
+    monkeypatch.setattr(shared_weights, "LEAST_DRAWS", 4)
 
 
 def test_shared_weights_are_measured_at_every_batch_size_asked_for(gnexp, few_draws):

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from gnexp import build
-from gnexp.commands.measure import measure_shared
 from gnexp.commands.report import make_report
 from gnexp.config import (
     Mistake,
@@ -21,6 +20,7 @@ from gnexp.progress import Progress
 from gnexp.provenance import now
 from gnexp.runs import PlannedRun, standing
 from gnexp.schedule import Step
+from gnexp.shared_weights import measure_shared
 from gnexp.study.store import Run
 from gnexp.turns import wait_for_some
 from gnexp.wording import (

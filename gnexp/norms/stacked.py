@@ -44,7 +44,9 @@ class ChunkedBatchNorm2d(nn.BatchNorm2d):
             return super().forward(x_NCHW)
         count, shape = self.chunks, x_NCHW.shape
         x = x_NCHW.reshape(shape[0] // count, count * shape[1], *shape[2:])
-        mean_KC, var_KC = x.new_zeros(2, count * shape[1]).unbind()
+        # In float32 also under bfloat16, as gamma and beta are: a CPU refuses a mixture.
+        kind = torch.promote_types(x.dtype, torch.float32)
+        mean_KC, var_KC = x.new_zeros(2, count * shape[1], dtype=kind).unbind()
         weight, bias = (t.repeat(count) if self.affine else None for t in (self.weight, self.bias))
         # With momentum 1 the "running" statistics are those of the batch: the variance comes out
         # unbiased and without the detour over 1 / sqrt(var + eps), which costs digits. They start

@@ -6,8 +6,8 @@ batch size alone (or in what follows from it), and so make one line of a figure.
 
 import json
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from gnexp.study import statistics
@@ -42,11 +42,15 @@ _NEVER_ONE_SERIES = ("model", "data", "norm.", "model.", "data.")
 
 @dataclass
 class Cell:
-    """One configuration: its key (BASE columns and those that vary), its run, its seeds' rows."""
+    """One configuration: its key (BASE columns and those that vary), its run, its seeds' rows.
+
+    records: every run that its seeds come from, `record` being the first.
+    """
 
     key: dict[str, Any]
     record: Record
     seeds: list[dict[str, Any]]
+    records: list[Record] = field(default_factory=list)
 
     def of(self, status: str) -> list[dict[str, Any]]:
         """Return the rows of the seeds with this status."""
@@ -72,12 +76,17 @@ class Cell:
 
     def accuracy(self) -> tuple[statistics.Interval, str]:
         """Return the survivors' mean with its 95 % interval, and what the interval is over."""
-        interval = statistics.t_interval(self.accuracies)
-        if interval.n != 1:
-            return interval, "t over seeds" if interval.n else ""
-        lo, hi = statistics.binomial_interval(interval.mean, self.test_images)
-        binomial = statistics.Interval(interval.mean, math.nan, 1, lo, hi)
-        return binomial, "binomial over test images"
+        return accuracy_interval(self.accuracies, self.test_images)
+
+    def measured(self, table: str) -> dict[int, list[dict[str, Any]]]:
+        """Return {seed: rows} of a table such as "shift.csv", for the complete seeds in it."""
+        complete = {row["seed"] for row in self.of("complete")}
+        found: dict[int, list[dict[str, Any]]] = {}
+        for record in self.records:
+            for row in record.rows(table):
+                if row["seed"] in complete and record.numbers(row["seed"]):
+                    found.setdefault(row["seed"], []).append(row)
+        return found
 
 
 @dataclass
@@ -88,6 +97,18 @@ class Series:
     norm: str
     key: dict[str, Any]
     cells: list[Cell]
+
+
+def accuracy_interval(accuracies: Sequence[float], images: int) -> tuple[statistics.Interval, str]:
+    """Return the mean over seeds with its 95 % interval, and what the interval is over.
+
+    One seed: Wilson's interval over its test images, which says nothing about other seeds.
+    """
+    interval = statistics.t_interval(accuracies)
+    if interval.n != 1:
+        return interval, "t over seeds" if interval.n else ""
+    lo, hi = statistics.binomial_interval(interval.mean, images)
+    return statistics.Interval(interval.mean, math.nan, 1, lo, hi), "binomial over test images"
 
 
 def run_rows(study: Study) -> list[dict[str, Any]]:
@@ -136,7 +157,9 @@ def cells(study: Study) -> list[Cell]:
             # Two runs differ in something the config does not show: never average them.
             key = {**key, "run": record.name}
         if rows:
-            grouped.setdefault(_text(key), Cell(key, record, [])).seeds.extend(rows)
+            cell = grouped.setdefault(_text(key), Cell(key, record, []))
+            cell.seeds.extend(rows)
+            cell.records.append(record)
     return sorted(grouped.values(), key=lambda cell: _row_order(cell.key))
 
 

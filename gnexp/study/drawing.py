@@ -6,7 +6,8 @@ colour-blind readers can tell apart; markers for those who print in grey).
 
 import contextlib
 import io
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,6 +121,20 @@ def dodge(values: Sequence[float], index: int, count: int) -> list[float]:
     """Shift a line sideways by a few percent, so that its intervals do not hide the others'."""
     step = min(0.07, 0.45 / max(count, 1))
     return [value * 2 ** (step * (index - (count - 1) / 2)) for value in values]
+
+
+def error_bars(rows: Sequence[Mapping[str, Any]], column: str) -> list[list[float]] | None:
+    """Return the lengths of error bars in percent of a column of fractions with _lo and _hi.
+
+    0 where a row has no interval; None where no row has any.
+    """
+
+    def length(row: Mapping[str, Any], end: str, sign: int) -> float:
+        value = row.get(f"{column}_{end}", math.nan)
+        return max(100 * sign * (value - row[column]), 0.0) if math.isfinite(value) else 0.0
+
+    lengths = [[length(row, end, sign) for row in rows] for end, sign in (("lo", -1), ("hi", 1))]
+    return lengths if any(map(any, lengths)) else None
 
 
 def size_axis(axis: "Axes", values: Sequence[int], title: str = "Batch size") -> None:

@@ -1,7 +1,7 @@
 """The report's figures, each drawn from cells, series or rows, and nothing computed but means."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,10 +27,11 @@ def draw_figures(
     gradients: Sequence[Row],
     exponents: Sequence[Row],
     folder: Path,
+    more: Mapping[str, Maker] | None = None,
 ) -> dict[str, Path]:
     """Write every figure that has something to show; return {name: path of its SVG}.
 
-    gradients, exponents: the rows of the tables of those names.
+    gradients, exponents: the rows of the tables of those names. more: makers of other figures.
     """
     makers: dict[str, Maker] = {
         "accuracy_vs_batch": lambda: accuracy_vs_batch(lines),
@@ -39,6 +40,7 @@ def draw_figures(
         "curves": lambda: curves(lines),
         "accuracy_vs_groups": lambda: accuracy_vs_groups(cells),
         "cost": lambda: cost(lines),
+        **(more or {}),
     }
     written = {}
     with drawing.drawing():

@@ -9,12 +9,15 @@ from typing import Any
 from gnexp.study import cells as grouping
 from gnexp.study import plots
 from gnexp.study.cells import Cell, Series
+from gnexp.study.damage import damage_sentences
 from gnexp.study.files import write_whole
 from gnexp.study.freshness import files_of, is_fresh, stamp
 from gnexp.study.headline import headline
-from gnexp.study.rendering import percent, write_table_files
+from gnexp.study.rendering import Table, percent, write_table_files
 from gnexp.study.store import Study, alone_in, load_study
 from gnexp.study.tables import build_tables
+from gnexp.study.why_plots import CAPTIONS, why_figures
+from gnexp.study.why_tables import NAMES as WHY
 
 FIGURES = {
     "accuracy_vs_batch": "Test accuracy of the last epoch against batch size: mean of the seeds "
@@ -31,6 +34,7 @@ FIGURES = {
     "cost": "Training time as recorded, per seed and 1,000 images, with 95 % intervals over seeds. "
     "Seeds trained in one step share its time; see execution, seeds per step and device among the "
     "runs.",
+    **CAPTIONS,
 }
 PRIVATE = (
     "runs with an epsilon were trained with DP-SGD: each training's weights, and what follows from "
@@ -75,9 +79,11 @@ def _build(study: Study, folder: Path, reference_batch: int) -> dict[str, Path]:
     cells = grouping.cells(study)
     lines = grouping.series(cells)
     tables = build_tables(study, cells, lines, reference_batch)
-    written = [path for table in tables.values() for path in write_table_files(table, folder)]
+    written = [path for table in tables.values() for path in _write_table(table, folder)]
     gradients, exponents = tables["gradient_variance"].rows, tables["exponents"].rows
-    figures = plots.draw_figures(cells, lines, gradients, exponents, folder)
+    damages = tables["decomposition"].rows
+    why = why_figures(cells, lines, tables, reference_batch)
+    figures = plots.draw_figures(cells, lines, gradients, exponents, folder, why)
     for name in FIGURES:
         files = [folder / f"{name}.png", folder / f"{name}.svg"]
         if name in figures:
@@ -88,7 +94,10 @@ def _build(study: Study, folder: Path, reference_batch: int) -> dict[str, Path]:
     written.append(folder / "index.html")
     page = _render(
         study=study,
-        headline=headline(study, lines, reference_batch, exponents, tables["noise_check"].rows),
+        headline=[
+            *headline(study, lines, reference_batch, exponents, tables["noise_check"].rows),
+            *damage_sentences(damages),
+        ],
         tables=tables,
         exponents_of_all=dataclasses.replace(
             tables["exponents"], rows=[row for row in exponents if row["parameters"] == "all"]
@@ -103,11 +112,21 @@ def _build(study: Study, folder: Path, reference_batch: int) -> dict[str, Path]:
         versions={key: _distinct(study, key) for key in VERSION_KEYS if _distinct(study, key)},
         started=_span(study),
         meanings=MEANINGS,
+        why=any(tables[name].rows for name in WHY),
         reference_batch=reference_batch,
     )
     write_whole(written[-1], page)
     stamp(study, reference_batch, folder, written)
     return {path.name: path for path in written}
+
+
+def _write_table(table: Table, folder: Path) -> list[Path]:
+    """Write a table's files; of a table of WHY without rows, remove those of an earlier report."""
+    if table.rows or table.name not in WHY:
+        return write_table_files(table, folder)
+    for suffix in ("csv", "md", "tex"):
+        (folder / f"{table.name}.{suffix}").unlink(missing_ok=True)
+    return []
 
 
 def plain_table(study: Study) -> str:

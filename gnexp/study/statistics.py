@@ -4,7 +4,7 @@ Student's t throughout, because seeds are few. What too few values cannot give i
 """
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,10 @@ class Interval:
     n: int
     lo: float
     hi: float
+
+    def columns(self, name: str) -> dict[str, float]:
+        """Return {name: mean, name_lo, name_hi}, as the tables have it."""
+        return {name: self.mean, f"{name}_lo": self.lo, f"{name}_hi": self.hi}
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,23 @@ def t_interval(values: Sequence[float], level: float = 0.95) -> Interval:
     sd = float(x.std(ddof=1))
     half = t_quantile(0.5 + level / 2, n - 1) * sd / math.sqrt(n)
     return Interval(mean, sd, n, mean - half, mean + half)
+
+
+def jackknife(n: int, statistic: Callable[[Sequence[int]], float]) -> Interval:
+    """Return statistic(all of range(n)) with the 95 % t interval of the delete-one jackknife.
+
+    half-width = t_{n-1} * sqrt((n-1)/n * sum (s_i - mean s)^2), s_i the statistic without i; for
+    a mean it is the ordinary t interval. No interval for n = 1 or where an s_i is not finite.
+    """
+    if n == 0:
+        return t_interval([])
+    whole = statistic(range(n))
+    left_out = [statistic([j for j in range(n) if j != i]) for i in range(n)] if n > 1 else []
+    if not left_out or not all(map(math.isfinite, [whole, *left_out])):
+        return Interval(whole, math.nan, n, math.nan, math.nan)
+    spread = t_interval(left_out).sd
+    half = t_quantile(0.975, n - 1) * spread * (n - 1) / math.sqrt(n)
+    return Interval(whole, math.nan, n, whole - half, whole + half)
 
 
 def binomial_interval(accuracy: float, n: int, level: float = 0.95) -> tuple[float, float]:

@@ -63,21 +63,37 @@ GRADIENTS_COLUMNS = {
     "weight_norm": float,
 }
 COVARIANCE_COLUMNS = {"seed": int, "epoch": int, "parameters": str, "n": int, "trace": float}
+SHIFT_COLUMNS = {
+    **{"seed": int, "corruption": str, "severity": int},
+    **{"n": int, "accuracy": float, "loss": float},
+}
+BATCHES_COLUMNS = {
+    **{"seed": int, "statistics": str, "composition": str, "at_batch": int},
+    **{"n": int, "accuracy": float, "loss": float, "expected": float, "logit_change": float},
+}
+CLASSES_COLUMNS = {"seed": int, "class": str, "n": int, "accuracy": float}
 
 METRICS_KEY = ("seed", "epoch")
 GRADIENTS_KEY = ("seed", "epoch", "at_batch", "parameters")
 COVARIANCE_KEY = ("seed", "epoch", "parameters")
+SHIFT_KEY = ("seed", "corruption", "severity")
+BATCHES_KEY = ("seed", "statistics", "composition", "at_batch")
+CLASSES_KEY = ("seed", "class")
 STATUSES = ("running", "complete", "diverged", "infeasible", "failed")
 NOT_STUDIES = ("check", "reference", "report")
 
 # What a report is made of; a run's config is in its result, or it has none.
 INPUTS = ("config.yaml", "provenance.json", "status.json", "result.json")
 INPUTS += ("metrics.csv", "gradients.csv", "covariance.csv")
+INPUTS += ("shift.csv", "batches.csv", "classes.csv")
 _RUN_FILES = ("config.yaml", "status.json", "metrics.csv", "result.json")
 _TABLES = {
     "metrics.csv": (METRICS_COLUMNS, METRICS_KEY),
     "gradients.csv": (GRADIENTS_COLUMNS, GRADIENTS_KEY),
     "covariance.csv": (COVARIANCE_COLUMNS, COVARIANCE_KEY),
+    "shift.csv": (SHIFT_COLUMNS, SHIFT_KEY),
+    "batches.csv": (BATCHES_COLUMNS, BATCHES_KEY),
+    "classes.csv": (CLASSES_COLUMNS, CLASSES_KEY),
 }
 
 
@@ -289,6 +305,15 @@ class Run:
     def covariance(self) -> list[dict[str, Any]]:
         """Return the rows of covariance.csv, sorted by COVARIANCE_KEY."""
         return self._read_table("covariance.csv")
+
+    @_writes
+    def add_rows(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Add rows of one of the tables, such as "shift.csv", replacing those of the same key."""
+        self._upsert(name, rows)
+
+    def rows(self, name: str) -> list[dict[str, Any]]:
+        """Return the rows of one of the tables."""
+        return self._read_table(name)
 
     @_writes
     def write_result(self, result: Mapping[str, Any]) -> None:

@@ -8,6 +8,7 @@ from gnexp.study.cells import BASE, NORM_LABELS, RUN_COLUMNS, Cell, Series, run_
 from gnexp.study.comparisons import flatness_rows
 from gnexp.study.rendering import Column, Cut, Row, Table, percent, plain
 from gnexp.study.store import Study
+from gnexp.study.why_tables import why_tables
 
 ACCURACY_COLUMNS = ("n", "n_diverged", "mean", "sd", "lo", "hi", "interval")
 
@@ -27,6 +28,7 @@ def build_tables(
         _gradients(noise.gradient_rows(cells), key),
         _exponents(noise.exponent_rows(cells, lines), key),
         _check(noise.check_rows(cells), key),
+        *why_tables(cells, lines, reference_batch, key, _key_columns(key)),
     ]
     return {table.name: table for table in tables}
 

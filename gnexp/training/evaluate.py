@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from gnexp.data.loader import DeviceImages, normalize
 from gnexp.training.precision import autocast
 
-CHUNK = 250  # test images in one forward pass
+CHUNK = 250  # test images of 32x32 pixels in one forward pass, fewer of larger ones
 
 
 class Scores(NamedTuple):
@@ -25,14 +25,17 @@ class Scores(NamedTuple):
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, images: DeviceImages, *, precision: str = "fp32", chunk: int = CHUNK
+    model: nn.Module, images: DeviceImages, *, precision: str = "fp32", chunk: int | None = None
 ) -> Scores:
-    """Score the model on the test images in evaluation mode; its mode is restored."""
+    """Score the model on the test images in evaluation mode; its mode is restored.
+
+    chunk: images of one forward pass; by default so many that memory is that of 250 small ones.
+    """
     was_training = model.training
     model.eval()
     dtype = next(model.parameters()).dtype
     parts = []
-    for x in images.x_test.split(chunk):
+    for x in images.x_test.split(chunk or images_of_a_pass(images.x_test)):
         with autocast(x.device, precision):
             parts.append(model(normalize(x, images.mean, images.std, dtype)))
     model.train(was_training)
@@ -40,3 +43,8 @@ def evaluate(
     hits = (logits_NK.argmax(dim=1) == images.y_test).double().mean()
     loss = F.cross_entropy(logits_NK, images.y_test)
     return Scores(hits.item(), loss.item(), logits_NK)
+
+
+def images_of_a_pass(x_NCHW: Tensor) -> int:
+    """Return how many of these images pass at once."""
+    return max(1, CHUNK * 32 * 32 // max(32 * 32, x_NCHW.shape[-2] * x_NCHW.shape[-1]))

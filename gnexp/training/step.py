@@ -15,7 +15,7 @@ from torch.optim.sgd import sgd
 from gnexp.training.precision import autocast
 from gnexp.training.replicas import Stack
 
-MOST_IMAGES = 512  # of one replica in one forward pass
+MOST_IMAGES = 512  # of 32x32 pixels, of one replica in one forward pass
 Tick = Callable[[int], None]
 
 
@@ -116,7 +116,8 @@ class StackedStep:
         batches = len(x_NCHW) // self.batch
         together = 1
         if self.one_pass:
-            most = max(1, MOST_IMAGES // self.batch)
+            height, width = x_NCHW.shape[-2:]
+            most = max(1, MOST_IMAGES * 32 * 32 // (self.batch * max(height * width, 32 * 32)))
             together = max(n for n in range(1, min(batches, most) + 1) if batches % n == 0)
         if together == batches:
             yield x_NCHW, y_NR, batches

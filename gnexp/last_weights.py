@@ -1,0 +1,161 @@
+"""What is measured of a trained model: at the end of its training, and later on the stored run.
+
+decomposition: test accuracy and loss under other statistics than the running ones. classes: of
+each class, and calibration. shift: on corrupted images. batches: under shifts of the batch. The
+first two are cheap and belong to every run; the others are asked for.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gnexp.config import ShiftConfig, TrainConfig
+from gnexp.data.cifar_c import load_cifar_c
+from gnexp.data.corruptions import CORRUPTIONS
+from gnexp.data.loader import DeviceImages
+from gnexp.measure.batches import measure_batches
+from gnexp.measure.classes import calibration_error, chance_gap, class_accuracies
+from gnexp.measure.shift import measure_shift
+from gnexp.measure.statistics import other_scores
+from gnexp.stored import StoredRun, alone_with
+from gnexp.study.store import Run
+from gnexp.training.evaluate import Scores, evaluate
+from gnexp.training.precision import matrix_precision
+from gnexp.workers import Emit
+
+ALWAYS = ("decomposition", "classes")
+ASKED_FOR = ("shift", "batches")
+INSTRUMENTS = (*ALWAYS, *ASKED_FOR)
+
+
+def corruption_names(shift: ShiftConfig) -> list[str]:
+    """Return the corruptions that a config names, all of them where it names none."""
+    return list(CORRUPTIONS) if shift.corruptions is None else list(shift.corruptions)
+
+
+def end_numbers(
+    config: TrainConfig, model: nn.Module, images: DeviceImages, plain: Scores
+) -> dict[str, Any]:
+    """Return what result.json holds beside the plain scores: under other statistics, calibration.
+
+    An evaluation that is not defined for the model is None.
+    """
+    with matrix_precision(config.precision):
+        scores = other_scores(model, images, config.batch, config.precision, plain=plain)
+    numbers: dict[str, Any] = {"ece": calibration_error(plain.logits_NK, images.y_test)}
+    for name, score in scores.items():
+        numbers[f"test_acc_{name}"] = None if score is None else score.accuracy
+        numbers[f"test_loss_{name}"] = None if score is None else score.loss
+    return numbers
+
+
+def class_rows(logits_NK: Tensor, images: DeviceImages, seed: int) -> list[dict[str, Any]]:
+    """Return the rows of classes.csv of one seed."""
+    rows = class_accuracies(logits_NK, images.y_test, images.classes)
+    return [{"seed": seed, **row} for row in rows]
+
+
+def class_head(run: Run, images: DeviceImages) -> dict[str, Any]:
+    """Return what result.json says of the classes over all seeds whose logits are stored."""
+    labels = images.y_test.cpu().numpy()
+    logits = [each for _, each in sorted(run.logits().items()) if np.isfinite(each).all()]
+    if not logits:
+        return {}
+    hits_SN = np.stack([each.argmax(axis=1) == labels for each in logits])
+    return {"classes": chance_gap(hits_SN, labels)}
+
+
+def measure_asked_for(
+    run: Run,
+    config: TrainConfig,
+    model: nn.Module,
+    images: DeviceImages,
+    seed: int,
+    what: Iterable[str],
+    shift: ShiftConfig,
+) -> None:
+    """Measure and store what is asked for beyond what belongs to every run."""
+    with matrix_precision(config.precision):
+        if "shift" in what:
+            names = corruption_names(shift)
+            rows = measure_shift(
+                model,
+                images,
+                names,
+                shift.severities,
+                limit=shift.images,
+                cifar_c=load_cifar_c(shift.root, names) if shift.root else None,
+                precision=config.precision,
+            )
+            run.add_rows("shift.csv", [{"seed": seed, **row} for row in rows])
+        if "batches" in what:
+            rows = measure_batches(model, images, limit=shift.images, precision=config.precision)
+            run.add_rows("batches.csv", [{"seed": seed, **row} for row in rows])
+
+
+@dataclass(frozen=True)
+class LastTask:
+    """What to measure at the last weights of one stored run."""
+
+    folder: Path
+    what: tuple[str, ...]
+    shift: ShiftConfig
+    device: str
+
+
+def measure_last(task: LastTask, emit: Emit) -> str | None:
+    """Measure a stored run, every complete seed; return what went wrong, None if nothing did."""
+    return alone_with(task, lambda run: _measure_seeds(run, task, emit))
+
+
+def _measure_seeds(run: Run, task: LastTask, emit: Emit) -> None:
+    stored = StoredRun(run, task.device)
+    for seed in stored.seeds:
+        what = [name for name in task.what if not _is_measured(stored, seed, name, task.shift)]
+        if not what:
+            continue
+        if set(what) - {"classes"}:
+            model = stored.model(seed)
+            plain = _plain(stored, model)
+            if "decomposition" in what:
+                numbers = end_numbers(stored.config, model, stored.images, plain)
+                run.add_result(seed, {**stored.numbers[seed], **numbers})
+            measure_asked_for(run, stored.config, model, stored.images, seed, what, task.shift)
+        if "classes" in what:
+            _measure_classes(stored, seed)
+        emit({"text": f"{run.name}, seed {seed}: measured {', '.join(what)}"})
+
+
+def _plain(stored: StoredRun, model: nn.Module) -> Scores:
+    with matrix_precision(stored.config.precision):
+        return evaluate(model, stored.images, precision=stored.config.precision)
+
+
+def _measure_classes(stored: StoredRun, seed: int) -> None:
+    """Store the classes of one seed, from its logits where they are, else from its weights."""
+    run, images = stored.run, stored.images
+    if seed not in run.logits():
+        logits_NK = _plain(stored, stored.model(seed)).logits_NK
+        run.add_logits(seed, logits_NK.cpu().numpy())
+    logits_NK = torch.from_numpy(run.logits()[seed]).float().to(images.y_test.device)
+    run.add_rows("classes.csv", class_rows(logits_NK, images, seed))
+    ece = calibration_error(logits_NK, images.y_test)
+    numbers = run.result()["seeds"][str(seed)]
+    run.add_result(seed, {"ece": ece, **numbers}, **class_head(run, images))
+
+
+def _is_measured(stored: StoredRun, seed: int, name: str, shift: ShiftConfig) -> bool:
+    run = stored.run
+    if name == "decomposition":
+        return "test_acc_population" in stored.numbers[seed]
+    rows = [row for row in run.rows(f"{name}.csv") if row["seed"] == seed]
+    if name != "shift":
+        return bool(rows)
+    wanted = {(c, s) for c in corruption_names(shift) for s in shift.severities}
+    images = min(shift.images or len(stored.images.x_test), len(stored.images.x_test))
+    return wanted <= {(r["corruption"], r["severity"]) for r in rows if r["n"] == images}

@@ -1,0 +1,262 @@
+"""What one training update holds in memory, and the largest batch that fits: why batches are small.
+
+Counted, for a model on a CPU: every tensor that the forward and the backward pass make is followed
+from its birth to its death, on PyTorch's "meta" device, where tensors have sizes but no values.
+That is the same on every machine, and knows nothing of what an allocator rounds up, of a
+convolution's workspace or of the CUDA context. Measured, for a model on CUDA: the peak of
+PyTorch's allocator, workspaces included.
+
+An update as in training here: SGD with momentum, in place; gradients are dropped before the forward
+pass, so they come to life while what the backward pass needs dies. No copies of the images beside
+the batch itself.
+
+Shapes: N images, K classes.
+"""
+
+import copy
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+_BY_LINE = 7  # batches that are tried along a line before halving
+
+
+class Footprint(NamedTuple):
+    """Bytes of an update: at its peak, of what always lives, and of what backward needs.
+
+    fixed: weights, buffers and momentum. saved: what autograd keeps for the backward pass beside
+    the weights and buffers, the input included. peak: of all of these, of gradients of weights and
+    activations and of intermediate results, at the worst moment.
+    """
+
+    peak: int
+    fixed: int
+    saved: int
+
+
+def training_bytes(
+    model: nn.Module,
+    input_shape: Sequence[int],
+    batch: int,
+    loss: Loss = F.cross_entropy,
+    *,
+    momentum: bool = True,
+) -> int:
+    """Return the memory in bytes of one training update by `batch` inputs of (C, H, W).
+
+    batch: inputs in one forward pass. loss(logits (N, K), labels (N,)); momentum: whether SGD keeps
+    one value per weight. In the model's dtype. Counted where the model is on a CPU, measured where
+    it is on CUDA; see the head of this file. The model is left as it is. Raises ValueError if
+    batch < 1, or what the model itself raises at that batch (PyTorch's BN refuses to train with a
+    single value per channel).
+    """
+    if batch < 1:
+        raise ValueError(f"batch={batch} must be at least 1")
+    if next(model.parameters()).is_cuda:
+        return _measured(model, input_shape, batch, loss, momentum)
+    return footprint(model, input_shape, batch, loss, momentum=momentum).peak
+
+
+def footprint(
+    model: nn.Module,
+    input_shape: Sequence[int],
+    batch: int,
+    loss: Loss = F.cross_entropy,
+    *,
+    momentum: bool = True,
+) -> Footprint:
+    """Return the counted memory of an update; arguments as in `training_bytes`.
+
+    A model that needs values to pass (it decides by them, or calls what "meta" lacks) is counted
+    on the CPU, with the same result.
+    """
+    with torch.random.fork_rng(devices=[]):
+        try:
+            return _counted(model, "meta", input_shape, batch, loss, momentum)
+        except (NotImplementedError, RuntimeError):
+            return _counted(model, "cpu", input_shape, batch, loss, momentum)
+
+
+def _counted(
+    model: nn.Module,
+    device: str,
+    input_shape: Sequence[int],
+    batch: int,
+    loss: Loss,
+    momentum: bool,
+) -> Footprint:
+    trial = copy.deepcopy(model).to(device).train()
+    trial.zero_grad()
+    live = _LiveBytes()
+    for tensor in (*trial.parameters(), *trial.buffers()):
+        live.add(tensor)
+    own = set(live.storages)
+    velocity = sum(p.nbytes for p in trial.parameters() if p.requires_grad) if momentum else 0
+    fixed = live.now + velocity
+    saved: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            saved[storage._cdata] = storage.nbytes()
+        return tensor
+
+    x, y = _data(trial, input_shape, batch, device)
+    live.add(x)
+    live.add(y)
+    with torch.enable_grad(), live:
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            value = loss(trial(x), y)
+        kept = sum(saved.values())
+        value.backward()
+    return Footprint(live.peak + velocity, fixed, kept)
+
+
+def _data(
+    model: nn.Module, input_shape: Sequence[int], batch: int, device: torch.device | str
+) -> tuple[Tensor, Tensor]:
+    dtype = next(model.parameters()).dtype
+    x = torch.zeros(batch, *input_shape, dtype=dtype, device=device)
+    return x, torch.zeros(batch, dtype=torch.int64, device=device)
+
+
+class _LiveBytes(TorchDispatchMode):
+    """Within the block, counts the bytes of the storages that tensors hold: now and at the peak."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.storages: dict[int, weakref.ref] = {}  # by address, which only the living have
+        self.now = self.peak = 0
+
+    def add(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key in self.storages:
+            return
+
+        def forget(_: object) -> None:
+            del self.storages[key]
+            self.now -= size
+
+        self.storages[key] = weakref.ref(storage, forget)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+    def __torch_dispatch__(
+        self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None
+    ) -> object:
+        result = func(*args, **(kwargs or {}))
+        for value in tree_leaves(result):
+            if isinstance(value, Tensor):
+                self.add(value)
+        return result
+
+
+def _measured(
+    model: nn.Module, input_shape: Sequence[int], batch: int, loss: Loss, momentum: bool
+) -> int:
+    """Return the peak of PyTorch's allocator above what lived before, on the model's CUDA device.
+
+    The first update is for what CUDA's libraries allocate once and keep.
+    """
+    device = next(model.parameters()).device
+    with torch.random.fork_rng(devices=[device]), torch.enable_grad():
+        _update(model, device, input_shape, batch, loss, momentum)
+        torch.cuda.synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        _update(model, device, input_shape, batch, loss, momentum)
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+
+
+def _update(
+    model: nn.Module,
+    device: torch.device,
+    input_shape: Sequence[int],
+    batch: int,
+    loss: Loss,
+    momentum: bool,
+) -> None:
+    trial = copy.deepcopy(model).train()
+    trial.zero_grad()
+    velocities = [torch.zeros_like(p) for p in trial.parameters() if p.requires_grad and momentum]
+    x, y = _data(trial, input_shape, batch, device)
+    loss(trial(x), y).backward()
+    del velocities  # until here they were to take their place
+
+
+def largest_batch(
+    build_model: Callable[[], nn.Module],
+    input_shape: Sequence[int],
+    memory_bytes: int,
+    most: int = 4096,
+    *,
+    loss: Loss = F.cross_entropy,
+    momentum: bool = True,
+) -> int:
+    """Return the largest batch, up to `most`, whose update fits into `memory_bytes`; 0 if none.
+
+    Memory is nearly a line in the batch: guesses follow it, and end when a batch is known to fit
+    and the next one known not to. On CUDA a batch that runs out of memory does not fit either.
+    Raises ValueError if most < 1, or what the model raises at a batch that is tried.
+    """
+    if most < 1:
+        raise ValueError(f"most={most} must be at least 1")
+    model = build_model()
+
+    def needed(batch: int) -> float:
+        try:
+            return training_bytes(model, input_shape, batch, loss, momentum=momentum)
+        except torch.cuda.OutOfMemoryError:
+            return float("inf")
+
+    known = {1: needed(1)}
+    if known[1] > memory_bytes:
+        return 0
+    fits, fails, guess = 1, most + 1, 2
+    while fails - fits > 1:
+        guess = min(max(guess, fits + 1), fails - 1)
+        known[guess] = needed(guess)
+        if known[guess] <= memory_bytes:
+            fits = guess
+        else:
+            fails = guess
+        finite = sorted(item for item in known.items() if item[1] < float("inf"))
+        if len(known) > _BY_LINE or len(finite) < 2:
+            guess = (fits + fails) // 2
+        else:
+            guess = _along_line(*finite[-2:], memory_bytes)
+    return fits
+
+
+def _along_line(low: tuple[int, float], high: tuple[int, float], memory_bytes: int) -> int:
+    """Return the batch at which the line through two points (batch, bytes) fills the memory."""
+    slope = (high[1] - low[1]) / (high[0] - low[0])
+    return high[0] + int((memory_bytes - high[1]) // slope) if slope > 0 else 2 * high[0]
+
+
+def memory_rows(
+    build_models: Mapping[str, Callable[[], nn.Module]],
+    input_shape: Sequence[int],
+    batches: Sequence[int] = (1, 2, 4, 8),
+) -> list[dict]:
+    """Return rows {norm, batch, bytes, fixed_bytes, saved_bytes}, counted: see `Footprint`.
+
+    build_models: by name of the norm; called once each, on the CPU.
+    """
+    rows = []
+    for norm, build_model in build_models.items():
+        model = build_model()
+        for batch in batches:
+            peak, fixed, saved = footprint(model, input_shape, batch)
+            sizes = {"bytes": peak, "fixed_bytes": fixed, "saved_bytes": saved}
+            rows.append({"norm": norm, "batch": batch, **sizes})
+    return rows

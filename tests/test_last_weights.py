@@ -1,0 +1,169 @@
+"""What every run says of its last weights, and what `gnexp measure` adds without training again."""
+
+import json
+
+import numpy as np
+import pytest
+
+from gnexp.study.store import Run
+
+SMALL = ("model=resnet8", "model.width=8", "data.train_limit=120", "data.test_limit=60")
+SMALL += ("epochs=1", "gradients=0", "batch=4", "lr=0.5")
+SHIFT = ("shift.corruptions=[fog,pure_contrast]", "shift.severities=[1,5]", "shift.images=20")
+
+
+def only_run(workdir) -> Run:
+    (folder,) = [p.parent for p in (workdir / "results" / "main").glob("*/result.json")]
+    return Run(folder)
+
+
+def numbers(workdir, seed=0):
+    return only_run(workdir).result()["seeds"][str(seed)]
+
+
+def test_every_result_says_what_other_statistics_would_have_given(gnexp, workdir):
+    assert gnexp("train", "norm=bn", *SMALL).code == 0
+    found = numbers(workdir)
+    losses = [found[f"test_loss{end}"] for end in ("", "_population", "_batch", "_example")]
+    assert all(np.isfinite(losses))
+    assert len(set(losses)) == 4  # four different evaluations
+    assert all(0 <= found[f"test_acc_{name}"] <= 1 for name in ("population", "batch", "example"))
+    assert 0 <= found["ece"] <= 1
+
+
+@pytest.mark.parametrize("norm", ["gn", "ln", "in", "none"])
+def test_without_running_statistics_all_evaluations_are_one(norm, gnexp, workdir):
+    assert gnexp("train", f"norm={norm}", *SMALL).code == 0
+    found = numbers(workdir)
+    for name in ("population", "batch", "example"):
+        assert found[f"test_acc_{name}"] == found["test_acc"]
+        assert found[f"test_loss_{name}"] == pytest.approx(found["test_loss"], rel=1e-6)  # float32
+
+
+def test_the_classes_of_every_run_are_stored_with_the_gap_that_chance_would_give(gnexp, workdir):
+    assert gnexp("train", "norm=gn", "seeds=2", *SMALL).code == 0
+    run = only_run(workdir)
+    rows = run.rows("classes.csv")
+    assert len(rows) == 2 * 10
+    for seed in (0, 1):
+        its = [row for row in rows if row["seed"] == seed]
+        accuracy = sum(row["n"] * row["accuracy"] for row in its) / sum(row["n"] for row in its)
+        assert accuracy == pytest.approx(numbers(workdir, seed)["test_acc"])
+    assert 0 < run.result()["classes"]["chance_gap"] <= 1
+
+
+def test_what_an_older_result_lacks_is_measured_later_with_the_same_digits(gnexp, workdir):
+    assert gnexp("train", "norm=bn", "seeds=2", *SMALL).code == 0
+    run = only_run(workdir)
+    before = run.result()
+    old = {"test_acc", "test_loss", "status", "train_loss", "train_acc", "epochs", "examples_seen"}
+    seeds = {s: {k: v for k, v in n.items() if k in old} for s, n in before["seeds"].items()}
+    run.write_result({k: v for k, v in before.items() if k != "classes"} | {"seeds": seeds})
+    (run.folder / "classes.csv").unlink()
+    checkpoint = (run.folder / "checkpoint.pt").read_bytes()
+    answer = gnexp("measure", "what=[decomposition,classes]", "workers=1")
+    assert answer.code == 0, answer.out
+    after = run.result()
+    assert after["classes"] == before["classes"]
+    for seed, found in after["seeds"].items():
+        for key in ("test_acc_population", "test_loss_population", "test_loss_example"):
+            assert found[key] == before["seeds"][seed][key]
+        assert found["ece"] == pytest.approx(before["seeds"][seed]["ece"], abs=1e-3)  # float16
+    assert (run.folder / "checkpoint.pt").read_bytes() == checkpoint
+
+
+def test_corruptions_are_added_to_a_study_without_training_and_only_once(gnexp, workdir):
+    assert gnexp("train", "norm=gn", "seeds=2", *SMALL).code == 0
+    run = only_run(workdir)
+    metrics = (run.folder / "metrics.csv").read_bytes()
+    answer = gnexp("measure", "what=[shift,batches]", *SHIFT, "workers=1")
+    assert answer.code == 0, answer.out
+    rows = run.rows("shift.csv")
+    found = {(row["seed"], row["corruption"], row["severity"]) for row in rows}
+    assert found == {
+        (seed, *point)
+        for seed in (0, 1)
+        for point in [("clean", 0), ("fog", 1), ("fog", 5), ("pure_contrast", 1)]
+        + [("pure_contrast", 5)]
+    }
+    assert {row["n"] for row in rows} == {20}
+    assert {row["seed"] for row in run.rows("batches.csv")} == {0, 1}
+    assert (run.folder / "metrics.csv").read_bytes() == metrics
+    again = gnexp("measure", "what=[shift,batches]", *SHIFT, "workers=1")
+    assert again.code == 0
+    assert ": measured" not in again.out
+    assert run.rows("shift.csv") == rows
+
+
+def test_corruptions_can_be_measured_at_the_end_of_training(gnexp, workdir):
+    assert gnexp("train", "norm=gn", "measure=[shift]", *SHIFT, *SMALL).code == 0
+    at_once = only_run(workdir).rows("shift.csv")
+    assert len(at_once) == 5
+    (only_run(workdir).folder / "shift.csv").unlink()
+    assert gnexp("measure", "what=[shift]", *SHIFT, "workers=1").code == 0
+    assert only_run(workdir).rows("shift.csv") == at_once
+
+
+def test_asking_for_instruments_does_not_change_the_name_of_a_run(gnexp, workdir):
+    assert gnexp("train", "norm=gn", *SMALL).code == 0
+    name = only_run(workdir).name
+    assert gnexp("train", "norm=gn", "measure=[shift]", *SHIFT, *SMALL).code == 0
+    assert only_run(workdir).name == name
+
+
+def test_a_run_without_a_checkpoint_is_named_and_the_others_are_measured(gnexp, workdir):
+    assert gnexp("train", "-m", "norm=gn,ln", *SMALL, "workers=1").code == 0
+    folders = sorted(p.parent for p in (workdir / "results" / "main").glob("*/result.json"))
+    (folders[0] / "checkpoint.pt").unlink()
+    answer = gnexp("measure", "what=[shift]", *SHIFT, "workers=1")
+    assert answer.code == 1
+    gone = f"failed: {folders[0].name}: there is no checkpoint of seed 0, so its weights are gone"
+    assert gone in answer.out
+    assert len(Run(folders[1]).rows("shift.csv")) == 5
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["shift.corruptions=[foggy]"], "foggy is unknown; did you mean fog?"),
+        (["shift.corruptions=fog"], "shift.corruptions=fog must be a list, such as [fog,contrast]"),
+        (["shift.severities=[0]"], "shift.severities=[0] must be a list of whole numbers from 1"),
+        (["shift.severities=[1,6]"], "shift.severities=[1, 6] must be a list of whole numbers"),
+        (["shift.images=0"], "shift.images=0 must be a whole number of at least 1"),
+        (["shift.root=nowhere"], "nowhere"),
+    ],
+)
+@pytest.mark.parametrize("command", ["train", "measure"])
+def test_bad_keys_of_a_shift_get_one_sentence_before_anything_is_done(
+    command, words, sentence, gnexp, workdir
+):
+    if command == "train":
+        answer = gnexp("train", "norm=gn", "measure=[shift]", *words, *SMALL)
+    else:
+        answer = gnexp("measure", "what=[shift]", *words)
+    assert answer.code == 2
+    assert sentence in answer.err
+    assert len(answer.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["train", "measure=[shifts]"], "measure=['shifts'] must be a list of shift, batches"),
+        (["measure", "what=[shifts]"], "what=shifts is unknown; did you mean shift? Valid: grad"),
+    ],
+)
+def test_an_unknown_instrument_is_named_with_the_nearest(words, sentence, gnexp):
+    answer = gnexp(*words)
+    assert answer.code == 2
+    assert sentence in answer.err
+
+
+def test_numbers_of_a_diverged_seed_are_left_out(gnexp, workdir):
+    words = [word for word in SMALL if not word.startswith("lr")]
+    assert gnexp("train", "norm=none", "lr=1e30", *words).code == 0
+    found = numbers(workdir)
+    assert found["status"] == "diverged"
+    assert "test_acc_population" not in found
+    assert only_run(workdir).rows("classes.csv") == []
+    assert json.loads((only_run(workdir).folder / "result.json").read_text())

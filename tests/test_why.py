@@ -1,0 +1,533 @@
+"""The report says why a small batch costs accuracy: in training, in evaluation, to whom."""
+
+import csv
+import itertools
+import math
+import re
+import xml.etree.ElementTree as ElementTree
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from gnexp.study import cells as grouping
+from gnexp.study.batches import batch_rows
+from gnexp.study.classes import class_rows
+from gnexp.study.damage import ACCURACY, LOSS, damage_rows, damage_sentences
+from gnexp.study.report import build_report
+from gnexp.study.robustness import STANDARD, condition_rows, summary_rows
+from gnexp.study.statistics import jackknife
+from gnexp.study.store import Run, load_study
+from gnexp.study.why_plots import CAPTIONS
+from gnexp.study.why_tables import NAMES
+
+REL = 1e-9  # float64
+ABS = 1e-12  # float64, of numbers of order 1
+CLASSES = list("abcdefghij")
+
+
+def settings(norm, batch, **changes):
+    resolved = {
+        **{"norm": {"name": norm, "eps": 1e-05}, "groups": 8 if norm == "gn" else None},
+        **{"model": {"name": "tiny"}, "data": {"name": "shapes10"}, "batch": batch},
+        **{"update_batch": batch, "seeds": [0, 1, 2], "epochs": 4, "lr": 0.1, "study": "s"},
+    }
+    return {**resolved, **changes}
+
+
+def add(study, norm, batch, seeds, name=None, diverged=(), head=None, **changes):
+    """Write a run; seeds: {seed: numbers}, each accuracy with a loss that follows from it."""
+    run = Run.create(study / (name or f"{norm}-b{batch}"))
+    run.write_config(settings(norm, batch, **changes))
+    data = {"title": "Shapes", "checksum": "01234567", "train": 512, "test": 1000}
+    top = {"config": settings(norm, batch, **changes), "data": {**data, "classes": CLASSES}}
+    for seed, numbers in seeds.items():
+        stored = {"status": "complete", **numbers}
+        for key in [k for k, v in numbers.items() if k.startswith("test_acc") and v is not None]:
+            stored.setdefault(key.replace("acc", "loss"), 3 * (1 - numbers[key]))
+        run.set_status(seed, "complete")
+        run.add_result(seed, stored, **top, **(head or {}))
+    for seed in diverged:
+        run.set_status(seed, "diverged", "loss became nan")
+        run.add_result(seed, {"status": "diverged", "test_acc": math.nan}, **top)
+    return run
+
+
+def under(running, population=None, example=None):
+    """Return accuracies under running, population, batch and example statistics."""
+    population = running if population is None else population
+    example = population if example is None else example
+    numbers = {"test_acc": running, "test_acc_population": population}
+    return {**numbers, "test_acc_batch": population, "test_acc_example": example}
+
+
+def lines_of(study):
+    return grouping.series(grouping.cells(load_study(study)))
+
+
+def cells_of(study):
+    return grouping.cells(load_study(study))
+
+
+def damage(study, measure=ACCURACY, reference=32):
+    return {r["batch"]: r for r in damage_rows(lines_of(study), reference, measure)}
+
+
+def rows_of(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+NOISE = np.random.default_rng(0).normal(0, 0.004, size=(4, 3))  # reference, cell x 2, by seed
+
+
+def make_pair(study, norm, batch, training, evaluation, seeds=(0, 1, 2)):
+    """A reference and a small batch with known damage; returns the four accuracies by seed."""
+    reference, small, gap, ref_gap = NOISE
+    there, here = {}, {}
+    for seed in seeds:
+        population = 0.8 + reference[seed]
+        there[seed] = (population - 0.01 + ref_gap[seed], population)
+        population = 0.8 - training + small[seed]
+        here[seed] = (population - 0.01 - evaluation + gap[seed], population)
+    add(study, norm, 32, {s: under(*v) for s, v in there.items()})
+    add(study, norm, batch, {s: under(*v) for s, v in here.items()})
+    return here, there
+
+
+@pytest.mark.parametrize(("training", "evaluation"), [(0.1, 0.0), (0.0, 0.1), (0.05, 0.2)])
+def test_the_damage_is_found_where_it_was_done(tmp_path, training, evaluation):
+    make_pair(tmp_path, "bn", 2, training, evaluation)
+    row = damage(tmp_path)[2]
+    for part, truth in (("training", training), ("evaluation", evaluation)):
+        assert row[f"{part}_damage_lo"] <= truth <= row[f"{part}_damage_hi"]
+        assert row[f"{part}_damage"] == pytest.approx(truth, abs=0.012)  # 3 sd of a mean
+    assert row["n_shared"] == 3
+    assert row["pools"]
+
+
+def test_the_parts_add_up_to_the_total_and_that_is_what_the_running_statistics_lost(tmp_path):
+    here, there = make_pair(tmp_path, "bn", 2, 0.03, 0.07)
+    for measure, suffix, scale in ((ACCURACY, "", 1), (LOSS, "_nats", 3)):
+        row = damage(tmp_path, measure)[2]
+        total = row[f"total_damage{suffix}"]
+        assert total == row[f"training_damage{suffix}"] + row[f"evaluation_damage{suffix}"]
+        lost = scale * np.mean([there[s][0] - here[s][0] for s in here])
+        assert total == pytest.approx(lost, abs=ABS)
+
+
+def test_intervals_are_those_of_the_paired_t_test(tmp_path):
+    here, there = make_pair(tmp_path, "bn", 2, 0.03, 0.07)
+    running, population = (np.array([x[s] for s in (0, 1, 2)]).T for x in (here, there))
+    gap = running[1] - running[0], population[1] - population[0]
+    row = damage(tmp_path)[2]
+    for part, a, b in (
+        ("total", population[0], running[0]),
+        ("training", population[1], running[1]),
+        ("evaluation", gap[0], gap[1]),
+    ):
+        interval = stats.ttest_rel(a, b).confidence_interval(0.95)
+        found = (row[f"{part}_damage_lo"], row[f"{part}_damage_hi"])
+        assert found == pytest.approx(tuple(interval), rel=REL)
+    level = stats.t.interval(0.95, 2, loc=running[1].mean(), scale=stats.sem(running[1]))
+    found = (row["accuracy_population_lo"], row["accuracy_population_hi"])
+    assert found == pytest.approx(level, rel=REL)
+
+
+def test_a_loss_that_rises_is_damage(tmp_path):
+    add(tmp_path, "bn", 32, {0: {**under(0.8), "test_loss": 0.5, "test_loss_population": 0.4}})
+    add(tmp_path, "bn", 2, {0: {**under(0.8), "test_loss": 1.5, "test_loss_population": 0.7}})
+    row = damage(tmp_path, LOSS)[2]
+    assert row["training_damage_nats"] == pytest.approx(0.3, abs=ABS)
+    assert row["evaluation_damage_nats"] == pytest.approx(0.7, abs=ABS)
+    assert row["batch"] == 2
+    assert row["loss_running_nats"] == 1.5
+
+
+def test_without_running_statistics_nothing_is_lost_in_evaluation(tmp_path):
+    for batch, loss in ((1, 0.1), (32, 0.0)):
+        add(tmp_path, "gn", batch, {s: under(0.8 + 0.01 * s - loss) for s in (0, 1, 2)})
+    row = damage(tmp_path)[1]
+    assert [row[f"evaluation_damage{end}"] for end in ("", "_lo", "_hi")] == [0, 0, 0]
+    assert row["training_damage"] == pytest.approx(0.1, abs=ABS)
+    assert not row["pools"]
+    assert not row["apart"]
+
+
+@pytest.mark.parametrize("name", ["bn", "MyNorm"])
+def test_batch_one_stands_apart_where_statistics_pool_and_not_by_name(tmp_path, name):
+    for batch in (1, 2, 32):
+        own = {s: under(0.5, 0.6, 0.75) for s in (0, 1)}
+        add(tmp_path / "pooling", name, batch, own)
+        add(tmp_path / "alone", name, batch, {s: under(0.5) for s in (0, 1)})
+    found = {batch: row["apart"] for batch, row in damage(tmp_path / "pooling").items()}
+    assert found == {1: True, 2: False, 32: False}
+    assert not any(row["apart"] for row in damage(tmp_path / "alone").values())
+    told = damage_sentences(list(damage(tmp_path / "pooling").values()))
+    assert [("single images" in text, "batch 2 " in text) for text in told] == [
+        (True, False),
+        (False, True),
+    ]
+
+
+def test_rounding_of_another_batch_size_is_no_pooling(tmp_path):
+    for batch in (1, 32):
+        seeds = {
+            s: {**under(0.8, 0.801), "test_loss": 0.6, "test_loss_population": 0.6000002}
+            for s in (0, 1)
+        }
+        for numbers in seeds.values():
+            numbers |= {"test_loss_batch": 0.6, "test_loss_example": 0.6}
+        add(tmp_path, "gn", batch, seeds)
+    assert not damage(tmp_path)[1]["pools"]
+
+
+def test_a_diverged_seed_counts_at_chance_as_training_damage_and_leaves_the_levels(tmp_path):
+    add(tmp_path, "bn", 32, {s: under(0.8) for s in (0, 1, 2)})
+    add(tmp_path, "bn", 2, {s: under(0.7, 0.75) for s in (0, 1)}, diverged=(2,))
+    row = damage(tmp_path)[2]
+    assert row["training_damage"] == pytest.approx((0.05 + 0.05 + 0.7) / 3, abs=ABS)
+    assert row["evaluation_damage"] == pytest.approx(2 * 0.05 / 3, abs=ABS)
+    assert row["accuracy_running"] == pytest.approx(0.7, abs=ABS)
+    assert (row["n"], row["n_diverged"], row["n_shared"], row["n_at_chance"]) == (2, 1, 3, 1)
+    nats = damage(tmp_path, LOSS)[2]
+    lost = (0.15 + 0.15 + math.log(10) - 0.6) / 3
+    assert nats["training_damage_nats"] == pytest.approx(lost, abs=ABS)
+    assert "1 counted at chance" in damage_sentences([row])[0]
+
+
+def test_seeds_are_paired_and_one_pair_has_no_interval(tmp_path):
+    add(tmp_path, "bn", 32, {s: under(0.8 + s / 100) for s in (0, 1)})
+    add(tmp_path, "bn", 2, {s: under(0.7 + s / 100, 0.75 + s / 100) for s in (1, 2)})
+    row = damage(tmp_path)[2]
+    assert (row["n"], row["n_shared"]) == (2, 1)
+    assert row["note"] == "not in the reference: seed 2; one shared seed: no interval"
+    assert row["training_damage"] == pytest.approx(0.81 - 0.76, abs=ABS)
+    assert math.isnan(row["training_damage_lo"])
+    assert "no interval" in damage_sentences([row])[0]
+
+
+def damage_note(study, batch, reference=32):
+    return damage(study, reference=reference)[batch]["note"]
+
+
+def test_what_cannot_be_split_says_why(tmp_path):
+    add(tmp_path, "bn", 32, {s: under(0.8) for s in (0, 1)})
+    add(tmp_path, "bn", 2, {0: under(0.7, 0.75), 1: {"test_acc": 0.7}})
+    add(tmp_path, "bn", 4, {s: {"test_acc": 0.7, "test_acc_population": None} for s in (0, 1)})
+    add(tmp_path, "bn", 8, {5: under(0.7, 0.75)})
+    found = damage(tmp_path)
+    assert "not measured for seed 1" in found[2]["note"]
+    assert (found[2]["n_shared"], found[2]["n"], found[2]["n_population"]) == (1, 2, 1)
+    assert found[4]["note"] == "population statistics not measured for seeds 0, 1"
+    assert math.isnan(found[4]["total_damage"])
+    assert found[8]["note"] == "no seed in common with the reference"
+    assert damage_note(tmp_path, 2, reference=64) == "no batch 64 in its series"
+    assert damage_note(tmp_path, 32) == "the reference"
+
+
+def test_a_diverged_seed_alone_does_not_speak_for_unmeasured_ones(tmp_path):
+    add(tmp_path, "bn", 32, {s: under(0.8) for s in (0, 1, 2)})
+    add(tmp_path, "bn", 2, {s: {"test_acc": 0.7} for s in (0, 1)}, diverged=(2,))
+    assert damage(tmp_path)[2]["n_shared"] == 0
+
+
+def test_a_series_with_nothing_but_running_statistics_gives_no_row(tmp_path):
+    for batch in (2, 32):
+        add(tmp_path, "bn", batch, {s: {"test_acc": 0.7} for s in (0, 1)})
+    assert damage(tmp_path) == {}
+
+
+# Shift
+
+TRUE = np.random.default_rng(1)
+CONDITIONS = [(c, s) for c in STANDARD[:4] for s in (1, 3)]
+
+
+def add_shift(study, norm, batch, clean, rises, seeds=(0, 1, 2), scatter=0.01, **changes):
+    """Write shift.csv; returns {seed: {(corruption, severity): accuracy}}."""
+    run = add(study, norm, batch, {s: {"test_acc": clean} for s in seeds}, **changes)
+    table = {}
+    for seed in seeds:
+        own = clean + TRUE.normal(0, scatter)
+        table[seed] = {("clean", 0): own}
+        table[seed] |= {c: own - r + TRUE.normal(0, scatter) for c, r in rises.items()}
+        run.add_rows(
+            "shift.csv",
+            [
+                {"seed": seed, "corruption": c, "severity": s, "n": 500, "accuracy": a, "loss": 1}
+                for (c, s), a in table[seed].items()
+            ],
+        )
+    return table
+
+
+def only(rows, **wanted):
+    found = [row for row in rows if all(row[k] == v for k, v in wanted.items())]
+    assert len(found) == 1, found
+    return found[0]
+
+
+def steps(factor=1.0):
+    return {c: factor * (0.05 + 0.01 * i) for i, c in enumerate(CONDITIONS)}
+
+
+def test_the_rise_is_paired_over_seeds_and_a_worse_clean_network_is_not_less_robust(tmp_path):
+    table = add_shift(tmp_path, "gn", 2, 0.8, steps(), scatter=0.05)
+    add_shift(tmp_path, "ln", 2, 0.5, steps(), scatter=0.0)
+    rows = summary_rows(cells_of(tmp_path))
+    clean = [a["clean", 0] for a in table.values()]
+    corrupted = [np.mean([a[c] for c in CONDITIONS]) for a in table.values()]
+    row = only(rows, norm="gn")
+    interval = stats.ttest_rel(clean, corrupted).confidence_interval(0.95)
+    assert (row["rise_lo"], row["rise_hi"]) == pytest.approx(tuple(interval), rel=REL)
+    assert row["clean"] - row["corrupted"] == pytest.approx(row["rise"], abs=ABS)
+    assert (row["corruptions"], row["severities"], row["n"]) == (4, "1 3", 3)
+    assert only(rows, norm="ln")["rise"] == pytest.approx(np.mean(list(steps().values())), abs=ABS)
+    condition = only(
+        condition_rows(cells_of(tmp_path)), norm="gn", corruption="shot_noise", severity=3
+    )
+    interval = stats.ttest_rel(clean, [a["shot_noise", 3] for a in table.values()])
+    expected = tuple(interval.confidence_interval(0.95))
+    assert (condition["rise_lo"], condition["rise_hi"]) == pytest.approx(expected, rel=REL)
+    assert (condition["n"], condition["images"]) == (3, 500)
+
+
+def mce_by_hand(mine, theirs, seeds, relative):
+    """Errors as arrays of (seed, corruption, severity), summed as the definition says."""
+
+    def errors(table):
+        shaped = np.array([[table[s][c] for c in CONDITIONS] for s in seeds]).reshape(-1, 4, 2)
+        clean = np.array([table[s]["clean", 0] for s in seeds])[:, None, None]
+        return (clean if relative else 1) - shaped
+
+    return np.mean(errors(mine).sum(axis=(0, 2)) / errors(theirs).sum(axis=(0, 2)))
+
+
+def test_the_mce_is_relative_to_bn_at_the_same_batch(tmp_path):
+    mine = add_shift(tmp_path, "gn", 2, 0.8, steps(0.5))
+    theirs = add_shift(tmp_path, "bn", 2, 0.7, steps())
+    add_shift(tmp_path, "bn", 32, 0.9, steps(0.1))
+    rows = summary_rows(cells_of(tmp_path))
+    row = only(rows, norm="gn")
+    for name, relative in (("mce", False), ("relative_mce", True)):
+        whole = mce_by_hand(mine, theirs, (0, 1, 2), relative)
+        assert row[name] == pytest.approx(whole, rel=REL)
+        out = [mce_by_hand(mine, theirs, s, relative) for s in ((1, 2), (0, 2), (0, 1))]
+        half = 4.302652729911275 * math.sqrt(2 / 3 * sum((o - np.mean(out)) ** 2 for o in out))
+        assert row[f"{name}_hi"] - row[name] == pytest.approx(half, rel=1e-7)
+    assert (row["reference"], row["n_shared"]) == ("BN, batch 2", 3)
+    assert row["relative_mce"] == pytest.approx(0.5, abs=0.2)
+    reference = only(rows, norm="bn", batch=2)
+    assert (reference["mce"], reference["note"]) == (1.0, "the reference of mCE")
+
+
+def test_without_bn_at_that_batch_there_is_no_mce_and_the_row_says_so(tmp_path):
+    add_shift(tmp_path, "gn", 2, 0.8, steps())
+    add_shift(tmp_path, "bn", 32, 0.7, steps())
+    row = only(summary_rows(cells_of(tmp_path)), norm="gn")
+    assert math.isnan(row["mce"])
+    assert row["note"] == "no measured BN to refer to: no mCE"
+
+
+def test_a_reference_that_a_corruption_does_not_harm_gives_no_relative_mce(tmp_path):
+    add_shift(tmp_path, "gn", 2, 0.8, steps(), scatter=0)
+    harmless = {**steps(), ("gaussian_noise", 1): -0.2}
+    add_shift(tmp_path, "bn", 2, 0.7, harmless, scatter=0)
+    row = only(summary_rows(cells_of(tmp_path)), norm="gn")
+    assert math.isnan(row["relative_mce"])
+    assert math.isfinite(row["mce"])
+    assert "no relative mCE" in row["note"]
+
+
+def test_a_relative_mce_that_hangs_on_one_seed_has_no_interval_and_says_so(tmp_path):
+    add_shift(tmp_path, "gn", 2, 0.8, steps(), scatter=0)
+    add_shift(tmp_path, "bn", 2, 0.7, steps(0.0) | {("shot_noise", 1): 0.1}, scatter=0)
+    run = Run(tmp_path / "bn-b2")
+    rows = run.rows("shift.csv")
+    for row in rows:  # only seed 0 is harmed by anything but shot noise
+        if row["severity"] and row["corruption"] != "shot_noise":
+            row["accuracy"] -= 0.1 * (row["seed"] == 0)
+    run.rewrite("shift.csv", rows)
+    row = only(summary_rows(cells_of(tmp_path)), norm="gn")
+    assert math.isfinite(row["relative_mce"])
+    assert math.isnan(row["relative_mce_lo"])
+    assert "hangs on one seed" in row["note"]
+
+
+def test_pure_cases_stand_apart_and_enter_no_mean(tmp_path):
+    pure = {("pure_contrast", s): 0.3 for s in (1, 3)}
+    add_shift(tmp_path, "gn", 2, 0.8, {**steps(), **pure}, scatter=0)
+    (row,) = summary_rows(cells_of(tmp_path))
+    assert row["rise"] == pytest.approx(np.mean(list(steps().values())), abs=ABS)
+    assert row["rise_pure_contrast"] == pytest.approx(0.3, abs=ABS)
+    assert row["corruptions"] == 4
+
+
+def test_a_seed_without_every_condition_is_left_out_of_the_sum_and_counted(tmp_path):
+    add_shift(tmp_path, "gn", 2, 0.8, steps(), scatter=0)
+    run = Run(tmp_path / "gn-b2")
+    kept = [r for r in run.rows("shift.csv") if (r["seed"], r["severity"]) != (2, 3)]
+    run.rewrite("shift.csv", kept)
+    (row,) = summary_rows(cells_of(tmp_path))
+    assert (row["n"], row["n_left_out"]) == (2, 1)
+    assert only(condition_rows(cells_of(tmp_path)), corruption="shot_noise", severity=1)["n"] == 3
+
+
+def test_seeds_of_two_runs_of_one_cell_are_counted_together(tmp_path):
+    add_shift(tmp_path, "gn", 2, 0.8, steps(), seeds=(0, 1))
+    add_shift(tmp_path, "gn", 2, 0.8, steps(), seeds=(2,), name="more", gradients=64)
+    (row,) = summary_rows(cells_of(tmp_path))
+    assert row["n"] == 3
+
+
+def test_the_jackknife_of_a_mean_is_the_t_interval():
+    x = np.array([0.3, 0.5, 0.45, 0.9])
+    found = jackknife(4, lambda chosen: float(np.mean(x[list(chosen)])))
+    expected = stats.t.interval(0.95, 3, loc=x.mean(), scale=stats.sem(x))
+    assert (found.lo, found.hi) == pytest.approx(expected, rel=REL)
+    assert math.isnan(jackknife(1, lambda chosen: 2.0).lo)
+    assert math.isnan(jackknife(3, lambda chosen: math.nan if len(chosen) < 3 else 1.0).hi)
+
+
+# Classes and batches
+
+
+def add_classes(run, table):
+    for seed, accuracies in table.items():
+        run.add_rows(
+            "classes.csv",
+            [
+                {"seed": seed, "class": c, "n": 100 if a == a else 0, "accuracy": a}
+                for c, a in zip(CLASSES, accuracies)
+            ],
+        )
+
+
+def test_the_gap_is_taken_after_averaging_over_seeds(tmp_path):
+    head = {"classes": {"chance_gap": 0.02, "chance_gap_95": 0.04, "gap_p": 0.3}}
+    seeds = {0: {"test_acc": 0.7, "ece": 0.02}, 1: {"test_acc": 0.7, "ece": 0.06}}
+    run = add(tmp_path, "gn", 2, seeds, head=head)
+    add_classes(run, {0: [0.9, 0.5, 0.72], 1: [0.5, 0.9, 0.72]})
+    (row,) = class_rows(cells_of(tmp_path))
+    assert row["gap"] == pytest.approx(0.02, abs=ABS)  # of one seed: 0.4
+    assert (row["best_class"], row["worst_class"], row["classes"]) == ("c", "a", 3)
+    assert row["mean"] == pytest.approx(2.12 / 3, abs=ABS)
+    assert (row["chance_gap"], row["chance_gap_95"], row["gap_p"]) == (0.02, 0.04, 0.3)
+    expected = stats.t.interval(0.95, 1, loc=0.04, scale=stats.sem([0.02, 0.06]))
+    assert (row["ece_lo"], row["ece_hi"]) == pytest.approx(expected, rel=REL)
+
+
+def test_a_class_without_test_images_takes_no_part(tmp_path):
+    add_classes(add(tmp_path, "gn", 2, {0: {"test_acc": 0.7}}), {0: [0.6, math.nan, 0.7]})
+    (row,) = class_rows(cells_of(tmp_path))
+    assert (row["classes"], row["images_per_class"], row["n_ece"]) == (2, 100, 0)
+    assert row["gap"] == pytest.approx(0.1, abs=ABS)
+    assert row["chance_gap"] is None
+
+
+def company(seed, statistics, composition, at_batch, accuracy, expected, change):
+    return {
+        **{"seed": seed, "statistics": statistics, "composition": composition, "n": 500},
+        **{"at_batch": at_batch, "accuracy": accuracy, "loss": 1.0, "expected": expected},
+        "logit_change": change,
+    }
+
+
+def test_the_effect_of_company_is_paired_and_the_largest_logit_change_is_kept(tmp_path):
+    run = add(tmp_path, "bn", 2, {s: {"test_acc": 0.7} for s in (0, 1, 2)})
+    accuracies, expected = [0.30, 0.35, 0.31], [0.70, 0.72, 0.69]
+    for seed in (0, 1, 2):
+        rows = [company(seed, "batch", "one_class", 8, accuracies[seed], expected[seed], seed)]
+        run.add_rows("batches.csv", [*rows, company(seed, "running", "iid", 8, 0.7, 0.7, 1e-6)])
+    usual, row = batch_rows(cells_of(tmp_path))
+    interval = stats.ttest_rel(accuracies, expected).confidence_interval(0.95)
+    assert (row["change_lo"], row["change_hi"]) == pytest.approx(tuple(interval), rel=REL)
+    assert (row["logit_change"], row["n"], usual["change"]) == (2.0, 3, 0.0)
+
+
+# The report
+
+
+def make_demo(study):
+    head = {"classes": {"chance_gap": 0.02, "chance_gap_95": 0.04, "gap_p": 0.3}}
+    for norm, batch in itertools.product(("bn", "gn"), (1, 2, 32)):
+        lost = 0.2 / batch * (norm == "bn")
+        seeds = {s: under(0.7 - 2 * lost + s / 100, 0.7 - lost + s / 100) for s in (0, 1)}
+        run = add(study, norm, batch, {s: {**n, "ece": 0.1} for s, n in seeds.items()}, head=head)
+        add_classes(run, {s: [0.6, 0.7 + lost, 0.8] for s in seeds})
+        for seed in seeds:
+            run.add_rows(
+                "shift.csv",
+                [
+                    {"seed": seed, "corruption": c, "severity": s, "n": 500, "loss": 1.0}
+                    | {"accuracy": 0.7 - 0.02 * s - 0.01 * seed * s}
+                    for c, s in (("clean", 0), ("fog", 1), ("fog", 3), ("colour_cast", 3))
+                ],
+            )
+            run.add_rows(
+                "batches.csv",
+                [
+                    company(seed, k, c, b, 0.6 - (k == "batch") * lost, 0.6, 0.1)
+                    for k in ("running", "batch")
+                    for c in ("iid", "one_class", "label_shift")
+                    for b in (1, 8)
+                ],
+            )
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    study = tmp_path_factory.mktemp("results") / "why"
+    make_demo(study)
+    return build_report(study)
+
+
+def test_the_report_has_every_table_and_figure_that_was_measured(report):
+    for name in NAMES:
+        assert {f"{name}.csv", f"{name}.md", f"{name}.tex"} <= set(report)
+    for name in CAPTIONS:
+        ElementTree.parse(report[f"{name}.svg"])
+    page = report["index.html"].read_text()
+    assert "Where the small batch hurts" in page
+    assert "BN, batch 2 against 32:" in page
+
+
+def test_raw_tables_have_the_columns_that_the_rows_fill(report):
+    for name in NAMES:
+        rows = rows_of(report[f"{name}.csv"])
+        empty = {c for c in rows[0] if all(row[c] == "" for row in rows)}
+        assert empty <= {"groups", "note", "interval"}, name
+    row = only(rows_of(report["decomposition.csv"]), norm="bn", batch="2")
+    parts = [float(row[f"{part}_damage"]) for part in ("total", "training", "evaluation")]
+    assert parts[0] == parts[1] + parts[2]
+
+
+def test_latex_tables_have_as_many_cells_as_columns(report):
+    for name in NAMES:
+        text = report[f"{name}.tex"].read_text()
+        columns = len(re.search(r"\\begin\{(?:tabular|longtable)\}\{(\w+)\}", text)[1])
+        body = [line for line in text.splitlines() if line.endswith(r" \\")]
+        assert {len(re.findall(r"(?<!\\)&", line)) for line in body} == {columns - 1}
+        assert text.isascii()
+
+
+def test_the_same_measurements_give_the_same_bytes(report):
+    folder = report["index.html"].parent
+    before = {name: path.read_bytes() for name, path in report.items()}
+    (folder / ".made.json").unlink()
+    build_report(folder.parent)
+    assert {name: (folder / name).read_bytes() for name in before} == before
+
+
+def test_a_study_of_before_has_none_of_these_and_what_went_is_removed(tmp_path):
+    for batch in (2, 32):
+        add(tmp_path / "s", "gn", batch, {s: under(0.7) for s in (0, 1)})
+    assert "decomposition.csv" in build_report(tmp_path / "s")
+    for batch in (2, 32):
+        add(tmp_path / "s", "gn", batch, {s: {"test_acc": 0.7} for s in (0, 1)})
+    files = build_report(tmp_path / "s")
+    assert not [n for n in files if n.split(".")[0] in {*NAMES, *CAPTIONS}]
+    left = {path.name.split(".")[0] for path in (tmp_path / "s" / "report").iterdir()}
+    assert not left & {*NAMES, *CAPTIONS}
+    assert "Where the small batch hurts" not in files["index.html"].read_text()
