@@ -11,10 +11,11 @@ from gnexp.build import (
     pick_device,
     seeded_model,
 )
-from gnexp.config import CUSTOM, ShiftConfig, TrainConfig, is_private
+from gnexp.config import CUSTOM, ShiftConfig, TrainConfig, asked_for, is_private
 from gnexp.data.cifar_c import load_cifar_c
 from gnexp.data.corruptions import require_corruption
 from gnexp.data.loader import normalize
+from gnexp.data.sources import Images
 from gnexp.last_weights import corruption_names
 from gnexp.norms.probes import values_per_statistic
 
@@ -34,7 +35,7 @@ def check(config: TrainConfig) -> list[str]:
         found.append(
             f"execution=cudagraph needs a CUDA device, not {device.type}; use execution=auto"
         )
-    found += corruption_problems(config.shift)
+    found += corruption_problems(config.shift) or _released_problems(config, images)
     if config.precision == "tf32" and device.type != "cuda":
         found.append(f"precision=tf32 needs a CUDA device, not {device.type}; use precision=fp32")
     try:
@@ -82,6 +83,18 @@ def _statistic_problems(config: TrainConfig, model: nn.Module, shape: torch.Size
                 " its output would be constant; use larger images, a larger batch under bn, or"
                 " fewer groups"
             ]
+    return []
+
+
+def _released_problems(config: TrainConfig, images: Images) -> list[str]:
+    """Return whether the folder of corrupted images is of another test set than the run's."""
+    if not (config.shift.root and "shift" in asked_for(config.measure)):
+        return []
+    released = load_cifar_c(config.shift.root, corruption_names(config.shift))
+    try:
+        released.positions(images.y_test, images.x_test.shape[-1])
+    except ValueError as error:
+        return [str(error)]
     return []
 
 

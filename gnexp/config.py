@@ -144,6 +144,19 @@ class StatusConfig:
 
 
 @dataclass
+class CostConfig:
+    """Of what the memory is counted: a network, its norms, images and batch sizes."""
+
+    model: str = "resnet20"
+    width: int | None = None
+    norms: Any = field(default_factory=lambda: ["bn", "gn", "ln", "in", "none"])
+    groups: int | None = None
+    size: int = 32
+    batches: Any = field(default_factory=lambda: [1, 2, 4, 8])
+    memory_gb: float = 8.0
+
+
+@dataclass
 class MeasureConfig:
     """Everything `gnexp measure` reads."""
 
@@ -153,6 +166,7 @@ class MeasureConfig:
     gradients: int | None = None
     gradients_at: Any = field(default_factory=lambda: [1, 2, 4, 8, 16, 32, 64])
     shift: ShiftConfig = field(default_factory=ShiftConfig)
+    cost: CostConfig = field(default_factory=CostConfig)
     device: str = "auto"
     workers: int | None = None
     reference_batch: int = REFERENCE_BATCH
@@ -273,6 +287,12 @@ def bench_run(config: BenchConfig, norm: str, batch: int) -> TrainConfig:
         device=config.device,
         workers=config.workers,
     )
+
+
+def cost_run(cost: CostConfig, norm: str) -> TrainConfig:
+    """Return a run of the network whose memory is counted, not yet resolved."""
+    model = ModelConfig(cost.model, cost.width)  # without a width the network's own
+    return TrainConfig(norm={"name": norm}, model=model, groups=cost.groups)
 
 
 def check_run(config: CheckConfig) -> TrainConfig:

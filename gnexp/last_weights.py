@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from gnexp.config import ShiftConfig, TrainConfig
 from gnexp.data.cifar_c import load_cifar_c
-from gnexp.data.corruptions import CORRUPTIONS
+from gnexp.data.corruptions import CORRUPTIONS, PUBLISHED
 from gnexp.data.loader import DeviceImages
 from gnexp.measure.batches import measure_batches
 from gnexp.measure.classes import calibration_error, chance_gap, class_accuracies
@@ -24,6 +24,7 @@ from gnexp.measure.shift import measure_shift
 from gnexp.measure.statistics import other_scores
 from gnexp.stored import StoredRun, alone_with
 from gnexp.study.store import Run
+from gnexp.training.allocator import keep_freed_memory
 from gnexp.training.evaluate import Scores, evaluate
 from gnexp.training.precision import matrix_precision
 from gnexp.workers import Emit
@@ -34,8 +35,9 @@ INSTRUMENTS = (*ALWAYS, *ASKED_FOR)
 
 
 def corruption_names(shift: ShiftConfig) -> list[str]:
-    """Return the corruptions that a config names, all of them where it names none."""
-    return list(CORRUPTIONS) if shift.corruptions is None else list(shift.corruptions)
+    """Return the corruptions that are named; where none is, all there are, or all published."""
+    every = PUBLISHED if shift.root else CORRUPTIONS
+    return list(every) if shift.corruptions is None else list(shift.corruptions)
 
 
 def end_numbers(
@@ -115,6 +117,8 @@ def measure_last(task: LastTask, emit: Emit) -> str | None:
 
 def _measure_seeds(run: Run, task: LastTask, emit: Emit) -> None:
     stored = StoredRun(run, task.device)
+    if stored.device.type == "cpu":
+        keep_freed_memory()
     for seed in stored.seeds:
         what = [name for name in task.what if not _is_measured(stored, seed, name, task.shift)]
         if not what:

@@ -14,6 +14,7 @@ from gnexp.config import (
     RETRIED,
     BenchConfig,
     CheckConfig,
+    CostConfig,
     MeasureConfig,
     ReportConfig,
     ShiftConfig,
@@ -115,6 +116,18 @@ def shift_problems(shift: ShiftConfig) -> list[str]:
     return found
 
 
+def cost_problems(cost: CostConfig) -> list[str]:
+    """Return one sentence for every rule that the keys of a cost break; names are not looked up."""
+    found = _list_problems("cost.norms", cost.norms, "[bn,gn]", "names of norms")
+    found += _list_problems("cost.batches", cost.batches, "[1,2,4]", "whole numbers from 1 up")
+    found += count_problems({"cost.groups": cost.groups, "cost.width": cost.width})
+    if not (_is_whole(cost.size) and cost.size >= 8):
+        found.append(f"cost.size={cost.size} must be at least 8 pixels, such as cost.size=128")
+    if not (math.isfinite(cost.memory_gb) and cost.memory_gb > 0):
+        found.append(f"cost.memory_gb={cost.memory_gb} must be a positive number, such as 8")
+    return found
+
+
 def bench_problems(config: BenchConfig) -> list[str]:
     """Return one sentence for every rule that a bench breaks; its norms are not looked up."""
     found = _study_problems(config.name, config.out, "name", "bench")
@@ -145,7 +158,7 @@ def check_problems(config: CheckConfig) -> list[str]:
 
 def _list_problems(key: str, value: Any, example: str, of: str) -> list[str]:
     def fits(item: Any) -> bool:
-        named = key in ("norms", "claims")
+        named = key in ("norms", "claims", "cost.norms")
         return isinstance(item, str) if named else _is_whole(item) and item >= 1
 
     if fits(value):

@@ -7,6 +7,7 @@ from gnexp import build
 from gnexp.checking import corruption_problems
 from gnexp.commands.report import make_report, stored_study
 from gnexp.config import MeasureConfig, Mistake
+from gnexp.cost import measure_cost, problems_of
 from gnexp.last_weights import INSTRUMENTS as LAST
 from gnexp.last_weights import LastTask, measure_last
 from gnexp.mending import mend
@@ -23,6 +24,10 @@ def measure(config: MeasureConfig) -> int:
     what = config.what if isinstance(config.what, list) else [config.what]
     if found := _problems(config, what):
         raise Mistake("\n".join(found))
+    if "cost" in what:
+        print(measure_cost(config.cost, config.device, Path(config.out) / "cost"))
+    if what == ["cost"]:
+        return 0
     study = stored_study(config.out, config.study)
     for record in study.runs:
         if record.damage:  # tables are about to be written to
@@ -63,7 +68,7 @@ def _measure(config: MeasureConfig, study: Study, what: list[str]) -> list[tuple
 def _problems(config: MeasureConfig, what: list[str]) -> list[str]:
     found = study_problems(config) + gradient_problems(config.gradients, config.gradients_at)
     found += count_problems({"workers": config.workers, "reference_batch": config.reference_batch})
-    valid = (*SHARED, *LAST)
+    valid = (*SHARED, *LAST, "cost")
     for name in what:
         if name not in valid:
             near = get_close_matches(str(name), valid, n=1, cutoff=0.0)[0]
@@ -74,6 +79,7 @@ def _problems(config: MeasureConfig, what: list[str]) -> list[str]:
         found.append("gradients=0 measures nothing: name a number of draws, such as 256")
     wrong = shift_problems(config.shift)
     found += wrong or (corruption_problems(config.shift) if "shift" in what else [])
+    found += problems_of(config.cost, config.device) if "cost" in what else []
     try:
         build.pick_device(config.device)
     except ValueError as error:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from gnexp.data.loader import DeviceImages, normalize
 from gnexp.measure.population import running_layers
-from gnexp.measure.statistics import _stacked
+from gnexp.measure.statistics import batches_together
 from gnexp.measure.unchanged import unchanged
 from gnexp.seeding import generator
 from gnexp.training.evaluate import images_of_a_pass
@@ -213,7 +213,7 @@ def _passes_of_batch_statistics(
     model: nn.Module, layers: Sequence[nn.Module], images: DeviceImages, precision: str
 ) -> Passes:
     """Return what evaluates batches by their own statistics; the model's mode is changed."""
-    stacked = _stacked(model, images.x_test.shape[1:])
+    stacked = batches_together(model, images.x_test.shape[1:])
     for layer in layers:
         layer.train()
     if stacked:

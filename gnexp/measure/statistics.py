@@ -138,7 +138,7 @@ def batch_logits(
     parts = []
     with unchanged(model):
         several = together and 2 * batch <= most
-        stack = _stacked(model, images.x_test.shape[1:]) if several else None
+        stack = batches_together(model, images.x_test.shape[1:]) if several else None
         model.eval()
         layers = list(running_layers(model).values())
         for layer in layers:
@@ -172,7 +172,7 @@ class _Alone(nn.Module):
         return self.net(x_NCHW[:, None])[:, 0]
 
 
-def _stacked(model: nn.Module, shape: Sequence[int]) -> _Alone | None:
+def batches_together(model: nn.Module, shape: Sequence[int]) -> _Alone | None:
     """Return the model as a stack whose passes may hold several batches; None if it takes none."""
     trial = copy.deepcopy(model)
     for layer in trial.modules():

@@ -144,6 +144,8 @@ def in_other_batches(
         axis.set_visible(index < len(panels))
         if index % columns == 0:
             axis.set_ylabel("Test accuracy (%)")
+    low, high = axes[0].get_ylim()  # shared; of two seeds, t may leave [0, 100] by far
+    axes[0].set_ylim(max(low, -2), min(high, 102))
     drawing.legend_below(figure, axes)
     return figure
 
