@@ -40,7 +40,7 @@ def problems_of(cost: CostConfig, device: str) -> list[str]:
             build.groups_per_layer(resolve(run))
         except ValueError as error:
             found.append(f"cost: {error}")
-    return found
+    return list(dict.fromkeys(found))
 
 
 def measure_cost(cost: CostConfig, device: str, folder: Path) -> str:

@@ -145,3 +145,10 @@ def test_under_momentum_rule_examples_128_examples_weigh_what_a_batch_weighed(ba
     assert layer.momentum == pytest.approx(momentum, rel=1e-5)
     layer = build.norm_factory(resolve(TrainConfig(norm={**bn, "momentum_rule": "batches"})))(8)
     assert layer.momentum == 0.1
+
+
+def test_batches_of_bn_share_a_pass_under_bf16_too(gnexp):
+    small = ("model=resnet8", "model.width=8", "data.train_limit=40", "data.test_limit=20")
+    words = ("norm=bn", "batch=2", "update_batch=8", "precision=bf16", "epochs=1", "gradients=0")
+    answer = gnexp("train", *words, *small)
+    assert answer.code == 0, answer.out

@@ -193,8 +193,11 @@ def series_label(key: Mapping[str, Any], keys: list[Mapping[str, Any]]) -> str:
     label = norm_label(key)
     told = ("norm", "groups", "channels_per_group")
     for column, value in key.items():
-        if column not in told and len({_text(other.get(column)) for other in keys}) > 1:
-            label += f", {column}{' ' if column == 'update' else '='}{value}"
+        of_the_norm = column.startswith("norm.")  # which other norms need not have
+        among = [k for k in keys if not of_the_norm or k["norm"] == key["norm"]]
+        if column not in told and len({_text(other.get(column)) for other in among}) > 1:
+            name = column.removeprefix("norm.")
+            label += f", {name}{' ' if column == 'update' else '='}{value}"
     return label
 
 
