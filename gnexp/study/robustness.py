@@ -128,6 +128,8 @@ def _relative(
     none = statistics.t_interval([])
     row = {"reference": "", "n_shared": 0, **none.columns("mce"), **none.columns("relative_mce")}
     found = [other for other in cells if tables[id(other)] and _is_reference(other, cell)]
+    if len(found) > 1:  # variants of it: the one that is as it comes
+        found = [other for other in found if _is_as_it_comes(other)]
     if not conditions or len(found) != 1:
         why = f"{len(found) or 'no'} measured {NORM_LABELS[REFERENCE_NORM]} to refer to"
         return {**row, "note": f"{why if conditions else 'no standard corruption'}: no mCE"}
@@ -183,6 +185,10 @@ def _whole(
     conditions = sorted({c for a in everything.values() for c in a if c[0] in STANDARD}, key=_order)
     wanted = {CLEAN, *conditions}
     return {seed: a for seed, a in everything.items() if wanted <= a.keys()}, conditions
+
+
+def _is_as_it_comes(cell: Cell) -> bool:
+    return cell.key.get("norm.momentum_rule", "batches") == "batches"
 
 
 def _is_reference(other: Cell, cell: Cell) -> bool:
