@@ -61,10 +61,7 @@ def _apart(
     ticks = []
     for row in rows:
         diverged = f"\n{row['n_at_chance']} diverged" if row["n_at_chance"] else ""
-        series = (
-            row["series"].replace(", ", "\n").replace("=", "=\n")
-        )  # narrow beside its neighbours
-        ticks.append(f"{series}\nbatch {row['batch']}{diverged}")
+        ticks.append(f"{drawing.narrow(row['series'])}\nbatch {row['batch']}{diverged}")
     _bars(axis, rows, ticks, owners, lines)
     if len(rows) > UPRIGHT:
         axis.tick_params(axis="x", rotation=90)

@@ -7,6 +7,7 @@ colour-blind readers can tell apart; markers for those who print in grey).
 import contextlib
 import io
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -115,6 +116,11 @@ def sequence_style(index: int) -> dict[str, Any]:
     turn = index // len(colours) % len(LINES)
     index %= len(colours)
     return {"color": colours[index], "marker": "so^vDP*"[index], "linestyle": LINES[turn]}
+
+
+def narrow(label: str) -> str:
+    """Return a series' label in several lines, for what has many side by side."""
+    return re.sub(r", |(?<=[=_])", "\n", label)
 
 
 def dodge(values: Sequence[float], index: int, count: int) -> list[float]:

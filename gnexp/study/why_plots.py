@@ -214,7 +214,7 @@ def _heat(
             )
             place = {"ha": "center", "va": "center", "linespacing": 0.95}
             axis.text(x, y, text, fontsize=5.5, color="white" if dark else "black", **place)
-    axis.set_xticks(range(len(columns)), columns)
+    axis.set_xticks(range(len(columns)), [drawing.narrow(c) for c in columns], fontsize=6.5)
     axis.set_yticks(range(len(rows)), rows)
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
