@@ -17,7 +17,7 @@ commands
   train     train one run, or with --multirun (-m) a grid of runs; a grid ends with its report
   report    build tables, figures and the page from what a study holds, finished or not
   check     the norm passport: every claim of the article, measured on any norm
-  measure   run instruments (gradient variance at shared weights) on stored runs
+  measure   run instruments (gradients, shift, batches, classes, cost) on stored runs
   status    what of a study is complete, running, failed or missing, and the time left
   bench     throughput and memory per norm and batch size, beside a plain PyTorch loop
 
