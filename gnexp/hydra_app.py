@@ -303,6 +303,7 @@ def _wanted_type(cause: str) -> str:
         "Float": "a number, such as 0.1",
         "Boolean": "true or false",
         "not Optional": "a value, not null",
+        "to string": "one word, not a list",
     }
     return next((text for kind, text in kinds.items() if kind in cause), cause.split("\n")[0])
 

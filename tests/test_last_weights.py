@@ -150,6 +150,11 @@ def test_bad_keys_of_a_shift_get_one_sentence_before_anything_is_done(
     ("words", "sentence"),
     [
         (["train", "measure=[shifts]"], "measure=['shifts'] must be a list of shift, batches"),
+        (["measure", "what=[]"], "what=[] measures nothing: name instruments, such as what=[shift"),
+        (
+            ["measure", "what=[cost]", "cost.model=[a]"],
+            "cost.model=[a] must be one word, not a list",
+        ),
         (["measure", "what=[shifts]"], "what=shifts is unknown; did you mean shift? Valid: grad"),
     ],
 )

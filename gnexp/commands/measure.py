@@ -73,6 +73,8 @@ def _problems(config: MeasureConfig, what: list[str]) -> list[str]:
         if name not in valid:
             near = get_close_matches(str(name), valid, n=1, cutoff=0.0)[0]
             found.append(f"what={name} is unknown; did you mean {near}? Valid: {', '.join(valid)}")
+    if not what:
+        found.append("what=[] measures nothing: name instruments, such as what=[shift,classes]")
     if config.gradients_at is None and "gradients" in what:
         found.append("gradients_at=null measures nothing: name batch sizes, such as [1,2,4,8]")
     if config.gradients == 0 and "gradients" in what:
