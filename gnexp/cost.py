@@ -48,7 +48,6 @@ def measure_cost(cost: CostConfig, device: str, folder: Path) -> str:
     place = build.pick_device(device)
     rows = [_row(cost, resolve(cost_run(cost, norm)), place) for norm in cost.norms]
     table = _table(cost, rows, place)
-    folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / "cost.csv", to_csv(table))
     write_whole(folder / "cost.md", to_markdown(table))
     lines = ["  ".join(f"{text:>18}" for text in texts) for texts in table.texts()]

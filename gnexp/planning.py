@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from gnexp import build, checking
@@ -76,6 +77,24 @@ def _distinct_builds(configs: list[TrainConfig]) -> list[TrainConfig]:
         str([getattr(c, key) for key in looked_at + budgeted * is_private(c)]): c for c in configs
     }
     return list(distinct.values())
+
+
+def output_folder(out: str, name: str, stale: Iterable[str] = ()) -> Path:
+    """Make OUT/NAME, without the `stale` files of an earlier call, and return it.
+
+    Raises Mistake when that is not possible.
+    """
+    folder = Path(out) / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in stale:
+            (folder / file).unlink(missing_ok=True)
+    except OSError as error:
+        reason = error.strerror or error
+        raise Mistake(
+            f"out={out}: {folder} cannot be written ({reason}); use another out=FOLDER"
+        ) from error
+    return folder
 
 
 def folder_problems(config: TrainConfig) -> list[str]:

@@ -1,7 +1,6 @@
 """`gnexp bench`: how fast gnexp trains, beside a plain PyTorch loop, on this machine."""
 
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from gnexp.bench.machine import Machine, flop_per_example
 from gnexp.bench.tables import cell_line, closing_lines, write_tables
 from gnexp.config import BenchConfig, Mistake, TrainConfig, bench_run, resolve
 from gnexp.norms.registry import NORMS
+from gnexp.planning import output_folder
 from gnexp.provenance import now, provenance
 from gnexp.rules import bench_problems
 
@@ -26,7 +26,7 @@ def bench(config: BenchConfig, command: str) -> int:
     Raises Mistake with one sentence per problem, before anything is written.
     """
     runs = plan(config)
-    folder = _fresh_folder(config)
+    folder = output_folder(config.out, config.name, FILES)
     machine = Machine(build.pick_device(config.device), config.seconds, config.workers)
     machine.measure_products(runs[0])
     about = _about(config, machine, runs[0], command)
@@ -102,21 +102,6 @@ def _data_problems(config: BenchConfig) -> list[str]:
             f" images; use at most {size}"
         )
     return found
-
-
-def _fresh_folder(config: BenchConfig) -> Path:
-    """Make OUT/NAME, without the files of an earlier bench."""
-    folder = Path(config.out) / config.name
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in FILES:
-            (folder / name).unlink(missing_ok=True)
-    except OSError as error:
-        reason = error.strerror or error
-        raise Mistake(
-            f"out={config.out}: {folder} cannot be written ({reason}); use another out=FOLDER"
-        ) from error
-    return folder
 
 
 def _about(config: BenchConfig, machine: Machine, run: TrainConfig, command: str) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from gnexp.norms.reference import REFERENCES
 from gnexp.passport.claims import CLAIMS, Claim, measure_claim
 from gnexp.passport.finding import NOT_MEASURED
 from gnexp.passport.subject import Misbehaved
+from gnexp.planning import output_folder
 from gnexp.progress import duration
 from gnexp.provenance import now, provenance
 from gnexp.rules import check_problems
@@ -53,7 +54,7 @@ def check(configs: list[CheckConfig], command: str) -> int:
     Raises Mistake with one sentence per problem, before anything is written.
     """
     claims = plan(configs)
-    folder = _folder(configs[0])
+    folder = output_folder(configs[0].out, configs[0].name)
     started, clock = now(), time.monotonic()
     tasks = [ClaimTask(config, claim) for claim in claims for config in configs]
     tasks.sort(key=lambda task: not task.claim.networks)  # the long ones first, to end together
@@ -114,18 +115,6 @@ def _norm_problems(config: CheckConfig) -> list[str]:
             text = f"channels={config.channels}: {text}; or choose another channels="
         return [text]
     return []
-
-
-def _folder(config: CheckConfig) -> Path:
-    folder = Path(config.out) / config.name
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        reason = error.strerror or error
-        raise Mistake(
-            f"out={config.out}: {folder} cannot be written ({reason}); use another out=FOLDER"
-        ) from error
-    return folder
 
 
 def _measured(tasks: list[ClaimTask], configs: list[CheckConfig], claims: list[Claim]) -> Passport:

@@ -11,6 +11,7 @@ from gnexp.cost import measure_cost, problems_of
 from gnexp.last_weights import INSTRUMENTS as LAST
 from gnexp.last_weights import LastTask, measure_last
 from gnexp.mending import mend
+from gnexp.planning import output_folder
 from gnexp.rules import count_problems, gradient_problems, shift_problems, study_problems
 from gnexp.shared_weights import measure_shared
 from gnexp.stored import measure_all
@@ -25,7 +26,7 @@ def measure(config: MeasureConfig) -> int:
     if found := _problems(config, what):
         raise Mistake("\n".join(found))
     if "cost" in what:
-        print(measure_cost(config.cost, config.device, Path(config.out) / "cost"))
+        print(measure_cost(config.cost, config.device, output_folder(config.out, "cost")))
     if what == ["cost"]:
         return 0
     study = stored_study(config.out, config.study)
