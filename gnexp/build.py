@@ -4,6 +4,7 @@
 """
 
 import copy
+import dataclasses
 import functools
 import hashlib
 import importlib
@@ -18,10 +19,10 @@ import torch
 from torch import nn
 
 from gnexp import privacy
-from gnexp.config import CUSTOM, DataConfig, TrainConfig, is_private
+from gnexp.config import CUSTOM, DataConfig, TrainConfig, is_private, resolve
 from gnexp.data.feed import update_blocks
 from gnexp.data.loader import DeviceImages
-from gnexp.data.sources import Images, load_images
+from gnexp.data.sources import Images, hold_out, load_images
 from gnexp.models.resnet import build_model, initialize, zero_last_gamma
 from gnexp.norms.layers import momentum_of_batch
 from gnexp.norms.registry import NORMS, build_norm, group_count
@@ -35,8 +36,21 @@ from gnexp.training.step import StackedStep
 
 
 def images_of(data: DataConfig) -> Images:
-    """Load the images a config names; the same ones are loaded once per process."""
-    return _images(data.name, data.root, data.train_limit, data.test_limit, data.size, data.title)
+    """Load the images a config names; the same ones are loaded once per process.
+
+    With a validation split, its images are where the test images would be.
+    """
+    source = data.name, data.root, data.train_limit, data.test_limit, data.size, data.title
+    return _images(*source) if data.validation is None else _held_out(source, data.validation)
+
+
+def resolved(config: TrainConfig) -> TrainConfig:
+    """Return `config.resolve`d, with the epochs that a fixed number of updates takes."""
+    config = resolve(config)
+    if config.updates is None:
+        return config
+    used = len(images_of(config.data).x_train) // config.update_batch
+    return dataclasses.replace(config, epochs=-(-config.updates // max(1, used)))
 
 
 @functools.lru_cache(maxsize=2)
@@ -45,6 +59,11 @@ def _images(name, root, train_limit, test_limit, size, title) -> Images:
 
 
 @functools.lru_cache(maxsize=2)
+def _held_out(source: tuple, validation: float | int) -> Images:
+    return hold_out(_images(*source), validation)
+
+
+@functools.lru_cache(maxsize=4)
 def _on_device(images: Images, mean, std, device: torch.device) -> DeviceImages:
     return DeviceImages(images, device, mean=mean, std=std)
 
@@ -211,6 +230,7 @@ def recipe(config: TrainConfig) -> Recipe:
         batch=config.batch,
         update_batch=config.update_batch,
         epochs=config.epochs,
+        updates=config.updates,
         lr_rule=config.lr_rule,
         warmup=config.warmup,
         schedule=config.schedule,
@@ -331,7 +351,7 @@ def _graph_step(
 
     numbers = recipe(configs[0])
     used = numbers.examples_per_epoch(len(images.x_train))
-    updates = numbers.epochs * used // numbers.update_batch
+    updates = numbers.updates or numbers.epochs * used // numbers.update_batch
     x, y = trial_block(configs, len(models), images)
     tries = (functools.partial(candidate, channels_last) for channels_last in (False, True))
     with matrix_precision(configs[0].precision):

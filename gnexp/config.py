@@ -26,7 +26,10 @@ NOT_IDENTITY = {
     *("reference_batch", "gradients_at", "covariance", "together"),
     *("checkpoint_minutes", "force", "retry"),
 }
-OF_A_CALL = ("force", "retry", "measure", "shift")  # not of a run: they are not stored with it
+# Not of a run: they are not stored with it.
+OF_A_CALL = ("force", "retry", "measure", "shift", "tuning", "logger", "report")
+TUNED = "tuned"  # the learning rate that is yet to be chosen
+TUNING_SEEDS_FROM = 1000  # far from those that people name, as trainings that choose must be
 RETRIED = ("failed", "infeasible", "diverged")
 # Keys added after the first release: absent from the hash while they hold the value that
 # reproduces earlier behaviour, so that old runs keep their names.
@@ -50,6 +53,7 @@ class DataConfig:
     augment: str = "crop_flip"
     mean: list[float] | None = None
     std: list[float] | None = None
+    validation: Any = None
     preview: bool = False
 
 
@@ -61,6 +65,24 @@ class ShiftConfig:
     severities: Any = field(default_factory=lambda: [1, 2, 3, 4, 5])
     images: int | None = None
     root: str | None = None
+
+
+@dataclass
+class TuningConfig:
+    """How lr=tuned chooses a rate; `untuned` is trained beside it, so that the gap is measured."""
+
+    lr: Any = field(default_factory=lambda: [0.025, 0.05, 0.1, 0.2, 0.4])
+    seeds: Any = 2
+    validation: Any = 0.1
+    extend: int = 2
+    untuned: Any = 0.1
+
+
+@dataclass
+class ReportOptions:
+    """How a report is written."""
+
+    format: Any = field(default_factory=lambda: ["png", "svg"])
 
 
 @dataclass
@@ -99,7 +121,9 @@ class TrainConfig:
     update_batch: int | None = None
     seeds: Any = 1
     epochs: int = 4
+    updates: int | None = None
     lr: Any = 0.1
+    tuning: TuningConfig = field(default_factory=TuningConfig)
     lr_rule: str = "linear"
     momentum: float = 0.9
     weight_decay: float = 5e-4
@@ -122,17 +146,21 @@ class TrainConfig:
     checkpoint_minutes: float = 10.0
     force: bool = False
     retry: Any = None
+    logger: Any = None
+    report: ReportOptions = field(default_factory=ReportOptions)
     study: str = "main"
     out: str = "results"
 
 
 @dataclass
 class ReportConfig:
-    """Everything `gnexp report` reads."""
+    """Everything `gnexp report` reads; two studies are compared."""
 
-    study: str = "main"
+    study: Any = "main"
     out: str = "results"
     reference_batch: int = REFERENCE_BATCH
+    report: ReportOptions = field(default_factory=ReportOptions)
+    logger: Any = None
 
 
 @dataclass
@@ -221,7 +249,7 @@ COMMANDS: dict[str, type] = {
 
 
 def expand(config: TrainConfig) -> list[TrainConfig]:
-    """Return one config per learning rate, with the keys typed under `together=` set.
+    """Return one config per learning rate typed, with the keys typed under `together=` set.
 
     Raises Mistake when `together` names a key that no run has.
     """
@@ -229,7 +257,7 @@ def expand(config: TrainConfig) -> list[TrainConfig]:
         if not isinstance(config.together, dict):
             raise Mistake(f"together={config.together} must be a mapping such as {{groups:4}}")
         names = {f.name for f in dataclasses.fields(TrainConfig)}
-        names -= {"norm", "model", "data", "privacy", "shift"}
+        names -= {"norm", "model", "data", "privacy", "shift", "tuning", "report"}
         unknown = sorted(set(config.together) - names)
         if unknown:
             raise Mistake(f"together={{{unknown[0]}:...}} is not a key of a run")
@@ -253,8 +281,26 @@ def resolve(config: TrainConfig) -> TrainConfig:
         groups_fallback=config.groups_fallback if is_gn else None,
         update_batch=config.batch if config.update_batch is None else config.update_batch,
         lr=float(config.lr),
-        seeds=list(range(config.seeds)) if isinstance(config.seeds, int) else config.seeds,
+        seeds=named_seeds(config.seeds),
     )
+
+
+def is_tuned(config: TrainConfig) -> bool:
+    """Return whether the learning rate is yet to be chosen."""
+    return config.lr == TUNED
+
+
+def named_seeds(seeds: Any, first: int = 0) -> list[int]:
+    """Return the seeds that a number of them, counted from `first`, or their list stands for."""
+    return list(range(first, first + seeds)) if isinstance(seeds, int) else seeds
+
+
+def trial(config: TrainConfig, rate: float) -> TrainConfig:
+    """Return the run by which a rate is judged: on images held out, with seeds of its own."""
+    data = dataclasses.replace(config.data, validation=config.tuning.validation)
+    seeds = named_seeds(config.tuning.seeds, TUNING_SEEDS_FROM)
+    kept = {"gradients": 0, "gradients_at": None, "covariance": False, "measure": None}
+    return dataclasses.replace(config, lr=rate, data=data, seeds=seeds, **kept)
 
 
 def is_private(config: TrainConfig) -> bool:
@@ -335,7 +381,8 @@ def identity(config: TrainConfig, data_checksum: str, code_checksum: str | None)
     keys = {k: v for k, v in as_dict(config).items() if k not in NOT_IDENTITY and v is not None}
     keys = {k: v for k, v in keys.items() if k not in ADDED_LATER or v != ADDED_LATER[k]}
     data = keys.pop("data")
-    keys["data"] = {k: data[k] for k in ("augment", "mean", "std") if data[k] is not None}
+    own = ("augment", "mean", "std", "validation")
+    keys["data"] = {k: data[k] for k in own if data[k] is not None}
     keys["data"]["checksum"] = data_checksum
     later = NORM_ADDED_LATER.items() if config.norm.get("name") != CUSTOM else ()
     keys["norm"] = {k: v for k, v in keys["norm"].items() if (k, v) not in later}

@@ -25,7 +25,7 @@ from hydra.core.utils import JobStatus
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
-from gnexp.config import Mistake, TrainConfig, resolve
+from gnexp.config import Mistake, TrainConfig, is_tuned, named_seeds
 
 LOOK_S = 2.0  # between two looks at the run folders
 # Hydra's name of a launcher: the packages it needs, what people call them, how to get them.
@@ -188,9 +188,11 @@ class Launching:
             left = set(seeds)
             for number in run.jobs:
                 index, config = owners[number]
-                if its := left & set(resolve(config).seeds):
+                # Of a tuned config any job that has the run trains all of it, the trials first.
+                its = left if is_tuned(config) else left & set(named_seeds(config.seeds))
+                if its:
                     needed.add(index)
-                    left -= its
+                    left = left - its
         return sorted(needed)
 
     def _overrides(self, job: HydraJob) -> list[str]:

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from gnexp import build, checking
@@ -12,7 +12,6 @@ from gnexp.config import (
     TrainConfig,
     identity,
     is_private,
-    resolve,
     restore,
     run_name,
 )
@@ -21,8 +20,11 @@ from gnexp.runs import PlannedRun
 from gnexp.study.store import Run
 
 
-def plan(configs: list[TrainConfig]) -> list[PlannedRun]:
-    """Return the distinct runs of a grid; raises Mistake listing all that is wrong."""
+def plan(configs: list[TrainConfig], numbers: Sequence[int] | None = None) -> list[PlannedRun]:
+    """Return the distinct runs of a grid; raises Mistake listing all that is wrong.
+
+    numbers: of the configs among those that were typed, by default their places.
+    """
     found: list[str] = []
     good = []
     for key in ("study", "out", "reference_batch"):
@@ -32,7 +34,10 @@ def plan(configs: list[TrainConfig]) -> list[PlannedRun]:
         wrong = problems(config)
         found += wrong
         if not wrong:
-            good.append(resolve(config))
+            try:
+                good.append(build.resolved(config))
+            except ValueError as error:
+                found.append(str(error))
     if not found:
         for config in _distinct_builds(good):
             found += checking.check(config)
@@ -41,7 +46,7 @@ def plan(configs: list[TrainConfig]) -> list[PlannedRun]:
     if found:
         raise Mistake("\n".join(dict.fromkeys(found)))
     runs: dict[str, PlannedRun] = {}
-    for number, config in enumerate(good):
+    for number, config in zip(numbers or range(len(good)), good, strict=True):
         checksums = build.images_of(config.data).checksum, build.code_checksum(config)
         name = run_name(config, *checksums)
         if other := _other_config(config, name, checksums):

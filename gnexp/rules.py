@@ -12,17 +12,22 @@ from typing import Any
 from gnexp.config import (
     CUSTOM,
     RETRIED,
+    TUNING_SEEDS_FROM,
     BenchConfig,
     CheckConfig,
     CostConfig,
     MeasureConfig,
     ReportConfig,
+    ReportOptions,
     ShiftConfig,
     StatusConfig,
     TrainConfig,
     asked_for,
     bench_run,
     check_run,
+    is_private,
+    is_tuned,
+    named_seeds,
     retried,
 )
 
@@ -34,14 +39,17 @@ MOMENTUM_RULES = ("batches", "examples")
 AUGMENTS = ("crop_flip", "crop", "none")
 AT_END = ("shift", "batches")
 PRIVACIES = ("none", "dpsgd")
+LEAST_TUNING_SEEDS = 2  # one seed's best rate is often its luck
 LEAST_DRAWS = 4  # of gradients: deleting one of two blocks must leave a variance
+FORMATS = ("pdf", "svg", "png")
 RESERVED_STUDIES = ("check", "reference", "report")
 
 
 def problems(config: TrainConfig) -> list[str]:
     """Return one sentence for every rule that an expanded config breaks, before it is resolved."""
     found = list(_study_problems(config.study, config.out))
-    counts = ("batch", "update_batch", "epochs", "groups", "channels_per_group", "workers", "stack")
+    counts = ("batch", "update_batch", "epochs", "updates", "groups", "channels_per_group")
+    counts += ("workers", "stack")
     typed = {key: getattr(config, key) for key in (*counts, "reference_batch")}
     found += count_problems({**typed, "model.width": config.model.width})
     for key in ("train_limit", "test_limit"):
@@ -51,10 +59,13 @@ def problems(config: TrainConfig) -> list[str]:
     found += _choice_problems(config)
     found += _number_problems(config)
     found += _seed_problems(config.seeds)
+    found += tuning_problems(config) if is_tuned(config) else []
+    found += _validation_problems("data.validation", config.data.validation)
     found += _retry_problems(config.retry)
     found += gradient_problems(config.gradients, config.gradients_at)
     found += _privacy_problems(config)
     found += measure_problems(config.measure) + shift_problems(config.shift)
+    found += format_problems(config.report)
     if not found and config.update_batch and config.update_batch % config.batch:
         near = config.batch * max(1, round(config.update_batch / config.batch))
         found.append(
@@ -68,6 +79,60 @@ def problems(config: TrainConfig) -> list[str]:
     if config.groups is not None and config.channels_per_group is not None:
         found.append("groups= and channels_per_group= exclude each other: type one of them")
     return found
+
+
+def tuning_problems(config: TrainConfig) -> list[str]:
+    """Return one sentence for every rule that the choice of a rate breaks."""
+    tuning, found = config.tuning, []
+    rates = tuning.lr
+    listed = isinstance(rates, list) and all(map(_is_positive, rates))
+    if not listed or len(set(rates)) < max(2, len(rates)):
+        found.append(
+            f"tuning.lr={rates} must be a list of two or more rates, such as"
+            " tuning.lr=[0.05,0.1,0.2]"
+        )
+    seeds = f"tuning.{line}" if (line := next(iter(_seed_problems(tuning.seeds)), "")) else ""
+    if seeds:
+        found.append(seeds)
+    elif not _seed_problems(config.seeds):
+        tried = named_seeds(tuning.seeds, TUNING_SEEDS_FROM)
+        both = sorted({*tried} & {*named_seeds(config.seeds)})
+        if both:
+            found.append(
+                f"tuning.seeds and seeds= share seed {both[0]}: a rate is chosen by one set of"
+                " trainings and judged by another"
+            )
+        if len(tried) < LEAST_TUNING_SEEDS:
+            found.append(f"tuning.seeds={tuning.seeds} must be at least {LEAST_TUNING_SEEDS} seeds")
+    if tuning.validation is None:
+        found.append("tuning.validation=null holds out no image; type a part, such as 0.1")
+    found += _validation_problems("tuning.validation", tuning.validation)
+    if not _is_whole(tuning.extend) or tuning.extend < 0:
+        found.append(f"tuning.extend={tuning.extend} must be a whole number of 0 or more")
+    if tuning.untuned is not None and not _is_positive(tuning.untuned):
+        found.append(f"tuning.untuned={tuning.untuned} must be a rate, such as 0.1, or null")
+    if config.data.validation is not None:
+        found.append(
+            "lr=tuned holds out images of its own (tuning.validation=); leave data.validation= out"
+        )
+    if is_private(config):
+        found.append(
+            "lr=tuned excludes privacy=dpsgd: its trials are outside the privacy budget; type a"
+            " rate, such as lr=0.1"
+        )
+    return found
+
+
+def _validation_problems(key: str, value: Any) -> list[str]:
+    fraction = isinstance(value, float) and 0 < value < 1
+    if value is None or fraction or (_is_whole(value) and value >= 1):
+        return []
+    return [f"{key}={value} must be a fraction below 1 or a number of images, such as {key}=0.1"]
+
+
+def _is_positive(value: Any) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and math.isfinite(value) and value > 0
 
 
 def count_problems(typed: dict[str, Any]) -> list[str]:
@@ -186,8 +251,31 @@ def _study_problems(study: str, out: str, key: str = "study", example: str = "ma
 
 
 def study_problems(config: ReportConfig | MeasureConfig | StatusConfig) -> list[str]:
-    """Return what is wrong with the study's name or folder."""
-    return _study_problems(config.study, config.out)
+    """Return what is wrong with the name of the study, or with those of two, or with the folder."""
+    if not isinstance(config.study, list):
+        return _study_problems(config.study, config.out)
+    names = config.study
+    if len(names) != 2 or len(set(names)) != 2:
+        shown = ",".join(map(str, names))
+        return [f"study=[{shown}] must be two studies to compare, such as study=[main,smoke]"]
+    return [line for name in names for line in _study_problems(name, config.out)]
+
+
+def report_problems(config: ReportConfig) -> list[str]:
+    """Return one sentence for every rule that a report breaks."""
+    found = study_problems(config) + count_problems({"reference_batch": config.reference_batch})
+    return found + format_problems(config.report)
+
+
+def format_problems(report: ReportOptions) -> list[str]:
+    """Return what is wrong with the kinds of files that figures are written as."""
+    formats = report.format if isinstance(report.format, list) else [report.format]
+    if formats and all(name in FORMATS for name in formats):
+        return []
+    return [
+        f"report.format={report.format} must be a list of {', '.join(FORMATS)}, such as"
+        " report.format=[pdf,png]"
+    ]
 
 
 def _choice_problems(config: TrainConfig) -> list[str]:
@@ -221,6 +309,10 @@ def _number_problems(config: TrainConfig) -> list[str]:
         "warmup": (config.warmup, -1, 1, "a fraction of training from 0 to below 1"),
         "checkpoint_minutes": (config.checkpoint_minutes, -1, math.inf, "0 or more, such as 10"),
     }
+    if is_tuned(config):
+        del ranges["lr"]
+    elif isinstance(config.lr, str):
+        return [f"lr={config.lr} must be a positive number, such as lr=0.1, or lr=tuned"]
     found = []
     for key, (value, low, high, rule) in ranges.items():
         number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -263,6 +355,8 @@ def _privacy_problems(config: TrainConfig) -> list[str]:
 
 def _outside_budget(config: TrainConfig) -> list[str]:
     """Return what private training does not do, of what is typed."""
+    if config.updates is not None:
+        return [f"updates={config.updates} excludes privacy=dpsgd; type epochs="]
     measured = {key: getattr(config, key) for key in ("gradients", "gradients_at", "covariance")}
     found = [
         f"{key}={value} excludes privacy=dpsgd: gradients of the training images that are measured"

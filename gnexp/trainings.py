@@ -186,7 +186,9 @@ class Trainings:
         run.add_logits(replica.seed, scores.logits_NK.cpu().numpy())
         diverged = last is not None and last.diverged
         status = "diverged" if diverged else "complete"
+        used = build.recipe(config).examples_per_epoch(len(self.images.x_train))
         numbers = _numbers(self.rows[place]["metrics"], config, status)
+        numbers["decay_per_epoch"] = _decay_per_epoch(config, used)
         numbers |= {
             "device": self.device.type,
             "execution": self.step.execution,
@@ -266,7 +268,6 @@ def _numbers(rows: list[dict[str, Any]], config: TrainConfig, status: str) -> di
         "epochs": last["epoch"],
         "examples_seen": last["examples_seen"],
         "train_time_s": sum(row["time_s"] for row in rows),
-        "decay_per_epoch": _decay_per_epoch(config, last["examples_seen"] / last["epoch"]),
     }
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import statistics
 import time
 from collections import Counter
 from typing import Any
@@ -9,14 +10,16 @@ from typing import Any
 import torch
 
 from gnexp import build, privacy
-from gnexp.config import TrainConfig, is_private, norm_label
+from gnexp.config import TrainConfig, is_private, is_tuned, named_seeds, norm_label, trial
 from gnexp.progress import duration, image_cost
 from gnexp.runs import PlannedRun, Standing, standing
 from gnexp.schedule import Step
 from gnexp.study.statistics import binomial_interval, t_interval
 from gnexp.study.store import Run
 from gnexp.training.evaluate import CHUNK
+from gnexp.tuning import settled_tuning
 
+MANY_CHOICES = 60  # tuned cells beyond which their table is in the report alone
 WARM_UP = 3  # updates before those that the estimate times
 
 
@@ -40,8 +43,14 @@ def _device_text(config: TrainConfig, workers: int) -> str:
 def _data_text(config: TrainConfig) -> str:
     images = build.images_of(config.data)
     return (
-        f"{images.title}: {len(images.x_train):,} training and {len(images.x_test):,} test images"
+        f"{images.title}: {len(images.x_train):,} training and {len(images.x_test):,}"
+        f" {tested_on(config)} images"
     )
+
+
+def tested_on(config: TrainConfig) -> str:
+    """Return what the accuracies of a run are of: "test", or "validation" images."""
+    return "test" if config.data.validation is None else "validation"
 
 
 def single_line(run: PlannedRun, steps: list[Step], workers: int) -> str:
@@ -50,7 +59,7 @@ def single_line(run: PlannedRun, steps: list[Step], workers: int) -> str:
     images = build.images_of(config.data)
     parameters = sum(p.numel() for p in build.seeded_model(config, 2, 0).parameters())
     used = build.recipe(config).examples_per_epoch(len(images.x_train))
-    updates = config.epochs * used // config.update_batch
+    updates = config.updates or config.epochs * used // config.update_batch
     accumulated = (
         "" if config.update_batch == config.batch else f" in updates of {config.update_batch}"
     )
@@ -168,6 +177,46 @@ def grid_line(runs: list[PlannedRun], todo: list[PlannedRun], workers: int) -> s
     return f"{len(runs)} run{'s' * (len(runs) > 1)}: {', '.join(parts)} | {where}"
 
 
+def tuning_lines(configs: list[TrainConfig]) -> list[str]:
+    """Return what will be done to choose the learning rates, once per way of choosing."""
+    told = Counter(
+        (tuple(c.tuning.lr), len(named_seeds(c.tuning.seeds)), c.tuning.validation, c.tuning.extend)
+        for c in configs
+        if is_tuned(c)
+    )
+    return [
+        f"lr=tuned: {cells} cell{'s' * (cells > 1)}, each at {len(rates)} rates x {seeds} seeds on"
+        f" {_held_out_text(part)} held out of the training set"
+        f"{f', up to {more} rates more where the best is at the edge' * (more > 0)}; then the"
+        " chosen rate on the whole set with other seeds"
+        for (rates, seeds, part, more), cells in told.items()
+    ]
+
+
+def _held_out_text(part: float) -> str:
+    return f"{100 * part:g} % of the images" if part < 1 else f"{part:,} images"
+
+
+def choice_lines(configs: list[TrainConfig]) -> list[str]:
+    """Return the rate that was chosen for each tuned config, or that none could be."""
+    lines = []
+    for config in configs if len(configs) <= MANY_CHOICES else ():
+        if not is_tuned(config):
+            continue
+        now, plain = settled_tuning(config), build.resolved(trial(config, 1.0))
+        head = f"{describe_norm(plain)}, batch {config.batch}: "
+        if now.best is None:
+            lines.append(head + "no rate chosen, since not every trial has ended")
+            continue
+        mean = 100 * statistics.mean(now.scores[now.best])
+        edge = ", at the edge of the rates" if now.at_edge else ""
+        lines.append(
+            f"{head}lr={now.best:g} of {len(now.scores)} rates{edge}"
+            f" ({mean:.1f} % on the images held out, {len(now.scores[now.best])} seeds)"
+        )
+    return lines
+
+
 def ended_line(run: PlannedRun, now: Standing, status: str) -> str:
     """Return the line that lists a run's seeds of a status and why, "" without any."""
     seeds = [seed for seed, was in now.ended.items() if was == status]
@@ -193,17 +242,18 @@ def closing_line(run: PlannedRun) -> str:
     lost.update({"unfinished": len(config.seeds) - len(seeds)})
     trouble = "".join(f", {n} of {len(config.seeds)} {k}" for k, n in lost.items() if n)
     head = f"{describe_norm(config)}, batch {config.batch}"
+    head += "" if config.data.validation is None else f", lr={config.lr:g}"
     if not good:
         return f"{head}: no seed completed{trouble} | {run.folder}"
     if len(good) == 1:
         tests = len(build.images_of(config.data).x_test)
         lo, hi = binomial_interval(good[0], tests)
-        mean, basis = good[0], f"over {tests:,} test images, one seed"
+        mean, basis = good[0], f"over {tests:,} {tested_on(config)} images, one seed"
     else:
         interval = t_interval(good)
         mean, lo, hi, basis = interval.mean, interval.lo, interval.hi, f"over {len(good)} seeds"
     return (
-        f"{head}: {100 * mean:.1f} % test accuracy"
+        f"{head}: {100 * mean:.1f} % {tested_on(config)} accuracy"
         f" (95 % CI {100 * lo:.1f} to {100 * hi:.1f} {basis}{trouble})"
         f"{_spent_text(list(seeds.values()))} | {run.folder}"
     )

@@ -3,16 +3,12 @@
 import contextlib
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from gnexp import build
 from gnexp.commands.report import make_report
-from gnexp.config import (
-    Mistake,
-    TrainConfig,
-    as_dict,
-)
+from gnexp.config import Mistake, TrainConfig, as_dict, is_tuned
 from gnexp.execute import Task, mark_died, run_task
 from gnexp.missing import missing, steps_for
 from gnexp.planning import plan
@@ -22,14 +18,17 @@ from gnexp.runs import PlannedRun, standing
 from gnexp.schedule import Step
 from gnexp.shared_weights import measure_shared
 from gnexp.study.store import Run
+from gnexp.tuning import wanted
 from gnexp.turns import wait_for_some
 from gnexp.wording import (
     alone_line,
+    choice_lines,
     closing_line,
     ended_line,
     grid_line,
     privacy_lines,
     single_line,
+    tuning_lines,
 )
 from gnexp.workers import WorkerDied, run_here, run_in_processes
 
@@ -45,28 +44,20 @@ def train(
     launch: trains the configs of these numbers elsewhere, through `train_job`, and returns when all
     are done or given up. Raises Mistake with one sentence per problem, before anything is written.
     """
-    started = now()
-    runs = plan(configs)
-    config = runs[0].config
-    if config.data.preview:
-        _preview(config)
-    try:
-        todo = missing(runs)
-        steps, reasons, workers = steps_for(todo) if launch is None else _announce(todo)
-    except OSError as error:
-        raise Mistake(f"out={config.out}: {error}; use another out=FOLDER") from error
-    for run, reason in reasons.items():
-        print(alone_line(run, reason))
-    if grid:
-        print(grid_line(runs, list(todo), workers))
-    elif todo:
-        print(single_line(runs[0], steps, workers))
-    for line in privacy_lines(list(todo)):
+    call = _Call(command, now(), launch)
+    grid = grid or any(map(is_tuned, configs))
+    if configs[0].data.preview:
+        plan(configs=[c for _, c in wanted(configs)])  # refuses what is wrong
+        _preview(configs[0])
+    runs, failed = [], []
+    for line in tuning_lines(configs):
         print(line)
-    if launch is None:
-        failed = _execute(todo, [Task(step, command, started) for step in steps], workers)
-    else:
-        failed = _launch(launch, todo)
+    for fresh in _rounds(configs):
+        failed += _train(fresh, call, grid)
+        runs += fresh
+    config = runs[0].config
+    for line in choice_lines(configs):
+        print(line)
     failed += _measure_shared(runs, {name for name, _ in failed})
     if grid:
         failed += _report(config)
@@ -75,16 +66,60 @@ def train(
     return _conclude(runs, dict(failed), grid)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Call:
+    """One call of the command: what was typed, when, and who trains if not this machine."""
+
+    command: str
+    started: str
+    launch: Launch | None = None
+
+
+def _rounds(configs: list[TrainConfig]) -> Iterator[list[PlannedRun]]:
+    """Yield the runs that are asked for, then those that follow from what these gave, and so on."""
+    known: set[str] = set()
+    while True:
+        numbers, now_wanted = zip(*wanted(configs), strict=True)
+        fresh = [run for run in plan(list(now_wanted), numbers) if run.name not in known]
+        if not fresh:
+            return
+        known |= {run.name for run in fresh}
+        yield fresh
+
+
+def _train(runs: list[PlannedRun], call: _Call, grid: bool) -> list[tuple[str, str]]:
+    """Train what is missing of these runs, telling of it; return (run, reason) for what failed."""
+    try:
+        todo = missing(runs)
+        here = call.launch is None
+        steps, reasons, workers = steps_for(todo) if here else _announce(todo)
+    except OSError as error:
+        out = runs[0].config.out
+        raise Mistake(f"out={out}: {error}; use another out=FOLDER") from error
+    for run, reason in reasons.items():
+        print(alone_line(run, reason))
+    if grid:
+        print(grid_line(runs, list(todo), workers))
+    elif todo:
+        print(single_line(runs[0], steps, workers))
+    for line in privacy_lines(list(todo)):
+        print(line)
+    if call.launch is None:
+        return _execute(todo, [Task(step, call.command, call.started) for step in steps], workers)
+    return _launch(call.launch, todo)
+
+
 def train_job(configs: list[TrainConfig], command: str) -> None:
     """Train what is missing of these runs, in this process and without a word: one job of many.
 
     What became of it is in the run folders.
     """
-    runs = plan([dataclasses.replace(c, force=False, retry=None) for c in configs])
-    todo = {run: seeds for run in runs if (seeds := standing(run).todo)}
-    steps, _, workers = steps_for(todo)
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-        _execute(todo, [Task(step, command, now()) for step in steps], workers)
+    configs = [dataclasses.replace(c, force=False, retry=None) for c in configs]
+    for runs in _rounds(configs):
+        todo = {run: seeds for run in runs if (seeds := standing(run).todo)}
+        steps, _, workers = steps_for(todo)
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+            _execute(todo, [Task(step, command, now()) for step in steps], workers)
 
 
 def _announce(todo: dict[PlannedRun, list[int]]) -> tuple[list[Step], dict[PlannedRun, str], int]:
@@ -196,10 +231,11 @@ def _conclude(runs: list[PlannedRun], failed: dict[str, str], grid: bool) -> int
 
 def _measure_shared(runs: list[PlannedRun], failed: set[str]) -> list[tuple[str, str]]:
     """Measure at shared weights where asked for: at those of each family's largest batch."""
-    config = runs[0].config
-    if not (config.gradients_at or config.covariance):
+    runs = [run for run in runs if run.config.data.validation is None and run.name not in failed]
+    config = runs[0].config if runs else None
+    if not config or not (config.gradients_at or config.covariance):
         return []
-    folders = [run.folder for run in runs if run.name not in failed]
+    folders = [run.folder for run in runs]
     # `gradients` is for a run's own points; shared ones are fitted and need their own number.
     return measure_shared(
         folders,

@@ -6,14 +6,17 @@ next year.
 
 import numpy as np
 
-_SUBSET, _TEST_ORDER = 1, 2  # what a stream is for
+_SUBSET, _TEST_ORDER, HELD_OUT = 1, 2, 3  # what a stream is for
 
 
-def balanced_subset(y_N: np.ndarray, limit: int | None, key: str) -> np.ndarray:
+def balanced_subset(
+    y_N: np.ndarray, limit: int | None, key: str, stream: int = _SUBSET
+) -> np.ndarray:
     """Return the ascending indices of `limit` examples, per class as equal in number as can be.
 
     y_N: integer labels. None keeps all. The choice is fixed, and a smaller limit's subset lies
-    within a larger one's. A class that runs out leaves its share to the others.
+    within a larger one's. A class that runs out leaves its share to the others. stream: another
+    one makes another choice.
     Raises ValueError naming `key` when the limit is larger than the set or leaves a class empty.
     """
     if limit is None:
@@ -29,10 +32,10 @@ def balanced_subset(y_N: np.ndarray, limit: int | None, key: str) -> np.ndarray:
     # Deal images out in rounds, one per class, and stop at the limit.
     round_of = np.empty(len(y_N), np.int64)
     turn_of = np.empty(len(y_N), np.int64)
-    turns = _shuffled(len(classes), _SUBSET)
+    turns = _shuffled(len(classes), stream)
     for position, label in enumerate(classes):
         rows = np.flatnonzero(y_N == label)
-        round_of[rows[_shuffled(len(rows), _SUBSET, position + 1)]] = np.arange(len(rows))
+        round_of[rows[_shuffled(len(rows), stream, position + 1)]] = np.arange(len(rows))
         turn_of[rows] = turns[position]
     return np.sort(np.lexsort((turn_of, round_of))[:limit])
 

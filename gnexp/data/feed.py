@@ -30,10 +30,12 @@ def update_blocks(
     augment: str,
     dtype: torch.dtype = torch.float32,
     first: int = 0,
+    last: int | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the epoch's updates as (x_RUNCHW, y_RUN), about BLOCK images of each replica at a time.
 
     first: the update to begin with; where a block began, the blocks are the same as from the start.
+    last: the number of updates after which to end, if the epoch is not to be used up.
 
     A replica gets the order and the augmentation of its own (seed, epoch). Within an update example
     n belongs to batch n % (update_batch / batch): a batch is a slice with a stride. The images of
@@ -48,7 +50,7 @@ def update_blocks(
     draws = [epoch_augmentation(size, seed, epoch, pad, flip) for seed in seeds]
     offsets_RM2, flips_RM = (torch.stack(each).to(device) for each in zip(*draws, strict=True))
     replica_R1 = torch.arange(len(seeds), device=device)[:, None]
-    for at_RUN in order_RUN[:, first:].split(max(1, BLOCK // update_batch), dim=1):
+    for at_RUN in order_RUN[:, first:last].split(max(1, BLOCK // update_batch), dim=1):
         at_RM = at_RUN.flatten(1)
         x = images.x_train[at_RM.flatten()]
         if pad or flip:

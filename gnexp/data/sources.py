@@ -3,6 +3,7 @@
 Axes: N images, S pixels along a side.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from gnexp.data.arrays import LEAST_SIDE, Arrays, digest, resize
-from gnexp.data.balanced import balanced_subset, fixed_test_order
+from gnexp.data.balanced import HELD_OUT, balanced_subset, fixed_test_order
 from gnexp.data.imagefolder import load_imagefolder
 from gnexp.data.npz import load_npz, npz_file
 from gnexp.data.published import PUBLISHED_TITLES, load_published
@@ -78,6 +79,32 @@ def load_images(
         arrays = load_imagefolder(path, train_limit, test_limit, size)
         own_title = path.resolve().name
     return _finish(arrays, size, own_title if title is None else title)
+
+
+def hold_out(images: Images, validation: float | int) -> Images:
+    """Return the set with part of its training images in the place of the test images.
+
+    validation: the part, a fraction below 1 or a number of images, with equally many per class; it
+    is the same whenever it is asked for. No test image is left. The checksum is that of the whole.
+    Raises ValueError when it leaves a class without an image on one of the sides.
+    """
+    size, classes = len(images.y_train), len(images.classes)
+    count = round(validation * size) if validation < 1 else int(validation)
+    if not classes <= count <= size - classes:
+        raise ValueError(
+            f"data.validation={validation} holds out {count} of {size} training images: each side"
+            f" needs one of each class, so type {classes} to {size - classes} images, or a fraction"
+        )
+    out = balanced_subset(images.y_train, count, "data.validation", stream=HELD_OUT)
+    kept = np.setdiff1d(np.arange(size), out)
+    order = fixed_test_order(count)
+    return dataclasses.replace(
+        images,
+        x_train=images.x_train[kept],
+        y_train=images.y_train[kept],
+        x_test=images.x_train[out][order],
+        y_test=images.y_train[out][order],
+    )
 
 
 def _shapes10(limits: dict[str, int | None], size: int | None) -> Arrays:

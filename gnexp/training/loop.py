@@ -27,6 +27,7 @@ class Recipe:
     batch: int
     update_batch: int
     epochs: int
+    updates: int | None = None  # in all, when the last of `epochs` ends before its time
     lr_rule: str = "linear"
     warmup: float = 0.05
     schedule: str = "cosine"
@@ -40,6 +41,11 @@ class Recipe:
         Under Poisson sampling that many are expected.
         """
         return train_size // self.update_batch * self.update_batch
+
+    def examples_seen(self, epoch: int, train_size: int) -> int:
+        """The images used up to the end of an epoch."""
+        seen = epoch * self.examples_per_epoch(train_size)
+        return seen if self.updates is None else min(seen, self.updates * self.update_batch)
 
 
 class Step(Protocol):
@@ -111,13 +117,16 @@ def train_epochs(
     with the epoch and a function that tells where it stands; `resumed` is such a place in
     `first_epoch`.
     """
-    used = recipe.examples_per_epoch(len(images.x_train))
+    size = len(images.x_train)
     for epoch in range(first_epoch, recipe.epochs + 1):
+        used = recipe.examples_seen(epoch, size) - recipe.examples_seen(epoch - 1, size)
         start = time.perf_counter() - (resumed.time_s if resumed else 0.0)
         stream = _forward_stream(seeds[0], epoch, images, resumed)
         with matrix_precision(recipe.precision), stream:
 
-            def paused(updates: int, epoch: int = epoch, start: float = start) -> None:
+            def paused(
+                updates: int, epoch: int = epoch, start: float = start, used: int = used
+            ) -> None:
                 if pausing and updates * recipe.update_batch < used:
                     now = functools.partial(_pause, updates, start, images.x_train.device)
                     pausing(epoch, now)
@@ -134,7 +143,7 @@ def train_epochs(
         results = [
             Epoch(
                 epoch=epoch,
-                examples_seen=epoch * used,
+                examples_seen=recipe.examples_seen(epoch, size),
                 lr=rate,
                 train_loss=loss_sum / used,
                 train_acc=hits / used,
@@ -192,7 +201,9 @@ def _train_one(
 
     `paused` hears after each block how many updates of the epoch are made.
     """
-    used = recipe.examples_per_epoch(len(images.x_train))
+    size = len(images.x_train)
+    seen, total = recipe.examples_seen(epoch - 1, size), recipe.examples_seen(recipe.epochs, size)
+    last = (recipe.examples_seen(epoch, size) - seen) // recipe.update_batch
     peaks = [peak_rate(lr, recipe.lr_rule, recipe.update_batch) for lr in lrs]
     if recipe.poisson:
         (seed,) = seeds
@@ -200,16 +211,17 @@ def _train_one(
             images, seed, epoch, recipe.update_batch, recipe.augment, step.dtype, first
         )
     else:
-        size = recipe.batch, recipe.update_batch
-        blocks = update_blocks(images, seeds, epoch, *size, recipe.augment, step.dtype, first)
-    seen = (epoch - 1) * used + first * recipe.update_batch
+        sizes = recipe.batch, recipe.update_batch
+        blocks = update_blocks(
+            images, seeds, epoch, *sizes, recipe.augment, step.dtype, first, last
+        )
+    seen += first * recipe.update_batch
     rates: list[float] = []
     for x_RUNCHW, y_RUN in blocks:
         rates_UR = []
         for _ in range(y_RUN.shape[1]):
             rates = [
-                learning_rate(seen, recipe.epochs * used, peak, recipe.warmup, recipe.schedule)
-                for peak in peaks
+                learning_rate(seen, total, peak, recipe.warmup, recipe.schedule) for peak in peaks
             ]
             rates_UR.append(rates)
             seen += recipe.update_batch

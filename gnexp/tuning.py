@@ -1,0 +1,107 @@
+"""`lr=tuned`: every cell's rate is chosen on images held out of the training set, then trained.
+
+What is still to be trained follows from what is stored, so an interrupted study goes on anywhere.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from gnexp import build
+from gnexp.config import TrainConfig, is_tuned, run_name, trial
+from gnexp.study.choice import best_rate
+from gnexp.study.store import Run
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuning:
+    """How far one cell's choice is: the accuracies of each rate's ended seeds, and the rest.
+
+    scores: {rate: accuracies on the images held out}, a training without a finite loss at chance;
+    waiting: rates with a seed that has not ended.
+    """
+
+    config: TrainConfig
+    scores: dict[float, list[float]]
+    waiting: list[float]
+
+    @property
+    def best(self) -> float | None:
+        """The rate that is ahead when all have ended, None before."""
+        return None if self.waiting or not self.scores else best_rate(self.scores)
+
+    @property
+    def at_edge(self) -> bool:
+        """Whether the best rate is the smallest or the largest that was tried."""
+        return self.best is not None and self.best in (min(self.scores), max(self.scores))
+
+
+def wanted(configs: Iterable[TrainConfig]) -> list[tuple[int, TrainConfig]]:
+    """Return what these configs ask to be trained, as far as it is known yet, with their numbers.
+
+    A tuned one asks for its trials; for one at a further rate while the best is at the edge; and
+    when the rate is chosen for itself at that rate, and at the untuned one.
+    """
+    return [(n, each) for n, config in enumerate(configs) for each in _wanted(config)]
+
+
+def _wanted(config: TrainConfig) -> list[TrainConfig]:
+    if not is_tuned(config):
+        return [config]
+    now = settled_tuning(config)
+    trials = [trial(config, rate) for rate in sorted({*now.scores, *now.waiting})]
+    if now.best is None:
+        return trials
+    final = dict.fromkeys(r for r in (now.best, config.tuning.untuned) if r is not None)
+    return trials + [dataclasses.replace(config, lr=float(rate)) for rate in final]
+
+
+def settled_tuning(config: TrainConfig) -> Tuning:
+    """Return how far a tuned config's choice is, with the further rates that it has led to."""
+    rates = [float(rate) for rate in config.tuning.lr]
+    for _ in range(config.tuning.extend):
+        now = tuning(config, rates)
+        if not now.at_edge:
+            return now
+        rates = extended(rates, now.best)
+    return tuning(config, rates)
+
+
+def extended(rates: list[float], edge: float) -> list[float]:
+    """Return the rates with one more beyond the edge, as far as the last two are apart."""
+    low, second, *_ = sorted(rates)
+    *_, before, high = sorted(rates)
+    further = edge * high / before if edge == high else edge * low / second
+    # Steps of an exact factor stay what a person would type.
+    return [*rates, float(f"{further:.6g}")]
+
+
+def tuning(config: TrainConfig, rates: Iterable[float]) -> Tuning:
+    """Return how far the trials of a tuned config at these rates are, from their run folders."""
+    scores: dict[float, list[float]] = {}
+    waiting = []
+    for rate in rates:
+        each = build.resolved(trial(config, rate))
+        seeds = Run(folder_of(each)).result().get("seeds", {})
+        found = [seeds[str(seed)] for seed in each.seeds if str(seed) in seeds]
+        if len(found) < len(each.seeds):
+            waiting.append(rate)
+        chance = 1 / len(build.images_of(each.data).classes)
+        scored = [_score(numbers, chance) for numbers in found]
+        if scored := [score for score in scored if score is not None]:
+            scores[rate] = scored
+    return Tuning(config, scores, waiting)
+
+
+def _score(numbers: dict[str, Any], chance: float) -> float | None:
+    if numbers.get("status") == "complete":
+        return numbers["test_acc"] if math.isfinite(numbers["test_acc"]) else chance
+    return chance if numbers.get("status") == "diverged" else None
+
+
+def folder_of(config: TrainConfig) -> Path:
+    """Return the folder of a resolved config's run."""
+    checksums = build.images_of(config.data).checksum, build.code_checksum(config)
+    return Path(config.out) / config.study / run_name(config, *checksums)
