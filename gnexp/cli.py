@@ -25,7 +25,9 @@ examples
   gnexp train norm=gn groups=32 batch=2
   gnexp train --multirun norm=bn,gn,ln,in batch=1,2,4,8,16,32,64
   gnexp train experiment=smoke
+  gnexp train experiment=lr_fair
   gnexp report study=smoke
+  gnexp report study=[smoke,lr_fair]
   gnexp check norm=gn groups=32
   gnexp check --multirun norm=bn,gn,ln,in,none
 
@@ -37,7 +39,9 @@ keys of train (all of them: gnexp train --cfg job)
   seeds      how many seeds (1), or which: seeds=[5,6]
   epochs, lr, model, data, data.root, study, out, device, precision
   privacy    dpsgd: differentially private, privacy.epsilon=8 (pip install 'gnexp[dp]')
-  experiment     preset grids: smoke, batch_sweep, group_sweep, zero_gamma
+  lr=tuned   each cell's rate, chosen on images held out of training; data.validation= holds out
+  updates    as many optimizer updates for every batch size, in place of epochs
+  experiment     preset grids: smoke, batch_sweep, group_sweep, zero_gamma, lr_fair, two_batches
 
 a command that was interrupted, or ended early, is simply called again: it trains what is missing
   retry=failed   try again what failed (or infeasible, diverged); force=true trains all again

@@ -290,6 +290,11 @@ def is_tuned(config: TrainConfig) -> bool:
     return config.lr == TUNED
 
 
+def tested_on(config: TrainConfig) -> str:
+    """Return what images the accuracies of a run are of: "test", or "validation"."""
+    return "test" if config.data.validation is None else "validation"
+
+
 def named_seeds(seeds: Any, first: int = 0) -> list[int]:
     """Return the seeds that a number of them, counted from `first`, or their list stands for."""
     return list(range(first, first + seeds)) if isinstance(seeds, int) else seeds

@@ -32,7 +32,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
-from gnexp import launching
+from gnexp import launching, optimizing
 from gnexp.config import COMMANDS, CUSTOM, Mistake, expand
 from gnexp.launching import HydraJob
 from gnexp.rules import problems
@@ -63,8 +63,12 @@ def run(command: str, arguments: list[str]) -> int:
     arguments = sorted(arguments, key=lambda a: "=" in a and not a.startswith("-"))
     ours, others = launching.split(arguments)
     asks = not QUESTIONS.isdisjoint(a.partition("=")[0] for a in arguments)
-    if command == "train" and ours and not asks and launching.chosen(ours) != "basic":
-        return _launch(launching.chosen(ours), ours, others, arguments)
+    if command == "train" and not asks:
+        launcher = launching.chosen(ours) if ours else "basic"
+        if sweeper := optimizing.chosen(arguments):
+            return _optimize(sweeper, launcher, arguments)
+        if launcher != "basic":
+            return _launch(launcher, ours, others, arguments)
     jobs, grid = _collect(command, arguments)
     if not jobs:  # Hydra answered itself: --help, --cfg, --info
         return 0
@@ -108,6 +112,7 @@ def _dispatch(command: str, configs: list[Any], grid: bool, typed: str) -> int:
     if grid:
         bench = command == "bench"
         instead = "type lists, such as norms=[bn,gn]" if bench else "name one study, as study=main"
+        instead += ", or two to compare, as study=[main,smoke]" if command == "report" else ""
         raise Mistake(f"gnexp {command} takes no --multirun; {instead}")
     return function(configs[0], typed) if command == "bench" else function(configs[0])
 
@@ -149,24 +154,47 @@ def _refuse_odd_overrides(command: str, arguments: list[str]) -> None:
             raise Mistake(f"{argument}: {key} takes one choice; for a grid type -m {key}={names}")
 
 
-def _collect(command: str, arguments: list[str]) -> tuple[list[HydraJob], bool]:
-    """Return the jobs that are typed with their configs, and whether they form a grid."""
+def _run_hydra(
+    command: str, arguments: list[str], task: Callable[[Any], Any], scratch: str
+) -> None:
+    """Let Hydra compose each job and call `task` with it; what Hydra writes goes to `scratch`."""
     store = ConfigStore.instance()
     for name, schema in COMMANDS.items():
         store.store(f"{name}_schema", schema)
+    app = hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=command)
+    with _hydra_arguments(command, arguments, scratch):
+        try:
+            app(task)()
+        except (HydraException, OmegaConfBaseException) as error:
+            raise Mistake(_every_sentence(error, command, arguments)) from error
+
+
+def _optimize(name: str, launcher: str, arguments: list[str]) -> int:
+    """Let a sweeper that optimizes call for trainings, one after the other."""
+    if launcher != "basic":
+        raise Mistake(
+            f"hydra/sweeper={name} trains in this process: leave hydra/launcher={launcher} out"
+        )
+    words = optimizing.arguments_for(name, arguments)
+
+    def run(task: Callable[[Any], Any], scratch: Path) -> None:
+        _run_hydra("train", words, task, str(scratch))
+
+    return optimizing.optimize(name, _typed("train", arguments), run)
+
+
+def _collect(command: str, arguments: list[str]) -> tuple[list[HydraJob], bool]:
+    """Return the jobs that are typed with their configs, and whether they form a grid."""
     found: list[tuple[Any, Any]] = []
 
     def task(config: Any) -> None:
         found.append((HydraConfig.get(), OmegaConf.to_object(config)))
 
-    app = hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=command)
     said = io.StringIO()
-    with tempfile.TemporaryDirectory() as scratch, _hydra_arguments(command, arguments, scratch):
+    with tempfile.TemporaryDirectory() as scratch:
         try:
             with contextlib.redirect_stderr(said):
-                app(task)()
-        except (HydraException, OmegaConfBaseException) as error:
-            raise Mistake(_every_sentence(error, command, arguments)) from error
+                _run_hydra(command, arguments, task, scratch)
         except SystemExit as leaving:  # argparse: 0 after --help, 2 for a flag it does not know
             if leaving.code:
                 reason = said.getvalue().strip().splitlines()[-1].partition("error: ")[2]
@@ -287,6 +315,8 @@ def _sentence(error: Exception, command: str) -> str:
         return f"{found[1].lstrip('+')} must be {wanted}"
     if found := re.search(r"Ambiguous value for argument '([^']+)'", text):
         key, _, value = found[1].partition("=")
+        if command == "report" and key == "study":
+            return f"{found[1]} would be a sweep: to compare two studies type {key}=[{value}]"
         return f"{found[1]} is a sweep: type -m {found[1]}, or {key}=[{value}] for a list"
     if found := re.search(r"Missing mandatory value: (\S+)", text + cause):
         return f"{found[1]} must be given, as {found[1]}=VALUE"

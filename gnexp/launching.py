@@ -25,7 +25,7 @@ from hydra.core.utils import JobStatus
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
-from gnexp.config import Mistake, TrainConfig, is_tuned, named_seeds
+from gnexp.config import Mistake, TrainConfig, is_tuned, named_seeds, tested_on
 
 LOOK_S = 2.0  # between two looks at the run folders
 # Hydra's name of a launcher: the packages it needs, what people call them, how to get them.
@@ -411,7 +411,8 @@ class _Watch:
         for key, row in self._epochs(run).items():
             if key not in self.told[run]:
                 self.told[run].add(key)
-                self.progress.event({"kind": "epoch", "run": run.name, **row})
+                on = tested_on(run.config)
+                self.progress.event({"kind": "epoch", "run": run.name, "on": on, **row})
         now = standing(run)
         if not now.todo:
             del self.left[run]

@@ -97,7 +97,7 @@ class Progress:
         self._advance(event["run"], max(0.0, per_epoch - self.uncounted.pop(key, 0)))
         text = (
             f"loss {event['train_loss']:.3f}, training {100 * event['train_acc']:.1f} %,"
-            f" test {100 * event['test_acc']:.1f} %"
+            f" {event.get('on', 'test')} {100 * event['test_acc']:.1f} %"
         )
         self.bar.set_postfix_str(text if not self.many else f"{event['run']}: {text}")
         if self.bar.disable and not self.many:

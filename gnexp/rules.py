@@ -30,6 +30,7 @@ from gnexp.config import (
     named_seeds,
     retried,
 )
+from gnexp.loggers import logger_problems
 
 LR_RULES = ("linear", "sqrt", "none")
 SCHEDULES = ("cosine", "constant")
@@ -65,7 +66,7 @@ def problems(config: TrainConfig) -> list[str]:
     found += gradient_problems(config.gradients, config.gradients_at)
     found += _privacy_problems(config)
     found += measure_problems(config.measure) + shift_problems(config.shift)
-    found += format_problems(config.report)
+    found += format_problems(config.report) + logger_problems(config.logger)
     if not found and config.update_batch and config.update_batch % config.batch:
         near = config.batch * max(1, round(config.update_batch / config.batch))
         found.append(
@@ -264,7 +265,7 @@ def study_problems(config: ReportConfig | MeasureConfig | StatusConfig) -> list[
 def report_problems(config: ReportConfig) -> list[str]:
     """Return one sentence for every rule that a report breaks."""
     found = study_problems(config) + count_problems({"reference_batch": config.reference_batch})
-    return found + format_problems(config.report)
+    return found + format_problems(config.report) + logger_problems(config.logger)
 
 
 def format_problems(report: ReportOptions) -> list[str]:

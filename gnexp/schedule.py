@@ -21,7 +21,7 @@ CUDA_REPLICAS = 20
 
 # Trainings in one CUDA graph share the images they count, and nothing else: norm, model, rate and
 # decay may differ. Stacked on a CPU they share the architecture too, and only rates may differ.
-_GRAPH_KEYS = ("data", "batch", "update_batch", "epochs", "precision", "execution")
+_GRAPH_KEYS = ("data", "batch", "update_batch", "epochs", "updates", "precision", "execution")
 _GRAPH_KEYS += ("lr_rule", "warmup", "schedule", "device")
 _FREE_IN_A_STACK = {"lr", *NOT_IDENTITY} - {"device", "execution"}
 

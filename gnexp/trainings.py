@@ -15,9 +15,10 @@ from torch import nn
 
 from gnexp import build, privacy
 from gnexp.checkpoints import State, save_states
-from gnexp.config import TrainConfig, asked_for, is_private
+from gnexp.config import TrainConfig, asked_for, is_private, tested_on
 from gnexp.gradient_rows import own_gradients
 from gnexp.last_weights import class_head, class_rows, end_numbers, measure_asked_for
+from gnexp.loggers import follow
 from gnexp.provenance import version
 from gnexp.schedule import Replica, Step
 from gnexp.study.store import Run
@@ -103,7 +104,9 @@ class Trainings:
             self.check()
             for place, replica in list(self.going.items()):
                 last[place] = results[place]
-                if self._epoch_done(place, replica, results[place]):
+                diverged = self._epoch_done(place, replica, results[place])
+                follow(Run(replica.folder), replica.seed, replica.config.logger)
+                if diverged:
                     self._finish(place, replica, results[place])
                     del self.going[place]
             self._checkpoint(results[0].epoch)
@@ -143,7 +146,7 @@ class Trainings:
         row = _row(epoch, replica.seed)
         self.rows[place]["metrics"].append(row)
         Run(replica.folder).add_metrics([row])
-        self.emit({"kind": "epoch", "run": replica.run, **row})
+        self.emit({"kind": "epoch", "run": replica.run, "on": tested_on(replica.config), **row})
         if epoch.diverged:
             return True
         if epoch.epoch in (max(1, self.config.epochs // 2), self.config.epochs):

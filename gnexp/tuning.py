@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from gnexp import build
-from gnexp.config import TrainConfig, is_tuned, run_name, trial
+from gnexp.config import Mistake, TrainConfig, is_tuned, run_name, trial
+from gnexp.rules import problems
 from gnexp.study.choice import best_rate
+from gnexp.study.files import Damaged
 from gnexp.study.store import Run
 
 
@@ -19,18 +21,21 @@ from gnexp.study.store import Run
 class Tuning:
     """How far one cell's choice is: the accuracies of each rate's ended seeds, and the rest.
 
-    scores: {rate: accuracies on the images held out}, a training without a finite loss at chance;
-    waiting: rates with a seed that has not ended.
+    scores: {rate: accuracies on the images held out}, a diverged training at chance; diverged:
+    rates with such a training; waiting: rates with a seed that has not ended.
     """
 
     config: TrainConfig
     scores: dict[float, list[float]]
+    diverged: list[float]
     waiting: list[float]
 
     @property
     def best(self) -> float | None:
         """The rate that is ahead when all have ended, None before."""
-        return None if self.waiting or not self.scores else best_rate(self.scores)
+        if self.waiting or not self.scores:
+            return None
+        return best_rate(self.scores, self.diverged)
 
     @property
     def at_edge(self) -> bool:
@@ -42,9 +47,16 @@ def wanted(configs: Iterable[TrainConfig]) -> list[tuple[int, TrainConfig]]:
     """Return what these configs ask to be trained, as far as it is known yet, with their numbers.
 
     A tuned one asks for its trials; for one at a further rate while the best is at the edge; and
-    when the rate is chosen for itself at that rate, and at the untuned one.
+    when the rate is chosen for itself at that rate, and at the untuned one. Raises Mistake listing
+    what is wrong with those that are tuned.
     """
-    return [(n, each) for n, config in enumerate(configs) for each in _wanted(config)]
+    configs = list(configs)
+    if found := dict.fromkeys(s for c in configs if is_tuned(c) for s in problems(c)):
+        raise Mistake("\n".join(found))
+    try:
+        return [(n, each) for n, config in enumerate(configs) for each in _wanted(config)]
+    except ValueError as error:  # of the images or the norm: a mistake in what is typed
+        raise Mistake(str(error).replace("data.validation=", "tuning.validation=")) from error
 
 
 def _wanted(config: TrainConfig) -> list[TrainConfig]:
@@ -81,18 +93,28 @@ def extended(rates: list[float], edge: float) -> list[float]:
 def tuning(config: TrainConfig, rates: Iterable[float]) -> Tuning:
     """Return how far the trials of a tuned config at these rates are, from their run folders."""
     scores: dict[float, list[float]] = {}
-    waiting = []
+    diverged, waiting = [], []
     for rate in rates:
         each = build.resolved(trial(config, rate))
-        seeds = Run(folder_of(each)).result().get("seeds", {})
+        seeds = _results(Run(folder_of(each)))
         found = [seeds[str(seed)] for seed in each.seeds if str(seed) in seeds]
         if len(found) < len(each.seeds):
             waiting.append(rate)
+        if any(numbers.get("status") == "diverged" for numbers in found):
+            diverged.append(rate)
         chance = 1 / len(build.images_of(each.data).classes)
         scored = [_score(numbers, chance) for numbers in found]
         if scored := [score for score in scored if score is not None]:
             scores[rate] = scored
-    return Tuning(config, scores, waiting)
+    return Tuning(config, scores, diverged, waiting)
+
+
+def _results(run: Run) -> dict[str, dict[str, Any]]:
+    """Return the numbers of the seeds that ended; a damaged file's are mended before training."""
+    try:
+        return run.result().get("seeds", {})
+    except Damaged:
+        return {}
 
 
 def _score(numbers: dict[str, Any], chance: float) -> float | None:

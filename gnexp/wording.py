@@ -10,7 +10,15 @@ from typing import Any
 import torch
 
 from gnexp import build, privacy
-from gnexp.config import TrainConfig, is_private, is_tuned, named_seeds, norm_label, trial
+from gnexp.config import (
+    TrainConfig,
+    is_private,
+    is_tuned,
+    named_seeds,
+    norm_label,
+    tested_on,
+    trial,
+)
 from gnexp.progress import duration, image_cost
 from gnexp.runs import PlannedRun, Standing, standing
 from gnexp.schedule import Step
@@ -46,11 +54,6 @@ def _data_text(config: TrainConfig) -> str:
         f"{images.title}: {len(images.x_train):,} training and {len(images.x_test):,}"
         f" {tested_on(config)} images"
     )
-
-
-def tested_on(config: TrainConfig) -> str:
-    """Return what the accuracies of a run are of: "test", or "validation" images."""
-    return "test" if config.data.validation is None else "validation"
 
 
 def single_line(run: PlannedRun, steps: list[Step], workers: int) -> str:

@@ -381,3 +381,16 @@ def test_any_text_can_be_quoted_for_hydra(text):
     (parsed,) = OverridesParser.create().parse_overrides([f"key={quoted(text)}"])
     config = OmegaConf.create({"key": str(parsed.value())})
     assert config.key == text
+
+
+def test_a_tuned_rate_is_chosen_by_the_job_that_trains_it_and_is_the_one_chosen_here(gnexp):
+    pytest.importorskip("submitit", reason="gnexp[slurm] is not installed")
+    words = (*QUICK, "norm=bn", "lr=tuned", "tuning.lr=[0.05,0.2]", "tuning.extend=0")
+    words += ("tuning.validation=0.2",)
+    answer = gnexp("train", *words, SUBMITIT, "study=there")
+    assert answer.code == 0, answer
+    assert "1 job through" in answer.out
+    assert gnexp("train", *words, "workers=1", "study=here").code == 0
+    there, here = ({p.name: result(p) for p in runs(f"results/{s}")} for s in ("there", "here"))
+    assert there.keys() == here.keys()
+    assert all(there[name].keys() == here[name].keys() for name in here)

@@ -1,19 +1,51 @@
-"""`gnexp report`: tables, figures and the page from what a study holds at this moment."""
+"""`gnexp report`: tables, figures and the page from what a study holds, or two side by side."""
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 from gnexp.config import Mistake, ReportConfig
-from gnexp.rules import count_problems, study_problems
+from gnexp.loggers import export_all, viewing_lines
+from gnexp.rules import report_problems
 from gnexp.study.store import Study, load_study
 
 
 def report(config: ReportConfig) -> int:
-    """Build the report of a study and say where it is; returns the exit code."""
-    found = study_problems(config) + count_problems({"reference_batch": config.reference_batch})
-    if found:
+    """Build the report of a study, or of two, and say where it is; returns the exit code."""
+    config = dataclasses.replace(config, study=_as_typed(config.study))
+    if found := report_problems(config):
         raise Mistake("\n".join(found))
-    print(make_report(Path(config.out), config.study, config.reference_batch))
-    return 0
+    out = Path(config.out)
+    if isinstance(config.study, list):
+        print(make_comparison(out, config.study, config.reference_batch, _formats(config)))
+    else:
+        print(make_report(out, config.study, config.reference_batch))
+    names = config.study if isinstance(config.study, list) else [config.study]
+    failed = [line for name in names for line in _logged(out / name, config.logger)]
+    for line in failed:
+        print(line)
+    return 1 if failed else 0
+
+
+def _as_typed(study: Any) -> Any:
+    """Return names as text: where a list may stand, study=2026 arrives as a number."""
+    if isinstance(study, list):
+        return [str(_as_typed(name)) for name in study]
+    return "" if study is None else str(study)
+
+
+def _formats(config: ReportConfig) -> list[str]:
+    typed = config.report.format
+    return typed if isinstance(typed, list) else [typed]
+
+
+def _logged(folder: Path, logger: Any) -> list[str]:
+    """Export a stored study to the loggers and say how to look at it; return what failed."""
+    runs = [record.folder for record in load_study(folder).runs] if logger else []
+    failed = export_all(runs, logger)
+    for line in viewing_lines(folder, logger):
+        print(line)
+    return [f"failed: {what}: {why}" for what, why in failed]
 
 
 def stored_study(out: str, name: str) -> Study:
@@ -44,3 +76,19 @@ def make_report(out: Path, study: str, reference_batch: int) -> str:
     except (ValueError, OSError) as error:  # a corrupt file, or a report that cannot be written
         raise Mistake(f"study={study}: no report: {error}") from error
     return f"{table}\nreport: {folder / 'report' / 'index.html'}"
+
+
+def make_comparison(out: Path, names: list[str], reference_batch: int, formats: list[str]) -> str:
+    """Build the report on two studies and return what to print: what it found, and where it lies.
+
+    Raises Mistake for a study that is not there or empty, or a folder that refuses files.
+    """
+    from gnexp.study.compare_page import build_comparison
+
+    for name in names:
+        stored_study(str(out), name)
+    try:
+        written, found = build_comparison(out, names, reference_batch, formats)
+    except (ValueError, OSError) as error:
+        raise Mistake(f"study=[{','.join(names)}]: no report: {error}") from error
+    return "\n".join([*found, f"report: {written['index.html']}"])

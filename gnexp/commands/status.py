@@ -52,7 +52,8 @@ def _run_text(seeds: list[SeedState], epochs: int | None) -> str:
 def _detail(seed: SeedState, epochs: int | None) -> str:
     if seed.state == "running":
         since = f", since {seed.since}" if seed.since else ""
-        return f"{seed.holder}{since}, epoch {seed.epoch + 1} of {epochs}"
+        at = f"epoch {seed.epoch + 1} of {epochs}" if seed.epoch != epochs else "measuring its end"
+        return f"{seed.holder}{since}, {at}"
     if seed.state == "interrupted":
         return f"after epoch {seed.epoch} of {epochs}"
     if seed.state == "failed":

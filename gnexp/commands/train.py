@@ -10,6 +10,7 @@ from gnexp import build
 from gnexp.commands.report import make_report
 from gnexp.config import Mistake, TrainConfig, as_dict, is_tuned
 from gnexp.execute import Task, mark_died, run_task
+from gnexp.loggers import export_all, viewing_lines
 from gnexp.missing import missing, steps_for
 from gnexp.planning import plan
 from gnexp.progress import Progress
@@ -50,19 +51,22 @@ def train(
         plan(configs=[c for _, c in wanted(configs)])  # refuses what is wrong
         _preview(configs[0])
     runs, failed = [], []
-    for line in tuning_lines(configs):
-        print(line)
     for fresh in _rounds(configs):
+        if not runs:
+            print(*tuning_lines(configs), sep="\n", end="\n" * any(map(is_tuned, configs)))
         failed += _train(fresh, call, grid)
         runs += fresh
     config = runs[0].config
     for line in choice_lines(configs):
         print(line)
     failed += _measure_shared(runs, {name for name, _ in failed})
+    failed += export_all([run.folder for run in runs], config.logger)
     if grid:
         failed += _report(config)
     elif not failed:
         print(closing_line(runs[0]))
+    for line in viewing_lines(Path(config.out) / config.study, config.logger):
+        print(line)
     return _conclude(runs, dict(failed), grid)
 
 

@@ -28,7 +28,15 @@ BASE = ("norm", "groups", "channels_per_group", "batch", "update_batch")
 _NOT_COMPARED = {
     *("study", "seeds", "out", "workers", "stack", "device", "execution", "together"),
     *("reference_batch", "checkpoint_minutes"),
-    *("gradients", "gradients_at", "covariance", "data.root", "data.title", "data.preview"),
+    *(
+        "gradients",
+        "gradients_at",
+        "covariance",
+        "data.validation",
+        "data.root",
+        "data.title",
+        "data.preview",
+    ),
     *("norm.name", *BASE),
     *("privacy.name", "privacy.epsilon"),  # both are in `epsilon`
 }
@@ -111,8 +119,16 @@ def accuracy_interval(accuracies: Sequence[float], images: int) -> tuple[statist
     return statistics.Interval(interval.mean, math.nan, 1, lo, hi), "binomial over test images"
 
 
+def is_trial(record: Record) -> bool:
+    """Return whether a run is judged on images held out of its training set, not on test images."""
+    return record.config.get("data", {}).get("validation") is not None
+
+
 def run_rows(study: Study) -> list[dict[str, Any]]:
-    """Return one row per run and seed: RUN_COLUMNS, `why`, and other config keys that vary."""
+    """Return one row per run and seed: RUN_COLUMNS, `why`, and other config keys that vary.
+
+    Where runs hold images out, `split` tells what test_acc and test_loss are of.
+    """
     extras = varying(study)
     rows = []
     for record in study.runs:
@@ -131,19 +147,24 @@ def run_rows(study: Study) -> list[dict[str, Any]]:
                     **{c: numbers.get(c) for c in ("execution", "stack", *NUMBERS)},
                     "device": numbers.get("device") or record.provenance.get("device"),
                     **{c: numbers.get(c) for c in PRIVACY_COLUMNS},
+                    "split": "validation" if is_trial(record) else "test",
                     "why": state.get("why", ""),
                 }
             )
             rows[-1]["epochs"] = numbers.get("epochs")  # not the epochs asked for
     private = any(row["epsilon_spent"] is not None for row in rows)
     order = (*RUN_COLUMNS, *(e for e in extras if e not in RUN_COLUMNS))
-    order += (*PRIVACY_COLUMNS * private, "why")
+    split = any(row["split"] == "validation" for row in rows)
+    order += (*PRIVACY_COLUMNS * private, *("split",) * split, "why")
     return [{column: row[column] for column in order} for row in sorted(rows, key=_row_order)]
 
 
-def cells(study: Study) -> list[Cell]:
-    """Return the cells that have a finished seed, ordered by norm, groups, other keys and batch."""
-    extras = varying(study)
+def cells(study: Study, extras: Sequence[str] | None = None) -> list[Cell]:
+    """Return the cells that have a finished seed, ordered by norm, groups, other keys and batch.
+
+    extras: the keys beyond BASE that tell cells apart, by default those that vary in the study.
+    """
+    extras = varying(study) if extras is None else extras
     grouped: dict[str, Cell] = {}
     for record in study.runs:
         key = cell_key(record, extras)
@@ -152,12 +173,16 @@ def cells(study: Study) -> list[Cell]:
             for seed, state in record.statuses.items()
             if record.numbers(seed)
         ]
-        taken = {row["seed"] for row in grouped[_text(key)].seeds} if _text(key) in grouped else {}
+        taken = (
+            {row["seed"] for row in grouped[key_text(key)].seeds}
+            if key_text(key) in grouped
+            else {}
+        )
         if any(row["seed"] in taken for row in rows):
             # Two runs differ in something the config does not show: never average them.
             key = {**key, "run": record.name}
         if rows:
-            cell = grouped.setdefault(_text(key), Cell(key, record, []))
+            cell = grouped.setdefault(key_text(key), Cell(key, record, []))
             cell.seeds.extend(rows)
             cell.records.append(record)
     return sorted(grouped.values(), key=lambda cell: _row_order(cell.key))
@@ -177,7 +202,7 @@ def series(all_cells: Iterable[Cell]) -> list[Series]:
         shared = {"norm": cell.key["norm"], **shared}
         for update in _update_rules(cell, all_cells, shared):
             key = {**shared, "update": update}
-            line = lines.setdefault(_text(key), Series("", cell.key["norm"], key, []))
+            line = lines.setdefault(key_text(key), Series("", cell.key["norm"], key, []))
             line.cells.append(cell)
     result = [
         Series(line.label, line.norm, line.key, sorted(line.cells, key=lambda c: c.key["batch"]))
@@ -195,9 +220,10 @@ def series_label(key: Mapping[str, Any], keys: list[Mapping[str, Any]]) -> str:
     for column, value in key.items():
         of_the_norm = column.startswith("norm.")  # which other norms need not have
         among = [k for k in keys if not of_the_norm or k["norm"] == key["norm"]]
-        if column not in told and len({_text(other.get(column)) for other in among}) > 1:
+        if column not in told and len({key_text(other.get(column)) for other in among}) > 1:
             name = column.removeprefix("norm.")
-            label += f", {name}{' ' if column == 'update' else '='}{value}"
+            shown = f"{value:.4g}" if isinstance(value, float) else value
+            label += f", {name}{' ' if column == 'update' else '='}{shown}"
     return label
 
 
@@ -219,7 +245,7 @@ def varying(study: Study) -> list[str]:
     for record in study.runs:
         for key, value in _compared(record).items():
             within = _within(key, record.config)
-            values.setdefault(key, {}).setdefault(within, set()).add(_text(value))
+            values.setdefault(key, {}).setdefault(within, set()).add(key_text(value))
     return sorted(k for k, by in values.items() if any(len(seen) > 1 for seen in by.values()))
 
 
@@ -267,6 +293,8 @@ def _compared(record: Record) -> dict[str, Any]:
     if checksum:
         flat["data.checksum"] = str(checksum)[:8]
     flat["epsilon"] = epsilon(record.config)
+    if flat.get("updates"):
+        flat.pop("epochs", None)  # which follow from the updates
     if "norm.momentum" in flat:  # runs of before there was a choice
         flat.setdefault("norm.momentum_rule", "batches")
     return {_RENAMED.get(key, key): value for key, value in flat.items()}
@@ -286,7 +314,7 @@ def _flatten(config: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str,
         if isinstance(value, Mapping):
             yield from _flatten(value, f"{prefix}{key}.")
         else:
-            yield prefix + key, _text(value) if isinstance(value, (list, tuple)) else value
+            yield prefix + key, key_text(value) if isinstance(value, (list, tuple)) else value
 
 
 def _splitting(all_cells: list[Cell]) -> set[str]:
@@ -296,9 +324,9 @@ def _splitting(all_cells: list[Cell]) -> set[str]:
     split |= {k for k in keys if k == "data" or k.startswith(_NEVER_ONE_SERIES)}
     seen: dict[tuple[str, str], set[str]] = {}
     for cell in all_cells:
-        base = _text([cell.key[c] for c in BASE])
+        base = key_text([cell.key[c] for c in BASE])
         for key in keys:
-            seen.setdefault((key, base), set()).add(_text(cell.key.get(key)))
+            seen.setdefault((key, base), set()).add(key_text(cell.key.get(key)))
     return split | {key for (key, _), values in seen.items() if len(values) > 1 and key not in BASE}
 
 
@@ -333,5 +361,5 @@ def _row_order(row: Mapping[str, Any]) -> tuple[Any, ...]:
     return (norm_rank(row["norm"]), *(number(row.get(column)) for column in ordered))
 
 
-def _text(value: Any) -> str:
+def key_text(value: Any) -> str:
     return json.dumps(value, sort_keys=True, default=str)

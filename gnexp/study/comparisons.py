@@ -1,20 +1,150 @@
-"""Differences of mean accuracy: each batch size against the reference, and norm against norm."""
+"""Differences of mean accuracy: each batch size against the reference, and norm against BN.
+
+Two kinds of families, each with Holm's adjustment: one norm against BN over the batch sizes, a
+family for each norm in each setting (a model, a data set, an update rule); and every batch size
+against the reference batch, one family over all norms.
+"""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from gnexp.study import statistics
 from gnexp.study.cells import BASE, Cell, Series
+from gnexp.study.inference import (
+    AHEAD,
+    ALPHA,
+    BEHIND,
+    PAIRED,
+    Adjusted,
+    Difference,
+    estimate,
+    holm,
+    paired_difference,
+    simultaneous,
+)
+
+Row = dict[str, Any]
+_OF_THE_NORM = ("norm", "groups", "channels_per_group")
 
 
-def flatness_rows(lines: Sequence[Series], reference_batch: int) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class Versus:
+    """Two cells at one batch size: their difference, and it as a member of its family."""
+
+    batch: int
+    cell: Cell
+    other: Cell
+    difference: Difference
+    adjusted: Adjusted
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Series that differ in nothing but the norm: bn is BN as it comes, if it was trained.
+
+    key: what the series share. pairs: (series, its comparisons with bn, ascending in batch) for
+    every series but bn itself, a family each.
+    """
+
+    key: dict[str, Any]
+    lines: list[Series]
+    bn: Series | None
+    pairs: list[tuple[Series, list[Versus]]]
+
+
+def scored_by_seed(cell: Cell) -> dict[int, float]:
+    """Return {seed: test accuracy}, a diverged seed at chance."""
+    complete = {r["seed"]: r["test_acc"] for r in cell.of("complete") if r["test_acc"] is not None}
+    return complete | {row["seed"]: 1 / cell.classes for row in cell.of("diverged")}
+
+
+def settings(lines: Sequence[Series]) -> list[Setting]:
+    """Return the series by setting, in their order, each compared with the setting's BN."""
+    grouped: dict[str, list[Series]] = {}
+    for line in lines:
+        grouped.setdefault(repr(sorted(_shared(line.key).items(), key=str)), []).append(line)
+    return [_setting(among) for among in grouped.values()]
+
+
+def _setting(lines: list[Series]) -> Setting:
+    found = [line for line in lines if line.norm == "bn"]
+    as_it_comes = [b for b in found if b.key.get("norm.momentum_rule") in (None, "batches")]
+    bn = next(iter(as_it_comes or found), None)
+    others = [line for line in lines if line is not bn]
+    pairs = [(line, versus(line, bn)) for line in others] if bn else []
+    return Setting(_shared(lines[0].key), lines, bn, pairs)
+
+
+def _shared(key: Mapping[str, Any]) -> Row:
+    return {k: v for k, v in key.items() if k not in _OF_THE_NORM and not k.startswith("norm.")}
+
+
+def versus(line: Series, other: Series) -> list[Versus]:
+    """Return line minus other at the batch sizes of both, ascending, as one family."""
+    theirs = {cell.key["batch"]: cell for cell in other.cells}
+    cells = [(c, theirs[c.key["batch"]]) for c in line.cells if c.key["batch"] in theirs]
+    found = [between(cell, its) for cell, its in cells]
+    return [
+        Versus(cell.key["batch"], cell, its, difference, adjusted)
+        for (cell, its), difference, adjusted in zip(cells, found, simultaneous(found))
+    ]
+
+
+def between(a: Cell, b: Cell) -> Difference:
+    """Compare two cells' accuracy, a minus b, paired by seed; diverged seeds count at chance."""
+    return paired_difference(scored_by_seed(a), scored_by_seed(b))
+
+
+def tested_columns(difference: Difference, adjusted: Adjusted) -> Row:
+    """Return a comparison's columns: the paired difference, Welch's, Holm's, and the verdict."""
+    return {
+        **{k: getattr(difference, k) for k in TESTED if hasattr(difference, k)},
+        "p_holm": adjusted.p_holm,
+        "lo_simultaneous": adjusted.lo,
+        "hi_simultaneous": adjusted.hi,
+        "family": adjusted.family,
+    }
+
+
+TESTED = (
+    *("method", "n_pairs", "n_a", "n_b", "correlation", "difference", "lo", "hi", "p"),
+    *("welch_difference", "welch_lo", "welch_hi", "welch_p"),
+    *("p_holm", "lo_simultaneous", "hi_simultaneous", "family"),
+)
+
+
+def norm_rows(found: Sequence[Setting]) -> list[Row]:
+    """Return one row per norm and batch size that BN has too: norm minus BN, 0..1."""
+    return [
+        {
+            **one.cell.key,
+            "series": line.label,
+            "against": setting.bn.label,
+            **tested_columns(one.difference, one.adjusted),
+            "n_diverged": len(one.cell.of("diverged")),
+            "n_diverged_bn": len(one.other.of("diverged")),
+            "verdict": one.adjusted.verdict,
+            "note": one.difference.why,
+        }
+        for setting in found
+        for line, pairs in setting.pairs
+        for one in pairs
+    ]
+
+
+def flatness_rows(lines: Sequence[Series], reference_batch: int) -> list[Row]:
     """Return one row per series and batch size other than the reference, which was fixed before.
 
-    Diverged seeds count at chance. The standard deviation is pooled over the series' cells; a
-    comparison with diverged seeds, or a series whose cells scatter too unequally to pool, uses
-    the two cells' own spreads (Welch). `differs`: other settings that differ from the reference.
-    A series without a cell at the reference batch gives no row.
+    Diverged seeds count at chance. difference to p: by the standard deviation pooled over the
+    series' cells; with diverged seeds, or cells that scatter too unequally to pool, by the two
+    cells' own spreads (Welch). p_holm, *_simultaneous: the same in the family of all rows.
+    paired_*: beside it, paired t over the n_pairs seeds of both. verdict: flat when Holm over the
+    equivalence tests of all rows rejects at 5 %, lower or higher when Holm over p does, else
+    undecided.
+    `differs`: other settings that differ from the reference. A series without a cell at the
+    reference batch gives no row.
     """
     rows = []
     for line in lines:
@@ -22,50 +152,65 @@ def flatness_rows(lines: Sequence[Series], reference_batch: int) -> list[dict[st
         if reference is None:
             continue
         steady = [c.scored for c in line.cells if not c.of("diverged")]
-        sd, dof = statistics.pooled_sd(steady)
+        pooled = statistics.pooled_sd(steady)
         poolable = not statistics.spreads_differ(steady)
         for cell in line.cells:
             if cell is reference:
                 continue
             pool = poolable and not cell.of("diverged") and not reference.of("diverged")
-            spread = (sd, dof) if pool else None
-            comparison, method, used = _compare(cell, reference, spread)
-            rows.append(
-                {
-                    **cell.key,
-                    "reference_batch": reference_batch,
-                    "reference_update_batch": reference.key["update_batch"],
-                    "n": len(cell.scored),
-                    "n_reference": len(reference.scored),
-                    "n_diverged": len(cell.of("diverged")) + len(reference.of("diverged")),
-                    **{k: v for k, v in vars(comparison).items() if k != "verdict"},
-                    **{"sd": used[0], "dof": used[1], "method": method},
-                    "verdict": comparison.verdict,
-                    "differs": ", ".join(_differing(cell, reference)),
-                }
-            )
+            rows.append(_flatness_row(cell, reference, pooled if pool else None))
+    return _as_family(rows)
+
+
+def _flatness_row(cell: Cell, reference: Cell, pooled: tuple[float, int] | None) -> Row:
+    comparison, method, used = _compare(cell, reference, pooled)
+    pairs = between(cell, reference)
+    paired = pairs.method == PAIRED
+    return {
+        **cell.key,
+        "reference_batch": reference.key["batch"],
+        "reference_update_batch": reference.key["update_batch"],
+        "n": len(cell.scored),
+        "n_reference": len(reference.scored),
+        "n_diverged": len(cell.of("diverged")) + len(reference.of("diverged")),
+        **{k: v for k, v in vars(comparison).items() if k != "verdict"},
+        **{"sd": used[0], "dof": used[1], "method": method, "se": used[2]},
+        "n_pairs": pairs.n_pairs,
+        "paired_difference": pairs.difference if paired else math.nan,
+        "paired_lo": pairs.lo if paired else math.nan,
+        "paired_hi": pairs.hi if paired else math.nan,
+        "paired_p": pairs.p if paired else math.nan,
+        "differs": ", ".join(_differing(cell, reference)),
+    }
+
+
+def _as_family(rows: list[Row]) -> list[Row]:
+    flat = holm([row["p_equivalence"] for row in rows])
+    found = [estimate(row["difference"], row.pop("se"), row["dof"]) for row in rows]
+    said = {AHEAD: statistics.HIGHER, BEHIND: statistics.LOWER}
+    for row, one, adjusted, p_flat in zip(rows, found, simultaneous(found), flat):
+        row |= {"p": one.p, "p_holm": adjusted.p_holm, "p_equivalence_holm": p_flat}
+        row |= {"lo_simultaneous": adjusted.lo, "hi_simultaneous": adjusted.hi}
+        row |= {"family": adjusted.family}
+        decided = said.get(adjusted.verdict, statistics.UNDECIDED)
+        row["verdict"] = statistics.FLAT if p_flat < ALPHA else decided
     return rows
-
-
-def between(a: Cell, b: Cell) -> statistics.Comparison:
-    """Compare two cells' mean accuracy, a minus b, by Welch; diverged seeds count at chance."""
-    return _compare(a, b, None)[0]
 
 
 def _compare(
     a: Cell, b: Cell, pooled: tuple[float, int] | None
-) -> tuple[statistics.Comparison, str, tuple[float, float]]:
+) -> tuple[statistics.Comparison, str, tuple[float, float, float]]:
     x, y = a.scored, b.scored
     difference = sum(x) / len(x) - sum(y) / len(y) if x and y else math.nan
     if min(len(x), len(y)) < 2:
-        return statistics.compare_means(difference, math.nan, 0), "", (math.nan, 0)
+        return statistics.compare_means(difference, math.nan, 0), "", (math.nan, 0, math.nan)
     if pooled is not None:
         sd, dof = pooled
         se = sd * math.sqrt(1 / len(x) + 1 / len(y))
-        return statistics.compare_means(difference, se, dof), "pooled sd", (sd, dof)
+        return statistics.compare_means(difference, se, dof), "pooled sd", (sd, dof, se)
     se, dof = statistics.welch(x, y)
     own_sd = statistics.t_interval(x).sd
-    return statistics.compare_means(difference, se, dof), "Welch", (own_sd, dof)
+    return statistics.compare_means(difference, se, dof), "Welch", (own_sd, dof, se)
 
 
 def _differing(cell: Cell, reference: Cell) -> list[str]:

@@ -6,7 +6,8 @@ from typing import Any
 
 from gnexp.study import noise, statistics
 from gnexp.study.cells import Cell, Series, norm_label
-from gnexp.study.comparisons import between, flatness_rows
+from gnexp.study.comparisons import flatness_rows, settings
+from gnexp.study.inference import UNTESTED
 from gnexp.study.rendering import percent
 from gnexp.study.store import Study
 
@@ -21,8 +22,9 @@ def headline(
     exponents: Sequence[Row],
     checks: Sequence[Row],
 ) -> list[str]:
-    """Return the sentences, most important first; every one carries its n and its interval.
+    """Return the facts that support the answer; every one carries its n and its interval.
 
+    What is decided here is decided by the families of comparisons, as in the answer.
     exponents, checks: the rows of the tables exponents and noise_check.
     """
     return [
@@ -44,15 +46,20 @@ def _counts(study: Study) -> list[str]:
 
 
 def _small_batches(lines: Sequence[Series], reference_batch: int) -> list[str]:
-    """Compare the smallest batch of each series with the reference; in sum if there are many."""
+    """Compare the smallest batch of each series with the reference; in sum if there are many.
+
+    Decisions and intervals are those of the table of differences, adjusted for all its rows.
+    """
     sentences, verdicts = [], Counter()
+    rows = flatness_rows(lines, reference_batch)
     for line in lines:
-        rows = flatness_rows([line], reference_batch)
-        if not rows or line.cells[0].key["batch"] == reference_batch:
-            sentences.append(f"{line.label}: {_level(line.cells[0])}.")
+        smallest = line.cells[0]
+        reference = next((c for c in line.cells if c.key["batch"] == reference_batch), None)
+        if reference in (None, smallest):
+            sentences.append(f"{line.label}: {_level(smallest)}.")
             continue
-        smallest, row = line.cells[0], rows[0]
-        reference = next(c for c in line.cells if c.key["batch"] == reference_batch)
+        update = reference.key["update_batch"]
+        row = next(r for r in rows if _is_of(r, smallest) and r["reference_update_batch"] == update)
         text = f"{line.label}: {_level(smallest)} against {_level(reference)}"
         if row["method"]:
             text += f"; difference {_points(row)}: {row['verdict']}."
@@ -71,29 +78,26 @@ def _small_batches(lines: Sequence[Series], reference_batch: int) -> list[str]:
     ]
 
 
+def _is_of(row: Row, cell: Cell) -> bool:
+    return all(row.get(key) == value for key, value in cell.key.items())
+
+
 def _against_bn(lines: Sequence[Series]) -> list[str]:
-    """Compare each norm with BN at the smallest batch size that both were trained at."""
+    """Give each norm's difference from BN at the smallest batch size that both were trained at."""
     sentences = []
-    for line in lines:
-        for other in (o for o in lines if o.norm == "bn" and line.norm != "bn"):
-            if {**line.key, **_NO_GROUPS} != {**other.key, **_NO_GROUPS}:
-                continue  # they differ in more than the norm
-            pairs = [
-                (cell, bn)
-                for cell in line.cells
-                for bn in other.cells
-                if cell.key["batch"] == bn.key["batch"]
-            ]
-            if not pairs or min(len(c.scored) for c in pairs[0]) < 2:
+    for setting in settings(lines):
+        for line, pairs in setting.pairs:
+            if not pairs or pairs[0].adjusted.verdict == UNTESTED:
                 continue
-            cell, bn = pairs[0]
-            result = vars(between(cell, bn))
+            one = pairs[0]
+            found = {"difference": one.difference.difference}
+            found |= {"lo_simultaneous": one.adjusted.lo, "hi_simultaneous": one.adjusted.hi}
+            n = f"{len(one.cell.scored)} and {len(one.other.scored)}"
             sentences.append(
-                f"At batch {cell.key['batch']}, {line.label} minus {other.label}: "
-                f"{_points(result)} "
-                f"(n = {len(cell.scored)} and {len(bn.scored)}{_scored(cell, bn)})."
+                f"At batch {one.batch}, {line.label} minus {setting.bn.label}: {_points(found)} "
+                f"(n = {n}{_scored(one.cell, one.other)})."
             )
-    return sentences
+    return sentences if len(sentences) <= MANY else []  # the table has them all
 
 
 def _exponents(rows: Sequence[Row]) -> list[str]:
@@ -125,9 +129,6 @@ def _agreement(rows: Sequence[Row]) -> list[str]:
     ]
 
 
-_NO_GROUPS: Row = {"norm": None, "groups": None, "channels_per_group": None}
-
-
 def _level(cell: Cell) -> str:
     """Return 'A % [lo, hi] at batch B (n = 3)', diverged seeds counted at chance and said so."""
     interval = statistics.t_interval(cell.scored)
@@ -149,5 +150,8 @@ def _scored(*cells: Cell) -> str:
 
 def _points(row: Row) -> str:
     sign = "+" if row["difference"] > 0 else ""
-    bounds = f"[{percent(row['lo95'], 2)}, {percent(row['hi95'], 2)}]"
-    return f"{sign}{percent(row['difference'], 2)} points, 95 % interval {bounds}"
+    points = f"{sign}{percent(row['difference'], 2)} points"
+    if row["lo_simultaneous"] != row["lo_simultaneous"]:
+        return f"{points}, no interval"
+    bounds = f"[{percent(row['lo_simultaneous'], 2)}, {percent(row['hi_simultaneous'], 2)}]"
+    return f"{points}, simultaneous 95 % interval {bounds}"

@@ -16,6 +16,9 @@ from gnexp.study.headline import headline
 from gnexp.study.rendering import Table, percent, write_table_files
 from gnexp.study.store import Study, alone_in, load_study
 from gnexp.study.tables import build_tables
+from gnexp.study.tuning import judged_cells, settled, tuned_cells
+from gnexp.study.tuning_tables import NAMES as TUNING
+from gnexp.study.tuning_tables import tuning_tables
 from gnexp.study.why_plots import CAPTIONS, why_figures
 from gnexp.study.why_tables import NAMES as WHY
 
@@ -36,6 +39,7 @@ FIGURES = {
     "runs.",
     **CAPTIONS,
 }
+OPTIONAL = (*WHY, *TUNING)  # tables that most studies do not have
 PRIVATE = (
     "runs with an epsilon were trained with DP-SGD: each training's weights, and what follows from "
     "them, as test accuracy, are (epsilon, delta)-private for one image added or removed; "
@@ -76,9 +80,12 @@ def build_report(study_folder: Path | str, reference_batch: int = 32) -> dict[st
 
 
 def _build(study: Study, folder: Path, reference_batch: int) -> dict[str, Path]:
-    cells = grouping.cells(study)
+    tuned = tuned_cells(study)
+    judged = judged_cells(study)
+    cells = settled(judged, tuned)
     lines = grouping.series(cells)
     tables = build_tables(study, cells, lines, reference_batch)
+    tables |= tuning_tables(tuned, judged)
     written = [path for table in tables.values() for path in _write_table(table, folder)]
     gradients, exponents = tables["gradient_variance"].rows, tables["exponents"].rows
     damages = tables["decomposition"].rows
@@ -121,8 +128,8 @@ def _build(study: Study, folder: Path, reference_batch: int) -> dict[str, Path]:
 
 
 def _write_table(table: Table, folder: Path) -> list[Path]:
-    """Write a table's files; of a table of WHY without rows, remove those of an earlier report."""
-    if table.rows or table.name not in WHY:
+    """Write a table's files; of one of OPTIONAL without rows, remove those of an earlier report."""
+    if table.rows or table.name not in OPTIONAL:
         return write_table_files(table, folder)
     for suffix in ("csv", "md", "tex"):
         (folder / f"{table.name}.{suffix}").unlink(missing_ok=True)
@@ -131,7 +138,7 @@ def _write_table(table: Table, folder: Path) -> list[Path]:
 
 def plain_table(study: Study) -> str:
     """Return the accuracies as aligned text: a row per norm, a column per batch size."""
-    lines = grouping.series(grouping.cells(study))
+    lines = grouping.series(settled(judged_cells(study), tuned_cells(study)))
     if not lines:
         return "no seed is finished yet"
     batches, rows = accuracy_matrix(lines)

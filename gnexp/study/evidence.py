@@ -1,0 +1,202 @@
+"""The tables behind the answer: every norm against BN, where they break even, what is lost."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from gnexp.study.break_even import break_even
+from gnexp.study.cells import Series
+from gnexp.study.comparisons import TESTED, Setting, Versus, norm_rows, settings
+from gnexp.study.inference import AHEAD, BEHIND, UNDECIDED, seeds_columns
+from gnexp.study.losses import SMALL, loss_rows
+from gnexp.study.rendering import Column, Cut, Row, Table, percent, plain
+
+NAMES = ("norm_comparisons", "break_even", "robustness")
+FAMILY = (
+    "Holm's adjustment over the batch sizes, a family for each norm against BN; the simultaneous "
+    "intervals agree with its decisions at 5 % and together hold all true differences of a "
+    "family in 95 % of studies (an end that is exactly 0 rests on Holm alone)."
+)
+
+
+def evidence_tables(
+    lines: Sequence[Series], reference_batch: int, key: Sequence[str], shown_key: Sequence[Column]
+) -> list[Table]:
+    """Return the tables of NAMES; those without a comparison have no row and say why.
+
+    key, shown_key: what identifies a cell, raw and for people, one column each.
+    """
+    found = settings(lines)
+    whole = [k for k in key if k not in ("batch", "update_batch")]
+    shown = [c for k, c in zip(key, shown_key) if k in whole]
+    return [
+        _norm_comparisons(found, key, shown_key),
+        _break_even(found, whole, shown),
+        _robustness(loss_rows(lines, reference_batch), reference_batch, whole, shown),
+    ]
+
+
+def _norm_comparisons(
+    found: Sequence[Setting], key: Sequence[str], shown_key: Sequence[Column]
+) -> Table:
+    columns = [*key, "series", "against", *TESTED, "n_diverged", "n_diverged_bn", "verdict", "note"]
+    shown = [
+        *shown_key,
+        Column("Minus BN (points)", _points("difference")),
+        Column("Simultaneous 95 % interval", _range("lo_simultaneous", "hi_simultaneous", _points)),
+        Column("p, Holm", _get("p_holm")),
+        Column("95 % interval alone", _range("lo", "hi", _points)),
+        Column("p", _get("p")),
+        Column("Method", _get("method"), False),
+        Column("Welch", _welch),
+        Column("n", _seeds),
+        Column("Correlation of pairs", _get("correlation")),
+        Column("Verdict", _verdict, False),
+    ]
+    caption = (
+        f"Each norm minus BN at the same batch size. {FAMILY} Paired t over common seeds (which "
+        "share initialization and order), beside it Welch's t, which does not pair. A diverged "
+        "seed counts at chance. A comparison without a p has too few seeds or no spread, and does "
+        "not count in the family."
+    )
+    title = "Every norm against BN"
+    rows = norm_rows(found)
+    return Table("norm_comparisons", title, caption, columns, shown, rows, _NO_BN)
+
+
+def _break_even(found: Sequence[Setting], key: Sequence[str], shown_key: list[Column]) -> Table:
+    rows = [_even_row(s, line, pairs) for s in found for line, pairs in s.pairs if pairs]
+    columns = [
+        *(*key, "series", "against", "kind", "break_even", "batch", "lo", "hi"),
+        *("ahead", "undecided", "behind", "not_tested", "n", "family"),
+        *("sd", "dof", "seeds_needed", "seeds_needed_lo", "seeds_needed_hi"),
+    ]
+    shown = [
+        *shown_key,
+        Column("Break-even batch (range)", _get("break_even"), False),
+        Column("Ahead of BN at", _get("ahead"), False),
+        Column("Undecided at", _get("undecided"), False),
+        Column("Behind BN at", _get("behind"), False),
+        Column("n", _get("n"), False),
+        Column("SD of a pair (points)", _points("sd")),
+        Column("Seeds for half a point", _needed),
+    ]
+    caption = (
+        "The batch size at which the mean difference from BN crosses 0, interpolated in "
+        "log2(batch), and the range over which the simultaneous interval holds 0. 'above 64' "
+        "says that the lead fades at the largest batch without the mean changing sign, 'below 1' "
+        "the same at the smallest, 'none in range' that one side leads throughout, 'several' that "
+        "the lead changes more than once. Seeds: how many pairs give one difference a 95 % "
+        "interval of half a point either way (range: from the 95 % interval of the SD), before any "
+        "adjustment."
+    )
+    return Table("break_even", "Break-even with BN", caption, columns, shown, rows, _NO_BN)
+
+
+def _even_row(setting: Setting, line: Series, pairs: Sequence[Versus]) -> Row:
+    even = break_even(pairs)
+    steady = [p for p in pairs if not p.cell.of("diverged") and not p.other.of("diverged")]
+    squares = sum((p.difference.n_pairs - 1) * p.difference.sd**2 for p in _several(steady))
+    dof = sum(p.difference.n_pairs - 1 for p in _several(steady))
+    sd = (squares / dof) ** 0.5 if dof else float("nan")
+    seeds = [p.difference.n_pairs or min(p.difference.n_a, p.difference.n_b) for p in pairs]
+    key = pairs[0].cell.key
+    at: dict[str, Any] = {}
+    for column, verdict in (("ahead", AHEAD), ("undecided", UNDECIDED), ("behind", BEHIND)):
+        at[column] = " ".join(str(p.batch) for p in pairs if p.adjusted.verdict == verdict)
+    untested = [p for p in pairs if p.adjusted.verdict not in (AHEAD, UNDECIDED, BEHIND)]
+    return {
+        **{k: v for k, v in key.items() if all(p.cell.key.get(k) == v for p in pairs)},
+        **{"series": line.label, "against": setting.bn.label, "kind": even.kind},
+        **{"break_even": even.text, "batch": even.batch, "lo": even.lo, "hi": even.hi},
+        **at,
+        "not_tested": " ".join(str(p.batch) for p in untested),
+        "n": "-".join(map(str, dict.fromkeys([min(seeds), max(seeds)]))),
+        "family": pairs[0].adjusted.family,
+        **{"sd": sd, "dof": dof, **seeds_columns(sd, dof)},
+    }
+
+
+def _several(pairs: Sequence[Versus]) -> list[Versus]:
+    return [p for p in pairs if p.difference.n_pairs > 1]
+
+
+def _robustness(
+    rows: list[Row], reference: int, key: Sequence[str], shown_key: list[Column]
+) -> Table:
+    columns = [*key, "series", "reference_batch"]
+    for batch in SMALL:
+        columns += [f"loss_{batch}", f"loss_{batch}_lo", f"loss_{batch}_hi", f"n_{batch}"]
+    columns += ["per_halving", "per_halving_lo", "per_halving_hi", "n_halving", "batches"]
+    columns += ["n_diverged", "sd", "dof", "seeds_needed", "seeds_needed_lo", "seeds_needed_hi"]
+    shown = [
+        *shown_key,
+        *(
+            Column(f"Lost from {reference} to {b} (points)", _estimate(f"loss_{b}", f"n_{b}"))
+            for b in SMALL
+            if b != reference
+        ),
+        Column("Lost per halving (points)", _estimate("per_halving", "n_halving")),
+        Column("Over batches", _get("batches"), False),
+        Column("SD of a seed (points)", _points("sd")),
+        Column("Seeds for half a point", _needed),
+    ]
+    caption = (
+        f"Accuracy lost as the batch shrinks from {reference}, fixed beforehand: paired over the "
+        "seeds of both, with 95 % t intervals, each on its own. Per halving: each seed's least-"
+        "squares slope of accuracy on log2(batch) over the batch sizes up to the reference. A "
+        "diverged seed counts at chance. SD pooled over cells without diverged seeds; seeds: how "
+        "many give a mean accuracy a 95 % interval of half a point either way (range: from the "
+        "95 % interval of the SD)."
+    )
+    title, empty = "What is lost as the batch shrinks", "No seed is finished yet."
+    return Table("robustness", title, caption, columns, shown, rows, empty)
+
+
+_NO_BN = "No norm was trained at the same batch size as BN, so there is nothing to compare with it."
+
+
+def _get(column: str) -> Cut:
+    return lambda row: plain(row.get(column))
+
+
+def _points(column: str) -> Cut:
+    return lambda row: percent(row.get(column), 2)
+
+
+def _range(lo: str, hi: str, cut: Callable[[str], Cut]) -> Cut:
+    def text(row: Row) -> str:
+        low, high = cut(lo)(row), cut(hi)(row)
+        return f"[{low}, {high}]" if low and high else ""
+
+    return text
+
+
+def _estimate(name: str, n: str) -> Cut:
+    bounds = _range(f"{name}_lo", f"{name}_hi", _points)
+
+    def text(row: Row) -> str:
+        value = _points(name)(row)
+        return f"{value} {bounds(row)}".strip() + f" (n = {row[n]})" if value else ""
+
+    return text
+
+
+def _welch(row: Row) -> str:
+    return f"{_points('welch_difference')(row)} {_range('welch_lo', 'welch_hi', _points)(row)}"
+
+
+def _seeds(row: Row) -> str:
+    pairs = f"{row['n_pairs']} pairs of " if row["n_pairs"] else ""
+    lost = row["n_diverged"] + row["n_diverged_bn"]
+    return f"{pairs}{row['n_a']} and {row['n_b']}" + (f", {lost} diverged" if lost else "")
+
+
+def _verdict(row: Row) -> str:
+    return f"{row['verdict']}: {row['note']}" if row["note"] else row["verdict"]
+
+
+def _needed(row: Row) -> str:
+    value, lo, hi = (row[f"seeds_needed{end}"] for end in ("", "_lo", "_hi"))
+    if value != value:
+        return ""
+    return f"{plain(value)} [{plain(lo)}, {plain(hi)}]" if lo == lo else plain(value)

@@ -1,0 +1,110 @@
+"""The tables of learning rates: which one every cell was given, and what each was worth."""
+
+import math
+from collections.abc import Callable, Sequence
+
+from gnexp.study.cells import BASE, Cell
+from gnexp.study.rendering import Column, Row, Table, percent, plain
+from gnexp.study.tables import key_columns
+from gnexp.study.tuning import Tuned, choice_rows, tuning_rows
+
+NAMES = ("chosen_rates", "tuning")
+
+
+def tuning_tables(tuned: Sequence[Tuned], judged: Sequence[Cell]) -> dict[str, Table]:
+    """Return the tables of NAMES by name; without a tuned cell they have no row and say why.
+
+    judged: the cells on the test set, at whatever rate.
+    """
+    key = list(tuned[0].key) if tuned else list(BASE)
+    if all(each.key["channels_per_group"] is None for each in tuned):
+        key.remove("channels_per_group")
+    tables = [
+        _chosen_table(choice_rows(tuned, judged), key, key_columns(key)),
+        _tuning_table(tuning_rows(tuned), key, key_columns(key)),
+    ]
+    return {table.name: table for table in tables}
+
+
+_UNTOLD = "No learning rate was tuned: train with lr=tuned."
+
+
+def _chosen_table(rows: list[Row], key: list[str], named: list[Column]) -> Table:
+    columns = [*key, "lr", "rates", "at_edge", "good_lo", "good_hi", "good_octaves", "good_open"]
+    for name in ("tuning validation", "test test", "untuned untuned", "gap gap"):
+        n, value = name.split()
+        columns += ["untuned_lr"] * (value == "untuned")
+        columns += [f"n_{n}", value, f"{value}_lo", f"{value}_hi"]
+    shown = [
+        *named,
+        Column("Chosen rate", lambda r: plain(r["lr"]) + (" (edge)" if r["at_edge"] else "")),
+        Column("Rates tried", lambda r: plain(r["rates"])),
+        Column("Good rates", _good),
+        Column("Octaves", lambda r: f"{r['good_octaves']:.1f}{'+' * bool(r['good_open'])}"),
+        Column("Validation accuracy (%)", _measured("validation")),
+        Column("Test accuracy, tuned (%)", _measured("test")),
+        Column("n", lambda r: plain(r["n_test"] or None)),
+        Column("Test accuracy, untuned (%)", _measured("untuned")),
+        Column("Untuned rate", lambda r: plain(r["untuned_lr"])),
+        Column("Gained by tuning (points)", _gained),
+    ]
+    caption = (
+        "Every cell's learning rate (times update batch / 128), chosen by the last epoch's accuracy"
+        " on images held out of the training set, over the tuning seeds and never on test images; "
+        "test accuracies are of other seeds, trained on the whole set. Edge: the smallest or "
+        "largest rate tried was the best. Good rates: accuracy within 2 points of the best, linear"
+        " in log2 of the rate between those tried; < and > where the region reaches the last one. "
+        "Gained: tuned minus untuned, paired over seeds, with 95 % interval. A diverged seed counts"
+        " at chance."
+    )
+    title = "Learning rates chosen"
+    return Table("chosen_rates", title, caption, columns, shown, rows, _UNTOLD)
+
+
+def _tuning_table(rows: list[Row], key: list[str], named: list[Column]) -> Table:
+    columns = [*key, "lr", "n", "n_diverged", "mean", "sd", "lo", "hi", "chosen", "at_edge"]
+    shown = [
+        *named,
+        Column("Learning rate", lambda r: plain(r["lr"])),
+        Column("Validation accuracy (%)", lambda r: percent(r["mean"], 2)),
+        Column("95 % interval", _interval("lo", "hi")),
+        Column("n", lambda r: plain(r["n"])),
+        Column("Diverged", lambda r: plain(r["n_diverged"])),
+        Column("Chosen", lambda r: "yes" if r["chosen"] else "", False),
+    ]
+    caption = (
+        "Accuracy on images held out of the training set at every rate tried, last epoch, mean over"
+        " the tuning seeds with 95 % t interval; a diverged seed counts at chance. The interval is "
+        "not adjusted for choosing the best, which flatters the chosen rate here, but not on the "
+        "test images."
+    )
+    return Table("tuning", "Accuracy by learning rate", caption, columns, shown, rows, _UNTOLD)
+
+
+def _good(row: Row) -> str:
+    lo = "< " if row["good_open"] in ("lo", "both") else ""
+    hi = " >" if row["good_open"] in ("hi", "both") else ""
+    return f"{lo}{plain(row['good_lo'], 2)} to {plain(row['good_hi'], 2)}{hi}"
+
+
+def _measured(name: str) -> Callable[[Row], str]:
+    def text(row: Row) -> str:
+        interval = _interval(f"{name}_lo", f"{name}_hi")(row)
+        return f"{percent(row[name], 1)} {interval}".strip()
+
+    return text
+
+
+def _gained(row: Row) -> str:
+    if row["gap"] == 0.0 and not row["n_gap"]:
+        return "same rate"
+    return f"{percent(row['gap'], 1)} {_interval('gap_lo', 'gap_hi')(row)}".strip()
+
+
+def _interval(lo: str, hi: str) -> Callable[[Row], str]:
+    def text(row: Row) -> str:
+        if not (math.isfinite(row[lo]) and math.isfinite(row[hi])):
+            return ""
+        return f"[{percent(row[lo], 1)}, {percent(row[hi], 1)}]"
+
+    return text

@@ -1,0 +1,189 @@
+"""The tables behind the answer hold what was put in, and their intervals cover."""
+
+import math
+
+import numpy as np
+import pytest
+from evidence_series import draw, make_series
+from scipy import stats
+
+from gnexp.study.break_even import break_even
+from gnexp.study.comparisons import flatness_rows, settings
+from gnexp.study.evidence import NAMES, evidence_tables
+from gnexp.study.losses import halving_losses, loss_rows
+from gnexp.study.rendering import Column
+
+KEY = ("norm", "groups", "batch", "update_batch")
+SHOWN = [Column(k, lambda row, k=k: str(row.get(k) or "")) for k in KEY]
+BATCHES = (1, 2, 4, 8, 16, 32, 64)
+
+
+def tables(*lines):
+    return {table.name: table for table in evidence_tables(lines, 32, KEY, SHOWN)}
+
+
+def crossing(differences, sd=0.05, n=5):
+    """Return the break-even of a norm whose mean differs from BN's by exactly these points."""
+    bn = make_series("bn", {batch: [80.0] * n for batch in differences})
+    scatter = (0 if n == 1 else sd) * np.array([1.0, -2.0, 2.0, 0.0, -1.0])[:n]
+    gn = make_series("gn", {b: list(80 + d + scatter) for b, d in differences.items()}, groups=8)
+    (setting,) = settings([bn, gn])
+    return break_even(setting.pairs[0][1])
+
+
+def test_norms_are_compared_with_bn_batch_by_batch_in_a_family_each():
+    bn = make_series("bn", draw({1: 60, 2: 75, 32: 80}, seed=1))
+    gn = make_series("gn", draw({1: 78, 2: 78, 32: 79, 64: 79}, seed=2), groups=8)
+    rows = tables(bn, gn, make_series("ln", draw({2: 70, 32: 70}, seed=3)))["norm_comparisons"].rows
+    assert [(r["norm"], r["batch"], r["family"]) for r in rows] == [
+        *(("gn", 1, 3), ("gn", 2, 3), ("gn", 32, 3), ("ln", 2, 2), ("ln", 32, 2))
+    ]
+    paired = stats.ttest_rel(gn.cells[1].accuracies, bn.cells[1].accuracies)
+    assert rows[1]["p"] == pytest.approx(paired.pvalue, rel=1e-9)
+    assert rows[0]["verdict"] == "ahead"
+
+
+def test_series_that_differ_in_more_than_the_norm_are_not_compared():
+    bn = make_series("bn", draw({2: 75}), model="resnet8")
+    gn = make_series("gn", draw({2: 78}), groups=8, model="resnet20")
+    other = make_series("bn", draw({2: 70}), model="resnet20")
+    (row,) = tables(bn, gn, other)["norm_comparisons"].rows
+    assert row["model"] == "resnet20"
+    assert row["difference"] == pytest.approx(0.08, abs=0.01)
+
+
+def test_bn_as_it_comes_is_the_one_compared_with():
+    momentum = "norm.momentum_rule"
+    own = make_series("bn", draw({2: 77}), **{momentum: "examples"})
+    bn = make_series("bn", draw({2: 75}, seed=1), **{momentum: "batches"})
+    (row,) = tables(own, bn)["norm_comparisons"].rows
+    assert row["difference"] == pytest.approx(0.02, abs=0.01)
+
+
+def test_a_diverged_seed_counts_at_chance():
+    bn = make_series("bn", {1: [70.0, 60.0, None]})
+    gn = make_series("gn", {1: [71.0, 62.0, 80.0]}, groups=8)
+    (row,) = tables(bn, gn)["norm_comparisons"].rows
+    assert row["difference"] == pytest.approx((0.01 + 0.02 + 0.70) / 3)
+    assert (row["n_pairs"], row["n_diverged"], row["n_diverged_bn"]) == (3, 0, 1)
+
+
+def test_the_break_even_batch_is_where_the_mean_difference_crosses_0():
+    # By hand: from +2 at batch 4 to -2 at 16, linear in log2, crosses 0 at 8.
+    even = crossing({1: 10, 2: 6, 4: 2, 16: -2, 64: -2.5})
+    assert even.kind == "crossing"
+    assert even.batch == pytest.approx(8, rel=1e-9)
+    assert 4 < even.lo < even.batch < even.hi < 16
+
+
+def test_the_range_of_the_break_even_holds_the_batch_sizes_that_are_undecided():
+    even = crossing({1: 10, 2: 5, 4: 0.05, 8: -0.05, 16: -5})
+    assert even.kind == "crossing"
+    assert 2 < even.lo < 4
+    assert 8 < even.hi < 16
+
+
+@pytest.mark.parametrize(
+    ("differences", "text"),
+    [
+        ({1: 9, 2: 5, 64: 2}, "none in range: the norm leads"),
+        ({1: -9, 2: -5, 64: -2}, "none in range: BN leads"),
+        ({1: 9, 2: 5, 64: 0.06}, "above 64"),
+        ({1: -0.06, 2: -5, 64: -9}, "below 1"),
+        ({1: 9, 2: -5, 4: 5, 64: -3}, "several"),
+        ({1: 0.01, 2: -0.01, 64: 0.02}, "undecided"),
+    ],
+)
+def test_a_break_even_out_of_range_or_more_than_one_is_said_so(differences, text):
+    even = crossing(differences)
+    assert even.text == text
+    assert math.isnan(even.batch)
+
+
+def test_an_open_end_in_which_the_mean_changes_sign_is_a_crossing_without_that_end():
+    even = crossing({1: 9, 2: 5, 4: 2, 64: -0.06}, sd=0.1)
+    assert even.kind == "crossing"
+    assert even.hi == math.inf
+    assert even.text.endswith("to above 64)")
+
+
+def test_one_seed_has_no_break_even():
+    assert crossing({1: 9, 2: -5}, n=1).text == "not tested"
+
+
+def test_losses_and_the_slope_per_halving_are_those_of_each_seed():
+    values = {1: [50.0, 52.0, 51.0], 2: [60.0, 61.0, 65.0], 8: [70, 72, 74], 32: [80, 79, 84]}
+    (row,) = loss_rows([make_series("bn", {**values, 64: [0.0, 0.0, 0.0]})], 32)
+    lost = stats.t.interval(0.95, 2, np.mean([20, 18, 19]), stats.sem([20, 18, 19]))
+    assert (100 * row["loss_2_lo"], 100 * row["loss_2_hi"]) == pytest.approx(lost, rel=1e-9)
+    slopes = [np.polyfit([0, 1, 3, 5], [values[b][s] for b in values], 1)[0] for s in range(3)]
+    assert 100 * row["per_halving"] == pytest.approx(np.mean(slopes), rel=1e-9)
+    bounds = stats.t.interval(0.95, 2, np.mean(slopes), stats.sem(slopes))
+    assert 100 * row["per_halving_lo"] == pytest.approx(bounds[0], rel=1e-9)
+    assert (row["batches"], row["n_halving"], row["n_1"]) == ("1 2 8 32", 3, 3)
+
+
+def test_without_the_reference_or_the_small_batch_the_loss_is_unknown():
+    (row,) = loss_rows([make_series("bn", draw({2: 60, 8: 70}))], 32)
+    assert math.isnan(row["loss_2"])
+    assert row["n_1"] == 0
+    assert row["per_halving"] == pytest.approx(0.05, abs=0.01)
+
+
+@pytest.mark.parametrize("n", [3, 5, 10])
+def test_the_slopes_interval_covers_95_percent_of_studies(n):
+    rng = np.random.default_rng(n)
+    held = 0
+    for study in rng.normal(0, 0.01, size=(2500, 4, n)):
+        level = rng.normal(0, 0.05, size=n)  # a seed's own, in every cell of it
+        cells = {b: dict(enumerate(study[i] + level)) for i, b in enumerate((1, 2, 4, 8))}
+        slopes = halving_losses(cells)
+        half = stats.sem(slopes) * CRITICAL[n]
+        held += abs(np.mean(slopes)) <= half
+    assert 0.93 < held / 2500 < 0.97
+
+
+CRITICAL = {n: stats.t.ppf(0.975, n - 1) for n in (3, 5, 10)}
+
+
+def test_every_batch_size_against_the_reference_is_one_family_over_all_norms():
+    bn = make_series("bn", draw({1: 40, 2: 70, 32: 80}, seed=1))
+    gn = make_series("gn", draw({1: 79, 2: 79, 32: 79}, seed=2), groups=8)
+    rows = flatness_rows([bn, gn], 32)
+    assert {row["family"] for row in rows} == {4}
+    assert [row["verdict"] for row in rows[:2]] == ["lower", "lower"]
+    for row in rows:
+        rejected = row["p_holm"] <= 0.05
+        assert rejected == (row["lo_simultaneous"] >= 0 or row["hi_simultaneous"] <= 0)
+        paired = stats.ttest_rel(*(c.accuracies for c in _cells([bn, gn], row)))
+        assert row["paired_p"] == pytest.approx(paired.pvalue, rel=1e-9)
+
+
+def _cells(lines, row):
+    (line,) = [line for line in lines if line.norm == row["norm"]]
+    by_batch = {cell.key["batch"]: cell for cell in line.cells}
+    return by_batch[row["batch"]], by_batch[32]
+
+
+def test_no_verdict_of_flatness_rests_on_a_p_that_is_not_adjusted():
+    # 60 comparisons of nothing with nothing: unadjusted, three would differ and most be flat.
+    values = {batch: list(row) for batch, row in zip(range(1, 31), NOTHING)}
+    rows = flatness_rows([make_series("bn", values), make_series("ln", values)], 30)
+    assert not [row for row in rows if row["verdict"] in ("lower", "higher")]
+    assert all(row["p_equivalence_holm"] >= row["p_equivalence"] for row in rows)
+
+
+NOTHING = np.random.default_rng(8).normal(80, 2, size=(30, 4))
+
+
+def test_every_table_has_its_columns_and_says_why_it_is_empty():
+    full = tables(make_series("bn", draw({1: 60})), make_series("gn", draw({1: 70}), groups=8))
+    assert tuple(full) == NAMES
+    for table in full.values():
+        assert table.rows
+        assert set(table.columns) <= {k for row in table.rows for k in row} | set(KEY)
+        assert all(all(isinstance(text, str) for text in texts) for texts in table.texts())
+        assert not {"nan", "None"} & {text for texts in table.texts() for text in texts}
+    empty = tables(make_series("gn", draw({1: 70}), groups=8))
+    assert not empty["norm_comparisons"].rows
+    assert "BN" in empty["norm_comparisons"].empty

@@ -1,0 +1,275 @@
+"""Fair learning rates: chosen on images held out of the training set, judged on the test set."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gnexp import build, tuning
+from gnexp.config import DataConfig, ModelConfig, TrainConfig, TuningConfig
+from gnexp.data.sources import hold_out, load_images
+from gnexp.study.choice import best_rate
+from gnexp.study.store import load_study
+from gnexp.study.tuning import good_region, tuned_cells
+from gnexp.training.loop import Recipe
+
+QUICK = ("model=resnet8", "model.width=8", "data.train_limit=100", "data.test_limit=40")
+QUICK += ("epochs=1", "gradients=0", "workers=1")
+TUNED = (*QUICK, "norm=gn", "groups=4", "batch=10", "lr=tuned", "tuning.extend=0", "seeds=2")
+
+
+def table(path):
+    with open(path) as file:
+        return list(csv.DictReader(file))
+
+
+def configs(study="results/main"):
+    found = {p.name: json.loads((p / "result.json").read_text()) for p in Path(study).glob("*-*")}
+    return [result["config"] | {"seeds": [int(s) for s in result["seeds"]]} for result in
+            found.values()]  # fmt: skip
+
+
+def accuracies(study="results/main"):
+    """Return {rate: last validation accuracies} of the trials, read with nothing of gnexp."""
+    found: dict[float, list[float]] = {}
+    for folder in Path(study).glob("*-*"):
+        config = json.loads((folder / "result.json").read_text())["config"]
+        if config["data"]["validation"] is not None:
+            last = {row["seed"]: float(row["test_acc"]) for row in table(folder / "metrics.csv")}
+            found[config["lr"]] = list(last.values())
+    return found
+
+
+def test_images_held_out_are_of_the_training_set_balanced_and_no_longer_trained_on():
+    images = load_images("shapes10", train_limit=200, test_limit=50)
+    part = hold_out(images, 0.2)
+    whole = {image.tobytes() for image in images.x_train}
+    kept, out = ({image.tobytes() for image in x} for x in (part.x_train, part.x_test))
+    assert (len(kept), len(out)) == (160, 40)
+    assert kept | out == whole
+    assert not kept & out
+    assert np.bincount(part.y_test).tolist() == [4] * 10
+    labels = {image.tobytes(): y for image, y in zip(images.x_train, images.y_train)}
+    assert [labels[image.tobytes()] for image in part.x_test] == part.y_test.tolist()
+    assert (hold_out(images, 40).x_test == part.x_test).all()
+
+
+def test_a_trial_gives_the_same_numbers_whatever_the_test_images_are(gnexp, workdir):
+    draw = np.random.default_rng(0)
+    x, y = draw.integers(0, 256, (60, 16, 16, 3), np.uint8), np.arange(60) % 3
+    for name in ("a", "b"):
+        test = draw.integers(0, 256, (30, 16, 16, 3), np.uint8), draw.permutation(30) % 3
+        np.savez(f"{name}.npz", x_train=x, y_train=y, x_test=test[0], y_test=test[1])
+        words = ("data=npz", f"data.root={name}.npz", "data.validation=0.2", f"study={name}")
+        assert gnexp("train", *QUICK[:2], *QUICK[4:], *words, "batch=6").code == 0
+    rows = [
+        [{k: v for k, v in row.items() if k != "time_s"} for row in table(path)]
+        for name in ("a", "b")
+        for path in Path(f"results/{name}").glob("*/metrics.csv")
+    ]
+    assert len(rows) == 2
+    assert rows[0] == rows[1]
+
+
+def test_every_rate_is_tried_and_the_best_is_trained_on_the_whole_set_with_other_seeds(gnexp):
+    answer = gnexp("train", *TUNED, "tuning.lr=[0.05,0.4]", "tuning.untuned=0.2")
+    assert answer.code == 0
+    trials = [c for c in configs() if c["data"]["validation"] is not None]
+    judged = [c for c in configs() if c["data"]["validation"] is None]
+    assert sorted((c["lr"], c["seeds"]) for c in trials) == [
+        (0.05, [1000, 1001]),
+        (0.4, [1000, 1001]),
+    ]
+    scores = accuracies()
+    chosen = max(sorted(scores), key=lambda lr: np.mean(scores[lr]))
+    assert sorted((c["lr"], c["seeds"]) for c in judged) == sorted(
+        [(0.2, [0, 1]), (chosen, [0, 1])]
+    )
+    assert f"lr={chosen:g} of 2 rates, at the edge" in answer.out
+    assert "| shapes10: 90 training and 10 validation images" in answer.out
+    again = gnexp("train", *TUNED, "tuning.lr=[0.05,0.4]", "tuning.untuned=0.2")
+    assert f": {len(configs())} complete |" in again.out
+    assert "to train" not in again.out
+
+
+def test_the_report_shows_the_chosen_rate_as_the_norms_accuracy_and_the_trials_apart(gnexp):
+    grid = ("-m", *TUNED, "norm=bn,gn", "tuning.lr=[0.05,0.4]", "tuning.untuned=0.2")
+    assert gnexp("train", *[w for w in grid if w not in ("norm=gn", "groups=4")]).code == 0
+    report = Path("results/main/report")
+    accuracy = table(report / "accuracy.csv")
+    choices = table(report / "chosen_rates.csv")
+    assert [row["norm"] for row in accuracy] == ["bn", "gn"]
+    assert [float(row["lr"]) for row in accuracy] == [float(row["lr"]) for row in choices]
+    assert all(row["n"] == "2" for row in accuracy)
+    for choice in choices:
+        finals = {
+            c["lr"]: json.loads((p / "result.json").read_text())["seeds"]
+            for p in Path("results/main").glob(f"{choice['norm']}-*")
+            for c in [json.loads((p / "result.json").read_text())["config"]]
+            if c["data"]["validation"] is None
+        }
+        tuned, untuned = (
+            [finals[lr][s]["test_acc"] for s in ("0", "1")] for lr in (float(choice["lr"]), 0.2)
+        )
+        assert float(choice["gap"]) == pytest.approx(np.mean(tuned) - np.mean(untuned), abs=1e-12)
+    tuning_rows = table(report / "tuning.csv")
+    assert len(tuning_rows) == 4
+    assert sum(row["chosen"] == "true" for row in tuning_rows) == 2
+
+
+def test_a_best_rate_at_the_edge_adds_rates_beyond_it_until_it_is_none_or_no_more_may_be(gnexp):
+    """At such small rates nothing is learned, so that the largest or smallest is always ahead."""
+    words = [w for w in TUNED if not w.startswith("tuning.extend")]
+    answer = gnexp("train", *words, "tuning.extend=2", "tuning.lr=[1e-9,1e-8]")
+    assert answer.code == 0
+    rates = sorted(accuracies())
+    scores = accuracies()
+    assert 2 < len(rates) <= 4
+    assert np.allclose(np.diff(np.log10(rates)), 1)
+    best = max(rates, key=lambda lr: (np.mean(scores[lr]), -lr))
+    assert ("at the edge" in answer.out) == (best in (rates[0], rates[-1]))
+    assert len(rates) == 4 or best not in (rates[0], rates[-1])
+
+
+@pytest.mark.parametrize(
+    ("rates", "edge", "more"),
+    [([0.1, 0.2, 0.4], 0.4, 0.8), ([0.4, 0.1, 0.2], 0.1, 0.05), ([0.1, 1.0], 0.1, 0.01)],
+)
+def test_a_rate_beyond_the_edge_keeps_the_spacing_of_the_last_two(rates, edge, more):
+    assert tuning.extended(rates, edge) == [*rates, more]
+
+
+def test_a_rate_at_which_a_trial_diverged_is_scored_at_chance_and_not_chosen(gnexp):
+    words = [w for w in TUNED if w != "epochs=1"]
+    answer = gnexp("train", *words, "tuning.lr=[0.2,1e30]", "tuning.untuned=null", "epochs=4")
+    assert answer.code == 0
+    study = load_study("results/main")
+    (cell,) = tuned_cells(study)
+    assert cell.trials[1e30].scored == [0.1, 0.1]
+    assert cell.rate == 0.2
+    judged = [c["lr"] for c in configs() if c["data"]["validation"] is None]
+    assert judged == [0.2]
+
+
+def test_an_interrupted_choice_goes_on_and_ends_with_the_numbers_it_would_have_had(
+    gnexp, monkeypatch
+):
+    words = (*TUNED, "tuning.lr=[0.05,0.2]", "stack=1")
+    assert gnexp("train", *words, "study=whole").code == 0
+    from gnexp import trainings
+
+    real, left = trainings.Trainings._finish, [2]
+
+    def dying(self, *args):
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return real(self, *args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(trainings.Trainings, "_finish", dying)
+        assert gnexp("train", *words, "study=cut").code == 130
+    assert gnexp("train", *words, "study=cut").code == 0
+
+    def numbers(study):
+        return {
+            (c["lr"], c["data"]["validation"], seed): n["test_acc"]
+            for p in Path(f"results/{study}").glob("*-*")
+            for r in [json.loads((p / "result.json").read_text())]
+            for c in [r["config"]]
+            for seed, n in r["seeds"].items()
+        }
+
+    assert numbers("cut") == numbers("whole")
+
+
+def test_a_failed_trial_leaves_the_rate_unchosen_and_is_listed(gnexp, monkeypatch):
+    from gnexp import trainings
+
+    def broken(self):
+        raise RuntimeError("no luck")
+
+    monkeypatch.setattr(trainings.Trainings, "run", broken)
+    answer = gnexp("train", *TUNED)
+    assert answer.code == 1
+    assert "no rate chosen" in answer.out
+    assert "no luck" in answer.out
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["lr=fair"], "lr=fair must be a positive number, such as lr=0.1, or lr=tuned"),
+        (["tuning.lr=[0.1]"], "tuning.lr=[0.1] must be a list of two or more rates"),
+        (["tuning.lr=[0.1,0.1]"], "tuning.lr=[0.1, 0.1] must be a list of two or more rates"),
+        (["tuning.lr=[0.1,-1]"], "tuning.lr=[0.1, -1] must be a list of two or more rates"),
+        (["tuning.seeds=1"], "tuning.seeds=1 must be at least 2 seeds"),
+        (["seeds=[3,1001]"], "tuning.seeds and seeds= share seed 1001"),
+        (["tuning.validation=null"], "tuning.validation=null holds out no image"),
+        (["tuning.validation=1.5"], "tuning.validation=1.5 must be a fraction below 1"),
+        (["tuning.validation=3"], "tuning.validation=3 holds out 3 of 100 training images"),
+        (["tuning.extend=-1"], "tuning.extend=-1 must be a whole number of 0 or more"),
+        (["tuning.untuned=0"], "tuning.untuned=0 must be a rate"),
+        (["data.validation=0.1"], "leave data.validation= out"),
+        (["privacy=dpsgd"], "lr=tuned excludes privacy=dpsgd"),
+    ],
+)
+def test_what_cannot_be_tuned_is_refused_in_a_sentence(gnexp, words, sentence):
+    keys = {word.partition("=")[0] for word in words}
+    answer = gnexp("train", *[w for w in TUNED if w.partition("=")[0] not in keys], *words)
+    assert answer.code == 2
+    assert sentence in answer.err
+    assert not Path("results").exists()
+
+
+def test_the_smallest_of_equally_good_rates_is_chosen():
+    assert best_rate({0.2: [0.5], 0.1: [0.4, 0.6], 0.4: [0.3]}) == 0.1
+
+
+def test_a_rate_that_diverged_is_chosen_only_where_every_rate_did():
+    scores = {0.1: [0.08, 0.09], 0.2: [0.1, 0.9], 0.4: [0.1, 0.1]}
+    assert best_rate(scores, {0.2, 0.4}) == 0.1
+    assert best_rate(scores, {0.1, 0.2, 0.4}) == 0.2
+
+
+def test_the_good_region_ends_where_accuracy_has_fallen_by_two_points():
+    """A tent in log2(rate), 1 point per octave, from its top at 0.1: two octaves on each side."""
+    tent = {0.1 * 2.0**k: 0.5 - 0.01 * abs(k) for k in (-3, -1, 0, 4)}
+    region = good_region(tent)
+    assert region["good_lo"] == pytest.approx(0.1 / 4, rel=1e-9)
+    assert region["good_hi"] == pytest.approx(0.1 * 4, rel=1e-9)
+    assert region["good_octaves"] == pytest.approx(4, rel=1e-9)
+    assert region["good_open"] == ""
+    flat = good_region({0.1: 0.5, 0.2: 0.5, 0.8: 0.1})
+    assert (flat["good_lo"], flat["good_open"]) == (0.1, "lo")
+
+
+def test_a_fixed_number_of_updates_gives_every_batch_size_as_many(gnexp):
+    assert (
+        gnexp("train", "-m", *QUICK, "updates=7", "batch=5,10,40", "norm=gn", "groups=4").code == 0
+    )
+    for config, folder in [
+        (json.loads((p / "result.json").read_text())["config"], p)
+        for p in Path("results/main").glob("*-*")
+    ]:
+        rows = table(folder / "metrics.csv")
+        assert int(rows[-1]["examples_seen"]) == 7 * config["batch"]
+        assert config["updates"] == 7
+    cells = table("results/main/report/accuracy.csv")
+    assert "epochs" not in cells[0]  # which follow from the updates, and split no series
+
+
+def test_the_last_of_a_fixed_number_of_updates_ends_the_schedule():
+    recipe = Recipe(batch=8, update_batch=8, epochs=3, updates=20)
+    assert [recipe.examples_seen(epoch, 70) for epoch in (0, 1, 2, 3)] == [0, 64, 128, 160]
+    config = TrainConfig(
+        norm={"name": "gn", "eps": 1e-5},
+        model=ModelConfig("resnet8", 8),
+        data=DataConfig(train_limit=70, test_limit=20),
+        batch=8,
+        updates=20,
+        tuning=TuningConfig(),
+    )
+    assert build.resolved(config).epochs == 3
