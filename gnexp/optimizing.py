@@ -11,7 +11,6 @@ import importlib.util
 import logging
 import math
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from gnexp.config import Mistake, TrainConfig, expand, is_tuned, named_seeds
+from gnexp.study.files import write_whole
 
 # Hydra's name of a sweeper: its plugin, how to get it, and the option that makes it maximize.
 SWEEPERS = {
@@ -146,7 +146,7 @@ def optimize(name: str, typed: str, run: Callable[[Callable[[Any], float], Path]
     run: runs Hydra with a task, in a folder that what Hydra writes goes to. Raises Mistake for the
     first job that breaks a rule.
     """
-    from gnexp.commands.report import make_report
+    from gnexp.commands.report import figure_formats, make_report
 
     _quieten(name)
     objective = _Objective(name, typed)
@@ -160,7 +160,8 @@ def optimize(name: str, typed: str, run: Callable[[Callable[[Any], float], Path]
         out, study = Path(objective.last.out), objective.last.study
         for line in _keep(Path(scratch) / RESULTS, out / study):
             print(line)
-    print(make_report(out, study, objective.last.reference_batch))
+    formats = figure_formats(objective.last.report)
+    print(make_report(out, study, objective.last.reference_batch, formats))
     return objective.code
 
 
@@ -175,7 +176,7 @@ def _keep(found: Path, folder: Path) -> list[str]:
     """Put the sweeper's own summary into the study's folder; return what is to be said of it."""
     if not found.is_file():
         return []
-    shutil.copyfile(found, folder / RESULTS)
+    write_whole(folder / RESULTS, found.read_bytes())
     best = OmegaConf.load(found)
     params = " ".join(f"{k}={v}" for k, v in (best.get("best_params") or {}).items())
     value = best.get("best_value")

@@ -2,7 +2,7 @@
 # Installs into .venv, then runs the linters and all tests. Arguments (options such as -rs) go to
 # pytest. Test files run two at a time, but those of the launchers, which start clusters and keep the
 # standard streams to themselves.
-source "$(dirname "${BASH_SOURCE[0]}")/venv.sh" test,ray,slurm,dp
+source "$(dirname "${BASH_SOURCE[0]}")/venv.sh" test,ray,slurm,dp,optuna,tensorboard,wandb
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 status=0

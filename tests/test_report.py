@@ -17,7 +17,7 @@ from gnexp.study.comparisons import flatness_rows
 from gnexp.study.drawing import STYLES, style_of
 from gnexp.study.noise import check_rows, exponent_rows, gradient_rows
 from gnexp.study.plots import plot_preview
-from gnexp.study.report import build_report, plain_table
+from gnexp.study.report import build_report, plain_summary
 from gnexp.study.store import Run, load_study
 
 CLASSES = list("abcdefghij")
@@ -231,7 +231,7 @@ def test_one_seed_has_an_interval_over_test_images_and_no_verdict(tmp_path):
     assert row["sd"] == ""
     assert rows_of(files["flatness.csv"])[0]["verdict"] == "undecided"
     assert "at least two seeds" in files["index.html"].read_text()
-    assert "n = 1" in plain_table(load_study(tmp_path / "s"))
+    assert "n = 1" in plain_summary(load_study(tmp_path / "s"), 32)
 
 
 def test_runs_that_differ_in_any_setting_are_never_averaged_together(tmp_path):
@@ -370,9 +370,14 @@ def test_every_latex_table_is_escaped_and_has_as_many_cells_as_columns(report):
         text = report[name].read_text()
         assert text.isascii()
         assert text.count(r"\begin{") == text.count(r"\end{")
-        columns = len(re.search(r"\\begin\{(?:tabular|longtable)\}\{(\w+)\}", text)[1])
-        body = [line for line in text.splitlines() if line.endswith(r" \\")]
-        assert {len(re.findall(r"(?<!\\)&", line)) for line in body} == {columns - 1}
+        for spec, body in re.findall(
+            r"\\begin\{(?:tabular|longtable)\}\{((?:[lr]|p\{\d+pt\})+)\}\n(.*?)\n\\end\{(?:tab|long)",
+            text,
+            re.S,
+        ):
+            columns = len(re.sub(r"\{\d+pt\}", "", spec))
+            rows = [line for line in body.splitlines() if line.endswith(r" \\")]
+            assert {len(re.findall(r"(?<!\\)&", line)) for line in rows} == {columns - 1}
         shown = re.sub(r"\\label\{.*?\}", "", text.split("\n", 1)[1])
         assert not re.search(r"(?<!\\)[%#_]", shown)
     assert "$-1.0" in report["exponents.tex"].read_text()
@@ -381,18 +386,18 @@ def test_every_latex_table_is_escaped_and_has_as_many_cells_as_columns(report):
 class Page(HTMLParser):
     """Collect what a page refers to, its images, and whether its elements close in order."""
 
-    VOID = ("meta", "img", "br", "link")
+    VOID = ("meta", "img", "br", "link", "input")
 
     def __init__(self, text):
         super().__init__()
-        self.sources, self.images, self.scripts, self.open = [], [], 0, []
+        self.sources, self.images, self.anchors, self.open = [], [], [], []
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
         given = dict(attributes)
         self.sources += [given[k] for k in ("src", "href", "srcset") if k in given]
         self.images += [given] if tag == "img" else []
-        self.scripts += tag == "script"
+        self.anchors += [given["id"]] if "id" in given else []
         if tag not in self.VOID:
             self.open.append(tag)
 
@@ -400,15 +405,16 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_the_page_needs_no_network_no_script_and_no_other_file(report):
+def test_the_page_needs_no_network_and_no_other_file(report):
     text = report["index.html"].read_text()
     page = Page(text)
     assert page.open == []
-    assert page.scripts == 0
     assert len(page.images) == 5
-    assert all(i["src"].startswith("data:image/svg+xml;base64,") and i["alt"] for i in page.images)
-    links = [s for s in page.sources if not s.startswith("data:")]
-    assert set(links) <= set(report)
+    assert all(i["src"].startswith("data:image/svg+xml,") and i["alt"] for i in page.images)
+    links = {s for s in page.sources if not s.startswith(("data:", "#"))}
+    assert links <= set(report)
+    anchors = {s[1:] for s in page.sources if s.startswith("#")}
+    assert anchors <= set(page.anchors)
     assert "url(" not in text
     assert "@import" not in text
 
@@ -454,7 +460,7 @@ def test_a_study_with_nothing_finished_still_has_a_report(tmp_path):
     files = build_report(tmp_path / "s")
     assert not [name for name in files if name.endswith(("png", "svg"))]
     assert "No seed is finished yet" in files["index.html"].read_text()
-    assert plain_table(load_study(tmp_path / "s")) == "no seed is finished yet"
+    assert plain_summary(load_study(tmp_path / "s"), 32) == "no seed is finished yet"
 
 
 def test_a_figure_of_an_earlier_report_goes_when_its_data_went(tmp_path):
@@ -483,9 +489,9 @@ def test_a_corrupt_file_is_named_on_the_page_and_the_rest_is_reported(tmp_path):
 
 
 def test_the_terminal_table_is_aligned_ascii_with_means_intervals_and_n(demo):
-    text = plain_table(load_study(demo))
-    _, header, *body = text.splitlines()
+    text = plain_summary(load_study(demo), 32)
     assert text.isascii()
+    _, header, *body = text.splitlines()[:6]
     assert header.split() == ["batch", *map(str, BATCHES)]
     assert [line.split()[0] for line in body] == ["BN", "GN(8)", "LN", "IN"]
     assert len({len(line) for line in (header, *body)}) == 1

@@ -1,12 +1,14 @@
 """`gnexp report`: tables, figures and the page from what a study holds, or two side by side."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gnexp.config import Mistake, ReportConfig
+from gnexp.config import Mistake, ReportConfig, ReportOptions
 from gnexp.loggers import export_all, viewing_lines
 from gnexp.rules import report_problems
+from gnexp.study.freshness import FORMATS
 from gnexp.study.store import Study, load_study
 
 
@@ -17,9 +19,13 @@ def report(config: ReportConfig) -> int:
         raise Mistake("\n".join(found))
     out = Path(config.out)
     if isinstance(config.study, list):
-        print(make_comparison(out, config.study, config.reference_batch, _formats(config)))
+        print(
+            make_comparison(
+                out, config.study, config.reference_batch, figure_formats(config.report)
+            )
+        )
     else:
-        print(make_report(out, config.study, config.reference_batch))
+        print(make_report(out, config.study, config.reference_batch, figure_formats(config.report)))
     names = config.study if isinstance(config.study, list) else [config.study]
     failed = [line for name in names for line in _logged(out / name, config.logger)]
     for line in failed:
@@ -34,9 +40,9 @@ def _as_typed(study: Any) -> Any:
     return "" if study is None else str(study)
 
 
-def _formats(config: ReportConfig) -> list[str]:
-    typed = config.report.format
-    return typed if isinstance(typed, list) else [typed]
+def figure_formats(options: ReportOptions) -> list[str]:
+    """Return the kinds of figure files that `report.format=` names."""
+    return options.format if isinstance(options.format, list) else [options.format]
 
 
 def _logged(folder: Path, logger: Any) -> list[str]:
@@ -61,21 +67,23 @@ def stored_study(out: str, name: str) -> Study:
     return study
 
 
-def make_report(out: Path, study: str, reference_batch: int) -> str:
-    """Build a study's report and return what to print: its accuracy table and where it lies.
+def make_report(
+    out: Path, study: str, reference_batch: int, formats: Sequence[str] = FORMATS
+) -> str:
+    """Build a study's report and return what to print: its accuracies, the answer, where it lies.
 
     Raises Mistake for a study that is not there, a corrupt file, or a folder that refuses files.
     """
-    from gnexp.study.report import build_report, plain_table
+    from gnexp.study.report import build_report, plain_summary
 
     folder = out / study
     loaded = stored_study(str(out), study)
     try:
-        build_report(folder, reference_batch=reference_batch)
-        table = plain_table(loaded)
+        build_report(folder, reference_batch, formats)
+        found = plain_summary(loaded, reference_batch)
     except (ValueError, OSError) as error:  # a corrupt file, or a report that cannot be written
         raise Mistake(f"study={study}: no report: {error}") from error
-    return f"{table}\nreport: {folder / 'report' / 'index.html'}"
+    return f"{found}\nreport: {folder / 'report' / 'index.html'}"
 
 
 def make_comparison(out: Path, names: list[str], reference_batch: int, formats: list[str]) -> str:

@@ -196,11 +196,19 @@ def series(all_cells: Iterable[Cell]) -> list[Series]:
     """
     all_cells = list(all_cells)
     splitting = _splitting(all_cells)
+    alike: dict[tuple[str, ...], dict[str, list[Cell]]] = {}
     lines: dict[str, Series] = {}
     for cell in all_cells:
         shared = {c: v for c, v in cell.key.items() if c in splitting}
         shared = {"norm": cell.key["norm"], **shared}
-        for update in _update_rules(cell, all_cells, shared):
+        names = tuple(shared)
+        if names not in alike:
+            alike[names] = {}
+            for other in all_cells:
+                text = key_text([other.key.get(name) for name in names])
+                alike[names].setdefault(text, []).append(other)
+        like = alike[names][key_text([*shared.values()])]
+        for update in _update_rules(cell, like):
             key = {**shared, "update": update}
             line = lines.setdefault(key_text(key), Series("", cell.key["norm"], key, []))
             line.cells.append(cell)
@@ -330,9 +338,11 @@ def _splitting(all_cells: list[Cell]) -> set[str]:
     return split | {key for (key, _), values in seen.items() if len(values) > 1 and key not in BASE}
 
 
-def _update_rules(cell: Cell, all_cells: list[Cell], shared: Mapping[str, Any]) -> list[str]:
-    """Return the series a cell lies on: '= batch', and its fixed update_batch if others use it."""
-    like = [c for c in all_cells if all(c.key.get(k) == v for k, v in shared.items())]
+def _update_rules(cell: Cell, like: Sequence[Cell]) -> list[str]:
+    """Return the series a cell lies on: '= batch', and its fixed update_batch if others use it.
+
+    like: the cells that share with it all but the batch sizes.
+    """
     own = {c.key["update_batch"] for c in like if c.key["update_batch"] != c.key["batch"]}
     update, batch = cell.key["update_batch"], cell.key["batch"]
     if update != batch:

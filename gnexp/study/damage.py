@@ -59,7 +59,7 @@ def damage_rows(lines: Sequence[Series], reference_batch: int, measure: str) -> 
         if not any(_level(row, s, measure) is not None for row, s in _beyond_running(line)):
             continue
         reference = next((c for c in line.cells if c.key["batch"] == reference_batch), None)
-        pools = _pools(line)
+        pools = pools_images(line)
         for cell in line.cells:
             row = {
                 **cell.key,
@@ -196,7 +196,7 @@ def _named(seeds: Sequence[int]) -> str:
     return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
 
 
-def _pools(line: Series) -> bool:
+def pools_images(line: Series) -> bool:
     """Whether any statistics give another result than the running ones, in any cell."""
     for cell in line.cells:
         images = max(cell.test_images, 1)

@@ -59,9 +59,10 @@ def _apart(
     axis: "Axes", rows: Sequence[Row], owners: dict[str, Series], lines: Sequence[Series]
 ) -> None:
     ticks = []
+    room = 1.7 / len(rows) if len(rows) <= UPRIGHT else 1.5
     for row in rows:
         diverged = f"\n{row['n_at_chance']} diverged" if row["n_at_chance"] else ""
-        ticks.append(f"{drawing.narrow(row['series'])}\nbatch {row['batch']}{diverged}")
+        ticks.append(f"{drawing.wrapped(row['series'], room)}\nbatch {row['batch']}{diverged}")
     _bars(axis, rows, ticks, owners, lines)
     if len(rows) > UPRIGHT:
         axis.tick_params(axis="x", rotation=90)

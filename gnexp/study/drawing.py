@@ -6,6 +6,7 @@ colour-blind readers can tell apart; markers for those who print in grey).
 
 import contextlib
 import io
+import itertools
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,14 +31,19 @@ OTHER_STYLES = (("#E69F00", "D"), ("#56B4E9", "P"), ("#000000", "*"), ("#8B6F00"
 LINES = ("-", "--", ":", "-.")
 COLUMN_IN, PAGE_IN = 3.5, 7.0  # widths of one printed column and of the page, inches
 LEGEND_LINE_IN = 0.17
-DPI = 200
+PAGE_HEIGHT_IN = 9.0  # of what a printed page holds beside a caption
+DPI = 300
+FORMATS = ("png", "svg", "pdf")
 
 _SETTINGS = {
     **{"font.family": "DejaVu Sans", "font.size": 8, "axes.titlesize": 8, "legend.fontsize": 7},
     **{"axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.7},
-    **{"lines.linewidth": 1.2, "lines.markersize": 4.5, "legend.frameon": False},
+    # Markers narrower than the caps of the bars: a short interval stays visible.
+    **{"lines.linewidth": 1.2, "lines.markersize": 3.8, "errorbar.capsize": 2.4},
+    **{"legend.frameon": False, "legend.handlelength": 1.8, "legend.columnspacing": 1.2},
     **{"grid.color": "#DDDDDD", "grid.linewidth": 0.5, "axes.axisbelow": True},
     **{"svg.hashsalt": "gnexp", "svg.fonttype": "path", "figure.facecolor": "white"},
+    "pdf.fonttype": 42,  # TrueType: text stays text, and journals refuse Type 3
 }
 
 
@@ -63,21 +69,32 @@ def axes_grid(
     return figure, list(figure.subplots(rows, columns, squeeze=False, **sharing).flat)
 
 
-def save(figure: "Figure", stem: Path) -> Path:
-    """Write STEM.png and STEM.svg and return the latter's path."""
-    for kind in ("png", "svg"):
+def save(figure: "Figure", stem: Path, formats: Sequence[str] = ("png", "svg")) -> Path:
+    """Write STEM.FORMAT for each of FORMATS that is asked for; return STEM.svg, written or not."""
+    for kind in formats:
         write_whole(stem.with_suffix(f".{kind}"), image_bytes(figure, kind))
     return stem.with_suffix(".svg")
 
 
 def image_bytes(figure: "Figure", kind: str) -> bytes:
-    """Return the figure as a "png" or "svg" file without dates or versions in it."""
+    """Return the figure as a file of one of FORMATS without dates or versions in it.
+
+    The picture has the size of the figure exactly. Raises ValueError for another format.
+    """
+    if kind not in FORMATS:
+        raise ValueError(f"figure format {kind!r} is none of {', '.join(FORMATS)}")
     figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # laid out once is enough for both files
+    figure.set_layout_engine("none")  # laid out once is enough for all files
     buffer = io.BytesIO()
-    metadata = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
-    figure.savefig(buffer, format=kind, dpi=DPI, metadata=metadata)
+    figure.savefig(buffer, format=kind, dpi=DPI, metadata=dict(_UNDATED[kind]))
     return buffer.getvalue()
+
+
+_UNDATED: dict[str, dict[str, None]] = {
+    "png": {"Software": None},
+    "svg": {"Date": None, "Creator": None},
+    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+}
 
 
 def style_of(norm: str, norms: Sequence[str]) -> tuple[str, str]:
@@ -118,9 +135,23 @@ def sequence_style(index: int) -> dict[str, Any]:
     return {"color": colours[index], "marker": "so^vDP*"[index], "linestyle": LINES[turn]}
 
 
-def narrow(label: str) -> str:
-    """Return a series' label in several lines, for what has many side by side."""
-    return re.sub(r", |(?<=[=_])", "\n", label)
+def wrapped(label: str, width: float, size: float = 8) -> str:
+    """Break a series' label into lines of at most `width` inches, at commas, = and _ alone."""
+    pieces = re.split(r"(?<=, )|(?<=[=_])", label)
+    lines = [pieces[0]]
+    for piece in pieces[1:]:
+        if text_width((lines[-1] + piece).rstrip(), size) <= width:
+            lines[-1] += piece
+        else:
+            lines.append(piece)
+    return "\n".join(line.rstrip(" ,") for line in lines)
+
+
+def text_width(text: str, size: float) -> float:
+    """Return the width in inches of a line of text of `size` points."""
+    from matplotlib.textpath import TextPath
+
+    return float(TextPath((0, 0), text, size=size).get_extents().width) / 72 if text else 0.0
 
 
 def dodge(values: Sequence[float], index: int, count: int) -> list[float]:
@@ -157,17 +188,38 @@ def size_axis(axis: "Axes", values: Sequence[int], title: str = "Batch size") ->
     axis.grid(True)
 
 
+def percent_axis(axis: "Axes") -> None:
+    """Keep y within 0 and 100: intervals of two or three seeds may reach beyond by far."""
+    low, high = axis.get_ylim()
+    axis.set_ylim(max(low, 0.0), min(high, 101.0))
+
+
 def legend_below(figure: "Figure", axes: "Sequence[Axes]") -> None:
     """Put one legend for all axes under them, and make the figure taller by as much."""
     handles: dict[str, Any] = {}
     for axis in axes:
         for handle, label in zip(*axis.get_legend_handles_labels()):
             handles.setdefault(label, handle)
+    # Measured lines have error bars and come first; keys of line and filling follow.
+    handles = dict(sorted(handles.items(), key=lambda item: not isinstance(item[1], tuple)))
     if not handles:
         return
-    longest = max(len(label) for label in handles)
-    columns = min(max(1, int(figure.get_figwidth() * 16 / (longest + 7))), len(handles))
+    columns = _legend_columns(list(handles), figure.get_figwidth())
     rows = -(-len(handles) // columns)
     figure.set_figheight(figure.get_figheight() + LEGEND_LINE_IN * rows)
     place = {"loc": "outside lower center", "ncols": columns}
     figure.legend(handles.values(), handles.keys(), **place)
+
+
+def _legend_columns(labels: Sequence[str], width: float) -> int:
+    """Return the most columns whose longest entries fit beside one another, made even."""
+    size = float(_SETTINGS["legend.fontsize"])
+    # Beside its text an entry has a handle, its distance and that of the columns, in font sizes.
+    widths = [text_width(label, size) + 4.0 * size / 72 for label in labels]
+    for columns in range(len(labels), 1, -1):
+        full, longer = divmod(len(labels), columns)  # the first columns hold one entry more
+        ends = [c * full + min(c, longer) for c in range(columns + 1)]
+        if sum(max(widths[a:b]) for a, b in itertools.pairwise(ends)) <= width - 0.05:
+            rows = -(-len(labels) // columns)
+            return -(-len(labels) // rows)
+    return 1

@@ -6,33 +6,44 @@ made again: of a finished study that is most of the time a repeated command take
 
 import functools
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
 
 from gnexp.study.files import Damaged, read_json, write_json
+from gnexp.study.page_passport import CHECK
 from gnexp.study.store import INPUTS, Study
 
 STAMP = ".made.json"
+FORMATS = ("png", "svg")  # of the figures' files, where nothing else is asked for
 _LIBRARIES = ("matplotlib", "numpy", "pandas", "scipy", "jinja2")
 
 
-def is_fresh(study: Study, reference_batch: int, folder: Path) -> bool:
+def is_fresh(
+    study: Study, reference_batch: int, folder: Path, formats: Sequence[str] = FORMATS
+) -> bool:
     """Return whether the report in `folder` is that of these inputs, and every file still whole."""
     try:
         stamp = read_json(folder / STAMP)
     except Damaged:
         return False
-    if not stamp or stamp.get("inputs") != _inputs(study, reference_batch):
+    if not stamp or stamp.get("inputs") != _inputs(study, reference_batch, formats):
         return False
     files = stamp.get("files", {})
     return bool(files) and all(_digest(folder / name) == was for name, was in files.items())
 
 
-def stamp(study: Study, reference_batch: int, folder: Path, files: Iterable[Path]) -> None:
+def stamp(
+    study: Study,
+    reference_batch: int,
+    folder: Path,
+    files: Iterable[Path],
+    formats: Sequence[str] = FORMATS,
+) -> None:
     """Write down of what inputs the files of this report were made."""
     digests = {path.name: _digest(path) for path in files}
-    write_json(folder / STAMP, {"inputs": _inputs(study, reference_batch), "files": digests})
+    inputs = _inputs(study, reference_batch, formats)
+    write_json(folder / STAMP, {"inputs": inputs, "files": digests})
 
 
 def files_of(folder: Path) -> dict[str, Path]:
@@ -40,8 +51,9 @@ def files_of(folder: Path) -> dict[str, Path]:
     return {name: folder / name for name in read_json(folder / STAMP)["files"]}
 
 
-def _inputs(study: Study, reference_batch: int) -> str:
+def _inputs(study: Study, reference_batch: int, formats: Sequence[str]) -> str:
     parts = [f"reference_batch={reference_batch}", study.name, _makers(), *study.damage]
+    parts += [*formats, _digest(study.folder.parent / CHECK)]
     for record in study.runs:
         # Whether a seed is running or interrupted is no file's affair.
         parts += [record.name, repr(sorted(record.statuses.items()))]
@@ -53,7 +65,8 @@ def _inputs(study: Study, reference_batch: int) -> str:
 def _makers() -> str:
     """Return a digest of the code that makes reports, and of its libraries' versions."""
     here = Path(__file__).parent
-    sources = sorted([*here.glob("*.py"), *here.glob("*.j2")])
+    kinds = ("py", "j2", "css", "js")
+    sources = sorted(path for kind in kinds for path in here.glob(f"*.{kind}"))
     versions = [f"{name} {metadata.version(name)}" for name in _LIBRARIES]
     text = "\n".join([*versions, *(_digest(path) for path in sources)])
     return hashlib.sha256(text.encode()).hexdigest()

@@ -90,7 +90,7 @@ def check_rows(all_cells: Sequence[Cell]) -> list[Row]:
     for cell in all_cells:
         traces = {
             (row["seed"], row["epoch"], row["parameters"]): row
-            for row in cell.record.covariance.to_dict("records")
+            for row in cell.record.rows("covariance.csv")
         }
         for (epoch, at_batch, kind), points in _points(cell).items():
             for point in points:
@@ -119,15 +119,17 @@ def check_rows(all_cells: Sequence[Cell]) -> list[Row]:
 
 def shared_epochs(cell: Cell) -> set[int]:
     """Return the epochs at which the cell's weights were measured at several batch sizes."""
-    sizes = cell.record.gradients.groupby("epoch")["at_batch"].nunique()
-    return set(sizes[sizes > 1].index)
+    sizes: dict[int, set[int]] = {}
+    for row in cell.record.rows("gradients.csv"):
+        sizes.setdefault(row["epoch"], set()).add(row["at_batch"])
+    return {epoch for epoch, batches in sizes.items() if len(batches) > 1}
 
 
 def _points(cell: Cell) -> dict[tuple[int, int, str], list[Row]]:
     """Rows of gradients.csv of the cell's finished seeds, by (epoch, at_batch, kind)."""
     finished = {row["seed"] for row in cell.of("complete")}
     points: dict[tuple[int, int, str], list[Row]] = {}
-    for row in cell.record.gradients.to_dict("records"):
+    for row in cell.record.rows("gradients.csv"):
         if row["parameters"] in KINDS and row["seed"] in finished:
             points.setdefault((row["epoch"], row["at_batch"], row["parameters"]), []).append(row)
     return dict(sorted(points.items(), key=lambda p: (*p[0][:2], KINDS.index(p[0][2]))))
@@ -183,7 +185,7 @@ def _beyond_fit(apart: list[Row], fitted: list[Row], slope: float) -> float | No
 
 def _separates(cell: Cell) -> bool:
     """Whether each example's gradient is its own: a built-in norm, or one measured per example."""
-    return cell.key["norm"] in SEPARATE_EXAMPLES or not cell.record.covariance.empty
+    return cell.key["norm"] in SEPARATE_EXAMPLES or bool(cell.record.rows("covariance.csv"))
 
 
 def _mean(points: list[Row], column: str) -> tuple[statistics.Interval, str]:

@@ -1,14 +1,15 @@
 """The report's figures, each drawn from cells, series or rows, and nothing computed but means."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gnexp.study import drawing, noise, statistics
-from gnexp.study.cells import Cell, Series, norm_label
-from gnexp.study.drawing import COLUMN_IN, LEGEND_LINE_IN, PAGE_IN
+from gnexp.study.cells import Cell, Series
+from gnexp.study.drawing import COLUMN_IN, PAGE_HEIGHT_IN, PAGE_IN
 from gnexp.study.files import write_whole
+from gnexp.study.labels import name_lines
+from gnexp.study.noise_plot import noise_vs_batch
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,10 +29,12 @@ def draw_figures(
     exponents: Sequence[Row],
     folder: Path,
     more: Mapping[str, Maker] | None = None,
-) -> dict[str, Path]:
-    """Write every figure that has something to show; return {name: path of its SVG}.
+    formats: Sequence[str] = ("png", "svg"),
+) -> dict[str, bytes]:
+    """Write every figure that has something to show; return {name: its SVG, written or not}.
 
     gradients, exponents: the rows of the tables of those names. more: makers of other figures.
+    formats: of drawing.FORMATS, a file NAME.FORMAT each. Raises ValueError for another one.
     """
     makers: dict[str, Maker] = {
         "accuracy_vs_batch": lambda: accuracy_vs_batch(lines),
@@ -42,13 +45,16 @@ def draw_figures(
         "cost": lambda: cost(lines),
         **(more or {}),
     }
-    written = {}
+    drawn = {}
     with drawing.drawing():
         for name, make in makers.items():
             figure = make()
             if figure is not None:
-                written[name] = drawing.save(figure, folder / name)
-    return written
+                made = {kind: drawing.image_bytes(figure, kind) for kind in ("svg", *formats)}
+                for kind in dict.fromkeys(formats):
+                    write_whole(folder / f"{name}.{kind}", made[kind])
+                drawn[name] = made["svg"]
+    return drawn
 
 
 def accuracy_vs_batch(lines: Sequence[Series]) -> "Figure | None":
@@ -63,40 +69,8 @@ def accuracy_vs_batch(lines: Sequence[Series]) -> "Figure | None":
         _intervals(axes[0], x, [i for _, i in points], 100, drawing.line_style(line, lines))
     drawing.size_axis(axes[0], [c.key["batch"] for line in lines for c in line.cells])
     axes[0].set_ylabel("Test accuracy (%)")
-    drawing.legend_below(figure, axes)
-    return figure
-
-
-def noise_vs_batch(
-    gradients: Sequence[Row], exponents: Sequence[Row], kinds: Sequence[str]
-) -> "Figure | None":
-    """Gradient noise against batch size on log axes, with fits, at the first and last weights.
-
-    Shared weights where the study has them, else each run's own. A panel per kind and epoch.
-    """
-    shared = any(row["weights"] == noise.SHARED for row in gradients)
-    weights = noise.SHARED if shared else noise.OWN
-    rows = [r for r in gradients if r["weights"] == weights and r["parameters"] in kinds]
-    rows = [r for r in rows if r["noise"] > 0]
-    if len({row["at_batch"] for row in rows}) < 2:
-        return None
-    epochs = sorted({min(r["epoch"] for r in rows), max(r["epoch"] for r in rows)})
-    kinds = [kind for kind in kinds if any(row["parameters"] == kind for row in rows)]
-    panels = [(kind, epoch) for kind in kinds for epoch in epochs]
-    columns = 1 if len(kinds) == 1 else len(epochs)
-    told = _told_apart(rows, shared)
-    count = len({_noise_label(row, told) for row in rows}) + 2
-    height = 2.1 + LEGEND_LINE_IN * count
-    figure, axes = drawing.axes_grid(
-        len(panels) // columns, columns, COLUMN_IN * columns, height * (len(panels) // columns)
-    )
-    for axis, (kind, epoch) in zip(axes, panels):
-        here = [r for r in rows if (r["parameters"], r["epoch"]) == (kind, epoch)]
-        wanted = (weights, kind, epoch)
-        fits = [f for f in exponents if (f["weights"], f["parameters"], f["epoch"]) == wanted]
-        _noise_panel(axis, here, fits, told)
-        when = "initialization" if epoch == 0 else f"epoch {epoch}"
-        axis.set_title(f"{_KIND_TITLES[kind]}, {when} ({weights})")
+    drawing.percent_axis(axes[0])
+    name_lines(figure, axes[0])
     return figure
 
 
@@ -106,9 +80,8 @@ def curves(lines: Sequence[Series]) -> "Figure | None":
     if not any(len(cell.record.metrics["epoch"].unique()) > 1 for _, cell in runs):
         return None
     batches = sorted({cell.key["batch"] for _, cell in runs})
-    figure, axes = drawing.axes_grid(
-        len(batches), 2, PAGE_IN, 0.5 + 1.5 * len(batches), sharex=True, sharey="col"
-    )
+    height = min(0.5 + 1.5 * len(batches), PAGE_HEIGHT_IN)
+    figure, axes = drawing.axes_grid(len(batches), 2, PAGE_IN, height, sharex=True, sharey="col")
     for row, batch in enumerate(batches):
         for column, (name, scale) in enumerate((("train_loss", 1), ("test_acc", 100))):
             axis = axes[2 * row + column]
@@ -135,7 +108,7 @@ def accuracy_vs_groups(cells: Sequence[Cell]) -> "Figure | None":
         return None
     names = _names_without_groups([cell for _, _, chosen in panels for cell in chosen])
     order = list(dict.fromkeys(names.values()))
-    width = COLUMN_IN * (1 if len(panels) == 1 else 1.8)
+    width = COLUMN_IN if len(panels) == 1 else PAGE_IN
     figure, axes = drawing.axes_grid(1, len(panels), width, 2.3, sharey=True)
     for axis, (column, title, chosen) in zip(axes, panels):
         for index, name in enumerate(order):
@@ -165,7 +138,7 @@ def cost(lines: Sequence[Series]) -> "Figure | None":
     drawing.size_axis(axes[0], [c.key["batch"] for line in lines for c in line.cells])
     axes[0].set_ylim(bottom=0)
     axes[0].set_ylabel("Seconds per 1,000 images")
-    drawing.legend_below(figure, axes)
+    name_lines(figure, axes[0])
     return figure
 
 
@@ -197,12 +170,6 @@ def plot_preview(
         write_whole(path, drawing.image_bytes(figure, "png"))
 
 
-_KIND_TITLES = {
-    **{"all": "All parameters", "gamma": "Gamma", "beta": "Beta"},
-    **{"conv": "Convolutions", "linear": "Linear layer"},
-}
-
-
 def _intervals(
     axis: "Axes",
     x: Sequence[float],
@@ -214,81 +181,7 @@ def _intervals(
     mean = [scale * i.mean for i in intervals]
     down = [scale * (i.mean - i.lo) if i.lo == i.lo else 0.0 for i in intervals]
     up = [scale * (i.hi - i.mean) if i.hi == i.hi else 0.0 for i in intervals]
-    axis.errorbar(x, mean, [down, up], capsize=2, elinewidth=0.9, **style)
-
-
-def _noise_panel(axis: "Axes", rows: list[Row], fits: list[Row], told: list[str]) -> None:
-    groups: dict[str, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(_noise_label(row, told), []).append(row)
-    for index, (name, points) in enumerate(groups.items()):
-        norm = points[0]["norm"]
-        variants = [n for n, other in groups.items() if other[0]["norm"] == norm]
-        style = drawing.variant_style(norm, [r["norm"] for r in rows], variants.index(name))
-        apart = [p for p in points if norm == "bn" and p["at_batch"] == 1]
-        fitted = [p for p in points if p not in apart]
-        fit = next((f for f in fits if _noise_label(f, told) == name), None)
-        labelled = {**style, "label": _fit_label(name, fit)}
-        _noise_line(axis, fitted, index, len(groups), labelled)
-        open_marker = {**style, "markerfacecolor": "white", "zorder": 5}
-        _noise_line(axis, apart, index, len(groups), open_marker)
-    _slope_guide(axis, rows)
-    axis.set_yscale("log")
-    drawing.size_axis(axis, [row["at_batch"] for row in rows], "Measured at batch size")
-    axis.set_ylabel("Gradient noise\n(loss/parameter)$^2$")
-    # The exponents differ from panel to panel, so each panel has its own legend, below it.
-    axis.legend(
-        loc="upper center", bbox_to_anchor=(0.45, -0.24), title="fitted exponent [95 % interval]"
-    )
-
-
-def _noise_line(
-    axis: "Axes", points: list[Row], index: int, count: int, style: dict[str, Any]
-) -> None:
-    if points:
-        x = drawing.dodge([p["at_batch"] for p in points], index, count)
-        y = [p["noise"] for p in points]
-        axis.errorbar(x, y, _log_error(points), capsize=2, elinewidth=0.9, **style)
-
-
-def _told_apart(rows: list[Row], shared: bool) -> list[str]:
-    """Keys beyond the norm by which rows at one measured batch size differ, and so make lines."""
-    keys = list(rows[0])[: list(rows[0]).index("epoch")]
-    fixed = ("norm", "groups", "channels_per_group", *(() if shared else ("batch", "update_batch")))
-    places: dict[tuple[Any, ...], list[Row]] = {}
-    for row in rows:
-        place = (norm_label(row), row["at_batch"], row["epoch"], row["parameters"])
-        places.setdefault(place, []).append(row)
-    return [
-        k
-        for k in keys
-        if k not in fixed and any(len({str(r[k]) for r in same}) > 1 for same in places.values())
-    ]
-
-
-def _noise_label(row: Row, told: list[str]) -> str:
-    return norm_label(row) + "".join(f", {key}={row.get(key)}" for key in told)
-
-
-def _fit_label(name: str, fit: Row | None) -> str:
-    if fit is None or math.isnan(fit["slope"]):
-        return name
-    bounds = "" if math.isnan(fit["hi95"]) else f" [{fit['lo95']:.2f}, {fit['hi95']:.2f}]"
-    return f"{name}: {fit['slope']:.2f}{bounds}"
-
-
-def _slope_guide(axis: "Axes", rows: list[dict[str, Any]]) -> None:
-    batches = sorted({row["at_batch"] for row in rows})
-    if len(batches) > 1:
-        top = max(r["noise"] * r["at_batch"] for r in rows) * 1.8
-        ends = [batches[0], batches[-1]]
-        axis.plot(ends, [top / b for b in ends], color="#999999", linewidth=0.8, label="slope -1")
-
-
-def _log_error(points: list[dict[str, Any]]) -> list[list[float]]:
-    # A lower limit at or below zero has no place on a log axis: the bar is cut a decade below.
-    low = [p["noise"] - max(p["noise_lo"], p["noise"] / 10) for p in points]
-    return [[max(v, 0.0) for v in low], [max(p["noise_hi"] - p["noise"], 0.0) for p in points]]
+    axis.errorbar(x, mean, [down, up], elinewidth=0.9, **style)
 
 
 def _curve(
@@ -299,13 +192,11 @@ def _curve(
     table = table.pivot(index="examples_seen", columns="seed", values=name)
     if table.empty:
         return
-    style = {
-        k: v
-        for k, v in drawing.line_style(line, lines).items()
-        if k not in ("marker", "markerfacecolor")
-    }
     x = table.index.to_numpy() / 1000
-    axis.plot(x, scale * table.mean(axis=1), **style)
+    # A few markers, which another line's do not cover: for those who print in grey.
+    step, turn = max(1, len(x) // 6), [id(other) for other in lines].index(id(line))
+    style = {**drawing.line_style(line, lines), "markersize": 3.2, "linewidth": 1.0}
+    axis.plot(x, scale * table.mean(axis=1), markevery=(turn % step, step), **style)
     low, high = scale * table.min(axis=1), scale * table.max(axis=1)
     axis.fill_between(x, low, high, color=style["color"], alpha=0.18, linewidth=0)
 

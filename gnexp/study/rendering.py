@@ -3,13 +3,13 @@
 import csv
 import io
 import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gnexp.study.files import write_whole
+from gnexp.study.latex import latex_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 Cut = Callable[[Row], str]
 
-LONG_TABLE = 40  # rows beyond which LaTeX must be able to break the page
+PRINTED = 1_000  # rows of a LaTeX table at most: thirty pages
+READ = 5_000  # of a Markdown table, which beyond is shown by nothing
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,9 @@ def to_csv(table: Table) -> str:
 def to_markdown(table: Table) -> str:
     """Return the shown columns as a Markdown table under the title, with the caption."""
     lines = [f"## {table.title}", "", table.caption if table.rows else table.empty, ""]
-    if table.rows:
+    if len(table.rows) > READ:
+        lines.append(f"{len(table.rows)} rows: see {table.name}.csv.")
+    elif table.rows:
         lines.append("| " + " | ".join(c.header for c in table.shown) + " |")
         lines.append("| " + " | ".join("---:" if c.numeric else "---" for c in table.shown) + " |")
         for texts in table.texts():
@@ -87,28 +90,16 @@ def to_markdown(table: Table) -> str:
 
 
 def to_latex(table: Table) -> str:
-    """Return the shown columns as a booktabs table (a longtable when it is long)."""
+    """Return the shown columns as LaTeX with booktabs; a comment where there is no row.
+
+    And where there are more than PRINTED, which no paper prints.
+    """
     if not table.rows:
         return f"% {table.title}: {table.empty}\n"
-    spec = "".join("r" if c.numeric else "l" for c in table.shown)
-    head = " & ".join(_escape_latex(c.header) for c in table.shown) + r" \\"
-    body = [" & ".join(_escape_latex(text) for text in texts) + r" \\" for texts in table.texts()]
-    caption = rf"\caption{{{_escape_latex(table.caption)}}}\label{{tab:{table.name}}}"
-    rule = [r"\toprule", head, r"\midrule"]
-    if len(body) > LONG_TABLE:
-        lines = [
-            "% needs \\usepackage{booktabs,longtable}",
-            rf"\begin{{longtable}}{{{spec}}}",
-            *(caption + r"\\", *rule, r"\endhead", r"\bottomrule", r"\endfoot"),
-            *(*body, r"\end{longtable}"),
-        ]
-    else:
-        lines = [
-            *("% needs \\usepackage{booktabs}", r"\begin{table}", r"\centering", caption),
-            *(rf"\begin{{tabular}}{{{spec}}}", *rule, *body),
-            *(r"\bottomrule", r"\end{tabular}", r"\end{table}"),
-        ]
-    return "\n".join(lines) + "\n"
+    if len(table.rows) > PRINTED:
+        return f"% {table.title}: {len(table.rows)} rows, too many to print; see {table.name}.csv\n"
+    heads, numeric = [c.header for c in table.shown], [c.numeric for c in table.shown]
+    return latex_table(table.name, table.title, table.caption, heads, table.texts(), numeric)
 
 
 def plain(value: Any, digits: int = 3) -> str:
@@ -136,31 +127,7 @@ def _raw(value: Any) -> Any:
 
 
 def _escape_markdown(text: str) -> str:
-    return re.sub(r"([|*_<>`\\])", r"\\\1", text.replace("\n", " "))
+    return text.translate(_MARKDOWN)
 
 
-_LATEX = {
-    **{c: "\\" + c for c in "&%$#_{}"},
-    **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
-    **{"<": r"$<$", ">": r"$>$", "|": r"$|$"},
-}
-_NUMBER = re.compile(r"(?<![\w.])-?(?:\d+(?:\.\d+)?(?:e[+-]?\d+)?|inf)(?![\w.])")
-
-
-def _escape_latex(text: str) -> str:
-    """Escape text; a standing minus, a power of ten and infinity become mathematics."""
-
-    def number(match: re.Match[str]) -> str:
-        value = match.group()
-        if "e" not in value and value[0] != "-" and "inf" not in value:
-            return value
-        mantissa, _, power = value.replace("inf", r"\infty").partition("e")
-        return f"${mantissa}" + (rf"\times 10^{{{int(power)}}}$" if power else "$")
-
-    pieces, end = [], 0
-    for match in _NUMBER.finditer(text.replace("\n", " ")):
-        pieces.append("".join(_LATEX.get(c, c) for c in text[end : match.start()]))
-        pieces.append(number(match))
-        end = match.end()
-    pieces.append("".join(_LATEX.get(c, c) for c in text[end:]))
-    return "".join(pieces).replace("+-", r"$\pm$")
+_MARKDOWN = str.maketrans({"\n": " "} | {sign: f"\\{sign}" for sign in "|*_<>`\\"})

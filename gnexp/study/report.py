@@ -1,24 +1,27 @@
 """The report: tables, figures and one page, from whatever a study holds at this moment."""
 
-import base64
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from gnexp.study import cells as grouping
-from gnexp.study import plots
+from gnexp.study import drawing, lr_plot, plots, two_batches_plot
+from gnexp.study.answer import answer
+from gnexp.study.article_claims import article_claims
 from gnexp.study.cells import Cell, Series
 from gnexp.study.damage import damage_sentences
+from gnexp.study.drawn import drawn_lines, rows_of
 from gnexp.study.files import write_whole
-from gnexp.study.freshness import files_of, is_fresh, stamp
+from gnexp.study.freshness import FORMATS, files_of, is_fresh, stamp
 from gnexp.study.headline import headline
+from gnexp.study.page import render_page
 from gnexp.study.rendering import Table, percent, write_table_files
 from gnexp.study.store import Study, alone_in, load_study
 from gnexp.study.tables import build_tables
-from gnexp.study.tuning import judged_cells, settled, tuned_cells
+from gnexp.study.tuning import judged_cells, parted, settled, trial_sentences, tuned_cells
 from gnexp.study.tuning_tables import NAMES as TUNING
 from gnexp.study.tuning_tables import tuning_tables
+from gnexp.study.two_batches import two_batches_sentences
 from gnexp.study.why_plots import CAPTIONS, why_figures
 from gnexp.study.why_tables import NAMES as WHY
 
@@ -38,93 +41,106 @@ FIGURES = {
     "Seeds trained in one step share its time; see execution, seeds per step and device among the "
     "runs.",
     **CAPTIONS,
+    **lr_plot.CAPTIONS,
+    **two_batches_plot.CAPTIONS,
 }
-OPTIONAL = (*WHY, *TUNING)  # tables that most studies do not have
-PRIVATE = (
-    "runs with an epsilon were trained with DP-SGD: each training's weights, and what follows from "
-    "them, as test accuracy, are (epsilon, delta)-private for one image added or removed; "
-    "releasing several adds up, and train loss and accuracy are not covered"
-)
-VERSION_KEYS = ("gnexp", "commit", "python", "torch", "numpy", "device", "threads", "determinism")
-MEANINGS = {
-    "batch": "images that share one forward pass, hence one set of batch statistics",
-    "update batch": "images per optimizer update; more than the batch means accumulation",
-    "n": "seeds: independently initialized and shuffled trainings",
-    "accuracy": "on the test images after the last epoch; no epoch is selected on the test set",
-    "95 % interval": "for the mean over seeds, by Student's t; with one seed, Wilson's binomial "
-    "interval over the test images, which says nothing about other seeds",
-    "diverged": "a training whose loss stopped being finite: a result, counted at chance in "
-    "comparisons, left out of means, and always shown",
-    "noise": "trace of the covariance of a mini-batch gradient at fixed weights",
-    "signal": "squared norm of the expected gradient; unbiased, so it may be negative",
-    "noise scale": "batch x noise / signal: the batch size at which noise equals signal, in images",
-    "exponent": "a in noise = c x batch^a; -1 when images contribute independently",
-    "shared weights": "the same network measured at every batch size",
-    "own weights": "each network measured at the batch size it was trained with",
-}
+OPTIONAL = (*WHY, *TUNING, "two_batches")  # tables that most studies do not have
 
 
-def build_report(study_folder: Path | str, reference_batch: int = 32) -> dict[str, Path]:
+def build_report(
+    study_folder: Path | str, reference_batch: int = 32, formats: Sequence[str] = FORMATS
+) -> dict[str, Path]:
     """Write STUDY/report/ and return {file name: path}, index.html included.
 
+    formats: of the figures' files, any of drawing.FORMATS; the page holds its figures itself.
     Works at any moment of a study; the same files in give the same bytes out, and a report that is
-    those already is left as it is. Raises ValueError when there is no such study.
+    those already is left as it is. Raises ValueError when there is no such study or format.
     """
     study = load_study(study_folder)
     folder = study.folder / "report"
     folder.mkdir(exist_ok=True)
     with alone_in(folder):
-        if is_fresh(study, reference_batch, folder):
+        if is_fresh(study, reference_batch, folder, formats):
             return files_of(folder)
-        return _build(study, folder, reference_batch)
+        return _build(study, folder, reference_batch, formats)
 
 
-def _build(study: Study, folder: Path, reference_batch: int) -> dict[str, Path]:
+def _build(
+    study: Study, folder: Path, reference_batch: int, formats: Sequence[str]
+) -> dict[str, Path]:
     tuned = tuned_cells(study)
     judged = judged_cells(study)
     cells = settled(judged, tuned)
     lines = grouping.series(cells)
     tables = build_tables(study, cells, lines, reference_batch)
     tables |= tuning_tables(tuned, judged)
+    claims = article_claims(tables, lines, reference_batch)
+    tables[claims.name] = claims
     written = [path for table in tables.values() for path in _write_table(table, folder)]
-    gradients, exponents = tables["gradient_variance"].rows, tables["exponents"].rows
-    damages = tables["decomposition"].rows
-    why = why_figures(cells, lines, tables, reference_batch)
-    figures = plots.draw_figures(cells, lines, gradients, exponents, folder, why)
-    for name in FIGURES:
-        files = [folder / f"{name}.png", folder / f"{name}.svg"]
-        if name in figures:
-            written += files
-        else:  # of an earlier report: it would contradict this one
-            for file in files:
-                file.unlink(missing_ok=True)
-    written.append(folder / "index.html")
-    page = _render(
-        study=study,
+    exponents = tables["exponents"].rows
+    shown, left_out = drawn_lines(lines)
+    figures = _draw(cells, shown, tables, reference_batch, folder, formats)
+    written += _figure_files(figures, folder, formats)
+    of_all = [row for row in exponents if row["parameters"] == "all"]
+    tables["exponents_of_all"] = dataclasses.replace(tables["exponents"], rows=of_all)
+    facts = headline(
+        parted(study)[0], lines, reference_batch, exponents, tables["noise_check"].rows
+    )
+    page = render_page(
+        study,
+        cells,
+        tables,
+        {name: (svg, FIGURES[name] + left_out) for name, svg in figures.items()},
+        list(dict.fromkeys(formats)),
+        answer=answer(lines, reference_batch),
         headline=[
-            *headline(study, lines, reference_batch, exponents, tables["noise_check"].rows),
-            *damage_sentences(damages),
+            *facts,
+            *trial_sentences(study, tuned),
+            *damage_sentences(tables["decomposition"].rows),
+            *two_batches_sentences(tables["two_batches"].rows),
         ],
-        tables=tables,
-        exponents_of_all=dataclasses.replace(
-            tables["exponents"], rows=[row for row in exponents if row["parameters"] == "all"]
-        ),
         matrix=accuracy_matrix(lines),
-        figures={name: _figure(name, path) for name, path in figures.items()},
-        about=_about(study, cells),
-        unfinished=[row for row in tables["runs"].rows if row["status"] != "complete"],
-        warnings=_mixed(study),
-        damage=study.damage,
-        commands=_distinct(study, "command"),
-        versions={key: _distinct(study, key) for key in VERSION_KEYS if _distinct(study, key)},
-        started=_span(study),
-        meanings=MEANINGS,
-        why=any(tables[name].rows for name in WHY),
         reference_batch=reference_batch,
     )
+    written.append(folder / "index.html")
     write_whole(written[-1], page)
-    stamp(study, reference_batch, folder, written)
+    stamp(study, reference_batch, folder, written, formats)
     return {path.name: path for path in written}
+
+
+def _draw(
+    cells: Sequence[Cell],
+    shown: Sequence[Series],
+    tables: Mapping[str, Table],
+    reference_batch: int,
+    folder: Path,
+    formats: Sequence[str],
+) -> dict[str, bytes]:
+    """Write the figures of the series to be shown; return {name: its SVG}."""
+    names = {cell.record.name for line in shown for cell in line.cells}
+    drawn = [cell for cell in cells if cell.record.name in names]
+    if len(drawn) < len(cells):
+        tables = {k: t if k in TUNING else rows_of(drawn, t) for k, t in tables.items()}
+    more = {
+        **why_figures(drawn, shown, tables, reference_batch),
+        **lr_plot.lr_figures(tables),
+        **two_batches_plot.two_batches_figures(tables),
+    }
+    gradients, exponents = tables["gradient_variance"].rows, tables["exponents"].rows
+    return plots.draw_figures(drawn, shown, gradients, exponents, folder, more, formats)
+
+
+def _figure_files(figures: Collection[str], folder: Path, formats: Sequence[str]) -> list[Path]:
+    """Return the files of the figures, and remove others of an earlier report."""
+    written = []
+    for name in FIGURES:
+        for kind in drawing.FORMATS:
+            file = folder / f"{name}.{kind}"
+            if name in figures and kind in formats:
+                written.append(file)
+            else:  # it would contradict this report
+                file.unlink(missing_ok=True)
+    return written
 
 
 def _write_table(table: Table, folder: Path) -> list[Path]:
@@ -136,11 +152,17 @@ def _write_table(table: Table, folder: Path) -> list[Path]:
     return []
 
 
-def plain_table(study: Study) -> str:
-    """Return the accuracies as aligned text: a row per norm, a column per batch size."""
+def plain_summary(study: Study, reference_batch: int) -> str:
+    """Return the accuracies as aligned text, and the answer under them, a sentence a line."""
     lines = grouping.series(settled(judged_cells(study), tuned_cells(study)))
     if not lines:
         return "no seed is finished yet"
+    on = "validation" if all(map(grouping.is_trial, study.runs)) else "test"
+    return "\n".join([_plain_table(lines, on), *answer(lines, reference_batch)])
+
+
+def _plain_table(lines: Sequence[Series], on: str) -> str:
+    """Return a row per norm, a column per batch size."""
     batches, rows = accuracy_matrix(lines)
     same = {cell.n for _, row in rows for cell in row if cell}
     alike = len(same) == 1 and not any(cell.diverged for _, row in rows for cell in row if cell)
@@ -158,7 +180,7 @@ def plain_table(study: Study) -> str:
         if any(cell.n == 1 for _, row in rows for cell in row if cell)
         else ""
     )
-    title = f"test accuracy in percent, last epoch, mean +- half of the 95 % interval{n}{single}"
+    title = f"{on} accuracy in percent, last epoch, mean +- half of the 95 % interval{n}{single}"
     return "\n".join([title, *text])
 
 
@@ -190,79 +212,3 @@ def accuracy_matrix(
         by_batch = {cell.key["batch"]: MatrixCell(cell) for cell in line.cells}
         rows.append((line.label, [by_batch.get(batch) for batch in batches]))
     return batches, rows
-
-
-def _render(**context: Any) -> str:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["pretty"] = _pretty
-    return environment.get_template("page.html.j2").render(**context)
-
-
-def _pretty(text: str) -> str:
-    """Turn the ASCII of captions and cells into the signs that a browser has."""
-    for plain, sign in (("+-", "\u00b1"), ("^2", "\u00b2"), (" x ", " \u00d7 "), ("inf", "\u221e")):
-        text = text.replace(plain, sign) if plain != "inf" else _infinite(text, sign)
-    return text
-
-
-def _infinite(text: str, sign: str) -> str:
-    return text.replace("inf]", f"{sign}]") if text != "inf" else sign
-
-
-def _figure(name: str, path: Path) -> dict[str, str]:
-    encoded = base64.b64encode(path.read_bytes()).decode()
-    return {"src": f"data:image/svg+xml;base64,{encoded}", "caption": FIGURES[name]}
-
-
-def _about(study: Study, cells: Sequence[Cell]) -> list[str]:
-    """Return what was trained on what, once per data set and model."""
-    told: dict[str, None] = {}
-    for record in study.runs:
-        data, config = record.result.get("data", {}), record.config
-        title = data.get("title") or config.get("data", {}).get("name")
-        size = f": {data['train']} training, {data['test']} test images" if "test" in data else ""
-        checksum = f", checksum {str(data['checksum'])[:8]}" if data.get("checksum") else ""
-        model = config.get("model", {}).get("name")
-        if record.result or not cells:
-            told[f"{model} on {title}{size}{checksum}"] = None
-        if grouping.epsilon(config) != grouping.NOT_PRIVATE:
-            told[PRIVATE] = None
-    return list(told)
-
-
-def _distinct(study: Study, key: str) -> list[str]:
-    """Return the values of a provenance key, in the order of the runs, once each."""
-    values = []
-    calls = [c for r in study.runs for c in (*r.provenance.get("earlier", []), r.provenance)]
-    for call in calls:
-        value = call.get(key)
-        if value is not None and value != "":
-            dirty = key == "commit" and call.get("dirty")
-            values.append(f"{value}{' with uncommitted changes' if dirty else ''}")
-    return list(dict.fromkeys(values))
-
-
-def _mixed(study: Study) -> list[str]:
-    names = {"commit": "commits", "torch": "torch versions", "gnexp": "gnexp versions"}
-    names |= {"device": "devices", "determinism": "determinism settings"}
-    return [
-        f"The runs were made with different {name}: {'; '.join(_distinct(study, key))}."
-        for key, name in names.items()
-        if len(_distinct(study, key)) > 1
-    ]
-
-
-def _span(study: Study) -> str:
-    started = sorted(
-        str(r.provenance["started"]) for r in study.runs if r.provenance.get("started")
-    )
-    return " to ".join(dict.fromkeys([started[0], started[-1]])) if started else ""

@@ -3,6 +3,7 @@
 Student's t throughout, because seeds are few. What too few values cannot give is nan, not a guess.
 """
 
+import functools
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
@@ -57,6 +58,7 @@ class Exponent:
     n_groups: int
 
 
+@functools.lru_cache(maxsize=4096)
 def t_quantile(probability: float, dof: float) -> float:
     """Return Student's t quantile; nan when there are no degrees of freedom."""
     from scipy.special import stdtrit

@@ -10,6 +10,7 @@ from gnexp.study.evidence import evidence_tables
 from gnexp.study.inference import with_images
 from gnexp.study.rendering import Column, Cut, Row, Table, percent, plain
 from gnexp.study.store import Study
+from gnexp.study.two_batches import two_batches_table
 from gnexp.study.why_tables import why_tables
 
 ACCURACY_COLUMNS = ("n", "n_diverged", "mean", "sd", "lo", "hi", "interval")
@@ -32,6 +33,7 @@ def build_tables(
         _gradients(noise.gradient_rows(cells), key),
         _exponents(noise.exponent_rows(cells, lines), key),
         _check(noise.check_rows(cells), key),
+        two_batches_table(lines, key, key_columns(key)),
         *why_tables(cells, lines, reference_batch, key, key_columns(key)),
     ]
     return {table.name: table for table in tables}

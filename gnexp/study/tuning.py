@@ -47,6 +47,24 @@ def parted(study: Study) -> tuple[Study, Study]:
     return dataclasses.replace(study, runs=judged), dataclasses.replace(study, runs=trials)
 
 
+def trial_sentences(study: Study, tuned: Sequence[Tuned]) -> list[str]:
+    """Return what is to be known of a study's trials, of one that has any."""
+    trials = [record for record in study.runs if is_trial(record)]
+    if len(trials) == len(study.runs):
+        return [
+            "Every accuracy here is of images held out of the training set, not of test images."
+        ]
+    if not tuned:
+        return []
+    seeds = sum(len(cell.scored) for each in tuned for cell in each.trials.values())
+    edge = sum(each.at_edge for each in tuned)
+    told = f"; {edge} of them at the edge of the rates tried" if edge else ""
+    return [
+        f"The learning rates of {len(tuned)} cells were chosen by {seeds} trainings on images held"
+        f" out of the training set{told}."
+    ]
+
+
 def judged_cells(study: Study) -> list[Cell]:
     """Return the cells of the runs that are judged on the test set, at whatever rate."""
     return cells(parted(study)[0], varying(study))

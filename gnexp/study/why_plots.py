@@ -8,6 +8,7 @@ from gnexp.study import batches, drawing
 from gnexp.study.cells import Cell, Series
 from gnexp.study.damage_plot import decomposition
 from gnexp.study.drawing import COLUMN_IN, PAGE_IN
+from gnexp.study.labels import name_lines
 from gnexp.study.plots import Maker
 from gnexp.study.rendering import Row, Table
 from gnexp.study.robustness import CLEAN, STANDARD, accuracies, corruption_rise
@@ -61,7 +62,7 @@ def shift(rows: Sequence[Row], lines: Sequence[Series]) -> "Figure | None":
     """Rise of the error under the standard corruptions against batch size, a line per series."""
     figure = _against_batch(rows, lines, "rise", "Rise of the error under\ncorruption (points)")
     if figure is not None:
-        drawing.legend_below(figure, figure.axes)
+        name_lines(figure, figure.axes[0])
     return figure
 
 
@@ -70,7 +71,7 @@ def class_gaps(rows: Sequence[Row], lines: Sequence[Series]) -> "Figure | None":
     figure = _against_batch(rows, lines, "gap", "Best minus worst class (points)")
     if figure is None:
         return None
-    axis = figure.axes[0]
+    axis, highest = figure.axes[0], 0.0
     for line in lines:
         found = [(c.key["batch"], r.get("chance_gap_95")) for c in line.cells for r in _of(c, rows)]
         levels = [(batch, level) for batch, level in found if _is_number(level)]
@@ -78,9 +79,12 @@ def class_gaps(rows: Sequence[Row], lines: Sequence[Series]) -> "Figure | None":
             style = {"color": drawing.line_style(line, lines)["color"], "linestyle": ":"}
             batch, level = zip(*levels)
             axis.plot(batch, [100 * v for v in level], linewidth=0.9, marker="_", **style)
-            axis.plot([], [], color="#777777", linestyle=":", label="by chance, 95 %")
+            highest = max(highest, 100 * max(level))
     axis.set_ylim(bottom=0)
-    drawing.legend_below(figure, figure.axes)
+    place = {"xy": (0.99, highest), "xycoords": axis.get_yaxis_transform()}
+    place |= {"xytext": (0, 2), "textcoords": "offset points", "ha": "right"}
+    axis.annotate("dotted: 95 % by chance", **place, fontsize=6.5, color="#555555")
+    name_lines(figure, axis)
     return figure
 
 
@@ -137,9 +141,10 @@ def in_other_batches(
     figure, axes = drawing.axes_grid(
         -(-len(panels) // columns), columns, width, height, sharey=True
     )
+    panel = 0.85 * width / columns
     for axis, (line, cell) in zip(axes, panels):
         _company(axis, _of(cell, rows))
-        axis.set_title(f"{line.label}\ntrained at {cell.key['batch']}")
+        axis.set_title(f"{drawing.wrapped(line.label, panel)}\ntrained at {cell.key['batch']}")
     for index, axis in enumerate(axes):
         axis.set_visible(index < len(panels))
         if index % columns == 0:
@@ -190,7 +195,7 @@ def _line(
     if points:
         x = drawing.dodge([row[across] for row in points], *turn)
         y = [100 * row[column] for row in points]
-        axis.errorbar(x, y, drawing.error_bars(points, column), capsize=2, elinewidth=0.9, **style)
+        axis.errorbar(x, y, drawing.error_bars(points, column), elinewidth=0.9, **style)
 
 
 def _heat(
@@ -212,9 +217,15 @@ def _heat(
             text = f"{round(100 * interval.mean, 1) + 0.0:.1f}" + (
                 f"\n\u00b1{half:.1f}" if half == half else ""
             )
-            place = {"ha": "center", "va": "center", "linespacing": 0.95}
-            axis.text(x, y, text, fontsize=5.5, color="white" if dark else "black", **place)
-    axis.set_xticks(range(len(columns)), [drawing.narrow(c) for c in columns], fontsize=6.5)
+            place = {"ha": "center", "va": "center", "linespacing": 0.9}
+            axis.text(x, y, text, fontsize=6.5, color="white" if dark else "black", **place)
+    room = axis.figure.get_figwidth() / (len(columns) * len(axis.figure.axes) + 2)
+    names = [drawing.wrapped(c, room, 6.5) for c in columns]
+    lines = [part for name in names for part in name.split("\n")]
+    upright = all(drawing.text_width(part, 6.5) <= room for part in lines)
+    names = names if upright else [drawing.wrapped(c, 1.2, 6.5) for c in columns]
+    turned = {"rotation": 0 if upright else 90}
+    axis.set_xticks(range(len(columns)), names, fontsize=6.5, **turned)
     axis.set_yticks(range(len(rows)), rows)
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)

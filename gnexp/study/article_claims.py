@@ -1,0 +1,247 @@
+"""What the article says of training, each with a verdict from the study's own numbers.
+
+A sentence about a difference holds or fails as its family of comparisons decides; one about a size
+holds when its whole simultaneous interval lies inside the tolerance and fails when none of it does.
+What the intervals leave open is undecided, which is no evidence of either.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from gnexp.study import statistics
+from gnexp.study.article_noise import exponent_claims, noisier_claims
+from gnexp.study.article_rows import (
+    COLUMNS,
+    FAILS,
+    HOLDS,
+    POINTS,
+    SMALL,
+    UNDECIDED,
+    claim_row,
+    series_name,
+)
+from gnexp.study.cells import Cell, Series
+from gnexp.study.comparisons import between
+from gnexp.study.inference import AHEAD, ALPHA, BEHIND, UNTESTED, Estimate, estimate, simultaneous
+from gnexp.study.noise import SEPARATE_EXAMPLES
+from gnexp.study.rendering import Column, Row, Table, percent, plain
+
+
+def article_claims(
+    tables: Mapping[str, Table], lines: Sequence[Series], reference_batch: int
+) -> Table:
+    """Return a row per claim, series and batch that the study can test: COLUMNS.
+
+    tables: the report's, by name, of which flatness, norm_comparisons, exponents,
+    gradient_variance and shift_summary are read. value, lo, hi: in `unit`, fractions for points.
+    """
+    rows = [
+        *_flat(tables["flatness"].rows),
+        *_bn_falls(tables["flatness"].rows),
+        *_gn_leads(tables["norm_comparisons"].rows),
+        *_between(lines, reference_batch),
+        *exponent_claims(tables["exponents"].rows),
+        *noisier_claims(tables["gradient_variance"].rows),
+        *_shift(tables["shift_summary"].rows),
+    ]
+    shown = [
+        Column("The article's claim", lambda r: r["claim"], False),
+        Column("Of", lambda r: r["of"], False),
+        Column("Batch", lambda r: plain(r["batch"])),
+        Column("Verdict", lambda r: r["verdict"], False),
+        Column("Measured", _measured, False),
+        Column("n", lambda r: r["n"], False),
+        Column("Comparisons in its family", lambda r: plain(r["family"])),
+        Column("Note", lambda r: r["note"], False),
+        Column("Chapter of the article", lambda r: r["article"], False),
+    ]
+    caption = (
+        "What this study's own numbers say of the article's claims. Intervals are 95 %, "
+        "simultaneous over the comparisons of a claim's family. Undecided: the interval leaves "
+        "both open, which supports neither side. Diverged seeds count at chance where accuracies "
+        "are compared."
+    )
+    empty = "The study holds no numbers that test a claim of the article."
+    return Table("article_claims", "Claims of the article", caption, COLUMNS, shown, rows, empty)
+
+
+def _flat(rows: Sequence[Row]) -> list[Row]:
+    """Norms that treat each example alone: is the accuracy the same at every batch size?"""
+    series: dict[str, list[Row]] = {}
+    for row in rows:
+        if row["norm"] in SEPARATE_EXAMPLES[:-1]:
+            series.setdefault(series_name(row), []).append(row)
+    found = []
+    for of, its in series.items():
+        tested = [r for r in its if r["p_holm"] == r["p_holm"]]
+        if not tested:
+            continue
+        verdicts = [r["verdict"] for r in tested]
+        flat = verdicts.count(statistics.FLAT)
+        moved = [r for r in tested if r["verdict"] in (statistics.LOWER, statistics.HIGHER)]
+        verdict = FAILS if moved else HOLDS if flat == len(tested) else UNDECIDED
+        worst = max(moved or tested, key=lambda r: abs(r["difference"]))
+        note = f"flat within 1 point at {flat} of {len(tested)} batch sizes"
+        if moved:
+            note += "; not at " + ", ".join(str(r["batch"]) for r in moved)
+        claim = f"accuracy does not depend on the batch size: against {worst['reference_batch']}"
+        found.append(claim_row("Independence from batch size", claim, of, verdict, note=note))
+        found[-1] |= _of_flatness(worst)
+    return found
+
+
+def _bn_falls(rows: Sequence[Row]) -> list[Row]:
+    said = {statistics.LOWER: HOLDS, statistics.HIGHER: FAILS, statistics.FLAT: FAILS}
+    return [
+        claim_row(
+            "Independence from batch size",
+            f"BN loses accuracy at a batch below {SMALL}, against {row['reference_batch']}",
+            series_name(row),
+            said.get(row["verdict"], UNDECIDED),
+            **_of_flatness(row),
+        )
+        for row in rows
+        if row["norm"] == "bn" and row["batch"] < min(SMALL, row["reference_batch"])
+        if row["p_holm"] == row["p_holm"]
+    ]
+
+
+def _of_flatness(row: Row) -> Row:
+    numbers = {"value": row["difference"], "lo": row["lo_simultaneous"]}
+    numbers |= {"hi": row["hi_simultaneous"], "n": f"{row['n']} and {row['n_reference']}"}
+    return {"batch": row["batch"], "family": row["family"], **numbers}
+
+
+def _gn_leads(rows: Sequence[Row]) -> list[Row]:
+    said = {AHEAD: HOLDS, BEHIND: FAILS}
+    return [
+        claim_row(
+            "Independence from batch size",
+            f"GN is the more accurate at a batch below {SMALL}: GN - BN",
+            series_name(row),
+            said.get(row["verdict"], UNDECIDED),
+            batch=row["batch"],
+            value=row["difference"],
+            lo=row["lo_simultaneous"],
+            hi=row["hi_simultaneous"],
+            n=f"{row['n_a']} and {row['n_b']}",
+            family=row["family"],
+        )
+        for row in rows
+        if row["norm"] == "gn" and row["batch"] < SMALL and row["verdict"] != UNTESTED
+    ]
+
+
+def _between(lines: Sequence[Series], reference_batch: int) -> list[Row]:
+    """Is GN, which lies between LN and IN by construction, between them in accuracy too?"""
+
+    def rest(line: Series) -> list[tuple[str, Any]]:
+        own = ("norm", "groups", "channels_per_group")
+        return sorted((k, str(v)) for k, v in line.key.items() if k not in own)
+
+    cases: list[tuple[Series, Cell, Cell, Cell]] = []
+    for gn in (line for line in lines if line.norm == "gn"):
+        ends = [
+            next((o for o in lines if o.norm == n and rest(o) == rest(gn)), None)
+            for n in ("ln", "in")
+        ]
+        here = [_at(line, reference_batch) for line in (gn, *ends) if line]
+        if len(here) == 3 and all(here):
+            cases.append((gn, *here))
+    differences = [between(cell, end) for _, cell, *ends in cases for end in ends]
+    adjusted = simultaneous(differences)
+    found = []
+    for index, (line, cell, ln, instance) in enumerate(cases):
+        pair = adjusted[2 * index : 2 * index + 2]
+        if UNTESTED in (pair[0].verdict, pair[1].verdict):
+            continue
+        decided = {a.verdict for a in pair}
+        both = decided <= {AHEAD, BEHIND}
+        verdict = (HOLDS if len(decided) == 2 else FAILS) if both else UNDECIDED
+        to = [
+            f"{name} {_number(POINTS, d.difference, a.lo, a.hi)}"
+            for name, d, a in zip(("- LN", "- IN"), differences[2 * index :], pair)
+        ]
+        claim = "GN lies between LN and IN, here in accuracy"
+        measured = f"{', '.join(f'{line.label} {text}' for text in to)} points"
+        n = " and ".join(str(len(c.scored)) for c in (cell, ln, instance))
+        more = {"batch": reference_batch, "n": n, "family": pair[0].family}
+        found.append(
+            claim_row("A unified view", claim, line.label, verdict, measured=measured, **more)
+        )
+    return found
+
+
+def _at(line: Series, batch: int) -> Cell | None:
+    return next((c for c in line.cells if c.key["batch"] == batch and len(c.scored) > 1), None)
+
+
+def _shift(rows: Sequence[Row]) -> list[Row]:
+    """Norms without running statistics: does the error rise less than BN's under corruption?"""
+    own = ("norm", "groups", "channels_per_group")
+    key = [k for k in (rows[0] if rows else ()) if k not in own]
+    key = key[: key.index("n")] if "n" in key else []
+    cases: list[tuple[Row, Row, Estimate]] = []
+    for row in (r for r in rows if r["norm"] in SEPARATE_EXAMPLES[:-1]):
+        same = [r for r in rows if r["norm"] == "bn"]
+        keys = [k for k in key if not k.startswith("norm.")]
+        same = [r for r in same if all(r[k] == row[k] for k in keys) and r["n"] > 1]
+        if same and row["n"] > 1:
+            cases.append((row, same[0], _welch(row, same[0])))
+    said = {BEHIND: HOLDS, AHEAD: FAILS}  # a smaller rise is what the article promises
+    return [
+        claim_row(
+            "Robustness to distribution shift",
+            "the error rises less than BN's on corrupted images: norm - BN",
+            series_name(row),
+            said.get(adjusted.verdict, UNDECIDED),
+            batch=row["batch"],
+            value=difference.difference,
+            lo=adjusted.lo,
+            hi=adjusted.hi,
+            n=f"{row['n']} and {bn['n']}",
+            family=adjusted.family,
+            note=f"accuracy on them {percent(row['corrupted'])} % and {percent(bn['corrupted'])} %",
+        )
+        for (row, bn, difference), adjusted in zip(cases, simultaneous([d for *_, d in cases]))
+        if adjusted.verdict != UNTESTED
+    ]
+
+
+def _welch(a: Row, b: Row) -> Estimate:
+    """Return the difference of two mean rises, from their means, t intervals and n."""
+    squares = []
+    for row in (a, b):
+        half = (row["rise_hi"] - row["rise_lo"]) / 2
+        squares.append((half / statistics.t_quantile(1 - ALPHA / 2, row["n"] - 1)) ** 2)
+    total = sum(squares)
+    parts = sum(square**2 / (row["n"] - 1) for square, row in zip(squares, (a, b)))
+    dof = total**2 / parts if parts else math.nan
+    return estimate(a["rise"] - b["rise"], math.sqrt(total), dof)
+
+
+def _measured(row: Row) -> str:
+    if row["measured"]:
+        return row["measured"]
+    text = _number(row["unit"], row["value"], row["lo"], row["hi"])
+    return f"{text} {row['unit']}".strip()
+
+
+def _number(unit: str, value: float, lo: float, hi: float) -> str:
+    def cut(number: float) -> str:
+        if math.isinf(number):
+            return "inf"
+        return f"{100 * number:.1f}" if unit == POINTS else f"{number:.3g}"
+
+    shown = [cut(number) if number == number else "?" for number in (value, lo, hi)]
+    return f"{shown[0]} [{shown[1]}, {shown[2]}]"
+
+
+def tally(rows: Iterable[Row], of: Callable[[Row], str]) -> dict[str, int]:
+    """Return how many rows there are of each verdict, in the order holds, fails, undecided."""
+    found: dict[str, int] = {}
+    for row in rows:
+        found[of(row)] = found.get(of(row), 0) + 1
+    order = [HOLDS, FAILS, UNDECIDED]
+    return dict(sorted(found.items(), key=lambda i: order.index(i[0]) if i[0] in order else 9))

@@ -1,0 +1,226 @@
+"""Figures are fit for print: their width, type, formats, names of lines, and the same bytes."""
+
+import itertools
+import re
+import struct
+import subprocess
+import sys
+import zlib
+
+import numpy as np
+import pandas as pd
+import pytest
+from evidence_series import draw, make_series
+from matplotlib.text import Text
+
+from gnexp.study import drawing, plots
+from gnexp.study.labels import spread
+from gnexp.study.lr_plot import accuracy_vs_lr, good_region
+from gnexp.study.tuning import good_region as region
+from gnexp.study.two_batches_plot import two_batches
+
+BATCHES = (1, 2, 4, 8, 32)
+SMALLEST_PT = 6.5
+RATES = [0.0125 * 2**k for k in range(8)]
+
+
+def lines(norms=("bn", "gn", "ln", "in")):
+    return [
+        make_series(n, draw(dict.fromkeys(BATCHES, 70 - k), seed=k)) for k, n in enumerate(norms)
+    ]
+
+
+def tuning(norms=("bn", "gn")):
+    tried, chosen = [], []
+    for norm in norms:
+        for batch in BATCHES:
+            key = {"norm": norm, "groups": None, "channels_per_group": None}
+            key |= {"batch": batch, "update_batch": batch}
+            means = {lr: 0.8 - 0.03 * abs(np.log2(lr / 0.1)) for lr in RATES}
+            for lr, mean in means.items():
+                bounds = {"mean": mean, "lo": mean - 0.02, "hi": mean + 0.02}
+                told = {"chosen": lr == 0.1, "at_edge": False, "n_diverged": int(lr > 1)}
+                tried.append({**key, "lr": lr, "n": 3, **bounds, **told})
+            chosen.append({**key, "lr": 0.1, "at_edge": norm == "bn", **region(means)})
+    return tried, chosen
+
+
+def parts():
+    rows = []
+    for kind in ("running", "population"):
+        for batch in BATCHES:
+            numbers = dict(zip(("fall", "norm_part", "optimizer_part"), (0.1, 0.06, 0.04)))
+            numbers |= {"reference": 0.8, "fixed": 0.74, "equal": 0.7}
+            ends = {
+                f"{k}{e}": v + d
+                for k, v in numbers.items()
+                for e, d in (("_lo", -0.01), ("_hi", 0.01))
+            }
+            row = {"norm": "bn", "series": "BN", "batch": batch, "update_batch": 64}
+            rows.append({**row, "statistics": kind, "n_at_chance": 0, **numbers, **ends})
+    return rows
+
+
+MAKERS = {
+    "accuracy_vs_batch": lambda: plots.accuracy_vs_batch(lines()),
+    "many_series": lambda: plots.accuracy_vs_batch(
+        lines(("bn", "gn", "ln", "in", "none", "LongNameOfANorm"))
+    ),
+    "accuracy_vs_lr": lambda: accuracy_vs_lr(tuning()[0]),
+    "good_region": lambda: good_region(tuning()[1]),
+    "two_batches": lambda: two_batches(parts()),
+}
+PAGE_WIDE = ("accuracy_vs_lr", "two_batches")
+
+
+@pytest.fixture(params=MAKERS)
+def named_figure(request):
+    with drawing.drawing():
+        yield request.param, MAKERS[request.param]()
+
+
+def texts(figure):
+    return [t for t in figure.findobj(Text) if t.get_visible() and t.get_text()]
+
+
+def test_a_figure_has_the_width_of_a_column_or_of_the_page_in_every_format(named_figure):
+    name, figure = named_figure
+    width = 7.0 if name in PAGE_WIDE else 3.5
+    made = {kind: drawing.image_bytes(figure, kind) for kind in drawing.FORMATS}
+    assert struct.unpack(">I", made["png"][16:20])[0] == pytest.approx(width * drawing.DPI, abs=1)
+    assert float(re.search(rb'width="([\d.]+)pt"', made["svg"])[1]) == pytest.approx(72 * width)
+    box = re.search(rb"/MediaBox \[ ?0 0 ([\d.]+)", made["pdf"])
+    assert float(box[1]) == pytest.approx(72 * width, abs=0.1)
+
+
+def test_no_type_is_too_small_for_print_and_no_text_leaves_the_figure(named_figure):
+    _, figure = named_figure
+    figure.draw_without_rendering()
+    box = figure.bbox
+    for text in texts(figure):
+        assert text.get_fontsize() >= SMALLEST_PT, text.get_text()
+        place = text.get_window_extent()
+        if text.axes is None or text.axes.get_visible():
+            assert place.x0 >= box.x0 - 1, text.get_text()
+            assert place.x1 <= box.x1 + 1, text.get_text()
+
+
+def test_pdf_text_is_embedded_as_truetype_and_without_a_date(named_figure):
+    _, figure = named_figure
+    made = drawing.image_bytes(figure, "pdf")
+    plain = made + b"".join(_streams(made))
+    assert b"/CIDFontType2" in plain or b"/TrueType" in plain
+    assert b"/Type3" not in plain
+    assert b"CreationDate" not in plain
+
+
+def _streams(pdf):
+    for found in re.finditer(rb"stream\r?\n(.*?)endstream", pdf, re.S):
+        try:
+            yield zlib.decompress(found[1])
+        except zlib.error:
+            continue
+
+
+def test_the_same_figure_gives_the_same_bytes_in_another_process():
+    code = (
+        "import sys, hashlib; sys.path.insert(0, 'tests')\n"
+        "from test_figures import MAKERS; from gnexp.study import drawing\n"
+        "with drawing.drawing():\n"
+        "    figure = MAKERS['accuracy_vs_batch']()\n"
+        "    for kind in drawing.FORMATS:\n"
+        "        print(hashlib.sha256(drawing.image_bytes(figure, kind)).hexdigest())"
+    )
+    run = [
+        subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={"PYTHONHASHSEED": seed, "OMP_NUM_THREADS": "1", "PATH": ""},
+        ).stdout
+        for seed in ("1", "2")
+    ]
+    assert run[0] == run[1]
+    assert len(set(run[0].split())) == 3
+
+
+def test_lines_are_named_at_their_ends_without_touching_each_other():
+    with drawing.drawing():
+        figure = plots.accuracy_vs_batch(lines())
+    figure.draw_without_rendering()
+    assert not figure.legends
+    names = {"BN", "GN", "LN", "IN"}
+    named = [t for t in texts(figure) if t.get_text() in names]
+    boxes = [Text.get_window_extent(t) for t in named]  # without the hair line
+    assert len(boxes) == 4
+    assert not any(a.overlaps(b) for k, a in enumerate(boxes) for b in boxes[:k])
+    inside = figure.axes[0].get_window_extent()
+    assert all(box.x0 > inside.x1 for box in boxes)
+
+
+def test_names_too_long_for_the_margin_stand_in_a_legend_that_covers_nothing():
+    with drawing.drawing():
+        figure = MAKERS["many_series"]()
+    figure.draw_without_rendering()
+    legend = figure.legends[0].get_window_extent()
+    axis = figure.axes[0].get_tightbbox()
+    assert legend.y1 <= axis.y0 + 1
+    assert legend.x0 >= figure.bbox.x0 - 1
+    assert legend.x1 <= figure.bbox.x1 + 1
+
+
+def test_places_keep_their_order_their_distance_and_the_range():
+    assert spread([0.2, 0.8], 0.1, 0, 1) == [0.2, 0.8]
+    assert spread([0.5, 0.5, 0.5], 0.1, 0, 1) == pytest.approx([0.4, 0.5, 0.6])
+    assert spread([0.98, 0.99], 0.1, 0, 1) == pytest.approx([0.9, 1.0])
+    assert spread([0.9, 0.1, 0.12], 0.1, 0, 1) == pytest.approx([0.9, 0.06, 0.16])
+    assert spread([], 0.1, 0, 1) == []
+
+
+def test_an_interval_shorter_than_its_marker_still_shows_its_caps():
+    with drawing.drawing():
+        figure = plots.accuracy_vs_batch(lines())
+    container = figure.axes[0].containers[0]
+    assert container[1][0].get_markersize() > container[0].get_markersize()
+
+
+def test_a_format_that_is_none_is_refused_by_name():
+    with drawing.drawing(), pytest.raises(ValueError, match="'eps' is none of png, svg, pdf"):
+        drawing.image_bytes(MAKERS["good_region"](), "eps")
+
+
+def test_only_the_formats_asked_for_are_written_and_the_page_gets_its_svg(tmp_path):
+    shown = lines()
+    for line in shown:
+        for cell in line.cells:
+            cell.record.metrics = pd.DataFrame()
+    drawn = plots.draw_figures([], shown, [], [], tmp_path, formats=["pdf"])
+    assert [p.name for p in tmp_path.iterdir()] == ["accuracy_vs_batch.pdf"]
+    assert drawn["accuracy_vs_batch"].startswith(b"<?xml")
+
+
+def test_a_chosen_rate_at_the_edge_is_drawn_open():
+    tried, _ = tuning(("bn",))
+    for row in tried:
+        row["chosen"] = row["at_edge"] = row["lr"] == RATES[0]
+    with drawing.drawing():
+        figure = accuracy_vs_lr(tried)
+    edged = [
+        a for a in figure.axes[0].lines if a.get_markeredgecolor() == "black" and len(a.get_xdata())
+    ]
+    assert any(line.get_markerfacecolor() == "white" for line in edged)
+    labels = [t.get_text() for t in figure.legends[0].get_texts()]
+    assert "chosen, at the edge" in labels
+    assert "chosen" not in labels
+
+
+def test_every_rate_has_a_tick_and_the_labels_have_room():
+    with drawing.drawing():
+        figure = accuracy_vs_lr(tuning()[0])
+    figure.draw_without_rendering()
+    axis = figure.axes[4]
+    assert sorted({*axis.get_xticks(), *axis.get_xticks(minor=True)}) == RATES
+    boxes = [t.get_window_extent() for t in axis.get_xticklabels() if t.get_text()]
+    assert len(boxes) > 1
+    assert all(a.x1 < b.x0 for a, b in itertools.pairwise(boxes))

@@ -1,0 +1,145 @@
+"""LaTeX tables compile, fit the text, and lose no number on the way."""
+
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from gnexp.study.latex import COLUMN_PT, LONG_TABLE, TEXT_PT, escape_latex
+from gnexp.study.rendering import Column, Table, to_latex
+
+PDFLATEX = shutil.which("pdflatex")
+
+
+def table(name, columns, rows, text="12.34 [-1.25, 10.50]", header="Accuracy lost (points)"):
+    """A table with two key columns and `columns` others, each cell told apart by its number."""
+    shown = [
+        Column("Norm", lambda row: row["norm"], False),
+        Column("Batch", lambda row: str(row["batch"])),
+        *(
+            Column(f"{header} {k}", lambda row, k=k: f"{text} {row['batch']}.{k}")
+            for k in range(columns)
+        ),
+    ]
+    values = [{"norm": n, "batch": b} for n in ("BN", "GN(8)") for b in range(1, rows // 2 + 1)]
+    caption = "95 % of 1e-05 & more: x_1 < 2 ~ #3, A|B, {c} \\ ^2, +-1, inf."
+    return Table(name, f"Table {name}", caption, [], shown, values)
+
+
+def claims():
+    """A table of texts too long for a line."""
+    shown = [
+        Column("Claim", lambda row: row["claim"], False),
+        Column("Verdict", lambda row: row["verdict"], False),
+    ]
+    long = "the output of an example is the same when all of its batch-mates are replaced"
+    rows = [{"claim": f"{k}: {long}, " * 2, "verdict": f"holds {long}"} for k in range(3)]
+    return Table("claims", "Claims", "What holds.", [], shown, rows)
+
+
+TABLES = {
+    "narrow": table("narrow", 1, 8),
+    "full": table("full", 3, 8),
+    "wide": table("wide", 14, 8),
+    "wide_and_tall": table("wide_and_tall", 14, 38),
+    "long": table("long", 3, 2 * LONG_TABLE),
+    "long_and_wide": table("long_and_wide", 12, 2 * LONG_TABLE),
+    "claims": claims(),
+    "one_row": table("one_row", 2, 2),
+}
+
+
+def compiled(text, folder, options):
+    source = (
+        rf"\documentclass[{options}]{{article}}\usepackage{{booktabs,longtable}}"
+        rf"\begin{{document}}{text} Text.\end{{document}}"
+    )
+    (folder / "t.tex").write_text(source.replace("% needs", "%\n% needs"))
+    done = subprocess.run(
+        [PDFLATEX, "-interaction=nonstopmode", "-halt-on-error", "t.tex"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        errors="replace",
+    )
+    return done.returncode, (folder / "t.log").read_text(errors="replace")
+
+
+@pytest.mark.skipif(PDFLATEX is None, reason="pdflatex is not installed")
+@pytest.mark.parametrize("options", ["onecolumn", "twocolumn"])
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_compiles_and_fits_the_text(name, options, tmp_path):
+    text = to_latex(TABLES[name])
+    if options == "twocolumn" and "longtable}{" in text:
+        pytest.skip("LaTeX's longtable exists in one column only, and the file says so")
+    code, log = compiled(text, tmp_path, options)
+    assert code == 0, log[-2000:]
+    over = [float(found) for found in re.findall(r"Overfull \\hbox \(([\d.]+)pt too wide", log)]
+    assert not over or max(over) < 1, over
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_number_of_a_table_is_in_its_latex(name):
+    whole = to_latex(TABLES[name])
+    for texts in TABLES[name].texts():
+        for text in texts:
+            assert escape_latex(text).strip() in whole
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_row_has_as_many_cells_as_its_tabular_has_columns(name):
+    text = to_latex(TABLES[name])
+    bodies = re.findall(
+        r"\\begin\{(?:tabular|longtable)\}\{((?:[lr]|p\{\d+pt\})+)\}(.*?)\\end\{(?:tabular|longtable)\}\n",
+        text,
+        re.S,
+    )
+    assert bodies
+    for spec, body in bodies:
+        columns = len(re.sub(r"\{\d+pt\}", "", spec))
+        rows = [line for line in body.splitlines() if line.endswith(r" \\")]
+        assert {len(re.findall(r"(?<!\\)&", row)) for row in rows} == {columns - 1}
+
+
+def test_each_part_of_a_wide_table_repeats_what_tells_its_rows_apart():
+    text = to_latex(TABLES["wide"])
+    parts = text.count(r"\begin{tabular}{")
+    assert parts > 1
+    assert text.count(r"\begin{table*}") == 1
+    assert len(re.findall(r"^GN\(8\) & 3 & ", text, re.M)) == parts
+
+
+def test_parts_that_fill_a_page_float_alone_and_are_counted():
+    text = to_latex(TABLES["wide_and_tall"])
+    parts = text.count(r"\begin{table*}")
+    assert parts > 1
+    assert f"part {parts} of {parts}." in text
+    assert text.count(r"\label{") == 1
+
+
+def test_what_is_the_same_in_every_row_moves_into_the_caption():
+    one = table("same", 1, 8)
+    one.shown.append(Column("Interval over", lambda row: "t over seeds", False))
+    one.shown.append(Column("Nothing", lambda row: "", False))
+    text = to_latex(one)
+    assert "In all rows: Interval over t over seeds." in text
+    assert text.count("t over seeds") == 1
+    assert "Nothing" not in text
+
+
+def test_a_cell_that_begins_with_a_bracket_is_no_option_of_the_line_before():
+    shown = [Column("Range", lambda row: row["r"], False)]
+    text = to_latex(Table("r", "R", "C.", [], shown, [{"r": "[1, 2]"}, {"r": "[3, 4]"}]))
+    assert "\n{}[1, 2]" in text
+
+
+def test_a_table_without_rows_is_a_comment():
+    empty = Table("e", "Empty", "C.", [], [], [], "Nothing was measured.")
+    assert to_latex(empty) == "% Empty: Nothing was measured.\n"
+
+
+def test_the_file_says_which_packages_it_needs():
+    assert to_latex(TABLES["narrow"]).startswith("% needs \\usepackage{booktabs}\n")
+    assert to_latex(TABLES["long"]).startswith("% needs \\usepackage{booktabs,longtable}")
+    assert COLUMN_PT < TEXT_PT

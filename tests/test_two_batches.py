@@ -1,0 +1,149 @@
+"""Two batch sizes apart: the statistics' share of a fall, the optimizer's, and who has none."""
+
+import functools
+import math
+
+import numpy as np
+import pytest
+import torch
+from evidence_series import make_series
+from omegaconf import OmegaConf
+
+from gnexp.models.resnet import build_model, initialize
+from gnexp.norms.registry import build_norm
+from gnexp.seeding import generator
+from gnexp.study.cells import Series
+from gnexp.study.two_batches import two_batches_rows, two_batches_sentences, two_batches_table
+from gnexp.training.step import StackedStep
+
+UPDATE = 8
+FLOAT64 = 1e-12  # relative, after three updates: the same sums in another order
+SEEDS = 5
+POINTS = 100
+
+
+def trained(norm, batch):
+    """The weights after three updates of 8 images each, seen in batches of `batch`."""
+    model = build_model("resnet8", functools.partial(build_norm, norm), num_classes=4, width=8)
+    initialize(model, generator(0, "test"))
+    draws = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 3, UPDATE, 3, 16, 16, generator=draws, dtype=torch.float64)
+    y = torch.randint(0, 4, (1, 3, UPDATE), generator=draws)
+    step = StackedStep([model.double()], batch, momentum=0.9, weight_decay=5e-4)
+    step.run(x, y, [[0.05]] * 3)
+    return {name: p.detach().clone() for name, p in step.model(0).named_parameters()}
+
+
+def apart(a, b):
+    scale = {name: p.abs().max().clamp_min(1e-3) for name, p in a.items()}
+    return max(((a[name] - b[name]).abs().max() / scale[name]).item() for name in a)
+
+
+@pytest.mark.parametrize("norm", ["gn", "ln", "in", "none"])
+def test_norms_that_do_not_mix_examples_coincide_along_the_fixed_update_batch(norm):
+    whole = trained(norm, UPDATE)
+    for batch in (1, 2, 4):
+        assert apart(trained(norm, batch), whole) < FLOAT64
+
+
+def test_batch_norm_does_not_coincide_along_the_fixed_update_batch():
+    whole = trained("bn", UPDATE)
+    distances = [apart(trained("bn", batch), whole) for batch in (1, 2, 4)]
+    assert min(distances) > 1e-2
+
+
+def two_rules(norm_loss, optimizer_loss, diverged=(), gain=0.0):
+    """Series of BN under both rules with planted losses in points: {batch: loss}, U = 64.
+
+    gain: points that population statistics repair of the norm's part, as a share of it.
+    """
+    rng = np.random.default_rng(1)
+    seeds = 80 + rng.normal(0, 2, SEEDS)  # a seed's own level, which pairing takes away
+    fixed, equal = {64: list(seeds)}, {64: list(seeds)}
+    for batch in norm_loss:
+        fixed[batch] = list(seeds - norm_loss[batch] + rng.normal(0, 0.1, SEEDS))
+        equal[batch] = list(seeds - norm_loss[batch] - optimizer_loss[batch])
+        for seed in diverged:
+            equal[batch][seed] = None
+    lines = []
+    for update, accuracies in (("= batch", equal), ("64", fixed)):
+        line = make_series("bn", accuracies)
+        for cell in line.cells:
+            cell.key["update_batch"] = 64 if update == "64" else cell.key["batch"]
+            repaired = gain * norm_loss.get(cell.key["batch"], 0) / POINTS
+            for row in cell.of("complete"):
+                row["test_acc_population"] = row["test_acc"] + repaired
+        lines.append(
+            Series(f"BN, update {update}", "bn", {**line.key, "update": update}, line.cells)
+        )
+    return lines
+
+
+def test_the_parts_of_the_fall_are_those_that_were_planted():
+    lines = two_rules({1: 30, 8: 2}, {1: 5, 8: 1})
+    rows = two_batches_rows(lines)
+    assert [row["batch"] for row in rows] == [1, 8]
+    for row, norm, optimizer in zip(rows, (0.30, 0.02), (0.05, 0.01)):
+        assert row["norm_part"] == pytest.approx(norm, abs=0.002)
+        assert row["optimizer_part"] == pytest.approx(optimizer, abs=0.002)
+        assert row["norm_part_lo"] < norm < row["norm_part_hi"]
+        assert row["fall"] == row["norm_part"] + row["optimizer_part"]
+        # paired: the seeds' own levels, 2 points apart, are not in the interval
+        assert row["norm_part_hi"] - row["norm_part_lo"] < 0.006
+        assert (row["n"], row["n_at_chance"], row["update_batch"]) == (SEEDS, 0, 64)
+
+
+def test_population_statistics_stand_beside_the_running_ones_where_they_differ():
+    rows = two_batches_rows(two_rules({1: 30}, {1: 5}, gain=0.5))
+    running, population = rows
+    assert [row["statistics"] for row in rows] == ["running", "population"]
+    assert population["norm_part"] == pytest.approx(running["norm_part"] - 0.15, abs=1e-12)
+    assert population["optimizer_part"] == pytest.approx(running["optimizer_part"], abs=1e-12)
+    assert (
+        "with population statistics 14.98 [14.92, 15.03] and 5.02" in two_batches_sentences(rows)[0]
+    )
+    assert len(two_batches_rows(two_rules({1: 30}, {1: 5}))) == 1
+
+
+def test_a_diverged_seed_counts_at_chance_in_the_parts_and_is_left_out_of_the_levels():
+    (row,) = two_batches_rows(two_rules({1: 30}, {1: 5}, diverged=(2,)))
+    (whole,) = two_batches_rows(two_rules({1: 30}, {1: 5}))
+    assert (row["n"], row["n_at_chance"], row["equal_n"]) == (SEEDS, 1, SEEDS - 1)
+    lost = (whole["fall"] * SEEDS - row["fall"] * SEEDS) / 1
+    assert lost < -0.3  # that seed's fall is from about 80 % to 10 %, not to 45 %
+    assert "1 counted at chance" in two_batches_sentences([row])[0]
+
+
+def test_one_seed_has_parts_without_an_interval():
+    lines = two_rules({1: 30}, {1: 5})
+    for line in lines:
+        for cell in line.cells:
+            del cell.seeds[1:]
+    (row,) = two_batches_rows(lines)
+    assert row["n"] == 1
+    assert math.isnan(row["norm_part_lo"])
+    assert "so no interval" in two_batches_sentences([row])[0]
+
+
+def test_a_study_with_one_rule_has_no_row_and_says_why():
+    lines = two_rules({1: 30}, {1: 5})[:1]
+    table = two_batches_table(lines, ["norm", "batch"], [])
+    assert table.rows == []
+    assert "experiment=two_batches" in table.empty
+
+
+def test_the_preset_holds_both_rules_and_the_largest_batch_once():
+    preset = OmegaConf.load("configs/experiment/two_batches.yaml")
+    params = preset.hydra.sweeper.params
+    text = params.together
+    cells = [dict(kv.split(":") for kv in part.strip("{}").split(",")) for part in split(text)]
+    keys = [(int(c["batch"]), int(c.get("update_batch", c["batch"]))) for c in cells]
+    sizes = (1, 2, 4, 8, 16, 32, 64)
+    assert sorted(keys) == sorted({(b, b) for b in sizes} | {(b, 64) for b in sizes})
+    assert len(keys) == len(set(keys)) == 13
+    assert params.norm.split(",") == ["bn", "gn", "ln", "in"]
+    assert (preset.study, preset.reference_batch) == ("two_batches", 64)
+
+
+def split(text):
+    return text.replace("},{", "}|{").split("|")
