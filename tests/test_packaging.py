@@ -71,7 +71,7 @@ def programs(wheel, tmp_path_factory) -> Path:
 
 def test_a_wheel_holds_the_package_its_configs_its_page_and_its_license_and_nothing_else(wheel):
     expected = {f"gnexp/study/page.{kind}" for kind in ("html.j2", "css", "js")}
-    expected |= {"gnexp/study/compare.html.j2"}
+    expected |= {"gnexp/study/compare.html.j2", "gnexp/study/page_parts.html.j2"}
     expected |= {p.relative_to(CHECKOUT).as_posix() for p in CHECKOUT.glob("gnexp/**/*.py")}
     expected |= {
         f"gnexp/{p.relative_to(CHECKOUT).as_posix()}" for p in CHECKOUT.glob("configs/**/*.yaml")

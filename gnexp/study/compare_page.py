@@ -1,6 +1,5 @@
 """The report on two studies: OUT/report/A-vs-B/, from whatever both hold at this moment."""
 
-import base64
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +21,8 @@ from gnexp.study.compare_tables import (
     warnings,
 )
 from gnexp.study.files import write_whole
+from gnexp.study.freshness import FORMATS
+from gnexp.study.page import render
 from gnexp.study.rendering import Row, write_table_files
 from gnexp.study.store import Study, alone_in, load_study
 from gnexp.study.tuning import judged_cells, settled, tuned_cells
@@ -29,8 +30,6 @@ from gnexp.study.tuning import judged_cells, settled, tuned_cells
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FORMATS = ("png", "svg")
-_ALL_FORMATS = ("png", "svg", "pdf")
 _TABLES = ("comparison", "comparison_cost", "what_differs", "unmatched")
 
 
@@ -110,7 +109,9 @@ def _build(
     written += [path for table in tables for path in write_table_files(table, folder)]
     found = sentences(pairs, rows, costs, names)
     written.append(folder / "index.html")
-    page = _render(
+    page = render(
+        "compare.html.j2",
+        images,
         names=names,
         reference_batch=reference_batch,
         warnings=warnings(*cells, names),
@@ -118,7 +119,6 @@ def _build(
         found=found or [tables[0].empty],
         answers=[(name, answer(s, reference_batch)) for name, s in zip(names, lines)],
         tables={table.name: table for table in tables},
-        figures=images,
         formats=list(formats),
     )
     write_whole(written[-1], page)
@@ -128,8 +128,8 @@ def _build(
 
 def _save(
     figures: "Mapping[str, Figure]", folder: Path, formats: Sequence[str]
-) -> tuple[dict[str, Row], list[Path]]:
-    """Write the figures in these formats; return what the page shows of each, and the files."""
+) -> tuple[dict[str, tuple[bytes, str]], list[Path]]:
+    """Write the figures in these formats; return {name: (its SVG, its caption)}, and the files."""
     images, written = {}, []
     for name, figure in figures.items():
         kinds = dict.fromkeys(["svg", *formats])
@@ -137,29 +137,13 @@ def _save(
         for kind in formats:
             written.append(folder / f"{name}.{kind}")
             write_whole(written[-1], made[kind])
-        encoded = base64.b64encode(made["svg"]).decode()
-        images[name] = {"src": f"data:image/svg+xml;base64,{encoded}", "caption": CAPTIONS[name]}
+        images[name] = made["svg"], CAPTIONS[name]
     return images, written
 
 
 def _remove_others(folder: Path, kept: set[str]) -> None:
     """Remove files of an earlier report under names that are ours and that this one lacks."""
-    ours = [f"{name}.{kind}" for name in CAPTIONS for kind in _ALL_FORMATS]
+    ours = [f"{name}.{kind}" for name in CAPTIONS for kind in drawing.FORMATS]
     ours += [f"{name}.{kind}" for name in _TABLES for kind in ("csv", "md", "tex")]
     for name in set(ours) - kept:
         (folder / name).unlink(missing_ok=True)
-
-
-def _render(**context: object) -> str:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["pretty"] = lambda text: text.replace("+-", "\u00b1")
-    return environment.get_template("compare.html.j2").render(**context)

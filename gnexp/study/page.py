@@ -61,33 +61,25 @@ def render_page(
     rows = {name for name, table in tables.items() if table.rows}
     runs = tables["runs"].rows
     checks = tables["noise_check"].rows
-    return (
-        _environment()
-        .get_template("page.html.j2")
-        .render(
-            study=study,
-            sections=layout(figures, sorted(rows)),
-            tables=tables,
-            figures={name: _figure(*found) for name, found in figures.items()},
-            main_figure=MAIN_FIGURE,
-            formats=formats,
-            about=_about(study, cells),
-            unfinished=[row for row in runs if row["status"] != "complete"],
-            warnings=_mixed(study),
-            commands=distinct(study, "command"),
-            versions={key: distinct(study, key) for key in VERSION_KEYS if distinct(study, key)},
-            started=_span(study),
-            meanings=MEANINGS,
-            verdicts=tally(tables["article_claims"].rows, lambda row: row["verdict"]),
-            passport=passport_counts(study.folder.parent),
-            agreed=(sum(bool(row["agree"]) for row in checks), len(checks)),
-            css=_source("page.css"),
-            js=_source("page.js"),
-            pack=pack,
-            LONG=LONG,
-            WIDE_TEXT=WIDE_TEXT,
-            **context,
-        )
+    return render(
+        "page.html.j2",
+        figures,
+        study=study,
+        sections=layout(figures, sorted(rows)),
+        tables=tables,
+        main_figure=MAIN_FIGURE,
+        formats=formats,
+        about=_about(study, cells),
+        unfinished=[row for row in runs if row["status"] != "complete"],
+        warnings=_mixed(study),
+        commands=distinct(study, "command"),
+        versions={key: distinct(study, key) for key in VERSION_KEYS if distinct(study, key)},
+        started=_span(study),
+        meanings=MEANINGS,
+        verdicts=tally(tables["article_claims"].rows, lambda row: row["verdict"]),
+        passport=passport_counts(study.folder.parent),
+        agreed=(sum(bool(row["agree"]) for row in checks), len(checks)),
+        **context,
     )
 
 
@@ -128,7 +120,11 @@ def distinct(study: Study, key: str) -> list[str]:
     return list(dict.fromkeys(values))
 
 
-def _environment() -> Any:
+def render(template: str, figures: Mapping[str, tuple[bytes, str]], **context: Any) -> str:
+    """Return a page from a template of this folder, with the looks that all pages share.
+
+    figures: {name: (its SVG, its caption)}.
+    """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -140,7 +136,15 @@ def _environment() -> Any:
         keep_trailing_newline=True,
     )
     environment.filters["pretty"] = pretty
-    return environment
+    return environment.get_template(template).render(
+        figures={name: _figure(*found) for name, found in figures.items()},
+        css=_source("page.css"),
+        js=_source("page.js"),
+        pack=pack,
+        LONG=LONG,
+        WIDE_TEXT=WIDE_TEXT,
+        **context,
+    )
 
 
 def _source(name: str) -> str:
@@ -172,7 +176,8 @@ def _about(study: Study, cells: Sequence[Cell]) -> list[str]:
     for record in study.runs:
         data, config = record.result.get("data", {}), record.config
         title = data.get("title") or config.get("data", {}).get("name")
-        size = f": {data['train']} training, {data['test']} test images" if "test" in data else ""
+        on = "validation" if grouping.is_trial(record) else "test"
+        size = f": {data['train']} training, {data['test']} {on} images" if "test" in data else ""
         checksum = f", checksum {str(data['checksum'])[:8]}" if data.get("checksum") else ""
         model = config.get("model", {}).get("name")
         if record.result or not cells:
