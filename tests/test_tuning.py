@@ -119,6 +119,18 @@ def test_the_report_shows_the_chosen_rate_as_the_norms_accuracy_and_the_trials_a
     assert sum(row["chosen"] == "true" for row in tuning_rows) == 2
 
 
+def test_measuring_a_tuned_study_leaves_out_trials_and_rates_that_were_not_chosen(gnexp):
+    assert gnexp("train", *TUNED, "tuning.lr=[0.05,0.4]", "tuning.untuned=0.2").code == 0
+    one = ("shift.corruptions=[contrast]", "shift.severities=[1]")
+    answer = gnexp("measure", "what=[shift]", *one, "workers=1")
+    assert answer.code == 0
+    assert "measuring shift: 1 run\n" in answer.out
+    (measured,) = Path("results/main").glob("gn-*/shift.csv")
+    config = json.loads((measured.parent / "result.json").read_text())["config"]
+    (choice,) = table("results/main/report/chosen_rates.csv")
+    assert (config["lr"], config["data"]["validation"]) == (float(choice["lr"]), None)
+
+
 def test_a_best_rate_at_the_edge_adds_rates_beyond_it_until_it_is_none_or_no_more_may_be(gnexp):
     """At such small rates nothing is learned, so that the largest or smallest is always ahead."""
     words = [w for w in TUNED if not w.startswith("tuning.extend")]

@@ -16,6 +16,7 @@ from gnexp.rules import count_problems, gradient_problems, shift_problems, study
 from gnexp.shared_weights import measure_shared
 from gnexp.stored import measure_all
 from gnexp.study.store import Run, Study
+from gnexp.study.tuning import reported
 
 SHARED = ("gradients", "covariance")
 
@@ -46,9 +47,10 @@ def measure(config: MeasureConfig) -> int:
 
 def _measure(config: MeasureConfig, study: Study, what: list[str]) -> list[tuple[str, str]]:
     failed: list[tuple[str, str]] = []
+    records = reported(study)  # trials and rates that were not chosen are in no table of these
     if {*what} & {*SHARED}:
         failed += measure_shared(
-            [record.folder for record in study.runs],
+            [record.folder for record in records],
             batches=config.gradients_at if "gradients" in what else [],
             draws=config.gradients,
             covariance="covariance" in what,
@@ -58,10 +60,11 @@ def _measure(config: MeasureConfig, study: Study, what: list[str]) -> list[tuple
     if last := tuple(name for name in what if name in LAST):
         tasks = [
             LastTask(record.folder, last, config.shift, config.device)
-            for record in study.runs
+            for record in records
             if record.result
         ]
-        print(f"measuring {', '.join(last)}: {len(tasks)} runs", flush=True)
+        runs = f"{len(tasks)} run{'s' * (len(tasks) != 1)}"
+        print(f"measuring {', '.join(last)}: {runs}", flush=True)
         failed += measure_all(tasks, measure_last, config.workers, config.device)
     return failed
 

@@ -156,7 +156,7 @@ def run_rows(study: Study) -> list[dict[str, Any]]:
     order = (*RUN_COLUMNS, *(e for e in extras if e not in RUN_COLUMNS))
     split = any(row["split"] == "validation" for row in rows)
     order += (*PRIVACY_COLUMNS * private, *("split",) * split, "why")
-    return [{column: row[column] for column in order} for row in sorted(rows, key=_row_order)]
+    return [{column: row[column] for column in order} for row in sorted(rows, key=row_order)]
 
 
 def cells(study: Study, extras: Sequence[str] | None = None) -> list[Cell]:
@@ -185,7 +185,7 @@ def cells(study: Study, extras: Sequence[str] | None = None) -> list[Cell]:
             cell = grouped.setdefault(key_text(key), Cell(key, record, []))
             cell.seeds.extend(rows)
             cell.records.append(record)
-    return sorted(grouped.values(), key=lambda cell: _row_order(cell.key))
+    return sorted(grouped.values(), key=lambda cell: row_order(cell.key))
 
 
 def series(all_cells: Iterable[Cell]) -> list[Series]:
@@ -360,7 +360,9 @@ def _progress(record: Record, seed: int) -> dict[str, Any]:
     return {"epochs": len(rows), "examples_seen": int(rows["examples_seen"].max())}
 
 
-def _row_order(row: Mapping[str, Any]) -> tuple[Any, ...]:
+def row_order(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return a sort key: norm, groups, other keys, update batch, batch, seed."""
+
     def number(value: Any) -> tuple[bool, float, str]:
         is_number = isinstance(value, (int, float))
         return (is_number, value if is_number else 0, "" if is_number else str(value))

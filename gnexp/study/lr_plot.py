@@ -105,7 +105,9 @@ def good_region(rows: Sequence[Row]) -> "Figure | None":
     _rate_axis(axis, rates, 0.7 * COLUMN_IN, True, _octaves(rates))
     axis.grid(True, axis="x")
     axis.grid(False, axis="y")
-    axis.set_title("octaves", loc="right", fontsize=TICK_PT)
+    # A title beyond the axes would not be given room.
+    head = {"xy": (1, 1), "xycoords": "axes fraction", "xytext": (3, 6), "va": "baseline"}
+    axis.annotate("octaves", **head, textcoords="offset points", fontsize=TICK_PT)
     axis.set_title("batch", loc="left", fontsize=TICK_PT, x=-0.02, ha="right")
     return figure
 
@@ -119,7 +121,8 @@ def _bar(axis: "Axes", y: float, row: Row, style: dict[str, Any]) -> None:
     filling = "white" if row["at_edge"] else style["color"]
     look = {"color": style["color"], "markerfacecolor": filling, "markeredgecolor": "black"}
     axis.plot([row["lr"]], [y], style["marker"], **look, markeredgewidth=0.6, zorder=4)
-    place = {"xy": (1.0, y), "xycoords": axis.get_yaxis_transform(), "va": "center", "ha": "right"}
+    place = {"xy": (1.0, y), "xycoords": axis.get_yaxis_transform(), "va": "center", "ha": "left"}
+    place |= {"xytext": (3, 0), "textcoords": "offset points"}  # beside the bars, never on one
     text = f"{row['good_octaves']:.1f}{'+' if row['good_open'] else ''}"
     axis.annotate(text, **place, fontsize=TICK_PT, annotation_clip=False)
 

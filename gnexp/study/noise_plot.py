@@ -91,6 +91,7 @@ def _noise_line(
     axis: "Axes", points: list[Row], index: int, count: int, style: dict[str, Any]
 ) -> None:
     if points:
+        points = sorted(points, key=lambda p: p["at_batch"])  # their rates may differ
         x = drawing.dodge([p["at_batch"] for p in points], index, count)
         y = [p["noise"] for p in points]
         axis.errorbar(x, y, _log_error(points), elinewidth=0.9, **style)

@@ -81,7 +81,6 @@ SECTIONS = (
         (
             _figure("accuracy_vs_lr", wide=True),
             _figure("good_region"),
-            _figure("good_region"),
             _table("chosen_rates"),
             _table("tuning", "Every rate tried"),
         ),

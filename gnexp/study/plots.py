@@ -89,7 +89,7 @@ def curves(lines: Sequence[Series]) -> "Figure | None":
                 if cell.key["batch"] == batch:
                     _curve(axis, cell, name, scale, line, lines)
             axis.set_title(f"batch {batch}", loc="right")
-            axis.set_ylabel("Train loss (nats)" if column == 0 else "Test accuracy (%)")
+            axis.set_ylabel("Train\nloss (nats)" if column == 0 else "Test\naccuracy (%)")
             axis.grid(True)
     for axis in axes[-2:]:
         axis.set_xlabel("Images seen (thousands)")

@@ -12,12 +12,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from gnexp.study import statistics
-from gnexp.study.cells import Cell, cells, is_trial, key_text, varying
+from gnexp.study.cells import Cell, cells, is_trial, key_text, row_order, varying
 from gnexp.study.choice import best_rate
 from gnexp.study.rendering import Row
-from gnexp.study.store import Study
+from gnexp.study.store import Record, Study
 
 GOOD = 0.02  # a rate is good when its accuracy is at most this far below the best one's
+_ENDS = {"": "mean", "_lo": "lo", "_hi": "hi"}
 UNTUNED = 0.1  # the protocol's rate, which nobody chose for the cell
 
 
@@ -87,14 +88,26 @@ def tuned_cells(study: Study) -> list[Tuned]:
     return found
 
 
+def reported(study: Study) -> list[Record]:
+    """Return the runs that the report compares: of a tuned cell that at its chosen rate alone."""
+    tuned = tuned_cells(study)
+    if not tuned:
+        return parted(study)[0].runs
+    return [record for cell in settled(judged_cells(study), tuned) for record in cell.records]
+
+
 def settled(judged: Iterable[Cell], tuned: Iterable[Tuned]) -> list[Cell]:
-    """Return the cells as they are compared: of a tuned one that at its chosen rate alone."""
+    """Return the cells as they are compared: of a tuned one that at its chosen rate alone.
+
+    Where there is a tuned one they are no longer ordered by their rates.
+    """
     rates = {key_text(each.key): each.rate for each in tuned}
-    return [
+    kept = [
         cell
         for cell in judged
         if rates.get(key_text(_without_rate(cell)), cell.key.get("lr")) == cell.key.get("lr")
     ]
+    return sorted(kept, key=lambda cell: row_order(_without_rate(cell))) if rates else kept
 
 
 def _without_rate(cell: Cell) -> dict[str, Any]:
@@ -104,12 +117,21 @@ def _without_rate(cell: Cell) -> dict[str, Any]:
 def tuning_rows(tuned: Iterable[Tuned]) -> list[Row]:
     """Return one row per tuned cell and rate: the accuracy on images held out, over tuning seeds.
 
-    Fractions; a diverged seed counts at chance.
+    Fractions; a diverged seed counts at chance. Two seeds know little of their spread, so the
+    interval is made with the standard deviation that the cell's rates have in common; a rate at
+    which a seed diverged has its own.
     """
     rows = []
     for each in tuned:
+        sd, dof = statistics.pooled_sd(
+            [cell.scored for cell in each.trials.values() if not cell.of("diverged")]
+        )
         for rate, cell in each.trials.items():
             interval = statistics.t_interval(cell.scored)
+            if sd > 0 and not cell.of("diverged"):
+                half = statistics.t_quantile(0.975, dof) * sd / math.sqrt(interval.n)
+                lo, hi = interval.mean - half, interval.mean + half
+                interval = dataclasses.replace(interval, sd=sd, lo=lo, hi=hi)
             chosen = rate == each.rate
             rows.append(
                 {
@@ -135,11 +157,12 @@ def choice_rows(tuned: Iterable[Tuned], judged: Sequence[Cell]) -> list[Row]:
     for cell in judged:
         by_key.setdefault(key_text(_without_rate(cell)), {})[cell.key.get("lr")] = cell
     rows = []
+    tried = {(key_text(each.key), row["lr"]): row for each in tuned for row in tuning_rows([each])}
     for each in tuned:
-        best = statistics.t_interval(each.trials[each.rate].scored)
         means = {lr: statistics.t_interval(c.scored).mean for lr, c in each.trials.items()}
         found = by_key.get(key_text(each.key), {})
         untuned = _untuned(found, each.rate)
+        best = tried[key_text(each.key), each.rate]
         rows.append(
             {
                 **each.key,
@@ -147,8 +170,8 @@ def choice_rows(tuned: Iterable[Tuned], judged: Sequence[Cell]) -> list[Row]:
                 "rates": len(each.trials),
                 "at_edge": each.at_edge,
                 **good_region(means),
-                "n_tuning": best.n,
-                **best.columns("validation"),
+                "n_tuning": best["n"],
+                **{f"validation{end}": best[k] for end, k in _ENDS.items()},
                 **_level(found.get(each.rate), "test"),
                 "untuned_lr": untuned,
                 **_level(found.get(untuned), "untuned"),

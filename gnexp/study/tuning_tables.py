@@ -74,9 +74,9 @@ def _tuning_table(rows: list[Row], key: list[str], named: list[Column]) -> Table
     ]
     caption = (
         "Accuracy on images held out of the training set at every rate tried, last epoch, mean over"
-        " the tuning seeds with 95 % t interval; a diverged seed counts at chance. The interval is "
-        "not adjusted for choosing the best, which flatters the chosen rate here, but not on the "
-        "test images."
+        " the tuning seeds with 95 % t interval, from the standard deviation that a cell's rates "
+        "have in common; a diverged seed counts at chance. The interval is not adjusted for "
+        "choosing the best, which flatters the chosen rate here, but not on the test images."
     )
     return Table("tuning", "Accuracy by learning rate", caption, columns, shown, rows, _UNTOLD)
 
