@@ -50,9 +50,12 @@ def follow(run: Run, seed: int, logger: Any) -> None:
     """Let what shows a training while it runs know of the seed's rows so far.
 
     That is TensorBoard. W&B offline shows nothing before it is synced, and is written at the end.
+    Nothing is raised: a writer that fails (its package does not load, the disk is full) must not
+    cost the training, and `export_all` tries again at the end and tells of it then.
     """
     if "tensorboard" in asked_loggers(logger):
-        export(run, "tensorboard", [seed])
+        with contextlib.suppress(Exception):
+            export(run, "tensorboard", [seed])
 
 
 def export(run: Run, logger: Any, seeds: Iterable[int] | None = None) -> list[Path]:
@@ -74,17 +77,23 @@ def export(run: Run, logger: Any, seeds: Iterable[int] | None = None) -> list[Pa
 
 
 def export_all(folders: Iterable[Path], logger: Any) -> list[tuple[str, str]]:
-    """Export the runs in these folders; return (what, reason) for each that could not be.
+    """Export the runs in these folders; return (which, reason) for what could not be.
 
-    W&B raises errors of its own kind, and none of them may cost the results of other runs.
+    W&B raises errors of its own kind, and none of them may cost the results of other runs. Runs
+    that failed for one reason are told of together: a package that does not load fails them all.
     """
-    failed = []
+    failed: dict[str, list[str]] = {}
     for folder in folders if asked_loggers(logger) else []:
         try:
             export(Run(folder), logger)
         except Exception as error:
-            failed.append((f"logger={logger} of {folder.name}", str(error) or repr(error)))
-    return failed
+            reason = next(iter(str(error).strip().splitlines()), "") or repr(error)
+            failed.setdefault(reason, []).append(folder.name)
+    more = {reason: f" and {len(names) - 1} more" for reason, names in failed.items() if names[1:]}
+    return [
+        (f"logger={logger} of {names[0]}{more.get(reason, '')}", reason)
+        for reason, names in failed.items()
+    ]
 
 
 def viewing_lines(study_folder: Path, logger: Any) -> list[str]:

@@ -100,14 +100,15 @@ class _Objective:
         composed: TrainConfig = OmegaConf.to_object(config)
         composed.out = os.path.expanduser(composed.out)
         try:
-            self._refuse(composed)
+            composed = self._only(composed)
             self.code = max(self.code, train([composed], self.typed, grid=False))
         except Mistake as mistake:
             raise _Refused(mistake) from mistake
         self.last = composed
         return validation_accuracy(composed)
 
-    def _refuse(self, config: TrainConfig) -> None:
+    def _only(self, config: TrainConfig) -> TrainConfig:
+        """Return the one run that a job stands for; raises Mistake where it is not fit for it."""
         what = f"hydra/sweeper={self.name}"
         if config.data.validation is None:
             raise Mistake(
@@ -116,6 +117,8 @@ class _Objective:
             )
         if is_tuned(config) or len(expand(config)) > 1:
             raise Mistake(f"{what} chooses one rate per job: sweep it, such as lr=0.1,0.2")
+        (only,) = expand(config)  # with the keys of together= set
+        return only
 
 
 def validation_accuracy(config: TrainConfig) -> float:

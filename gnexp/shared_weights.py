@@ -11,6 +11,7 @@ from gnexp.gradient_rows import gradients_at
 from gnexp.measure.per_example import find_mixing_layer, per_example_covariance
 from gnexp.norms.probes import values_per_statistic
 from gnexp.stored import StoredRun, alone_with, measure_all
+from gnexp.study.choice import Choice, recorded_choices
 from gnexp.study.files import Damaged
 from gnexp.study.store import Run
 from gnexp.training.precision import matrix_precision
@@ -55,7 +56,11 @@ def measure_shared(
 
 
 def largest_batch_runs(folders: list[Path]) -> list[Path]:
-    """Return, of finished runs that differ only in their batch sizes, the one with the largest."""
+    """Return, of finished runs that differ only in their batch sizes, the one with the largest.
+
+    Or in what follows from the batch size: epochs under a fixed number of updates, and tuned rates.
+    """
+    tuned = {choice.run for study in {f.parent for f in folders} for choice in _choices(study)}
     families: dict[str, tuple[int, Path]] = {}
     for folder in folders:
         try:
@@ -64,10 +69,20 @@ def largest_batch_runs(folders: list[Path]) -> list[Path]:
             same = identity(config, stored["data"]["checksum"], None)
         except (Damaged, KeyError, TypeError):
             continue  # not finished, so that it has no last weights; or not of gnexp's making
-        family = str(sorted((k, str(v)) for k, v in same.items() if "batch" not in k))
+        follows = {"epochs"} if config.updates else set()
+        follows |= {"lr"} if folder.name in tuned else set()
+        kept = {k: str(v) for k, v in same.items() if "batch" not in k and k not in follows}
+        family = str(sorted(kept.items()))
         if family not in families or config.batch > families[family][0]:
             families[family] = config.batch, folder
     return [folder for _, folder in families.values()]
+
+
+def _choices(study: Path) -> list[Choice]:
+    try:
+        return recorded_choices(study)
+    except Damaged:  # then every rate is one that was typed
+        return []
 
 
 def measure_run(task: SharedTask, emit: Emit) -> str | None:

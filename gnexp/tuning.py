@@ -12,7 +12,7 @@ from typing import Any
 from gnexp import build
 from gnexp.config import Mistake, TrainConfig, is_tuned, run_name, trial
 from gnexp.rules import problems
-from gnexp.study.choice import best_rate
+from gnexp.study.choice import Choice, best_rate, record_choices
 from gnexp.study.files import Damaged
 from gnexp.study.store import Run
 
@@ -68,6 +68,39 @@ def _wanted(config: TrainConfig) -> list[TrainConfig]:
         return trials
     final = dict.fromkeys(r for r in (now.best, config.tuning.untuned) if r is not None)
     return trials + [dataclasses.replace(config, lr=float(rate)) for rate in final]
+
+
+def record(configs: Iterable[TrainConfig]) -> None:
+    """Write down in the study's folder which rates are chosen by now, for its report."""
+    chosen: dict[Path, dict[str, Choice]] = {}
+    for config in configs:
+        now = settled_tuning(config) if is_tuned(config) else None
+        if now and now.best is not None:
+            choices = chosen.setdefault(Path(config.out) / config.study, {})
+            choices[_name(config, 1.0)] = _choice(config, now)
+    for study, choices in chosen.items():
+        record_choices(study, choices)
+
+
+def chosen_runs(configs: Iterable[TrainConfig]) -> set[str]:
+    """Return the names of the runs that a report compares: those at chosen and at typed rates."""
+    rates = [(c, settled_tuning(c).best if is_tuned(c) else c.lr) for c in configs]
+    return {_name(config, rate) for config, rate in rates if rate is not None}
+
+
+def _choice(config: TrainConfig, now: Tuning) -> Choice:
+    untuned = None if config.tuning.untuned is None else float(config.tuning.untuned)
+    return Choice(
+        run=_name(config, now.best),
+        rate=now.best,
+        untuned=None if untuned is None else _name(config, untuned),
+        untuned_rate=untuned,
+        trials={rate: folder_of(build.resolved(trial(config, rate))).name for rate in now.scores},
+    )
+
+
+def _name(config: TrainConfig, rate: float) -> str:
+    return folder_of(build.resolved(dataclasses.replace(config, lr=rate))).name
 
 
 def settled_tuning(config: TrainConfig) -> Tuning:

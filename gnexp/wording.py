@@ -126,9 +126,9 @@ def _expected_time(config: TrainConfig, size: int, limit_s: float = 0.25) -> flo
             break
     per_image = (time.perf_counter() - start) / updates / timed.update_batch
     tested = len(images.x_test) * image_cost(CHUNK) / image_cost(config.update_batch) / 3
-    trained = build.recipe(config).examples_per_epoch(len(images.x_train))
+    trained = build.recipe(config).examples_seen(config.epochs, len(images.x_train))
     measuring = 1.0 if config.gradients == 0 else 1.1
-    return per_image * config.epochs * (trained * measuring + tested)
+    return per_image * (trained * measuring + config.epochs * tested)
 
 
 def privacy_lines(runs: list[PlannedRun]) -> list[str]:

@@ -8,7 +8,11 @@ from gnexp.study.cells import Cell, Series, norm_label
 
 
 def make_series(norm, accuracies, groups=None, **key):
-    """Return a Series of {batch: accuracies in percent, one per seed; None for a diverged one}."""
+    """Return a Series of {batch: accuracies in percent, one per seed; None for a diverged one}.
+
+    key: what else its cells share; tuned, of cells alone, may be {batch: whether its rate was}.
+    """
+    tuned = key.pop("tuned", None)
     record = SimpleNamespace(result={"data": {"classes": list("abcdefghij"), "test": 10000}})
     named = {"norm": norm, "groups": groups, "channels_per_group": None}
     cells = []
@@ -20,6 +24,8 @@ def make_series(norm, accuracies, groups=None, **key):
         ]
         rest = {k: v for k, v in key.items() if k != "update"}
         cell_key = {**named, "batch": batch, "update_batch": batch, **rest}
+        if tuned is not None:
+            cell_key["tuned"] = tuned[batch] if isinstance(tuned, dict) else tuned
         cells.append(Cell(cell_key, record, seeds))
     shared = {**named, "update": "= batch", **key}
     return Series(norm_label(named), norm, shared, cells)

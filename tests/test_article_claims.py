@@ -1,14 +1,17 @@
 """The article's claims get verdicts from a study's intervals, and from nothing else."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from evidence_series import draw, make_series
 from scipy import stats
 from test_report import BATCHES, add_gradients, add_run, config, make_demo
 
 from gnexp.study import cells as grouping
 from gnexp.study.article_claims import COLUMNS, FAILS, HOLDS, UNDECIDED, article_claims
+from gnexp.study.comparisons import norm_rows, settings
 from gnexp.study.store import load_study
 from gnexp.study.tables import build_tables
 
@@ -75,6 +78,30 @@ def test_gn_leads_and_trails_bn_where_it_was_made_so(tmp_path):
     rows = rows_with(claims_of(study_of(tmp_path / "s", levels)), "GN is the more accurate")
     assert {r["batch"]: r["verdict"] for r in rows} == {1: HOLDS, 2: FAILS, 4: UNDECIDED}
     assert {r["family"] for r in rows} == {4}  # with batch 8, which the claim is not about
+
+
+def test_gns_lead_is_decided_in_the_family_of_all_norms(tmp_path):
+    levels = {(norm, b): 0.8 for norm in ("bn", "gn", "ln", "in") for b in (1, 2)}
+    rows = rows_with(claims_of(study_of(tmp_path / "s", levels)), "GN is the more accurate")
+    assert {r["family"] for r in rows} == {6}  # three norms at two batch sizes
+
+
+def test_a_tuned_gn_against_an_untuned_bn_is_a_claim_with_a_warning():
+    lines = [
+        make_series("bn", draw({2: 60, 32: 80}, seed=1), tuned=False),
+        make_series("gn", draw({2: 78, 32: 78}, seed=2), groups=8, tuned=True),
+        make_series("ln", draw({2: 78, 32: 79}, seed=3), tuned=True),
+        make_series("in", draw({2: 70, 32: 70}, seed=4), tuned=False),
+    ]
+    empty = SimpleNamespace(rows=[])
+    names = ("flatness", "exponents", "gradient_variance", "shift_summary")
+    compared = SimpleNamespace(rows=norm_rows(settings(lines)))
+    tables = {**dict.fromkeys(names, empty), "norm_comparisons": compared}
+    table = article_claims(tables, lines, 32)
+    (lead,) = rows_with(table, "GN is the more accurate")
+    assert lead["note"] == "the rate of BN was not tuned"
+    (between,) = rows_with(table, "between LN and IN")
+    assert between["note"] == "the rate of IN was not tuned"
 
 
 def test_a_smaller_rise_of_the_error_than_bns_is_robustness(tmp_path):

@@ -239,6 +239,95 @@ def test_one_seed_each_is_compared_without_an_interval(tmp_path):
     assert "no interval: fewer than two seeds" in found[0]
 
 
+def found_of(out):
+    return build_comparison(out, ["a", "b"])[1]
+
+
+def test_a_cell_with_one_seed_each_is_said_not_to_be_tested(tmp_path):
+    add_run(tmp_path / "a", "gn", 2, [0.7])
+    add_run(tmp_path / "b", "gn", 2, [0.9])
+    mean, counted = found_of(tmp_path)
+    assert "n = 1 seed of a and 1 of b" in mean
+    assert counted == "The one cell compared is not tested: fewer than two seeds."
+    for study in "ab":
+        add_run(tmp_path / study, "gn", 32, [0.7])
+    _, counted, cost = found_of(tmp_path)
+    assert counted == "Of 2 cells compared, none is tested: fewer than two seeds."
+    assert cost == "The one cost against batch 32 is not tested: fewer than two seeds."
+
+
+def test_only_what_there_is_of_decided_undecided_and_untested_is_named(tmp_path):
+    for batch in (2, 4):
+        for study, level in (("a", 0.5), ("b", 0.7)):
+            add_run(tmp_path / study, "gn", batch, draws(level, batch), model=study)
+    both_differ = found_of(tmp_path)[1]
+    assert both_differ.startswith("Of 2 cells compared, b is higher in 2 (Holm, 5 %); the largest")
+    for study in "ab":
+        add_run(tmp_path / study, "gn", 8, draws(0.6, ord(study)), model=study)
+    third = found_of(tmp_path)[1]
+    assert third.startswith("Of 3 cells compared, b is higher in 2 (Holm, 5 %), 1 is undecided; ")
+    for study in "ab":
+        add_run(tmp_path / study, "gn", 16, [0.6], model=study)
+    told = "b is higher in 2 (Holm, 5 %), 1 is undecided, 1 is not tested (fewer than two seeds);"
+    assert found_of(tmp_path)[1].startswith(f"Of 4 cells compared, {told}")
+
+
+def test_one_decided_cell_and_one_decided_cost_are_spoken_of_in_the_singular(tmp_path):
+    for study, level in (("a", 0.5), ("b", 0.7)):
+        add_run(tmp_path / study, "gn", 2, draws(level, 1), model=study)
+    assert found_of(tmp_path)[1].startswith("b is higher in the one cell compared (Holm, 5 %): +")
+    for study in "ab":
+        add_run(tmp_path / study, "gn", 32, draws(0.7, 2), model=study)
+    assert "differs between the studies in the one comparison (Holm, 5 %); at GN(8) at batch 2" in (
+        found_of(tmp_path)[2]
+    )
+
+
+def test_costs_that_are_not_shown_to_differ_are_counted_in_the_right_number(tmp_path):
+    for batch in (2, 32):
+        for study in "ab":
+            add_run(tmp_path / study, "gn", batch, draws(0.7, batch + ord(study)), model=study)
+    _, cells, cost = found_of(tmp_path)
+    assert cells == (
+        "Of 2 cells compared, none is shown to differ between the studies (Holm, 5 %)."
+    )
+    one = "The one cost against batch 32 is not shown to differ between a and b (Holm, 5 %). A "
+    assert cost.startswith(one)
+    for study in "ab":
+        add_run(tmp_path / study, "gn", 4, [0.7], model=study)
+    _, cells, cost = found_of(tmp_path)
+    assert "(Holm, 5 %): 2 are undecided, 1 is not tested (fewer than two seeds)." in cells
+    assert cost.startswith("Of 2 costs against batch 32, none is shown to differ between a and b ")
+
+
+def test_a_study_that_has_no_seed_with_every_cell_is_named_alone(tmp_path):
+    add_run(tmp_path / "a", "gn", 2, {0: 0.7, 1: 0.7})
+    add_run(tmp_path / "a", "gn", 4, {2: 0.7, 3: 0.7})
+    for batch in (2, 4):
+        add_run(tmp_path / "b", "gn", batch, draws(0.7, batch))
+    assert found_of(tmp_path)[0].startswith("No seed of a has the 2 cells of both")
+
+
+@pytest.mark.parametrize(
+    ("held_out", "told"),
+    [
+        (("a",), "Accuracies of a are of validation images, those of b of test images"),
+        (("a", "b"), "Every accuracy here is of images held out of the training set"),
+        ((), None),
+    ],
+)
+def test_accuracies_of_validation_images_are_not_taken_for_those_of_test_images(
+    tmp_path, held_out, told
+):
+    for study in "ab":
+        data = {"name": "shapes10", "validation": 0.1 if study in held_out else None}
+        add_run(tmp_path / study, "gn", 2, draws(0.7, 1), data=data)
+    build_comparison(tmp_path, ["a", "b"])
+    page = (tmp_path / "report/a-vs-b/index.html").read_text()
+    assert (told or "<p class") in page
+    assert ('role="note"' in page) == bool(told)
+
+
 def test_only_what_differs_is_told_of_settings_data_and_versions(out):
     add_run(out / "b", "gn", 2, {7: 0.7}, model="resnet20")
     told = {row["what"]: (row["first"], row["second"]) for row in what_differs(*both(out))}

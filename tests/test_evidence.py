@@ -31,13 +31,19 @@ def crossing(differences, sd=0.05, n=5):
     return break_even(setting.pairs[0][1])
 
 
-def test_norms_are_compared_with_bn_batch_by_batch_in_a_family_each():
+def test_norms_are_compared_with_bn_batch_by_batch_all_in_one_family():
     bn = make_series("bn", draw({1: 60, 2: 75, 32: 80}, seed=1))
     gn = make_series("gn", draw({1: 78, 2: 78, 32: 79, 64: 79}, seed=2), groups=8)
-    rows = tables(bn, gn, make_series("ln", draw({2: 70, 32: 70}, seed=3)))["norm_comparisons"].rows
+    table = tables(bn, gn, make_series("ln", draw({2: 74.6, 32: 80}, seed=3)))["norm_comparisons"]
+    rows = table.rows
     assert [(r["norm"], r["batch"], r["family"]) for r in rows] == [
-        *(("gn", 1, 3), ("gn", 2, 3), ("gn", 32, 3), ("ln", 2, 2), ("ln", 32, 2))
+        *(("gn", 1, 5), ("gn", 2, 5), ("gn", 32, 5), ("ln", 2, 5), ("ln", 32, 5))
     ]
+    assert "one family" in table.caption
+    # Holm by hand over all five.
+    steps = [(5 - i) * p for i, p in enumerate(sorted(r["p"] for r in rows))]
+    holm = np.minimum(1, np.maximum.accumulate(steps))
+    assert sorted(r["p_holm"] for r in rows) == pytest.approx(holm, rel=1e-9)
     paired = stats.ttest_rel(gn.cells[1].accuracies, bn.cells[1].accuracies)
     assert rows[1]["p"] == pytest.approx(paired.pvalue, rel=1e-9)
     assert rows[0]["verdict"] == "ahead"
@@ -50,6 +56,28 @@ def test_series_that_differ_in_more_than_the_norm_are_not_compared():
     (row,) = tables(bn, gn, other)["norm_comparisons"].rows
     assert row["model"] == "resnet20"
     assert row["difference"] == pytest.approx(0.08, abs=0.01)
+
+
+def test_two_settings_are_two_families():
+    lines = [
+        make_series(norm, draw({1: 70, 2: 75}, seed=[i, j]), model=model)
+        for i, model in enumerate(("resnet8", "resnet20"))
+        for j, norm in enumerate(("bn", "ln", "in"))
+    ]
+    rows = tables(*lines)["norm_comparisons"].rows
+    assert [row["family"] for row in rows] == [4] * 8
+
+
+def test_a_tuned_norm_meets_an_untuned_one_and_the_table_says_so():
+    bn = make_series("bn", draw({1: 60, 2: 75}, seed=1), tuned=False)
+    gn = make_series("gn", draw({1: 70, 2: 76}, seed=2), groups=8, tuned={1: True, 2: False})
+    one, other = tables(bn, gn)["norm_comparisons"].rows
+    assert (one["note"], other["note"]) == ("the rate of BN was not tuned", "")
+    split = [make_series("bn", draw({2: 75})), make_series("gn", draw({2: 78}, seed=1))]
+    for line, tuned in zip(split, (True, False)):
+        line.key["tuned"] = tuned  # where a series' key holds it too
+    assert len(settings(split)) == 1
+    assert "tuned" not in settings(split)[0].key
 
 
 def test_bn_as_it_comes_is_the_one_compared_with():

@@ -254,6 +254,48 @@ def test_a_run_that_cannot_be_exported_is_told_and_costs_no_other(run, tmp_path)
     assert events_of(other, 0).is_dir()
 
 
+@needs_tensorboard
+@pytest.mark.parametrize("error", [ImportError("Descriptors\ncannot be"), OSError(28, "disk full")])
+def test_a_writer_that_fails_costs_no_training_and_is_told_once(gnexp, workdir, monkeypatch, error):
+    def write(*words):
+        raise error
+
+    monkeypatch.setattr("gnexp.tensorboard_files.write_events", write)
+    words = ("-m", *SMALL, "norm=bn,gn", "epochs=2", "gradients=0", "workers=1")
+    answer = gnexp("train", *words, "logger=tensorboard")
+    for folder in (workdir / "results/main").glob("*-b10-*"):
+        run = Run(folder)
+        assert run.result()["seeds"]["0"]["status"] == "complete"
+        assert [row["epoch"] for row in run.metrics()] == [1, 2]
+    told = [line for line in answer.out.splitlines() if "tensorboard of" in line]
+    assert len(told) == 1, answer.out
+    assert told[0].startswith("failed: logger=tensorboard of bn-")
+    assert told[0].endswith(f" and 1 more: {str(error).splitlines()[0]}")
+    assert (answer.code, "trying halves" in answer.out) == (1, False)
+
+
+@needs_tensorboard
+def test_a_writer_that_failed_for_a_while_leaves_no_gap_and_nothing_to_tell(
+    gnexp, workdir, monkeypatch
+):
+    from gnexp.tensorboard_files import write_events
+
+    calls = []
+
+    def write(*words):
+        calls.append(words)
+        if len(calls) == 1:
+            raise OSError(28, "disk full")
+        return write_events(*words)
+
+    monkeypatch.setattr("gnexp.tensorboard_files.write_events", write)
+    words = (*SMALL, "epochs=2", "gradients=0", "workers=1")
+    answer = gnexp("train", *words, "logger=tensorboard")
+    assert (answer.code, "disk full" in answer.out) == (0, False), answer.out
+    (folder,) = (workdir / "results/main").glob("*-b10-*")
+    check_against_store(Run(folder))
+
+
 @needs_wandb
 def test_wandb_runs_are_written_offline_once_for_each_finished_seed(run):
     settings = StoredRun(run).hyperparameters

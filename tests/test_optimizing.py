@@ -69,6 +69,14 @@ def test_what_would_optimize_the_wrong_thing_is_refused_before_it_starts(gnexp, 
     assert not Path("results").exists()
 
 
+def test_keys_that_are_set_together_are_set_in_every_job(gnexp):
+    words = [word for word in OPTUNA if not word.startswith(("lr=", "hydra.sweeper.n_trials"))]
+    words += ["hydra.sweeper.n_trials=1", "together={batch:5}", "data.validation=0.3"]
+    assert gnexp("train", *words, "lr=choice(0.1)").code == 0
+    (folder,) = Path("results/main").glob("gn-*")
+    assert yaml.safe_load((folder / "config.yaml").read_text())["batch"] == 5
+
+
 def test_a_tuned_rate_is_not_optimized_once_more(gnexp):
     words = [word for word in OPTUNA if not word.startswith("lr=")]
     answer = gnexp("train", *words, "lr=tuned", "batch=choice(5,10)", "data.validation=0.3")

@@ -118,6 +118,38 @@ def test_sorting_reads_means_intervals_and_infinity_is_stable_and_leaves_the_emp
     assert shown(browser, "odd", 0) == ["\u221e", hundred, high, *alike, low, ""]
 
 
+MIXED = ["-2.1 [-3, -1]", "same rate", "10 %", "", "3 diverged", "-12.5", "2 of 3", "0.4 (paired)"]
+
+
+@needs_browser
+def test_numbers_sort_as_such_among_words_which_follow_them(browser, url, tmp_path):
+    rows = "".join(f"<tr><td>{text}</td></tr>" for text in MIXED)
+    table = '<div class="scroll"><table aria-label="odd"><thead><tr><th>x</th></tr></thead>'
+    table += f"<tbody>{rows}</tbody></table></div>"
+    page = tmp_path / "mixed.html"
+    page.write_text(browser_text(url).replace('<h2 id="accuracy">', table + '<h2 id="accuracy">'))
+    browser.open(page.as_uri())
+    numbers = ["-12.5", "-2.1 [-3, -1]", "0.4 (paired)", "2 of 3", "10 %"]
+    words = ["3 diverged", "same rate"]
+    press_header(browser, "odd", 0, "Enter")
+    assert shown(browser, "odd", 0) == [*numbers, *words, ""]
+    press_header(browser, "odd", 0, "Enter")
+    assert shown(browser, "odd", 0) == [*numbers[::-1], *words[::-1], ""]
+
+
+@needs_browser
+def test_the_matrix_sorts_by_its_means_and_not_by_the_seeds_beside_them(browser, url, tmp_path):
+    cells = ("78.3<small>n = 1</small>", "9.1<small>n = 1</small>", "3 diverged")
+    rows = "".join(f"<tr><td>{text}</td></tr>" for text in cells)
+    table = '<div class="scroll"><table aria-label="odd"><thead><tr><th>x</th></tr></thead>'
+    table += f"<tbody>{rows}</tbody></table></div>"
+    page = tmp_path / "matrix.html"
+    page.write_text(browser_text(url).replace('<h2 id="accuracy">', table + '<h2 id="accuracy">'))
+    browser.open(page.as_uri())
+    press_header(browser, "odd", 0, "Enter")
+    assert shown(browser, "odd", 0) == ["9.1n = 1", "78.3n = 1", "3 diverged"]
+
+
 def browser_text(url):
     with open(unquote(urlparse(url).path), encoding="utf-8") as file:
         return file.read()

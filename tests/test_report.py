@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from gnexp.study import cells as grouping
+from gnexp.study import drawing
 from gnexp.study.comparisons import flatness_rows
 from gnexp.study.drawing import STYLES, style_of
 from gnexp.study.noise import check_rows, exponent_rows, gradient_rows
@@ -497,6 +498,71 @@ def test_the_terminal_table_is_aligned_ascii_with_means_intervals_and_n(demo):
     assert len({len(line) for line in (header, *body)}) == 1
     assert "(2, 1 of 3 diverged)" in body[0]
     assert re.search(r"78\.\d\+-\d\.\d \(3\)", body[1])
+
+
+def make_trials(study, held_out=0.1):
+    """Two norms at three batch sizes, every run judged on images held out of its training set."""
+    data = {"name": "shapes10", "title": None, "augment": "crop_flip", "validation": held_out}
+    for norm in ("bn", "gn"):
+        for batch in (1, 8, 32):
+            settings = config(norm, batch, data=data)
+            add_run(study, f"{norm}-b{batch}", settings, seeds=(0, 1) if batch > 1 else (0,))
+    return study
+
+
+def test_a_study_of_validation_runs_calls_nothing_test(tmp_path):
+    said_test = re.compile(r"\btest(?=\s(?:accurac|image|loss|set\b))", re.I)
+    study = make_trials(tmp_path / "trials")
+    files = build_report(study)
+    told = {name: p.read_text() for name, p in files.items() if name.endswith((".md", ".tex"))}
+    told["page"] = files["index.html"].read_text()
+    told["terminal"] = plain_summary(load_study(study), 32)
+    of_page = "Every accuracy here is of images held out of the training set, not of test images."
+    assert told["page"].count(of_page) == 1
+    told["page"] = told["page"].replace(of_page, "")
+    assert {name: said_test.findall(text) for name, text in told.items()} == dict.fromkeys(told, [])
+    for name, wanted in (
+        ("accuracy.md", "| Validation accuracy (%) |"),
+        ("accuracy.md", "binomial over validation images"),
+        ("runs.tex", "Validation loss"),
+        ("page", "on the validation images after the last epoch"),
+        ("page", '<p class="caption">Validation accuracy in percent'),
+        ("page", "<figcaption>Validation accuracy of the last epoch"),
+        ("terminal", "interval over validation images"),
+    ):
+        assert wanted in told[name], (name, wanted)
+    assert {"test_acc", "test_loss"} <= set(rows_of(files["runs.csv"])[0])
+
+
+def axis_labels(study, monkeypatch):
+    """Build a report and return the labels of its axes."""
+    seen, image_bytes = set(), drawing.image_bytes
+
+    def spy(figure, kind):
+        seen.update(axes.get_ylabel().replace("\n", " ") for axes in figure.axes)
+        return image_bytes(figure, kind)
+
+    monkeypatch.setattr(drawing, "image_bytes", spy)
+    build_report(study)
+    return seen
+
+
+def test_figures_say_of_which_images_accuracies_are(tmp_path, monkeypatch):
+    labels = axis_labels(make_trials(tmp_path / "trials"), monkeypatch)
+    assert {"Validation accuracy (%)", "Train loss (nats)"} <= labels
+    assert not any(label.startswith("Test") for label in labels)
+    assert "Test accuracy (%)" in axis_labels(make_trials(tmp_path / "s", None), monkeypatch)
+
+
+def test_runs_judged_on_test_and_on_validation_images_are_told_apart(tmp_path):
+    study = make_trials(tmp_path / "s", None)
+    data = {"name": "shapes10", "title": None, "augment": "crop_flip", "validation": 0.1}
+    add_run(study, "trial", config("gn", 8, data=data), seeds=(7,))
+    files = build_report(study)
+    table = files["runs.md"].read_text()
+    assert "| Judged on | Accuracy, last epoch (%) |" in table
+    assert (table.count("| validation |"), table.count("| test |")) == (1, 10)
+    assert "| Test accuracy (%) |" in files["accuracy.md"].read_text()
 
 
 def test_the_preview_shows_ten_images_of_each_class(tmp_path):

@@ -15,7 +15,7 @@ import torch
 
 from gnexp import trainings
 from gnexp.commands import train
-from gnexp.study import drawing, outlook
+from gnexp.study import outlook, plots
 from gnexp.study.store import Run, load_study
 
 QUICK = ("model=resnet8", "model.width=8", "data.train_limit=60", "data.test_limit=40")
@@ -158,8 +158,14 @@ def test_runs_of_another_version_are_kept_and_the_report_says_so(gnexp):
 
 def test_a_report_is_drawn_again_only_when_something_changed(gnexp, monkeypatch):
     assert gnexp("train", "-m", *QUICK, "norm=bn,gn").code == 0
-    drawn, save = [], drawing.save
-    monkeypatch.setattr(drawing, "save", lambda *a: (drawn.append(a[1].name), save(*a))[1])
+    drawn, draw = [], plots.draw_figures
+
+    def counted(*words):
+        made = draw(*words)
+        drawn.extend(made)
+        return made
+
+    monkeypatch.setattr(plots, "draw_figures", counted)
     figure = Path("results/main/report/accuracy_vs_batch.png")
     before = figure.read_bytes()
     assert gnexp("train", "-m", *QUICK, "norm=bn,gn").code == 0

@@ -1,6 +1,7 @@
 """Fair learning rates: chosen on images held out of the training set, judged on the test set."""
 
 import csv
+import dataclasses
 import json
 from pathlib import Path
 
@@ -56,6 +57,22 @@ def test_images_held_out_are_of_the_training_set_balanced_and_no_longer_trained_
     assert (hold_out(images, 40).x_test == part.x_test).all()
 
 
+def test_a_rare_class_keeps_images_on_both_sides_of_the_split():
+    images = load_images("shapes10", train_limit=1000, test_limit=50)
+    some = np.concatenate(
+        [np.flatnonzero(images.y_train == c)[:n] for c, n in enumerate((90, 60, 2, 9))]
+    )
+    rare = dataclasses.replace(
+        images, x_train=images.x_train[some], y_train=images.y_train[some], classes=("a",) * 4
+    )
+    part = hold_out(rare, 0.1)
+    assert np.bincount(part.y_test).tolist() == [8, 6, 1, 1]
+    assert np.bincount(part.y_train).tolist() == [82, 54, 1, 8]
+    alone = dataclasses.replace(rare, x_train=rare.x_train[:151], y_train=rare.y_train[:151])
+    with pytest.raises(ValueError, match="class 2 has one image, and each side needs one"):
+        hold_out(alone, 0.1)
+
+
 def test_a_trial_gives_the_same_numbers_whatever_the_test_images_are(gnexp, workdir):
     draw = np.random.default_rng(0)
     x, y = draw.integers(0, 256, (60, 16, 16, 3), np.uint8), np.arange(60) % 3
@@ -101,7 +118,8 @@ def test_the_report_shows_the_chosen_rate_as_the_norms_accuracy_and_the_trials_a
     accuracy = table(report / "accuracy.csv")
     choices = table(report / "chosen_rates.csv")
     assert [row["norm"] for row in accuracy] == ["bn", "gn"]
-    assert [float(row["lr"]) for row in accuracy] == [float(row["lr"]) for row in choices]
+    assert "lr" not in accuracy[0]  # a rate of its own is what every cell was given
+    assert [row["norm"] for row in choices] == ["bn", "gn"]
     assert all(row["n"] == "2" for row in accuracy)
     for choice in choices:
         finals = {
@@ -129,6 +147,49 @@ def test_measuring_a_tuned_study_leaves_out_trials_and_rates_that_were_not_chose
     config = json.loads((measured.parent / "result.json").read_text())["config"]
     (choice,) = table("results/main/report/chosen_rates.csv")
     assert (config["lr"], config["data"]["validation"]) == (float(choice["lr"]), None)
+
+
+def test_results_at_other_rates_stay_in_the_report_until_the_chosen_rate_has_one(gnexp):
+    words = [word for word in TUNED if not word.startswith(("lr=", "tuning.", "seeds="))]
+    assert gnexp("train", *words, "lr=0.2", "seeds=2").code == 0
+    for rate in ("0.05", "0.4"):  # what an optimizing sweeper leaves, or a call that was stopped
+        assert gnexp("train", *words, f"lr={rate}", "data.validation=0.2", "seeds=[7,8]").code == 0
+    answer = gnexp("report")
+    assert "GN(4)" in answer.out
+    assert "no seed is finished" not in answer.out
+    (row,) = table("results/main/report/accuracy.csv")
+    assert row["n"] == "2"
+
+
+def test_two_ways_of_tuning_in_one_study_never_share_their_trials(gnexp):
+    for part in ("0.1", "0.3"):
+        words = ("tuning.lr=[0.05,0.4]", "tuning.untuned=null", f"tuning.validation={part}")
+        assert gnexp("train", *TUNED, *words).code == 0
+    (row,) = table("results/main/report/chosen_rates.csv")
+    last = {
+        c["lr"]: [
+            n["test_acc"] for n in json.loads((p / "result.json").read_text())["seeds"].values()
+        ]
+        for p in Path("results/main").glob("gn-*")
+        for c in [json.loads((p / "result.json").read_text())["config"]]
+        if c["data"]["validation"] == 0.3
+    }
+    assert float(row["validation"]) == pytest.approx(max(map(np.mean, last.values())), abs=1e-12)
+
+
+def test_an_untuned_rate_of_ones_own_is_what_the_gap_is_measured_against(gnexp):
+    words = ("tuning.lr=[0.1,0.4]", "tuning.untuned=0.03")
+    assert gnexp("train", *TUNED, *words).code == 0
+    (row,) = table("results/main/report/chosen_rates.csv")
+    assert (float(row["untuned_lr"]), row["n_gap"]) == (0.03, "2")
+
+
+def test_a_study_that_is_tuned_in_part_says_which_norms_are_not(gnexp):
+    common = [word for word in TUNED if not word.startswith(("lr=", "norm=", "groups=", "tuning."))]
+    assert gnexp("train", *common, "norm=bn").code == 0
+    tuned = ("norm=gn", "groups=4", "lr=tuned", "tuning.lr=[0.1,0.4]", "tuning.extend=0")
+    assert gnexp("train", *common, *tuned).code == 0
+    assert "The rates of BN were not tuned" in Path("results/main/report/index.html").read_text()
 
 
 def test_a_best_rate_at_the_edge_adds_rates_beyond_it_until_it_is_none_or_no_more_may_be(gnexp):
@@ -249,12 +310,12 @@ def test_a_rate_that_diverged_is_chosen_only_where_every_rate_did():
 def test_the_good_region_ends_where_accuracy_has_fallen_by_two_points():
     """A tent in log2(rate), 1 point per octave, from its top at 0.1: two octaves on each side."""
     tent = {0.1 * 2.0**k: 0.5 - 0.01 * abs(k) for k in (-3, -1, 0, 4)}
-    region = good_region(tent)
+    region = good_region(tent, 0.1)
     assert region["good_lo"] == pytest.approx(0.1 / 4, rel=1e-9)
     assert region["good_hi"] == pytest.approx(0.1 * 4, rel=1e-9)
     assert region["good_octaves"] == pytest.approx(4, rel=1e-9)
     assert region["good_open"] == ""
-    flat = good_region({0.1: 0.5, 0.2: 0.5, 0.8: 0.1})
+    flat = good_region({0.1: 0.5, 0.2: 0.5, 0.8: 0.1}, 0.1)
     assert (flat["good_lo"], flat["good_open"]) == (0.1, "lo")
 
 

@@ -19,7 +19,7 @@ from gnexp.runs import PlannedRun, standing
 from gnexp.schedule import Step
 from gnexp.shared_weights import measure_shared
 from gnexp.study.store import Run
-from gnexp.tuning import wanted
+from gnexp.tuning import chosen_runs, record, wanted
 from gnexp.turns import wait_for_some
 from gnexp.wording import (
     alone_line,
@@ -59,7 +59,7 @@ def train(
     config = runs[0].config
     for line in choice_lines(configs):
         print(line)
-    failed += _measure_shared(runs, {name for name, _ in failed})
+    failed += _measure_shared(configs, runs, {name for name, _ in failed})
     failed += export_all([run.folder for run in runs], config.logger)
     if grid:
         failed += _report(config)
@@ -85,6 +85,7 @@ def _rounds(configs: list[TrainConfig]) -> Iterator[list[PlannedRun]]:
     while True:
         numbers, now_wanted = zip(*wanted(configs), strict=True)
         fresh = [run for run in plan(list(now_wanted), numbers) if run.name not in known]
+        record(configs)
         if not fresh:
             return
         known |= {run.name for run in fresh}
@@ -211,8 +212,11 @@ def _round(
 
 def size(run: PlannedRun, seeds: list[int]) -> tuple[int, int]:
     """Return (images to train, images of an update) for the progress bar."""
-    images = len(build.images_of(run.config.data).x_train) * run.config.epochs
-    return images * len(seeds), run.config.update_batch
+    config = run.config
+    images = build.recipe(config).examples_seen(
+        config.epochs, len(build.images_of(config.data).x_train)
+    )
+    return images * len(seeds), config.update_batch
 
 
 def _conclude(runs: list[PlannedRun], failed: dict[str, str], grid: bool) -> int:
@@ -234,9 +238,14 @@ def _conclude(runs: list[PlannedRun], failed: dict[str, str], grid: bool) -> int
     return 1 if failed else 0
 
 
-def _measure_shared(runs: list[PlannedRun], failed: set[str]) -> list[tuple[str, str]]:
+def _measure_shared(
+    configs: list[TrainConfig], runs: list[PlannedRun], failed: set[str]
+) -> list[tuple[str, str]]:
     """Measure at shared weights where asked for: at those of each family's largest batch."""
-    runs = [run for run in runs if run.config.data.validation is None and run.name not in failed]
+    runs = [run for run in runs if run.name not in failed]
+    if any(map(is_tuned, configs)):  # trials, and rates that were not chosen, are in no table of it
+        chosen = chosen_runs(configs)
+        runs = [run for run in runs if run.name in chosen]
     config = runs[0].config if runs else None
     if not config or not (config.gradients_at or config.covariance):
         return []

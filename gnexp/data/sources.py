@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from gnexp.data.arrays import LEAST_SIDE, Arrays, digest, resize
-from gnexp.data.balanced import HELD_OUT, balanced_subset, fixed_test_order
+from gnexp.data.balanced import balanced_subset, fixed_test_order, stratified_part
 from gnexp.data.imagefolder import load_imagefolder
 from gnexp.data.npz import load_npz, npz_file
 from gnexp.data.published import PUBLISHED_TITLES, load_published
@@ -84,18 +84,18 @@ def load_images(
 def hold_out(images: Images, validation: float | int) -> Images:
     """Return the set with part of its training images in the place of the test images.
 
-    validation: the part, a fraction below 1 or a number of images, with equally many per class; it
-    is the same whenever it is asked for. No test image is left. The checksum is that of the whole.
-    Raises ValueError when it leaves a class without an image on one of the sides.
+    validation: the part, a fraction below 1 or a number of images, of every class as large a part
+    as of all; it is the same whenever it is asked for. No test image is left. The checksum is that
+    of the whole. Raises ValueError when a class would have no image on one of the sides.
     """
-    size, classes = len(images.y_train), len(images.classes)
+    size = len(images.y_train)
     count = round(validation * size) if validation < 1 else int(validation)
-    if not classes <= count <= size - classes:
+    try:
+        out = stratified_part(images.y_train, count)
+    except ValueError as error:
         raise ValueError(
-            f"data.validation={validation} holds out {count} of {size} training images: each side"
-            f" needs one of each class, so type {classes} to {size - classes} images, or a fraction"
-        )
-    out = balanced_subset(images.y_train, count, "data.validation", stream=HELD_OUT)
+            f"data.validation={validation} holds out {count} of {size} training images: {error}"
+        ) from error
     kept = np.setdiff1d(np.arange(size), out)
     order = fixed_test_order(count)
     return dataclasses.replace(

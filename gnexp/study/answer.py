@@ -1,25 +1,28 @@
 """The answer of a study in one or two sentences, made from its simultaneous intervals alone."""
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import Any
 
+from gnexp.study import answer_gaps as gaps
 from gnexp.study import answer_words as words
+from gnexp.study.answer_leads import Place, places
+from gnexp.study.answer_tie import tie
 from gnexp.study.cells import Series
 from gnexp.study.comparisons import Setting, Versus, between, flatness_rows, settings
-from gnexp.study.inference import AHEAD, ALPHA, BEHIND, UNDECIDED, seeds_needed, simultaneous
+from gnexp.study.inference import AHEAD, ALPHA, BEHIND, UNDECIDED, simultaneous
 
 SEEDS = 5  # as many as a first study should have
+MOST = 3  # stretches of batch sizes that are told one by one
 
 
 def answer(lines: Sequence[Series], reference_batch: int) -> list[str]:
     """Return one or two sentences: which norm to use at which batch size, or why nobody can say.
 
     Of the setting (model, data set, update rule) with most cells, the first of these; a study of
-    several says so. The norm held against BN is the one with the highest mean at the smallest
-    batch size that was compared, diverged seeds at chance; who leads is told only where the
-    simultaneous interval of norm - BN lies on one side of 0.
+    several says so. Who leads is told only where the simultaneous interval of norm - BN lies on
+    one side of 0, the family being every norm at every batch size; a norm is the one to use where
+    no other is decidedly above it. What is missing, has one seed or was not tuned is named.
     """
     lines = [line for line in lines if line.cells]
     if not lines:
@@ -34,6 +37,12 @@ def answer(lines: Sequence[Series], reference_batch: int) -> list[str]:
 
 
 def _of_setting(setting: Setting, lines: Sequence[Series], reference_batch: int) -> list[str]:
+    *before, last = _told(setting, lines, reference_batch)
+    untuned = gaps.untuned(setting.lines)
+    return [*before, f"{last[:-1]}; {untuned}." if untuned else last]
+
+
+def _told(setting: Setting, lines: Sequence[Series], reference_batch: int) -> list[str]:
     if len(setting.lines) == 1:
         return _alone(setting.lines[0], lines, reference_batch)
     if setting.bn is None:
@@ -41,15 +50,8 @@ def _of_setting(setting: Setting, lines: Sequence[Series], reference_batch: int)
     compared = [(line, pairs) for line, pairs in setting.pairs if pairs]
     if not compared:
         return [_nothing_in_common(setting)]
-    tested = [(line, _tested(pairs)) for line, pairs in compared if _tested(pairs)]
-    if not tested:
-        return _untested(*_pick(compared))
-    line, pairs = _pick(tested)
-    return _against_bn(line, pairs, tested, setting)
-
-
-def _tested(pairs: Sequence[Versus]) -> list[Versus]:
-    return [one for one in pairs if one.adjusted.verdict in (AHEAD, BEHIND, UNDECIDED)]
+    found = places(setting)
+    return _against_bn(found, setting) if found else _untested(*_pick(compared))
 
 
 def _pick(found: Sequence[tuple[Series, list[Versus]]]) -> tuple[Series, list[Versus]]:
@@ -59,149 +61,97 @@ def _pick(found: Sequence[tuple[Series, list[Versus]]]) -> tuple[Series, list[Ve
     return max(here, key=lambda one: words.mean(one[1][0].cell))
 
 
-def _against_bn(
-    line: Series,
-    pairs: list[Versus],
-    tested: Sequence[tuple[Series, list[Versus]]],
-    setting: Setting,
-) -> list[str]:
-    decided = [one for one in pairs if one.adjusted.verdict != UNDECIDED]
-    stretches = [list(of) for _, of in groupby(decided, key=lambda one: one.adjusted.verdict)]
-    rest = [*_open(pairs)] if stretches else []
+def _against_bn(found: Sequence[Place], setting: Setting) -> list[str]:
+    decided = [place for place in found if place.verdict != UNDECIDED]
+    stretches = [list(of) for _, of in groupby(decided, key=lambda place: place.winner)]
+    winners = [of[0].winner[0] for of in stretches]
     if not stretches:
-        first = _tie(line, pairs)
-        rest.append(_would_decide(pairs))
-    elif len(stretches) > 2:
-        first = _several(line, stretches)
+        first, *rest = tie(found, setting)
+    elif len(stretches) > MOST or len(set(winners)) < len(winners):
+        first, *rest = [_several(decided), *_open(found)]
     else:
-        first, *second = [_stretch(of, pairs, line, tested) for of in stretches]
-        rest = [*second, *rest]
-    rest += _elsewhere(line, pairs, tested)
-    rest += _missing(line, setting)
-    rest += _other_norms(line, pairs[0], tested)
-    rest.append(words.method(pairs[0].adjusted.family, "comparison", "with BN"))
+        first, *rest = [_stretch(of, found, setting) for of in stretches]
+        rest += _open(found)
+    rest += gaps.missing(setting.lines) + gaps.untested(setting)
+    rest.append(words.method(found[0].versus.adjusted.family, "comparison", "with BN"))
     return [f"{first}.", words.sentence(rest)]
 
 
-def _stretch(
-    of: list[Versus],
-    pairs: Sequence[Versus],
-    line: Series,
-    tested: Sequence[tuple[Series, list[Versus]]],
-) -> str:
+def _stretch(of: Sequence[Place], found: Sequence[Place], setting: Setting) -> str:
     """Return who leads over one stretch of batch sizes, and by how much towards its outer end."""
-    where = words.where([one.batch for one in of], [one.batch for one in pairs])
-    name = words.name(line)
-    outer = of if of[0] is pairs[0] or of[-1] is not pairs[-1] else of[::-1]
-    sized = [one for one in outer if one.adjusted.lo and one.adjusted.hi]  # an end of 0 tells less
+    where = words.where([one.batch for one in of], [one.batch for one in found])
+    outer = of if of[0] is found[0] or of[-1] is not found[-1] else of[::-1]
+    sized = [p for p in outer if p.versus.adjusted.lo and p.versus.adjusted.hi]  # 0 tells less
     at = next(iter(sized or outer))
     there = f" at batch {at.batch}" if len(of) > 1 else ""
-    if of[0].adjusted.verdict == AHEAD:
-        return f"{where}, use {name}: {words.points(at, True, f' over BN{there}')}"
-    lead = words.points(at, place=there)
-    batches = {one.batch for one in of}
-    others = {
-        words.name(other): {one.adjusted.verdict for one in its if one.batch in batches}
-        for other, its in tested
-        if other is not line
-    }
-    if any(AHEAD in verdicts for verdicts in others.values()):
-        return f"{where}, BN leads {name}: by {lead}"
-    unsure = [other for other, verdicts in others.items() if UNDECIDED in verdicts]
-    every = "every other norm, " if others and not unsure else ""
-    told = f", but {words.spelled(unsure)} cannot be told from it throughout" if unsure else ""
-    return f"{where}, use BN: it leads {every}{name} by {lead}{told}"
+    name = words.name(at.line)
+    if at.verdict == AHEAD:
+        verb = f"{name} leads BN" if at.above else f"use {name}"
+        lead = f"{words.points(at.versus, True, there if at.above else f' over BN{there}')}"
+        higher = words.some(_names(line for place in of for line in place.above))
+        if at.above:
+            return f"{where}, {verb}: {lead}, but {higher} {_is_or_are(higher)} higher there"
+        return f"{where}, {verb}: {lead}{_but(of)}"
+    lead = words.points(at.versus, place=there)
+    others = {line.label: line for line, _ in setting.pairs if line is not at.line}
+    beaten = [line for label, line in others.items() if all(_beaten(p, label) for p in of)]
+    every, too = "", ""
+    if others and len(beaten) == len(others) and all(_beaten(p, at.line.label) for p in of):
+        every = "every other norm, "
+    elif beaten:
+        too = f", and {words.some(_names(beaten))}"
+    return f"{where}, use BN: it leads {every}{name} by {lead}{too}{_but(of)}"
 
 
-def _tie(line: Series, pairs: Sequence[Versus]) -> str:
-    batches = words.spelled([one.batch for one in pairs])
-    widest = max(pairs, key=lambda one: abs(one.difference.difference))
-    return (
-        f"The data do not decide between {words.name(line)} and BN at batch {batches}: the largest "
-        f"difference is {words.points(widest, True, f' at batch {widest.batch}')}"
-    )
+def _beaten(place: Place, label: str) -> bool:
+    return label in [line.label for line in (place.line, *place.behind)]
 
 
-def _would_decide(pairs: Sequence[Versus]) -> str:
-    several = [one.difference for one in pairs if one.difference.n_pairs > 1]
-    steps = [one for one in several if one.sd > 0]
-    dof = sum(one.n_pairs - 1 for one in steps)
-    if not dof:
-        return "more seeds would"
-    sd = math.sqrt(sum((one.n_pairs - 1) * one.sd**2 for one in steps) / dof)
-    alpha = ALPHA / (2 * pairs[0].adjusted.family)
-    seeds = f"about {words.count(seeds_needed(sd, alpha=alpha))} seeds of each"
-    return f"{seeds} would narrow the intervals to half a point either way"
+def _but(of: Sequence[Place]) -> str:
+    """Name the norms that cannot be told from the one that is to be used over a stretch."""
+    unsure = _names(line for place in of for line in place.unsure)
+    if not unsure:
+        return ""
+    here = [set(_names(place.unsure)) for place in of]
+    throughout = "" if all(set(unsure) == names for names in here) else " throughout"
+    return f", but {words.some(unsure)} cannot be told from it{throughout}"
 
 
-def _several(line: Series, stretches: Sequence[list[Versus]]) -> str:
-    ahead = [one for of in stretches for one in of if one.adjusted.verdict == AHEAD]
-    behind = [one for of in stretches for one in of if one.adjusted.verdict == BEHIND]
-    name = words.name(line)
-    return (
-        f"The lead changes more than once: {name} leads BN at batch "
-        f"{words.spelled([one.batch for one in ahead])}, by "
-        f"{words.points(ahead[0], place=f' at {ahead[0].batch}')}, and BN leads it at batch "
-        f"{words.spelled([one.batch for one in behind])}, by "
-        f"{words.points(behind[0], place=f' at {behind[0].batch}')}"
-    )
+def _names(lines: Iterable[Series]) -> list[str]:
+    return [*dict.fromkeys(words.name(line) for line in lines)]
 
 
-def _open(pairs: Sequence[Versus]) -> list[str]:
-    batches = [one.batch for one in pairs if one.adjusted.verdict == UNDECIDED]
-    told = f"at batch {words.spelled(batches)} the data do not decide between them"
-    return [told] if batches else []
+def _is_or_are(names: str) -> str:
+    return "are" if " and " in names else "is"
 
 
-def _elsewhere(
-    line: Series, pairs: Sequence[Versus], tested: Sequence[tuple[Series, list[Versus]]]
-) -> list[str]:
-    """Name the norms that lead BN where the picked one does not."""
-    won = {one.batch for one in pairs if one.adjusted.verdict == AHEAD}
+def _several(decided: Sequence[Place]) -> str:
+    """List the batch sizes of every leader where the lead goes to and fro."""
+    by: dict[tuple[str, str], list[Place]] = {}
+    for place in sorted(decided, key=lambda place: place.verdict != AHEAD):
+        by.setdefault((place.verdict, place.line.label), []).append(place)
+    one_norm = len({label for _, label in by}) == 1
     told = []
-    for other, its in tested:
-        leads = [o for o in its if o.adjusted.verdict == AHEAD and o.batch not in won]
-        if other is not line and leads:
-            batches = words.spelled([one.batch for one in leads])
-            place = f" at {leads[0].batch}" if len(leads) > 1 else ""
-            told.append(
-                f"{words.name(other)} leads BN at batch {batches} "
-                f"by {words.points(leads[0], place=place)}"
-            )
-    return told
+    for (verdict, _), of in by.items():
+        batches = words.spelled([place.batch for place in of])
+        name = words.name(of[0].line)
+        who = f"{name} leads BN" if verdict == AHEAD else f"BN leads {'it' if one_norm else name}"
+        lead = words.points(of[0].versus, place=f" at {of[0].batch}")
+        told.append(f"{who} at batch {batches}, by {lead}")
+    return f"The lead changes more than once: {', and '.join(told)}"
 
 
-def _missing(line: Series, setting: Setting) -> list[str]:
-    mine = {cell.key["batch"] for cell in line.cells}
-    theirs = {cell.key["batch"] for cell in setting.bn.cells}
-    pairs = next(its for other, its in setting.pairs if other is line)
-    told = [
-        f"{who} is missing at batch {words.spelled(sorted(batches))}"
-        for who, batches in (("BN", mine - theirs), (words.name(line), theirs - mine))
-        if batches
-    ]
-    lost = [one for one in pairs if one not in _tested(pairs)]
-    reasons = {one.difference.why for one in lost}
-    for why in sorted(reasons):
-        batches = words.spelled([one.batch for one in lost if one.difference.why == why])
-        told.append(f"at batch {batches} nothing can be compared ({why})")
-    return told
-
-
-def _other_norms(
-    line: Series, first: Versus, tested: Sequence[tuple[Series, list[Versus]]]
-) -> list[str]:
-    """Say which norms the picked one, the highest of several, cannot be told from."""
-    others = [o for o, its in tested if o is not line and its[0].batch == first.batch]
-    if not others:
-        return []
-    cells = [next(c for c in o.cells if c.key["batch"] == first.batch) for o in others]
-    adjusted = simultaneous([between(first.cell, cell) for cell in cells])
-    alike = [words.name(o) for o, a in zip(others, adjusted) if a.verdict not in (AHEAD, BEHIND)]
-    told = f" ({words.spelled(alike)} cannot be told from it)" if alike else ""
+def _open(found: Sequence[Place]) -> list[str]:
+    """Name the batch sizes that are open, and which norm it is that BN cannot be told from."""
+    by: dict[str, list[int]] = {}
+    for place in found:
+        if place.verdict == UNDECIDED:
+            by.setdefault(words.name(place.line), []).append(place.batch)
+    one_norm = len({place.line.label for place in found}) == 1
     return [
-        f"{words.name(line)} has the highest mean at batch {first.batch} of the "
-        f"{len(others) + 1} compared with BN{told}"
+        f"at batch {words.spelled(batches)} the data do not decide between "
+        f"{'them' if one_norm else f'{name} and BN'}"
+        for name, batches in by.items()
     ]
 
 
@@ -256,7 +206,7 @@ def _without_bn(setting: Setting) -> list[str]:
     there.sort(key=lambda one: one[0] is not best)  # so that its differences are its leads
     pairs = [(a, b) for i, a in enumerate(there) for b in there[i + 1 :]]
     found = [between(a[1], b[1]) for a, b in pairs]
-    told, alike = [], []
+    told, alike, few, rest = [], [], [], []
     for (a, b), one, adjusted in zip(pairs, found, simultaneous(found)):
         if a[0] is best:
             other = words.name(b[0])
@@ -264,13 +214,22 @@ def _without_bn(setting: Setting) -> list[str]:
             lead = words.points(versus, True, f" over {other}", other)
             if adjusted.verdict == AHEAD:
                 told.append(lead)
+            elif adjusted.verdict == BEHIND:  # over the seeds of both, which the means are not
+                rest.append(f"{other} is above it over the seeds of both")
+            elif one.why == words.TOO_FEW:
+                few.append(other)
             else:
                 alike.append(other)
     family = sum(one.p == one.p for one in found)
     head = f"BN was not trained; at batch {batch} {words.name(best)} has the highest mean"
-    rest = [f"{words.spelled(alike)} cannot be told from it"] * bool(alike)
+    rest += [f"{words.some(alike)} cannot be told from it"] * bool(alike)
+    rest += [f"{words.some(few)} cannot be compared with it (one seed)"] * bool(few)
     if not family:
-        return [f"{head}, but {rest[0]}.", f"Train seeds={SEEDS} of each, and norm=bn beside them."]
+        return [
+            f"{head}, but {'; '.join(rest)}.",
+            f"Train seeds={SEEDS} of each, and norm=bn beside them.",
+        ]
+    rest += gaps.missing(setting.lines)
     rest += [words.method(family, "pair", "of norms")]
     return [f"{head}{': ' * bool(told)}{', '.join(told)}.", words.sentence(rest)]
 

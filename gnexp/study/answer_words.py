@@ -29,8 +29,8 @@ def name(line: Series) -> str:
 
 
 def _more(rest: str) -> str:
-    """Return what else tells the series apart, but for the update rule, which the setting has."""
-    kept = [part for part in rest.split(", ") if part and not part.startswith("update ")]
+    """Return what else tells the series apart, but for what the answer tells of all of them."""
+    kept = [p for p in rest.split(", ") if p and not p.startswith(("update ", "tuned="))]
     return f" ({', '.join(kept)})" if kept else ""
 
 
@@ -38,6 +38,13 @@ def spelled(items: Sequence[object]) -> str:
     """Return '1, 2 and 4'."""
     texts = [str(item) for item in items]
     return " and ".join([", ".join(texts[:-1]), texts[-1]] if len(texts) > 1 else texts)
+
+
+def some(items: Sequence[str], most: int = 4) -> str:
+    """Return '1, 2 and 4', of more than `most` the first few 'and 9 more'."""
+    if len(items) <= most:
+        return spelled(items)
+    return f"{', '.join(items[: most - 1])} and {len(items) - most + 1} more"
 
 
 def where(batches: Sequence[int], all_batches: Sequence[int]) -> str:

@@ -21,8 +21,8 @@ from gnexp.study.article_rows import (
     claim_row,
     series_name,
 )
-from gnexp.study.cells import Cell, Series
-from gnexp.study.comparisons import between
+from gnexp.study.cells import Cell, Series, norm_label
+from gnexp.study.comparisons import between, untuned_note
 from gnexp.study.inference import AHEAD, ALPHA, BEHIND, UNTESTED, Estimate, estimate, simultaneous
 from gnexp.study.noise import SEPARATE_EXAMPLES
 from gnexp.study.rendering import Column, Row, Table, percent, plain
@@ -127,6 +127,7 @@ def _gn_leads(rows: Sequence[Row]) -> list[Row]:
             hi=row["hi_simultaneous"],
             n=f"{row['n_a']} and {row['n_b']}",
             family=row["family"],
+            note=row["note"],
         )
         for row in rows
         if row["norm"] == "gn" and row["batch"] < SMALL and row["verdict"] != UNTESTED
@@ -137,7 +138,7 @@ def _between(lines: Sequence[Series], reference_batch: int) -> list[Row]:
     """Is GN, which lies between LN and IN by construction, between them in accuracy too?"""
 
     def rest(line: Series) -> list[tuple[str, Any]]:
-        own = ("norm", "groups", "channels_per_group")
+        own = ("norm", "groups", "channels_per_group", "tuned")
         return sorted((k, str(v)) for k, v in line.key.items() if k not in own)
 
     cases: list[tuple[Series, Cell, Cell, Cell]] = []
@@ -167,6 +168,7 @@ def _between(lines: Sequence[Series], reference_batch: int) -> list[Row]:
         measured = f"{', '.join(f'{line.label} {text}' for text in to)} points"
         n = " and ".join(str(len(c.scored)) for c in (cell, ln, instance))
         more = {"batch": reference_batch, "n": n, "family": pair[0].family}
+        more["note"] = untuned_note(cell, ln, instance)
         found.append(
             claim_row("A unified view", claim, line.label, verdict, measured=measured, **more)
         )
@@ -185,7 +187,7 @@ def _shift(rows: Sequence[Row]) -> list[Row]:
     cases: list[tuple[Row, Row, Estimate]] = []
     for row in (r for r in rows if r["norm"] in SEPARATE_EXAMPLES[:-1]):
         same = [r for r in rows if r["norm"] == "bn"]
-        keys = [k for k in key if not k.startswith("norm.")]
+        keys = [k for k in key if not k.startswith("norm.") and k != "tuned"]
         same = [r for r in same if all(r[k] == row[k] for k in keys) and r["n"] > 1]
         if same and row["n"] > 1:
             cases.append((row, same[0], _welch(row, same[0])))
@@ -202,11 +204,18 @@ def _shift(rows: Sequence[Row]) -> list[Row]:
             hi=adjusted.hi,
             n=f"{row['n']} and {bn['n']}",
             family=adjusted.family,
-            note=f"accuracy on them {percent(row['corrupted'])} % and {percent(bn['corrupted'])} %",
+            note=_corrupted(row, bn),
         )
         for (row, bn, difference), adjusted in zip(cases, simultaneous([d for *_, d in cases]))
         if adjusted.verdict != UNTESTED
     ]
+
+
+def _corrupted(row: Row, bn: Row) -> str:
+    told = f"accuracy on them {percent(row['corrupted'])} % and {percent(bn['corrupted'])} %"
+    if {row.get("tuned"), bn.get("tuned")} == {True, False}:
+        told += f"; the rate of {norm_label(bn if row['tuned'] else row)} was not tuned"
+    return told
 
 
 def _welch(a: Row, b: Row) -> Estimate:

@@ -85,7 +85,7 @@ def _pairs(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
         if row["norm"] == "bn":
             bn.setdefault(_text(row, (*_NORM, *_NUMBERS)), []).append(row)
     for row in (r for r in rows if r["norm"] == "gn"):
-        series = _text(row, (*_NUMBERS, *_SIZES))
+        series = _text(row, (*_NUMBERS, *_SIZES, "tuned"))
         if len(bn.get(_text(row, (*_NORM, *_NUMBERS)), [])) == 1:
             kept = smallest.setdefault(series, row)
             smallest[series] = min(kept, row, key=lambda r: r["at_batch"])
@@ -97,7 +97,7 @@ def _text(row: Row, without: Sequence[str]) -> str:
     return repr([(key, row[key]) for key in kept])
 
 
-_NORM = ("norm", "groups", "channels_per_group")
+_NORM = ("norm", "groups", "channels_per_group", "tuned")
 _SIZES = ("batch", "update_batch", "at_batch")
 _NUMBERS = ("n", "k", "noise", "noise_lo", "noise_hi", "signal", "signal_lo", "signal_hi")
 _NUMBERS += ("relative_noise", "noise_scale", "noise_scale_lo", "noise_scale_hi", "weight_norm")

@@ -31,7 +31,9 @@ class BreakEven:
 
 
 def break_even(pairs: Sequence[Versus]) -> BreakEven:
-    """Return the break-even batch of one norm against BN, from its comparisons in one family.
+    """Return the break-even batch of one norm against BN, from its comparisons with BN.
+
+    They are adjusted within the family of all norms and batch sizes of a setting.
 
     Batch sizes whose comparison has a p, ascending, are "ahead" (the simultaneous interval of
     norm - BN is above 0), "behind" (below) or "undecided" (it holds 0). Then

@@ -3,9 +3,10 @@
 import math
 from collections.abc import Sequence
 
-from gnexp.study.cells import BASE, Cell, norm_label
+from gnexp.study.cells import BASE, Cell, is_trial, norm_label
 from gnexp.study.compare import HIGHER, LOWER, Alone, Pair, overall
-from gnexp.study.inference import PAIRED
+from gnexp.study.held_out import TEST, VALIDATION
+from gnexp.study.inference import PAIRED, UNDECIDED
 from gnexp.study.rendering import Column, Cut, Row, Table, percent, plain
 
 Names = Sequence[str]
@@ -94,7 +95,28 @@ def differing_table(rows: Sequence[Row], names: Names) -> Table:
 
 
 def warnings(first: Sequence[Cell], second: Sequence[Cell], names: Names) -> list[str]:
-    """Return what keeps the accuracies of two studies from being of one task."""
+    """Return what keeps the accuracies of two studies from being of one task, or of test images."""
+    return [*_other_images(first, second, names), *_other_tasks(first, second, names)]
+
+
+def _other_images(first: Sequence[Cell], second: Sequence[Cell], names: Names) -> list[str]:
+    on = [
+        VALIDATION if all(is_trial(cell.record) for cell in cells) else TEST
+        for cells in (first, second)
+    ]
+    if on == [TEST, TEST]:
+        return []
+    if on == [VALIDATION, VALIDATION]:
+        return [
+            "Every accuracy here is of images held out of the training set, not of test images."
+        ]
+    return [
+        f"Accuracies of {names[0]} are of {on[0]} images, those of {names[1]} of {on[1]} images: "
+        "their trainings saw other images too."
+    ]
+
+
+def _other_tasks(first: Sequence[Cell], second: Sequence[Cell], names: Names) -> list[str]:
     tasks = [sorted({(c.test_images, c.classes) for c in cells}) for cells in (first, second)]
     if not all(tasks) or tasks[0] == tasks[1]:
         return []
@@ -122,9 +144,10 @@ def sentences(
 def _overall(pairs: Sequence[Pair], names: Names) -> str:
     found = overall(pairs)
     cells = f"the {len(pairs)} cells of both" if len(pairs) > 1 else "the one cell of both"
-    if not found.n_a or not found.n_b:
-        return f"No seed of either study has {cells}, so there is no mean over them."
-    n = f"n = {found.n_b} seeds of {names[0]} and {found.n_a} of {names[1]}"
+    lacking = [name for name, n in zip(names, (found.n_b, found.n_a)) if not n]
+    if lacking:
+        return f"No seed of {' or of '.join(lacking)} has {cells}, so there is no mean over them."
+    n = f"n = {found.n_b} seed{'s' * (found.n_b != 1)} of {names[0]} and {found.n_a} of {names[1]}"
     how = f"paired over {found.n_pairs}" if found.method == PAIRED else "not paired"
     text = f"{names[1]} minus {names[0]}, mean over {cells}: {_signed(found.difference)} points"
     if found.why:
@@ -133,16 +156,19 @@ def _overall(pairs: Sequence[Pair], names: Names) -> str:
 
 
 def _counted(rows: Sequence[Row], names: Names) -> str:
-    counts = {v: [r for r in rows if r["verdict"] == v] for v in (HIGHER, LOWER)}
-    decided = [*counts[HIGHER], *counts[LOWER]]
-    what = f"Of {len(rows)} cell{'s' * (len(rows) != 1)} compared"
+    decided, undecided, untested = _by_decision(rows)
     if not decided:
-        return f"{what}, none is shown to differ between the studies (Holm, 5 %)."
-    told = " and ".join(f"{len(c)} {v}" for v, c in counts.items() if c)
+        return _none(rows, ("cell", "compared"), "between the studies")
     largest = max(decided, key=lambda row: abs(row["difference"]))
+    if len(rows) == 1:
+        of = f"in the one cell compared (Holm, 5 %): {_difference(largest)}"
+        return f"{names[1]} is {largest['verdict']} {of}."
+    counts = [(v, sum(row["verdict"] == v for row in decided)) for v in (HIGHER, LOWER)]
+    told = " and ".join(f"{verdict} in {n}" for verdict, n in counts if n)
+    found = [f"{names[1]} is {told} (Holm, 5 %)", *_open(undecided, untested)]
     return (
-        f"{what}, {names[1]} is {told} (Holm, 5 %), the others are undecided; the largest "
-        f"difference is that of {_cell(largest, rows)}: {_difference(largest)}."
+        f"Of {len(rows)} cells compared, {', '.join(found)}; the largest difference is that of "
+        f"{_cell(largest, rows)}: {_difference(largest)}."
     )
 
 
@@ -150,26 +176,61 @@ def _on_costs(rows: Sequence[Row], names: Names) -> list[str]:
     if not rows:
         return []
     reference = rows[0]["reference_batch"]
-    decided = [row for row in rows if row["verdict"] in (HIGHER, LOWER)]
+    decided, undecided, untested = _by_decision(rows)
     if not decided:
-        widest = max((r for r in rows if r["p"] == r["p"]), key=_width, default=None)
-        room = (
-            f" A difference of up to {percent(_width(widest), 1)} points would not be excluded"
-            f" at {_cell(widest, rows)}."
-            if widest
-            else ""
-        )
-        return [
-            f"None of {len(rows)} costs against batch {reference} is shown to differ between "
-            f"{names[0]} and {names[1]} (Holm, 5 %).{room}"
-        ]
+        between = f"between {names[0]} and {names[1]}"
+        text = _none(rows, ("cost", f"against batch {reference}"), between)
+        if undecided:
+            widest = max(undecided, key=_width)
+            text += (
+                f" A difference of up to {percent(_width(widest), 1)} points would not be excluded"
+                f" at {_cell(widest, rows)}."
+            )
+        return [text]
     largest = max(decided, key=lambda row: abs(row["difference"]))
+    of = f"{len(decided)} of {len(rows)} comparisons" if len(rows) > 1 else "the one comparison"
+    found = [f"differs between the studies in {of} (Holm, 5 %)", *_open(undecided, untested)]
     return [
-        f"What a batch costs against batch {reference} differs between the studies in "
-        f"{len(decided)} of {len(rows)} comparisons (Holm, 5 %); most at {_cell(largest, rows)}: "
+        f"What a batch costs against batch {reference} {', '.join(found)}; "
+        f"{'most ' * (len(decided) > 1)}at {_cell(largest, rows)}: "
         f"{_signed(largest['first_cost'])} points in {names[0]}, "
         f"{_signed(largest['second_cost'])} in {names[1]}; {_difference(largest)}."
     ]
+
+
+def _by_decision(rows: Sequence[Row]) -> tuple[list[Row], list[Row], list[Row]]:
+    """Return the rows that are decided, those that are undecided, and those that have no test."""
+    decided = [row for row in rows if row["verdict"] in (HIGHER, LOWER)]
+    undecided = [row for row in rows if row["verdict"] == UNDECIDED]
+    return decided, undecided, [r for r in rows if r["verdict"] not in (HIGHER, LOWER, UNDECIDED)]
+
+
+def _open(undecided: Sequence[Row], untested: Sequence[Row]) -> list[str]:
+    """Return how many are undecided and how many are not tested, of which there are any."""
+    told = [f"{len(undecided)} {_are(undecided)} undecided"] if undecided else []
+    if untested:
+        told.append(f"{len(untested)} {_are(untested)} not tested ({_reasons(untested)})")
+    return told
+
+
+def _none(rows: Sequence[Row], what: tuple[str, str], between: str) -> str:
+    """Return that none of these differ, or that none is tested; what: a noun, and what follows."""
+    _, undecided, untested = _by_decision(rows)
+    one = len(rows) == 1
+    subject = f"The one {' '.join(what)} is" if one else f"Of {len(rows)} {what[0]}s {what[1]}"
+    if not undecided:
+        return f"{subject}{' not' if one else ', none is'} tested: {_reasons(untested)}."
+    shown = f"{' not' if one else ', none is'} shown to differ {between} (Holm, 5 %)"
+    parts = f": {', '.join(_open(undecided, untested))}" if untested else ""
+    return f"{subject}{shown}{parts}."
+
+
+def _are(rows: Sequence[Row]) -> str:
+    return "is" if len(rows) == 1 else "are"
+
+
+def _reasons(untested: Sequence[Row]) -> str:
+    return " or ".join(dict.fromkeys(row["verdict"].partition(": ")[2] for row in untested))
 
 
 def _width(row: Row) -> float:

@@ -1,8 +1,8 @@
 """Differences of mean accuracy: each batch size against the reference, and norm against BN.
 
-Two kinds of families, each with Holm's adjustment: one norm against BN over the batch sizes, a
-family for each norm in each setting (a model, a data set, an update rule); and every batch size
-against the reference batch, one family over all norms.
+Two families, each with Holm's adjustment: every norm against BN at every batch size, one family
+for each setting (a model, a data set, an update rule), so that the best of several norms may be
+named at the stated error rate; and every batch size against the reference batch, over all norms.
 """
 
 import math
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gnexp.study import statistics
-from gnexp.study.cells import BASE, Cell, Series
+from gnexp.study.cells import BASE, Cell, Series, norm_label
 from gnexp.study.inference import (
     AHEAD,
     ALPHA,
@@ -26,7 +26,8 @@ from gnexp.study.inference import (
 )
 
 Row = dict[str, Any]
-_OF_THE_NORM = ("norm", "groups", "channels_per_group")
+# What the series of a setting may differ in; an untuned rate is told, but keeps none apart.
+_OF_THE_SERIES = ("norm", "groups", "channels_per_group", "tuned")
 
 
 @dataclass(frozen=True)
@@ -39,13 +40,24 @@ class Versus:
     difference: Difference
     adjusted: Adjusted
 
+    @property
+    def mean(self) -> float:
+        """The cell's mean accuracy, diverged seeds at chance."""
+        return math.fsum(self.cell.scored) / len(self.cell.scored)
+
+    @property
+    def note(self) -> str:
+        """What kept it from a p, and whose learning rate was not tuned."""
+        told = (self.difference.why, untuned_note(self.cell, self.other))
+        return "; ".join(part for part in told if part)
+
 
 @dataclass(frozen=True)
 class Setting:
     """Series that differ in nothing but the norm: bn is BN as it comes, if it was trained.
 
     key: what the series share. pairs: (series, its comparisons with bn, ascending in batch) for
-    every series but bn itself, a family each.
+    every series but bn itself, all of them one family.
     """
 
     key: dict[str, Any]
@@ -73,22 +85,29 @@ def _setting(lines: list[Series]) -> Setting:
     as_it_comes = [b for b in found if b.key.get("norm.momentum_rule") in (None, "batches")]
     bn = next(iter(as_it_comes or found), None)
     others = [line for line in lines if line is not bn]
-    pairs = [(line, versus(line, bn)) for line in others] if bn else []
+    pairs = against(others, bn) if bn else []
     return Setting(_shared(lines[0].key), lines, bn, pairs)
 
 
 def _shared(key: Mapping[str, Any]) -> Row:
-    return {k: v for k, v in key.items() if k not in _OF_THE_NORM and not k.startswith("norm.")}
+    return {k: v for k, v in key.items() if k not in _OF_THE_SERIES and not k.startswith("norm.")}
 
 
-def versus(line: Series, other: Series) -> list[Versus]:
-    """Return line minus other at the batch sizes of both, ascending, as one family."""
+def against(lines: Sequence[Series], other: Series) -> list[tuple[Series, list[Versus]]]:
+    """Return each line minus other at the batch sizes of both, ascending; all are one family."""
     theirs = {cell.key["batch"]: cell for cell in other.cells}
-    cells = [(c, theirs[c.key["batch"]]) for c in line.cells if c.key["batch"] in theirs]
-    found = [between(cell, its) for cell, its in cells]
+    shared = [[c for c in line.cells if c.key["batch"] in theirs] for line in lines]
+    found = [[between(c, theirs[c.key["batch"]]) for c in cells] for cells in shared]
+    adjusted = iter(simultaneous([one for differences in found for one in differences]))
     return [
-        Versus(cell.key["batch"], cell, its, difference, adjusted)
-        for (cell, its), difference, adjusted in zip(cells, found, simultaneous(found))
+        (
+            line,
+            [
+                Versus(c.key["batch"], c, theirs[c.key["batch"]], difference, next(adjusted))
+                for c, difference in zip(cells, differences)
+            ],
+        )
+        for line, cells, differences in zip(lines, shared, found)
     ]
 
 
@@ -126,12 +145,23 @@ def norm_rows(found: Sequence[Setting]) -> list[Row]:
             "n_diverged": len(one.cell.of("diverged")),
             "n_diverged_bn": len(one.other.of("diverged")),
             "verdict": one.adjusted.verdict,
-            "note": one.difference.why,
+            "note": "; ".join(
+                filter(None, (one.difference.why, untuned_note(one.cell, one.other)))
+            ),
         }
         for setting in found
         for line, pairs in setting.pairs
         for one in pairs
     ]
+
+
+def untuned_note(*cells: Cell) -> str:
+    """Return of compared cells which norms' learning rates were not tuned, "" if all are alike."""
+    tuned = [cell.key.get("tuned") for cell in cells]
+    if True not in tuned or False not in tuned:
+        return ""
+    names = [norm_label(cell.key) for cell in cells if cell.key.get("tuned") is False]
+    return f"the rate of {' and '.join(dict.fromkeys(names))} was not tuned"
 
 
 def flatness_rows(lines: Sequence[Series], reference_batch: int) -> list[Row]:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
 
+from gnexp.study.choice import CHOICES
 from gnexp.study.files import Damaged, read_json, write_json
 from gnexp.study.page_passport import CHECK
 from gnexp.study.store import INPUTS, Study
@@ -53,7 +54,7 @@ def files_of(folder: Path) -> dict[str, Path]:
 
 def _inputs(study: Study, reference_batch: int, formats: Sequence[str]) -> str:
     parts = [f"reference_batch={reference_batch}", study.name, _makers(), *study.damage]
-    parts += [*formats, _digest(study.folder.parent / CHECK)]
+    parts += [*formats, _digest(study.folder.parent / CHECK), _digest(study.folder / CHOICES)]
     for record in study.runs:
         # Whether a seed is running or interrupted is no file's affair.
         parts += [record.name, repr(sorted(record.statuses.items()))]

@@ -9,12 +9,12 @@ from gnexp.study import drawing
 from gnexp.study.cells import BASE, norm_rank, series_label
 from gnexp.study.drawing import COLUMN_IN, PAGE_IN
 from gnexp.study.rendering import Row
-from gnexp.study.tuning import UNTUNED
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+USUAL_RATE = 0.1  # the protocol's, whose tick is written wherever there is room for any
 CAPTIONS = {
     "accuracy_vs_lr": "Accuracy on images held out of training against the learning rate (times "
     "update batch / 128), a panel per batch size: mean over the tuning seeds, diverged ones at "
@@ -170,7 +170,7 @@ def _rate_axis(
     widest = max(drawing.text_width(f"{tick:g}", TICK_PT) for tick in ticks) + 0.06
     nearest = min((math.log2(b / a) for a, b in itertools.pairwise(ticks)), default=span)
     step = max(1, math.ceil(widest / (room * nearest / span)))
-    usual = min(range(len(ticks)), key=lambda i: abs(math.log(ticks[i] / UNTUNED)))
+    usual = min(range(len(ticks)), key=lambda i: abs(math.log(ticks[i] / USUAL_RATE)))
     axis.xaxis.set_major_locator(FixedLocator(ticks[usual % step :: step]))
     axis.xaxis.set_minor_locator(FixedLocator(ticks))
     axis.xaxis.set_minor_formatter(NullFormatter())

@@ -8,33 +8,40 @@
   };
   const textOf = (cell) => (cell ? cell.textContent.trim() : "");
   const EMPTY = new Set(["", "\u2013", "-"]);
-  const NUMBER = /^[\[<>~\u00b1\s]*([+-]?(?:\d[\d,]*\.?\d*(?:e[+-]?\d+)?|\u221e))/i;
+  const DIGITS = "([+-]?(?:\\d+(?:,\\d{3})*(?:\\.\\d*)?(?:e[+-]?\\d+)?|\u221e))";
+  const NUMBER = new RegExp(`^[<>~]?\\s*${DIGITS}(?=$| [[(]|\\s*[%\u00b1]| of )`, "i");
+  const INTERVAL = new RegExp(`^\\[${DIGITS}, ${DIGITS}\\]`, "i");
 
-  // "78.3 +- 0.4", "[1.2, 3.4]" and "2 of 3" sort by their first number; null is no number.
+  // "78.3 +- 0.4", "1.2 (n = 3)", "[1.2, 3.4]" and "2 of 3" sort by their first number; null is no
+  // number, as "3 diverged" is none: it counts something else than the column does.
   function numberIn(text) {
-    const found = NUMBER.exec(text.replace(/\u2212/g, "-"));
+    const signed = text.replace(/\u2212/g, "-");
+    const found = NUMBER.exec(signed) || INTERVAL.exec(signed);
     if (!found) return null;
     const digits = found[1].replace(/,/g, "");
     return digits.endsWith("\u221e") ? (digits[0] === "-" ? -Infinity : Infinity) : Number(digits);
   }
 
+  const [NUMBERS, WORDS, NOTHING] = [0, 1, 2]; // in this order, whichever way a column is sorted
   function sortRows(table, column, direction) {
     const body = table.tBodies[0];
     const rows = [...body.rows];
     rows.forEach((row, index) => (row.dataset.order ??= index));
     const keyed = rows.map((row) => {
-      const text = textOf(row.cells[column]);
-      return { row, text, empty: EMPTY.has(text), number: numberIn(text) };
+      const cell = row.cells[column];
+      const text = textOf(cell?.querySelector("small") ? cell.firstChild : cell); // n is beside it
+      const number = numberIn(text);
+      const kind = EMPTY.has(text) ? NOTHING : number === null ? WORDS : NUMBERS;
+      return { row, text, kind, number };
     });
-    const numeric = keyed.every((key) => key.empty || key.number !== null);
     const collator = new Intl.Collator("en", { numeric: true });
     keyed.sort((a, b) => {
       const before = a.row.dataset.order - b.row.dataset.order;
       if (!direction) return before;
-      if (a.empty || b.empty) return a.empty - b.empty || before;
-      const apart = numeric
-        ? a.number === b.number ? 0 : a.number < b.number ? -1 : 1
-        : collator.compare(a.text, b.text);
+      if (a.kind !== b.kind) return a.kind - b.kind;
+      const apart = a.kind === WORDS
+        ? collator.compare(a.text, b.text)
+        : a.number === b.number ? 0 : a.number < b.number ? -1 : 1;
       return direction * apart || before;
     });
     body.append(...keyed.map((key) => key.row));

@@ -10,6 +10,7 @@ from urllib.parse import quote
 from gnexp.study import cells as grouping
 from gnexp.study.article_claims import tally
 from gnexp.study.cells import Cell
+from gnexp.study.held_out import judged_on, worded
 from gnexp.study.page_layout import MAIN_FIGURE, layout
 from gnexp.study.page_passport import passport_counts
 from gnexp.study.rendering import Table
@@ -58,6 +59,7 @@ def render_page(
     figures: {name: (its SVG, its caption)}, embedded whatever `formats`, the files to link to, are.
     context: answer, headline, matrix, reference_batch.
     """
+    on = judged_on(study)
     rows = {name for name, table in tables.items() if table.rows}
     runs = tables["runs"].rows
     checks = tables["noise_check"].rows
@@ -65,6 +67,7 @@ def render_page(
         "page.html.j2",
         figures,
         study=study,
+        on=on,
         sections=layout(figures, sorted(rows)),
         tables=tables,
         main_figure=MAIN_FIGURE,
@@ -75,7 +78,7 @@ def render_page(
         commands=distinct(study, "command"),
         versions={key: distinct(study, key) for key in VERSION_KEYS if distinct(study, key)},
         started=_span(study),
-        meanings=MEANINGS,
+        meanings={word: worded(meaning, on) for word, meaning in MEANINGS.items()},
         verdicts=tally(tables["article_claims"].rows, lambda row: row["verdict"]),
         passport=passport_counts(study.folder.parent),
         agreed=(sum(bool(row["agree"]) for row in checks), len(checks)),
@@ -135,7 +138,7 @@ def render(template: str, figures: Mapping[str, tuple[bytes, str]], **context: A
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["pretty"] = pretty
+    environment.filters |= {"pretty": pretty, "worded": worded}
     return environment.get_template(template).render(
         figures={name: _figure(*found) for name, found in figures.items()},
         css=_source("page.css"),
@@ -183,7 +186,7 @@ def _about(study: Study, cells: Sequence[Cell]) -> list[str]:
         if record.result or not cells:
             told[f"{model} on {title}{size}{checksum}"] = None
         if grouping.epsilon(config) != grouping.NOT_PRIVATE:
-            told[PRIVATE] = None
+            told[worded(PRIVATE, judged_on(study))] = None
     return list(told)
 
 

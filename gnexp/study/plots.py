@@ -8,6 +8,7 @@ from gnexp.study import drawing, noise, statistics
 from gnexp.study.cells import Cell, Series
 from gnexp.study.drawing import COLUMN_IN, PAGE_HEIGHT_IN, PAGE_IN
 from gnexp.study.files import write_whole
+from gnexp.study.held_out import TEST, word_figure
 from gnexp.study.labels import name_lines
 from gnexp.study.noise_plot import noise_vs_batch
 
@@ -30,11 +31,13 @@ def draw_figures(
     folder: Path,
     more: Mapping[str, Maker] | None = None,
     formats: Sequence[str] = ("png", "svg"),
+    on: str = TEST,
 ) -> dict[str, bytes]:
     """Write every figure that has something to show; return {name: its SVG, written or not}.
 
     gradients, exponents: the rows of the tables of those names. more: makers of other figures.
     formats: of drawing.FORMATS, a file NAME.FORMAT each. Raises ValueError for another one.
+    on: of which images accuracies are, as judged_on has it; axis labels say so.
     """
     makers: dict[str, Maker] = {
         "accuracy_vs_batch": lambda: accuracy_vs_batch(lines),
@@ -50,6 +53,7 @@ def draw_figures(
         for name, make in makers.items():
             figure = make()
             if figure is not None:
+                word_figure(figure, on)
                 made = {kind: drawing.image_bytes(figure, kind) for kind in ("svg", *formats)}
                 for kind in dict.fromkeys(formats):
                     write_whole(folder / f"{name}.{kind}", made[kind])

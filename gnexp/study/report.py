@@ -14,6 +14,7 @@ from gnexp.study.drawn import drawn_lines, rows_of
 from gnexp.study.files import write_whole
 from gnexp.study.freshness import FORMATS, files_of, is_fresh, stamp
 from gnexp.study.headline import headline
+from gnexp.study.held_out import judged_on, worded
 from gnexp.study.page import render_page
 from gnexp.study.rendering import Table, percent, write_table_files
 from gnexp.study.store import Study, alone_in, load_study
@@ -79,7 +80,8 @@ def _build(
     written = [path for table in tables.values() for path in _write_table(table, folder)]
     exponents = tables["exponents"].rows
     shown, left_out = drawn_lines(lines)
-    figures = _draw(cells, shown, tables, reference_batch, folder, formats)
+    on = judged_on(study)
+    figures = _draw(cells, shown, tables, reference_batch, folder, formats, on)
     written += _figure_files(figures, folder, formats)
     of_all = [row for row in exponents if row["parameters"] == "all"]
     tables["exponents_of_all"] = dataclasses.replace(tables["exponents"], rows=of_all)
@@ -90,11 +92,11 @@ def _build(
         study,
         cells,
         tables,
-        {name: (svg, FIGURES[name] + left_out) for name, svg in figures.items()},
+        {name: (svg, worded(FIGURES[name], on) + left_out) for name, svg in figures.items()},
         list(dict.fromkeys(formats)),
         answer=answer(lines, reference_batch),
         headline=[
-            *facts,
+            *(worded(fact, on) for fact in facts),
             *trial_sentences(study, tuned),
             *damage_sentences(tables["decomposition"].rows),
             *two_batches_sentences(tables["two_batches"].rows),
@@ -115,6 +117,7 @@ def _draw(
     reference_batch: int,
     folder: Path,
     formats: Sequence[str],
+    on: str,
 ) -> dict[str, bytes]:
     """Write the figures of the series to be shown; return {name: its SVG}."""
     names = {cell.record.name for line in shown for cell in line.cells}
@@ -127,7 +130,7 @@ def _draw(
         **two_batches_plot.two_batches_figures(tables),
     }
     gradients, exponents = tables["gradient_variance"].rows, tables["exponents"].rows
-    return plots.draw_figures(drawn, shown, gradients, exponents, folder, more, formats)
+    return plots.draw_figures(drawn, shown, gradients, exponents, folder, more, formats, on)
 
 
 def _figure_files(figures: Collection[str], folder: Path, formats: Sequence[str]) -> list[Path]:
@@ -157,8 +160,8 @@ def plain_summary(study: Study, reference_batch: int) -> str:
     lines = grouping.series(settled(judged_cells(study), tuned_cells(study)))
     if not lines:
         return "no seed is finished yet"
-    on = "validation" if all(map(grouping.is_trial, study.runs)) else "test"
-    return "\n".join([_plain_table(lines, on), *answer(lines, reference_batch)])
+    table = _plain_table(lines, judged_on(study))
+    return "\n".join([table, *answer(lines, reference_batch)])
 
 
 def _plain_table(lines: Sequence[Series], on: str) -> str:
@@ -176,7 +179,7 @@ def _plain_table(lines: Sequence[Series], on: str) -> str:
     ]
     n = f", n = {same.pop()}" if alike else ", (n seeds)"
     single = (
-        "; one seed: interval over test images"
+        f"; one seed: interval over {on} images"
         if any(cell.n == 1 for _, row in rows for cell in row if cell)
         else ""
     )

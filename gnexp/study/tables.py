@@ -7,6 +7,7 @@ from gnexp.study import noise
 from gnexp.study.cells import BASE, NORM_LABELS, RUN_COLUMNS, Cell, Series, run_rows
 from gnexp.study.comparisons import flatness_rows
 from gnexp.study.evidence import evidence_tables
+from gnexp.study.held_out import TEST, VALIDATION, judged_on, worded_table
 from gnexp.study.inference import with_images
 from gnexp.study.rendering import Column, Cut, Row, Table, percent, plain
 from gnexp.study.store import Study
@@ -20,7 +21,11 @@ ACCURACY_COLUMNS += ("lo_images", "hi_images")
 def build_tables(
     study: Study, cells: Sequence[Cell], lines: Sequence[Series], reference_batch: int
 ) -> dict[str, Table]:
-    """Return every table of the report by name; those without data have no row and say why."""
+    """Return every table of the report by name; those without data have no row and say why.
+
+    Columns keep their names (test_acc) where all runs are judged on validation images; what people
+    read says so.
+    """
     rows = run_rows(study)
     per_group = any(row["channels_per_group"] is not None for row in rows)
     extras = [k for k in dict.fromkeys(k for c in cells for k in c.key) if k not in BASE]
@@ -36,7 +41,8 @@ def build_tables(
         two_batches_table(lines, key, key_columns(key)),
         *why_tables(cells, lines, reference_batch, key, key_columns(key)),
     ]
-    return {table.name: table for table in tables}
+    on = judged_on(study)
+    return {table.name: worded_table(table, on) for table in tables}
 
 
 def _runs(rows: list[Row], per_group: bool) -> Table:
@@ -46,12 +52,15 @@ def _runs(rows: list[Row], per_group: bool) -> Table:
     shown = [Column("Run", _get("run"), False), *key_columns(["norm", "groups"])]
     shown += key_columns(["channels_per_group"] if per_group else [])
     shown += key_columns(["batch", "update_batch", "lr"])
+    both = {row.get("split") for row in rows} == {TEST, VALIDATION}
+    accuracy, loss = ("Accuracy", "Loss") if both else ("Test accuracy", "Test loss")
     shown += [
         Column("Seed", _get("seed")),
         Column("Status", _get("status"), False),
-        Column("Test accuracy, last epoch (%)", _percent("test_acc", 2)),
-        Column("Test accuracy, median of last 5 (%)", _percent("test_acc_median5", 2)),
-        Column("Test loss (nats)", _get("test_loss")),
+        *([Column("Judged on", _get("split"), False)] if both else []),
+        Column(f"{accuracy}, last epoch (%)", _percent("test_acc", 2)),
+        Column(f"{accuracy}, median of last 5 (%)", _percent("test_acc_median5", 2)),
+        Column(f"{loss} (nats)", _get("test_loss")),
         Column("Train loss (nats)", _get("train_loss")),
         Column("Epochs", _get("epochs")),
         Column("Images seen", _get("examples_seen")),
@@ -110,7 +119,7 @@ def _flatness(rows: list[Row], key: list[str], reference: int) -> Table:
         Column("90 % interval alone", _range("lo90", "hi90")),
         Column("Paired over seeds", _paired),
         Column("n", lambda row: f"{row['n']} and {row['n_reference']}"),
-        Column("SD", lambda row: f"{percent(row['sd'], 2)} {row['method']}".strip(), False),
+        Column("SD", _spread, False),
         Column("Verdict", _get("verdict"), False),
     ]
     if any(row["differs"] for row in rows):
@@ -283,6 +292,11 @@ def _paired(row: Row) -> str:
     return (
         f"{_percent('paired_difference', 2)(row)} {_range('paired_lo', 'paired_hi')(row)}".strip()
     )
+
+
+def _spread(row: Row) -> str:
+    of = f"({row['method']})" if row["method"] else ""
+    return f"{percent(row['sd'], 2)} {of}".strip()
 
 
 def _diverged(row: Row) -> str:

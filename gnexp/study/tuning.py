@@ -12,23 +12,30 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from gnexp.study import statistics
-from gnexp.study.cells import Cell, cells, is_trial, key_text, row_order, varying
-from gnexp.study.choice import best_rate
+from gnexp.study.cells import Cell, cells, is_trial, key_text, norm_label, row_order, varying
+from gnexp.study.choice import Choice, recorded_choices
+from gnexp.study.comparisons import scored_by_seed
+from gnexp.study.files import Damaged
 from gnexp.study.rendering import Row
 from gnexp.study.store import Record, Study
 
 GOOD = 0.02  # a rate is good when its accuracy is at most this far below the best one's
 _ENDS = {"": "mean", "_lo": "lo", "_hi": "hi"}
-UNTUNED = 0.1  # the protocol's rate, which nobody chose for the cell
+TUNED = "tuned"
 
 
 @dataclasses.dataclass(frozen=True)
 class Tuned:
-    """One tuned cell: its key without the rate, its trials by rate, and the chosen rate."""
+    """One tuned cell: its key without the rate, its trials by rate, and what was chosen."""
 
     key: dict[str, Any]
     trials: dict[float, Cell]
-    rate: float
+    choice: Choice
+
+    @property
+    def rate(self) -> float:
+        """The chosen rate."""
+        return self.choice.rate
 
     @property
     def at_edge(self) -> bool:
@@ -50,8 +57,7 @@ def parted(study: Study) -> tuple[Study, Study]:
 
 def trial_sentences(study: Study, tuned: Sequence[Tuned]) -> list[str]:
     """Return what is to be known of a study's trials, of one that has any."""
-    trials = [record for record in study.runs if is_trial(record)]
-    if len(trials) == len(study.runs):
+    if all(map(is_trial, study.runs)):
         return [
             "Every accuracy here is of images held out of the training set, not of test images."
         ]
@@ -60,6 +66,11 @@ def trial_sentences(study: Study, tuned: Sequence[Tuned]) -> list[str]:
     seeds = sum(len(cell.scored) for each in tuned for cell in each.trials.values())
     edge = sum(each.at_edge for each in tuned)
     told = f"; {edge} of them at the edge of the rates tried" if edge else ""
+    judged = judged_cells(study)
+    waiting = sum(_chosen(judged, each) is None for each in tuned)
+    told += f"; {waiting} have no result at the chosen rate yet" if waiting else ""
+    untuned = {norm_label(c.key) for c in settled(judged, tuned) if not c.key.get("tuned", True)}
+    told += f". The rates of {', '.join(sorted(untuned))} were not tuned" if untuned else ""
     return [
         f"The learning rates of {len(tuned)} cells were chosen by {seeds} trainings on images held"
         f" out of the training set{told}."
@@ -72,20 +83,29 @@ def judged_cells(study: Study) -> list[Cell]:
 
 
 def tuned_cells(study: Study) -> list[Tuned]:
-    """Return the cells of a study that have trials at two rates or more, ended seeds only."""
-    by_key: dict[str, list[Cell]] = {}
-    extras = varying(study)
-    for cell in cells(parted(study)[1], extras):
-        if cell.scored and cell.key.get("lr") is not None:
-            by_key.setdefault(key_text(_without_rate(cell)), []).append(cell)
+    """Return the cells whose rates were chosen, as the study's folder has it written down.
+
+    Those that have ended seeds at two rates or more; what cannot be read counts as not there.
+    """
+    try:
+        choices = recorded_choices(study.folder)
+    except (Damaged, KeyError, TypeError, ValueError):  # the command that trained it writes it anew
+        return []
+    extras, by_name = varying(study), {record.name: record for record in study.runs}
     found = []
-    for same in by_key.values():
-        trials = {cell.key["lr"]: cell for cell in sorted(same, key=lambda c: c.key["lr"])}
-        if len(trials) > 1:
-            diverged = [lr for lr, cell in trials.items() if cell.of("diverged")]
-            rate = best_rate({lr: cell.scored for lr, cell in trials.items()}, diverged)
-            found.append(Tuned(_without_rate(same[0]), trials, rate))
-    return found
+    for choice in choices:
+        records = [by_name[name] for name in choice.trials.values() if name in by_name]
+        some = cells(dataclasses.replace(study, runs=records), extras)
+        trials = {c.record.config.get("lr"): c for c in some if c.scored}
+        if len(trials) > 1 and choice.rate in trials:
+            ordered = {rate: trials[rate] for rate in sorted(trials)}
+            found.append(Tuned(_without_rate(some[0]), ordered, choice))
+    return sorted(found, key=lambda each: row_order(each.key))
+
+
+def _chosen(judged: Iterable[Cell], tuned: Tuned) -> Cell | None:
+    """Return the cell on the test set that stands for a tuned one, once it has a result."""
+    return next((c for c in judged if tuned.choice.run in [r.name for r in c.records]), None)
 
 
 def reported(study: Study) -> list[Record]:
@@ -96,18 +116,27 @@ def reported(study: Study) -> list[Record]:
     return [record for cell in settled(judged_cells(study), tuned) for record in cell.records]
 
 
-def settled(judged: Iterable[Cell], tuned: Iterable[Tuned]) -> list[Cell]:
+def settled(judged: Sequence[Cell], tuned: Sequence[Tuned]) -> list[Cell]:
     """Return the cells as they are compared: of a tuned one that at its chosen rate alone.
 
-    Where there is a tuned one they are no longer ordered by their rates.
+    As long as that has no result the others stay. Tuned cells differ in their rates by design, so
+    the rate is no part of their keys; where others are not tuned, `tuned` tells them apart.
     """
-    rates = {key_text(each.key): each.rate for each in tuned}
-    kept = [
-        cell
-        for cell in judged
-        if rates.get(key_text(_without_rate(cell)), cell.key.get("lr")) == cell.key.get("lr")
-    ]
-    return sorted(kept, key=lambda cell: row_order(_without_rate(cell))) if rates else kept
+    stands = {key_text(each.key): found for each in tuned if (found := _chosen(judged, each))}
+    if not stands:
+        return list(judged)
+    kept = []
+    for cell in judged:
+        chosen = stands.get(key_text(_without_rate(cell)))
+        if chosen is None:
+            kept.append(dataclasses.replace(cell, key={**cell.key, "tuned": False}))
+        elif chosen is cell:
+            key = {**cell.key, "lr": TUNED, "tuned": True}
+            kept.append(dataclasses.replace(cell, key=key))
+    if all(cell.key["tuned"] for cell in kept):
+        keys = [{k: v for k, v in cell.key.items() if k not in ("lr", "tuned")} for cell in kept]
+        kept = [dataclasses.replace(cell, key=key) for cell, key in zip(kept, keys)]
+    return sorted(kept, key=lambda cell: row_order(cell.key))
 
 
 def _without_rate(cell: Cell) -> dict[str, Any]:
@@ -161,7 +190,7 @@ def choice_rows(tuned: Iterable[Tuned], judged: Sequence[Cell]) -> list[Row]:
     for each in tuned:
         means = {lr: statistics.t_interval(c.scored).mean for lr, c in each.trials.items()}
         found = by_key.get(key_text(each.key), {})
-        untuned = _untuned(found, each.rate)
+        untuned = each.choice.untuned_rate
         best = tried[key_text(each.key), each.rate]
         rows.append(
             {
@@ -169,7 +198,7 @@ def choice_rows(tuned: Iterable[Tuned], judged: Sequence[Cell]) -> list[Row]:
                 "lr": each.rate,
                 "rates": len(each.trials),
                 "at_edge": each.at_edge,
-                **good_region(means),
+                **good_region(means, each.rate),
                 "n_tuning": best["n"],
                 **{f"validation{end}": best[k] for end, k in _ENDS.items()},
                 **_level(found.get(each.rate), "test"),
@@ -179,14 +208,6 @@ def choice_rows(tuned: Iterable[Tuned], judged: Sequence[Cell]) -> list[Row]:
             }
         )
     return rows
-
-
-def _untuned(found: Mapping[float, Cell], chosen: float) -> float | None:
-    """Return the rate that was not chosen: the protocol's, or else that nearest to it."""
-    others = sorted(found, key=lambda lr: (abs(math.log(lr / UNTUNED)), lr))
-    if chosen == UNTUNED or not others:
-        return UNTUNED if chosen == UNTUNED else None
-    return others[0] if others[0] != chosen else (others[1] if len(others) > 1 else None)
 
 
 def _level(cell: Cell | None, name: str) -> dict[str, Any]:
@@ -209,22 +230,15 @@ def _gap(chosen: Cell | None, untuned: Cell | None) -> dict[str, Any]:
     return {"n_gap": interval.n, **interval.columns("gap")}
 
 
-def scored_by_seed(cell: Cell) -> dict[int, float]:
-    """Return {seed: accuracy}, a diverged seed at chance."""
-    diverged = {row["seed"]: 1 / cell.classes for row in cell.of("diverged")}
-    complete = {r["seed"]: r["test_acc"] for r in cell.of("complete") if r["test_acc"] is not None}
-    return {**diverged, **complete}
+def good_region(means: Mapping[float, float], best: float) -> dict[str, Any]:
+    """Return where accuracy is within GOOD of the best rate's: {good_lo, good_hi, ...}.
 
-
-def good_region(means: Mapping[float, float]) -> dict[str, Any]:
-    """Return where the accuracy is within GOOD of the best: {good_lo, good_hi, good_octaves, ...}.
-
-    means: {rate: accuracy}. Between two rates the accuracy is taken to be linear in log2(rate). The
-    region holds the best rate and ends where the accuracy first falls below; good_open says at
-    which ends ("lo", "hi", "both", "") it reaches the last rate that was tried, and may go on.
+    means: {rate: accuracy}; best: one of the rates. Between two rates the accuracy is taken to be
+    linear in log2(rate). The region holds the best rate and ends where the accuracy first falls
+    below; good_octaves is its width, and good_open says at which ends ("lo", "hi", "both", "") it
+    reaches the last rate that was tried, and may go on.
     """
     rates = sorted(means)
-    best = best_rate({rate: [mean] for rate, mean in means.items()})
     least, at = means[best] - GOOD, rates.index(best)
     lo, lo_open = _border(rates[at::-1], means, least)
     hi, hi_open = _border(rates[at:], means, least)
