@@ -184,7 +184,7 @@ def test_whose_learning_rate_was_not_tuned_is_said_where_others_were():
 
 def test_a_label_that_tells_the_tuned_from_the_untuned_is_not_the_norms_name():
     line = gn()
-    line.label = "GN(8), tuned=True"
+    line.label = "GN(8), lr=tuned, tuned=True"
     assert told(bn(), line)[0].startswith("Up to batch 4, use GN with 8 groups: +")
 
 
@@ -241,6 +241,14 @@ def test_without_bn_the_best_is_compared_with_the_others():
     assert first.startswith("BN was not trained; at batch 1 GN with 8 groups has the highest mean")
     assert re.search(r"\+1[78]\.\d points over LN \(95 % interval", first)
     assert "only pair" in second
+
+
+def test_a_bn_that_was_trained_but_not_tuned_is_not_said_to_be_untrained():
+    lines = [make_series("ln", draw(BN, seed=3), lr="tuned", tuned=True)]
+    lines += [make_series("gn", draw(FLAT, seed=4), lr="tuned", tuned=True)]
+    lines += [make_series("bn", draw({1: 40}, seed=i), lr=i, tuned=False) for i in (1, 2)]
+    first = answer(lines, 32)[0]
+    assert first.startswith("With lr tuned (1 of 3 settings, all in the tables): BN was not tuned;")
 
 
 def test_without_bn_norms_that_cannot_be_told_apart_are_named():

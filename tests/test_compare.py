@@ -278,8 +278,9 @@ def test_one_decided_cell_and_one_decided_cost_are_spoken_of_in_the_singular(tmp
     assert found_of(tmp_path)[1].startswith("b is higher in the one cell compared (Holm, 5 %): +")
     for study in "ab":
         add_run(tmp_path / study, "gn", 32, draws(0.7, 2), model=study)
-    assert "differs between the studies in the one comparison (Holm, 5 %); at GN(8) at batch 2" in (
-        found_of(tmp_path)[2]
+    assert (
+        "differs between the studies in the one comparison (Holm, 5 %); at GN(8) at batch 2"
+        in (found_of(tmp_path)[2])
     )
 
 

@@ -80,6 +80,22 @@ def test_a_tuned_norm_meets_an_untuned_one_and_the_table_says_so():
     assert "tuned" not in settings(split)[0].key
 
 
+def test_a_rate_that_tells_series_apart_does_not_keep_the_tuned_from_the_untuned():
+    def line(norm, lr, tuned, seed, model="resnet8"):
+        made = make_series(norm, draw({2: 75}, seed=seed), lr=lr, model=model, tuned=tuned)
+        made.key["tuned"] = tuned
+        return made
+
+    lines = [line("bn", 0.1, False, 1), line("gn", "tuned", True, 2)]
+    lines += [line(n, "tuned", True, i, "resnet20") for i, n in ((3, "bn"), (4, "gn"))]
+    found = settings(lines)
+    assert [[one.norm for one in setting.lines] for setting in found] == [["bn", "gn"]] * 2
+    assert [setting.key["model"] for setting in found] == ["resnet8", "resnet20"]
+    assert "lr" not in found[0].key
+    swept = settings([*lines[:2], line("bn", 0.2, False, 5)])  # compared with which BN?
+    assert [len(setting.lines) for setting in swept] == [1, 1, 1]
+
+
 def test_bn_as_it_comes_is_the_one_compared_with():
     momentum = "norm.momentum_rule"
     own = make_series("bn", draw({2: 77}), **{momentum: "examples"})

@@ -505,8 +505,9 @@ def make_trials(study, held_out=0.1):
     data = {"name": "shapes10", "title": None, "augment": "crop_flip", "validation": held_out}
     for norm in ("bn", "gn"):
         for batch in (1, 8, 32):
-            settings = config(norm, batch, data=data)
-            add_run(study, f"{norm}-b{batch}", settings, seeds=(0, 1) if batch > 1 else (0,))
+            seeds = [0, 1] if batch > 1 else [0]
+            settings = config(norm, batch, data=data, seeds=seeds)
+            add_run(study, f"{norm}-b{batch}", settings, seeds=seeds)
     return study
 
 
@@ -520,11 +521,11 @@ def test_a_study_of_validation_runs_calls_nothing_test(tmp_path):
     of_page = "Every accuracy here is of images held out of the training set, not of test images."
     assert told["page"].count(of_page) == 1
     told["page"] = told["page"].replace(of_page, "")
-    assert {name: said_test.findall(text) for name, text in told.items()} == dict.fromkeys(told, [])
+    assert {n: found for n, text in told.items() if (found := said_test.findall(text))} == {}
     for name, wanted in (
         ("accuracy.md", "| Validation accuracy (%) |"),
         ("accuracy.md", "binomial over validation images"),
-        ("runs.tex", "Validation loss"),
+        ("runs.md", "| Validation loss (nats) |"),
         ("page", "on the validation images after the last epoch"),
         ("page", '<p class="caption">Validation accuracy in percent'),
         ("page", "<figcaption>Validation accuracy of the last epoch"),
@@ -557,7 +558,7 @@ def test_figures_say_of_which_images_accuracies_are(tmp_path, monkeypatch):
 def test_runs_judged_on_test_and_on_validation_images_are_told_apart(tmp_path):
     study = make_trials(tmp_path / "s", None)
     data = {"name": "shapes10", "title": None, "augment": "crop_flip", "validation": 0.1}
-    add_run(study, "trial", config("gn", 8, data=data), seeds=(7,))
+    add_run(study, "trial", config("gn", 8, data=data, seeds=[7]), seeds=(7,))
     files = build_report(study)
     table = files["runs.md"].read_text()
     assert "| Judged on | Accuracy, last epoch (%) |" in table

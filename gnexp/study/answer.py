@@ -221,7 +221,8 @@ def _without_bn(setting: Setting) -> list[str]:
             else:
                 alike.append(other)
     family = sum(one.p == one.p for one in found)
-    head = f"BN was not trained; at batch {batch} {words.name(best)} has the highest mean"
+    done = "tuned" if setting.key.get("lr") == "tuned" else "trained"  # at other rates it may be
+    head = f"BN was not {done}; at batch {batch} {words.name(best)} has the highest mean"
     rest += [f"{words.some(alike)} cannot be told from it"] * bool(alike)
     rest += [f"{words.some(few)} cannot be compared with it (one seed)"] * bool(few)
     if not family:

@@ -30,7 +30,9 @@ def name(line: Series) -> str:
 
 def _more(rest: str) -> str:
     """Return what else tells the series apart, but for what the answer tells of all of them."""
-    kept = [p for p in rest.split(", ") if p and not p.startswith(("update ", "tuned="))]
+    kept = [
+        p for p in rest.split(", ") if p and not p.startswith(("update ", "tuned=", "lr=tuned"))
+    ]
     return f" ({', '.join(kept)})" if kept else ""
 
 

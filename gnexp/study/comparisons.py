@@ -76,8 +76,31 @@ def settings(lines: Sequence[Series]) -> list[Setting]:
     """Return the series by setting, in their order, each compared with the setting's BN."""
     grouped: dict[str, list[Series]] = {}
     for line in lines:
-        grouped.setdefault(repr(sorted(_shared(line.key).items(), key=str)), []).append(line)
-    return [_setting(among) for among in grouped.values()]
+        grouped.setdefault(_text({**_shared(line.key), "lr": None}), []).append(line)
+    found = []
+    for among in grouped.values():
+        by_rate: dict[str, list[Series]] = {}
+        for line in among:
+            by_rate.setdefault(repr(line.key.get("lr")), []).append(line)
+        found += [among] if _differ_by_tuning_alone(among) else by_rate.values()
+    order = {id(line): place for place, line in enumerate(lines)}
+    found.sort(key=lambda among: order[id(among[0])])
+    return [_setting(among) for among in found]
+
+
+def _text(key: Mapping[str, Any]) -> str:
+    return repr(sorted(key.items(), key=str))
+
+
+def _differ_by_tuning_alone(among: Sequence[Series]) -> bool:
+    """Return whether the rates of these series differ only in that some were tuned.
+
+    A tuned one stands beside the one untuned series of another norm; beside several of one norm,
+    at a rate each, nothing says which it is to be compared with.
+    """
+    mixed = {line.key.get("tuned") for line in among} >= {True, False}
+    norms = [_text({k: v for k, v in line.key.items() if k != "lr"}) for line in among]
+    return mixed and len(set(norms)) == len(norms)
 
 
 def _setting(lines: list[Series]) -> Setting:
@@ -86,7 +109,10 @@ def _setting(lines: list[Series]) -> Setting:
     bn = next(iter(as_it_comes or found), None)
     others = [line for line in lines if line is not bn]
     pairs = against(others, bn) if bn else []
-    return Setting(_shared(lines[0].key), lines, bn, pairs)
+    key = _shared(lines[0].key)
+    if len({repr(line.key.get("lr")) for line in lines}) > 1:
+        key.pop("lr")
+    return Setting(key, lines, bn, pairs)
 
 
 def _shared(key: Mapping[str, Any]) -> Row:

@@ -95,7 +95,7 @@ def _against_bn(lines: Sequence[Series]) -> list[str]:
             n = f"{len(one.cell.scored)} and {len(one.other.scored)}"
             sentences.append(
                 f"At batch {one.batch}, {line.label} minus {setting.bn.label}: {_points(found)} "
-                f"(n = {n}{_scored(one.cell, one.other)})."
+                f"(n = {n}{_scored(one.cell, one.other)}){'; ' * bool(one.note)}{one.note}."
             )
     return sentences if len(sentences) <= MANY else []  # the table has them all
 
