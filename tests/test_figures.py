@@ -41,7 +41,7 @@ def tuning(norms=("bn", "gn")):
                 bounds = {"mean": mean, "lo": mean - 0.02, "hi": mean + 0.02}
                 told = {"chosen": lr == 0.1, "at_edge": False, "n_diverged": int(lr > 1)}
                 tried.append({**key, "lr": lr, "n": 3, **bounds, **told})
-            chosen.append({**key, "lr": 0.1, "at_edge": norm == "bn", **region(means)})
+            chosen.append({**key, "lr": 0.1, "at_edge": norm == "bn", **region(means, 0.1)})
     return tried, chosen
 
 

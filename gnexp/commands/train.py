@@ -63,7 +63,7 @@ def train(
     failed += export_all([run.folder for run in runs], config.logger)
     if grid:
         failed += _report(config)
-    elif not failed:
+    elif runs[0].name not in dict(failed):
         print(closing_line(runs[0]))
     for line in viewing_lines(Path(config.out) / config.study, config.logger):
         print(line)
