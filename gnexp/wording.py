@@ -255,6 +255,7 @@ def closing_line(run: PlannedRun) -> str:
     else:
         interval = t_interval(good)
         mean, lo, hi, basis = interval.mean, interval.lo, interval.hi, f"over {len(good)} seeds"
+    lo, hi = max(lo, 0.0), min(hi, 1.0)  # of few seeds, t may leave [0, 1]
     return (
         f"{head}: {100 * mean:.1f} % {tested_on(config)} accuracy"
         f" (95 % CI {100 * lo:.1f} to {100 * hi:.1f} {basis}{trouble})"

@@ -8,7 +8,7 @@ from gnexp.study.cells import Series
 from gnexp.study.comparisons import TESTED, Setting, Versus, norm_rows, settings
 from gnexp.study.inference import AHEAD, BEHIND, UNDECIDED, seeds_columns
 from gnexp.study.losses import SMALL, loss_rows
-from gnexp.study.rendering import Column, Cut, Row, Table, percent, plain
+from gnexp.study.rendering import Column, Cut, Row, Table, get, percent, plain
 
 NAMES = ("norm_comparisons", "break_even", "robustness")
 FAMILY = (
@@ -44,13 +44,13 @@ def _norm_comparisons(
         *shown_key,
         Column("Minus BN (points)", _points("difference")),
         Column("Simultaneous 95 % interval", _range("lo_simultaneous", "hi_simultaneous", _points)),
-        Column("p, Holm", _get("p_holm")),
+        Column("p, Holm", get("p_holm")),
         Column("95 % interval alone", _range("lo", "hi", _points)),
-        Column("p", _get("p")),
-        Column("Method", _get("method"), False),
+        Column("p", get("p")),
+        Column("Method", get("method"), False),
         Column("Welch", _welch),
         Column("n", _seeds),
-        Column("Correlation of pairs", _get("correlation")),
+        Column("Correlation of pairs", get("correlation")),
         Column("Verdict", _verdict, False),
     ]
     caption = (
@@ -73,11 +73,11 @@ def _break_even(found: Sequence[Setting], key: Sequence[str], shown_key: list[Co
     ]
     shown = [
         *shown_key,
-        Column("Break-even batch (range)", _get("break_even"), False),
-        Column("Ahead of BN at", _get("ahead"), False),
-        Column("Undecided at", _get("undecided"), False),
-        Column("Behind BN at", _get("behind"), False),
-        Column("n", _get("n"), False),
+        Column("Break-even batch (range)", get("break_even"), False),
+        Column("Ahead of BN at", get("ahead"), False),
+        Column("Undecided at", get("undecided"), False),
+        Column("Behind BN at", get("behind"), False),
+        Column("n", get("n"), False),
         Column("SD of a pair (points)", _points("sd")),
         Column("Seeds for half a point", _needed),
     ]
@@ -138,7 +138,7 @@ def _robustness(
             if b != reference
         ),
         Column("Lost per halving (points)", _estimate("per_halving", "n_halving")),
-        Column("Over batches", _get("batches"), False),
+        Column("Over batches", get("batches"), False),
         Column("SD of a seed (points)", _points("sd")),
         Column("Seeds for half a point", _needed),
     ]
@@ -155,10 +155,6 @@ def _robustness(
 
 
 _NO_BN = "No norm was trained at the same batch size as BN, so there is nothing to compare with it."
-
-
-def _get(column: str) -> Cut:
-    return lambda row: plain(row.get(column))
 
 
 def _points(column: str) -> Cut:

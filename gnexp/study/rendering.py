@@ -111,6 +111,11 @@ def plain(value: Any, digits: int = 3) -> str:
     return f"{value:.{digits}g}" if isinstance(value, float) else str(value)
 
 
+def get(column: str) -> Cut:
+    """Return how a column's text is made where it is its value, `plain`."""
+    return lambda row: plain(row.get(column))
+
+
 def percent(value: float | None, digits: int = 1) -> str:
     """Return a fraction as percent without the sign; '' for what is unknown."""
     if value is None or not math.isfinite(value):

@@ -9,7 +9,7 @@ from gnexp.study.comparisons import flatness_rows
 from gnexp.study.evidence import evidence_tables
 from gnexp.study.held_out import TEST, VALIDATION, judged_on, worded_table
 from gnexp.study.inference import with_images
-from gnexp.study.rendering import Column, Cut, Row, Table, percent, plain
+from gnexp.study.rendering import Column, Cut, Row, Table, get, percent
 from gnexp.study.store import Study
 from gnexp.study.two_batches import two_batches_table
 from gnexp.study.why_tables import why_tables
@@ -49,25 +49,25 @@ def _runs(rows: list[Row], per_group: bool) -> Table:
     columns = list(rows[0] if rows else RUN_COLUMNS)
     if not per_group:
         columns.remove("channels_per_group")
-    shown = [Column("Run", _get("run"), False), *key_columns(["norm", "groups"])]
+    shown = [Column("Run", get("run"), False), *key_columns(["norm", "groups"])]
     shown += key_columns(["channels_per_group"] if per_group else [])
     shown += key_columns(["batch", "update_batch", "lr"])
     both = {row.get("split") for row in rows} == {TEST, VALIDATION}
     accuracy, loss = ("Accuracy", "Loss") if both else ("Test accuracy", "Test loss")
     shown += [
-        Column("Seed", _get("seed")),
-        Column("Status", _get("status"), False),
-        *([Column("Judged on", _get("split"), False)] if both else []),
+        Column("Seed", get("seed")),
+        Column("Status", get("status"), False),
+        *([Column("Judged on", get("split"), False)] if both else []),
         Column(f"{accuracy}, last epoch (%)", _percent("test_acc", 2)),
         Column(f"{accuracy}, median of last 5 (%)", _percent("test_acc_median5", 2)),
-        Column(f"{loss} (nats)", _get("test_loss")),
-        Column("Train loss (nats)", _get("train_loss")),
-        Column("Epochs", _get("epochs")),
-        Column("Images seen", _get("examples_seen")),
-        Column("Training time (s)", _get("train_time_s")),
-        Column("Execution", _get("execution"), False),
-        Column("Seeds per step", _get("stack")),
-        Column("Device", _get("device"), False),
+        Column(f"{loss} (nats)", get("test_loss")),
+        Column("Train loss (nats)", get("train_loss")),
+        Column("Epochs", get("epochs")),
+        Column("Images seen", get("examples_seen")),
+        Column("Training time (s)", get("train_time_s")),
+        Column("Execution", get("execution"), False),
+        Column("Seeds per step", get("stack")),
+        Column("Device", get("device"), False),
     ]
     caption = "Every run and seed. No epoch is selected: the last one is the result."
     return Table("runs", "Runs", caption, columns, shown, rows, "The study holds no run.")
@@ -87,9 +87,9 @@ def _accuracy(cells: Sequence[Cell], key: list[str]) -> Table:
         Column("95 % interval", _range("lo", "hi")),
         Column("over seeds and test images", _range("lo_images", "hi_images")),
         Column("SD over seeds", _percent("sd", 2)),
-        Column("n", _get("n")),
+        Column("n", get("n")),
         Column("Diverged", _diverged, False),
-        Column("Interval over", _get("interval"), False),
+        Column("Interval over", get("interval"), False),
     ]
     caption = (
         "Test accuracy of the last epoch: mean over the n seeds that did not diverge, with its "
@@ -114,16 +114,16 @@ def _flatness(rows: list[Row], key: list[str], reference: int) -> Table:
         *key_columns(key),
         Column(f"Accuracy minus that at batch {reference} (points)", _percent("difference", 2)),
         Column("Simultaneous 95 % interval", _range("lo_simultaneous", "hi_simultaneous")),
-        Column("p, Holm", _get("p_holm")),
+        Column("p, Holm", get("p_holm")),
         Column("95 % interval alone", _range("lo95", "hi95")),
         Column("90 % interval alone", _range("lo90", "hi90")),
         Column("Paired over seeds", _paired),
         Column("n", lambda row: f"{row['n']} and {row['n_reference']}"),
         Column("SD", _spread, False),
-        Column("Verdict", _get("verdict"), False),
+        Column("Verdict", get("verdict"), False),
     ]
     if any(row["differs"] for row in rows):
-        shown.append(Column("Also differs", _get("differs"), False))
+        shown.append(Column("Also differs", get("differs"), False))
     caption = (
         f"Each batch size against batch {reference}, fixed beforehand. All rows are one family "
         "with Holm's adjustment, and the simultaneous intervals agree with it. Flat within 1 "
@@ -148,18 +148,18 @@ def _gradients(rows: list[Row], key: list[str]) -> Table:
     ]
     shown = [
         *key_columns(key),
-        Column("Epoch", _get("epoch")),
-        Column("Measured at batch", _get("at_batch")),
-        Column("Parameters", _get("parameters"), False),
-        Column("Noise", _get("noise")),
+        Column("Epoch", get("epoch")),
+        Column("Measured at batch", get("at_batch")),
+        Column("Parameters", get("parameters"), False),
+        Column("Noise", get("noise")),
         Column("95 % interval", _bounds("noise_lo", "noise_hi")),
-        Column("Signal", _get("signal")),
+        Column("Signal", get("signal")),
         Column("95 % interval", _bounds("signal_lo", "signal_hi")),
-        Column("Noise scale (images)", _get("noise_scale")),
+        Column("Noise scale (images)", get("noise_scale")),
         Column("Range", _bounds("noise_scale_lo", "noise_scale_hi")),
-        Column("|w|^2 x noise", _get("weight_norm2_noise")),
-        Column("Seeds", _get("n")),
-        Column("Draws", _get("k")),
+        Column("|w|^2 x noise", get("weight_norm2_noise")),
+        Column("Seeds", get("n")),
+        Column("Draws", get("k")),
     ]
     caption = (
         "Gradient noise (trace of the covariance of a mini-batch gradient, unbiased) and signal "
@@ -182,16 +182,16 @@ def _exponents(rows: list[Row], key: list[str]) -> Table:
     shown = [
         *key_columns([k for k in key if k not in ("batch", "update_batch")]),
         Column("Weights", _weights, False),
-        Column("Epoch", _get("epoch")),
-        Column("Parameters", _get("parameters"), False),
+        Column("Epoch", get("epoch")),
+        Column("Parameters", get("parameters"), False),
         Column("Exponent", _fixed("slope")),
         Column("95 % interval", _bounds("lo95", "hi95", _fixed)),
         Column("99.7 % interval", _bounds("lo997", "hi997", _fixed)),
-        Column("Expected", _get("expected")),
-        Column("Points", _get("n_points")),
-        Column("Seeds", _get("n_seeds")),
-        Column("At batch", _get("at_batches"), False),
-        Column("Batch 1 / fit", _get("batch_1_ratio")),
+        Column("Expected", get("expected")),
+        Column("Points", get("n_points")),
+        Column("Seeds", get("n_seeds")),
+        Column("At batch", get("at_batches"), False),
+        Column("Batch 1 / fit", get("batch_1_ratio")),
     ]
     caption = (
         "Exponent a of noise = c x batch^a: weighted least squares on logarithms, one intercept "
@@ -212,15 +212,15 @@ def _check(rows: list[Row], key: list[str]) -> Table:
     ]
     shown = [
         *key_columns(key),
-        Column("Seed", _get("seed")),
-        Column("Epoch", _get("epoch")),
-        Column("Measured at batch", _get("at_batch")),
-        Column("Parameters", _get("parameters"), False),
-        Column("Batch x noise", _get("batch_noise")),
+        Column("Seed", get("seed")),
+        Column("Epoch", get("epoch")),
+        Column("Measured at batch", get("at_batch")),
+        Column("Parameters", get("parameters"), False),
+        Column("Batch x noise", get("batch_noise")),
         Column("99.7 % interval", _bounds("lo997", "hi997")),
-        Column("Per-example trace", _get("trace")),
+        Column("Per-example trace", get("trace")),
         Column("Ratio", _fixed("ratio")),
-        Column("Agree", _get("agree"), False),
+        Column("Agree", get("agree"), False),
     ]
     caption = (
         "Batch x noise against the trace of the per-example gradient covariance, which it equals "
@@ -259,13 +259,9 @@ def key_columns(key: Sequence[str]) -> list[Column]:
 
     text = ("norm", "model", "data", "run")
     return [
-        Column(_HEADERS.get(k, k), norm if k == "norm" else _get(k), numeric=k not in text)
+        Column(_HEADERS.get(k, k), norm if k == "norm" else get(k), numeric=k not in text)
         for k in key
     ]
-
-
-def _get(column: str) -> Cut:
-    return lambda row: plain(row.get(column))
 
 
 def _fixed(column: str) -> Cut:
@@ -280,7 +276,7 @@ def _range(lo: str, hi: str) -> Cut:
     return _bounds(lo, hi, lambda column: _percent(column, 2))
 
 
-def _bounds(lo: str, hi: str, cut: Callable[[str], Cut] = _get) -> Cut:
+def _bounds(lo: str, hi: str, cut: Callable[[str], Cut] = get) -> Cut:
     def text(row: Row) -> str:
         low, high = cut(lo)(row), cut(hi)(row)
         return f"[{low}, {high}]" if low and high else ""

@@ -14,7 +14,7 @@ from typing import Any
 from gnexp.study.cells import Cell, Series, accuracy_interval, key_text, series_label
 from gnexp.study.damage import pools_images
 from gnexp.study.inference import paired_difference
-from gnexp.study.rendering import Column, Cut, Row, Table, percent, plain
+from gnexp.study.rendering import Column, Cut, Row, Table, get, percent
 
 EQUAL = "= batch"  # the update rule of a series, as cells.series names it
 RUNNING, POPULATION = "running", "population"
@@ -92,7 +92,7 @@ def two_batches_table(
     columns += [f"{level}{end}" for level in LEVELS for end in (*ENDS, "_n")]
     shown = [
         *shown_key,
-        Column("Statistics", _get("statistics"), False),
+        Column("Statistics", get("statistics"), False),
         Column("Accuracy, batch = update batch (%)", _estimate("reference")),
         Column("batch inside it (%)", _estimate("fixed")),
         Column("update = batch, too (%)", _estimate("equal")),
@@ -169,10 +169,6 @@ def _scored(cell: Cell, number: str) -> Mapping[int, float]:
 
 def _images(batch: int) -> str:
     return "single images" if batch == 1 else f"{batch} images"
-
-
-def _get(column: str) -> Cut:
-    return lambda row: plain(row.get(column))
 
 
 def _estimate(name: str) -> Cut:

@@ -6,7 +6,7 @@ from gnexp.study import damage
 from gnexp.study.batches import batch_rows
 from gnexp.study.cells import Cell, Series
 from gnexp.study.classes import class_rows
-from gnexp.study.rendering import Column, Cut, Row, Table, percent, plain
+from gnexp.study.rendering import Column, Cut, Row, Table, get, percent
 from gnexp.study.robustness import condition_rows, summary_rows
 
 ColumnCut = Callable[[str], Cut]
@@ -72,10 +72,10 @@ def _damage_shown(
     return [
         *key_columns,
         *(Column(f"{_PARTS[p]} ({damage_unit})", _estimate(c, cut, "n")) for p, c in parts.items()),
-        Column("Shared seeds", _get("n_shared")),
+        Column("Shared seeds", get("n_shared")),
         *(Column(f"{_LEVELS[n]} ({unit})", _estimate(c, cut, f"n_{n}")) for n, c in levels.items()),
         Column("n", _counted),
-        Column("Note", _get("note"), False),
+        Column("Note", get("note"), False),
     ]
 
 
@@ -108,14 +108,14 @@ def _shift(rows: list[Row], key: Sequence[str], key_columns: Sequence[Column]) -
     ]
     shown = [
         *key_columns,
-        Column("Corruption", _get("corruption"), False),
-        Column("Severity", _get("severity")),
+        Column("Corruption", get("corruption"), False),
+        Column("Severity", get("severity")),
         Column("Accuracy (%)", _estimate("accuracy", _percent)),
         Column("Loss (nats)", _estimate("loss_nats", _fixed)),
         Column("Rise of the error (points)", _estimate("rise", _percent, "n_rise")),
-        Column("n", _get("n")),
-        Column("Diverged", _get("n_diverged")),
-        Column("Images", _get("images")),
+        Column("n", get("n")),
+        Column("Diverged", get("n_diverged")),
+        Column("Images", get("images")),
     ]
     caption = (
         "Test accuracy on corrupted images, running statistics: mean over n seeds with 95 % "
@@ -141,13 +141,13 @@ def _shift_summary(rows: list[Row], key: Sequence[str], key_columns: Sequence[Co
         Column("Clean (%)", _estimate("clean", _percent)),
         Column("Corrupted (%)", _estimate("corrupted", _percent)),
         Column("Rise of the error (points)", _estimate("rise", _percent)),
-        Column("n", _get("n")),
-        Column("Corruptions", _get("corruptions")),
-        Column("Severities", _get("severities")),
+        Column("n", get("n")),
+        Column("Corruptions", get("corruptions")),
+        Column("Severities", get("severities")),
         Column("mCE (%)", _estimate("mce", _percent)),
         Column("Relative mCE (%)", _estimate("relative_mce", _percent)),
-        Column("mCE relative to", _get("reference"), False),
-        Column("Shared seeds", _get("n_shared")),
+        Column("mCE relative to", get("reference"), False),
+        Column("Shared seeds", get("n_shared")),
         *(
             Column(
                 f"Rise, {k.removeprefix('rise_').replace('_', ' ')} (points)",
@@ -155,7 +155,7 @@ def _shift_summary(rows: list[Row], key: Sequence[str], key_columns: Sequence[Co
             )
             for k in apart
         ),
-        Column("Note", _get("note"), False),
+        Column("Note", get("note"), False),
     ]
     caption = (
         "Mean over the standard corruptions x severities that were measured. A network that is "
@@ -182,18 +182,18 @@ def _classes(rows: list[Row], key: Sequence[str], key_columns: Sequence[Column])
     shown = [
         *key_columns,
         Column("Mean accuracy (%)", _estimate("mean", _percent)),
-        Column("Worst class", _get("worst_class"), False),
+        Column("Worst class", get("worst_class"), False),
         Column("Its accuracy (%)", _estimate("worst", _percent)),
-        Column("Best class", _get("best_class"), False),
+        Column("Best class", get("best_class"), False),
         Column("Its accuracy (%)", _estimate("best", _percent)),
         Column("Gap (points)", _percent("gap")),
         Column("Gap by chance (points)", _percent("chance_gap")),
         Column("its 95 % quantile", _percent("chance_gap_95")),
-        Column("p", _get("gap_p")),
+        Column("p", get("gap_p")),
         Column("n", _counted),
         Column("Calibration error (%)", _estimate("ece", _percent)),
-        Column("n", _get("n_ece")),
-        Column("Note", _get("note"), False),
+        Column("n", get("n_ece")),
+        Column("Note", get("note"), False),
     ]
     caption = (
         "Accuracy by class, running statistics. Gap: best minus worst class, each first averaged "
@@ -216,14 +216,14 @@ def _batches(rows: list[Row], key: Sequence[str], key_columns: Sequence[Column])
     ]
     shown = [
         *key_columns,
-        Column("Statistics", _get("statistics"), False),
+        Column("Statistics", get("statistics"), False),
         Column("Composition", lambda row: str(row["composition"]).replace("_", " "), False),
-        Column("Evaluated at batch", _get("at_batch")),
+        Column("Evaluated at batch", get("at_batch")),
         Column("Accuracy (%)", _estimate("accuracy", _percent)),
         Column("Change (points)", _estimate("change", _percent, "n_change")),
-        Column("Largest logit change", _get("logit_change")),
-        Column("n", _get("n")),
-        Column("Images", _get("images")),
+        Column("Largest logit change", get("logit_change")),
+        Column("n", get("n")),
+        Column("Images", get("images")),
     ]
     caption = (
         "Test images evaluated in other company, with running statistics or those of the batch: "
@@ -253,10 +253,6 @@ _NO_SHIFT = "No shifted test images were measured: gnexp measure what=shift does
 
 def _three(*names: str) -> list[str]:
     return [f"{name}{end}" for name in names for end in damage.ENDS]
-
-
-def _get(column: str) -> Cut:
-    return lambda row: plain(row.get(column))
 
 
 def _percent(column: str) -> Cut:
