@@ -13,6 +13,8 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gnexp.norms.replicated import carries_activation
+
 NormFactory = Callable[[int], nn.Module]
 Shortcut = Callable[[int, int, int, NormFactory], nn.Module]  # as padded_shortcut
 
@@ -22,6 +24,18 @@ def conv(in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> n
     return nn.Conv2d(
         in_channels, out_channels, kernel, stride=stride, padding=kernel // 2, bias=False
     )
+
+
+def norm_relu(norm: NormFactory, channels: int) -> tuple[nn.Module, nn.Module]:
+    """Return a norm and the ReLU behind it, or behind a norm that carries its own an identity."""
+    layer = norm(channels)
+    return layer, nn.Identity() if carries_activation(layer) else nn.ReLU()
+
+
+def norm_alone(norm: NormFactory, channels: int) -> nn.Module:
+    """Return a norm for a place without a ReLU; one that carries its own comes without it."""
+    layer = norm(channels)
+    return layer.without_activation() if carries_activation(layer) else layer
 
 
 class PaddedShortcut(nn.Module):
@@ -57,7 +71,9 @@ def projection_shortcut(
     """Return the shortcut of the ImageNet ResNets: conv 1x1 and norm where the shape changes."""
     if stride == 1 and in_channels == out_channels:
         return nn.Identity()
-    layers = OrderedDict(conv=conv(in_channels, out_channels, 1, stride), norm=norm(out_channels))
+    layers = OrderedDict(
+        conv=conv(in_channels, out_channels, 1, stride), norm=norm_alone(norm, out_channels)
+    )
     return nn.Sequential(layers)
 
 
@@ -85,10 +101,9 @@ class TwoConvolutions(nn.Module):
     def __init__(self, in_channels: int, channels: int, stride: int, norm: NormFactory) -> None:
         super().__init__()
         self.conv1 = conv(in_channels, channels, 3, stride)
-        self.norm1 = norm(channels)
-        self.relu1 = nn.ReLU()
+        self.norm1, self.relu1 = norm_relu(norm, channels)
         self.conv2 = conv(channels, channels, 3)
-        self.norm2 = norm(channels)
+        self.norm2 = norm_alone(norm, channels)
 
     def branch(self, x_NCHW: Tensor) -> Tensor:
         x_NCHW = self.relu1(self.norm1(self.conv1(x_NCHW)))
@@ -159,13 +174,11 @@ class Bottleneck(ResidualBlock):
         super().__init__()
         out_channels = channels * self.expansion
         self.conv1 = conv(in_channels, channels, 1)
-        self.norm1 = norm(channels)
-        self.relu1 = nn.ReLU()
+        self.norm1, self.relu1 = norm_relu(norm, channels)
         self.conv2 = conv(channels, channels, 3, stride)
-        self.norm2 = norm(channels)
-        self.relu2 = nn.ReLU()
+        self.norm2, self.relu2 = norm_relu(norm, channels)
         self.conv3 = conv(channels, out_channels, 1)
-        self.norm3 = norm(out_channels)
+        self.norm3 = norm_alone(norm, out_channels)
         self.shortcut = shortcut(in_channels, out_channels, stride, norm)
         self.relu_out = nn.ReLU()
 

@@ -27,6 +27,8 @@ from gnexp.models.blocks import (
     ResidualBlock,
     Shortcut,
     conv,
+    norm_alone,
+    norm_relu,
     padded_shortcut,
     projection_shortcut,
 )
@@ -57,9 +59,11 @@ def _resnet(
     for key, value in (("width", width), ("num_classes", num_classes)):
         if value < 1:
             raise ValueError(f"{key}={value} must be at least 1")
-    net = OrderedDict(conv1=conv(in_channels, width, 3), norm1=_named(norm, "norm1")(width))
-    if block.activated:  # else each block's branch starts with one
-        net["relu"] = nn.ReLU()
+    net = OrderedDict(conv1=conv(in_channels, width, 3))
+    if block.activated:
+        net["norm1"], net["relu"] = norm_relu(_named(norm, "norm1"), width)
+    else:  # each block's branch starts with a ReLU
+        net["norm1"] = norm_alone(_named(norm, "norm1"), width)
     channels_in = width
     for i, depth in enumerate(blocks_per_stage):
         stage = nn.Sequential()
@@ -70,7 +74,7 @@ def _resnet(
             channels_in = width * 2**i * block.expansion
         net[f"stage{i + 1}"] = stage
     if not block.activated:
-        net["norm_out"], net["relu_out"] = _named(norm, "norm_out")(channels_in), nn.ReLU()
+        net["norm_out"], net["relu_out"] = norm_relu(_named(norm, "norm_out"), channels_in)
     net["pool"] = nn.AdaptiveAvgPool2d(1)
     net["flatten"] = nn.Flatten()
     net["fc"] = nn.Linear(channels_in, num_classes)

@@ -1,0 +1,86 @@
+"""What the layers of our own have in common: replicas side by side, and an activation to carry.
+
+Shapes: N examples, R replicas, C channels of one replica, H and W pixels.
+"""
+
+import copy
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+
+class ReplicatedNorm(nn.Module):
+    """A normalization layer of R replicas at once, (N, R * C, H, W) -> (N, R * C, H, W).
+
+    Subclasses compute on `split(x)`, (N, R, C, H, W), so that what they pool over C stays within a
+    replica, and hold tensors whose first axis is that of one layer repeated R times: (R * C,), or
+    (R * K,) for K numbers of a layer. A counter without axes is the same for all replicas.
+
+    pools: the axes, letters of "nchw", whose values share a statistic. carries_activation: whether
+    the nonlinearity is a part of it, which then stands for the ReLU behind it. exact_gradient:
+    whether backward passes give the gradient of the forward pass.
+    """
+
+    pools: ClassVar[str]
+    carries_activation: ClassVar[bool] = False
+    exact_gradient: ClassVar[bool] = True
+
+    def __init__(self, num_channels: int) -> None:
+        super().__init__()
+        self.num_channels = num_channels  # of one replica
+        self.replicas = 1
+
+    def add_affine(self) -> None:
+        """Give the layer gamma `weight`, ones, and beta `bias`, zeros, of (C,)."""
+        self.weight = nn.Parameter(torch.ones(self.num_channels))
+        self.bias = nn.Parameter(torch.zeros(self.num_channels))
+
+    def split(self, x_NCHW: Tensor) -> Tensor:
+        """Return (N, R * C, H, W) as (N, R, C, H, W)."""
+        return x_NCHW.unflatten(1, (self.replicas, -1))
+
+    def affine(self, x_NCHW: Tensor) -> Tensor:
+        """Return gamma_c x + beta_c for x (N, R * C, H, W)."""
+        return torch.addcmul(self.bias[:, None, None], x_NCHW, self.weight[:, None, None])
+
+    def extra_repr(self) -> str:
+        return str(self.replicas * self.num_channels)
+
+
+class ActivatedNorm(ReplicatedNorm):
+    """A layer that normalizes and activates; `without_activation` gives one that only normalizes.
+
+    Subclasses read `activated`, and take out what serves the activation alone in `_drop`.
+    """
+
+    carries_activation: ClassVar[bool] = True
+    activated = True
+
+    def without_activation(self) -> "ActivatedNorm":
+        """Return this layer, normalizing only: for places that no ReLU follows."""
+        self.activated = False
+        self._drop()
+        return self
+
+    def _drop(self) -> None:
+        """Delete the parameters of the activation."""
+        raise NotImplementedError
+
+
+def stack_replicated(layers: Sequence[ReplicatedNorm]) -> nn.Module:
+    """Return one layer of R * replicas, with the tensors of all side by side."""
+    joined = copy.deepcopy(layers[0])
+    joined.replicas = sum(layer.replicas for layer in layers)
+    for held, kind in ((joined._parameters, nn.Parameter), (joined._buffers, Tensor.detach)):
+        for name, tensor in held.items():
+            if tensor is not None and tensor.ndim:
+                parts = [getattr(layer, name).detach() for layer in layers]
+                held[name] = kind(torch.cat(parts))
+    return joined
+
+
+def carries_activation(layer: nn.Module) -> bool:
+    """Return whether a norm replaces the ReLU behind it: it then has `without_activation`."""
+    return bool(getattr(layer, "carries_activation", False))
