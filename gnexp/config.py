@@ -15,6 +15,7 @@ CUSTOM = "custom"  # the norm and model choice that is an import path
 # Of private training, where nothing may be computed from the training images for free.
 PRIVATE_MEAN, PRIVATE_STD = 0.5, 0.25
 DEFAULT_GROUPS = 8  # divides every layer of the 6n+2 family
+TAKES_GROUPS = ("gn", "gn_ws", "evonorm_s0")  # norms that the keys about groups are for
 REFERENCE_BATCH = 32  # comparisons across batch sizes are against this one, fixed beforehand
 
 # Options of norms that were added later, with the value under which a norm is as it was before.
@@ -33,7 +34,12 @@ TUNING_SEEDS_FROM = 1000  # far from those that people name, as trainings that c
 RETRIED = ("failed", "infeasible", "diverged")
 # Keys added after the first release: absent from the hash while they hold the value that
 # reproduces earlier behaviour, so that old runs keep their names.
-ADDED_LATER: dict[str, Any] = {}
+ADDED_LATER: dict[str, Any] = {
+    "weight_standardization": False,
+    "initialization": "he",
+    "init_statistics": "keep",
+    "devices": 1,
+}
 
 
 class Mistake(Exception):
@@ -87,10 +93,17 @@ class ReportOptions:
 
 @dataclass
 class ModelConfig:
-    """Which network (group `model`)."""
+    """Which network (group `model`): of gnexp's own table, of a library, or at an import path.
+
+    library: "torchvision" or "timm", where `name` is looked up; null for the table. options: what
+    the library's or the user's constructor takes, by name.
+    """
 
     name: str = "tiny"
-    width: int = 32
+    width: int | None = 32
+    library: str | None = None
+    _target_: str | None = None
+    options: Any = None
 
 
 @dataclass
@@ -130,6 +143,11 @@ class TrainConfig:
     warmup: float = 0.05
     schedule: str = "cosine"
     zero_gamma: bool = False
+    weight_standardization: bool = False
+    initialization: str = "he"
+    init_from: str | None = None
+    init_statistics: str = "keep"
+    devices: int = 1
     precision: str = "fp32"
     execution: str = "auto"
     device: str = "auto"
@@ -271,15 +289,15 @@ def resolve(config: TrainConfig) -> TrainConfig:
     """Return the config with every default filled in, and what its norm ignores set to None."""
     if is_private(config):
         config = _spending_on_updates_alone(config)
-    is_gn = config.norm.get("name") == "gn"
+    takes_groups = config.norm.get("name") in TAKES_GROUPS
     sized = config.channels_per_group is not None
     groups = config.groups if config.groups is not None or sized else DEFAULT_GROUPS
     return dataclasses.replace(
         config,
-        groups=groups if is_gn else None,
-        channels_per_group=config.channels_per_group if is_gn else None,
-        groups_fallback=config.groups_fallback if is_gn else None,
-        update_batch=config.batch if config.update_batch is None else config.update_batch,
+        groups=groups if takes_groups else None,
+        channels_per_group=config.channels_per_group if takes_groups else None,
+        groups_fallback=config.groups_fallback if takes_groups else None,
+        update_batch=config.update_batch or config.batch * config.devices,
         lr=float(config.lr),
         seeds=named_seeds(config.seeds),
     )
@@ -385,6 +403,8 @@ def identity(config: TrainConfig, data_checksum: str, code_checksum: str | None)
     """
     keys = {k: v for k, v in as_dict(config).items() if k not in NOT_IDENTITY and v is not None}
     keys = {k: v for k, v in keys.items() if k not in ADDED_LATER or v != ADDED_LATER[k]}
+    later = ("library", "_target_", "options")
+    keys["model"] = {k: v for k, v in keys["model"].items() if v is not None or k not in later}
     data = keys.pop("data")
     own = ("augment", "mean", "std", "validation")
     keys["data"] = {k: data[k] for k in own if data[k] is not None}

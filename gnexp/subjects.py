@@ -3,7 +3,15 @@
 import torch
 
 from gnexp import build
-from gnexp.config import CUSTOM, NORM_ADDED_LATER, CheckConfig, check_run, norm_label, resolve
+from gnexp.config import (
+    CUSTOM,
+    NORM_ADDED_LATER,
+    TAKES_GROUPS,
+    CheckConfig,
+    check_run,
+    norm_label,
+    resolve,
+)
 from gnexp.data.loader import normalize
 from gnexp.norms.registry import NORMS, build_norm, group_count
 from gnexp.passport.subject import Subject
@@ -58,7 +66,7 @@ def _stated(config: CheckConfig) -> str | None:
 def _groups(config: CheckConfig):
     """Return channels -> groups, as the norm or the user states them; None where nobody does."""
     name = config.norm["name"]
-    if name == "gn" or config.groups or config.channels_per_group:
+    if name in TAKES_GROUPS or config.groups or config.channels_per_group:
         keys = config.groups, config.channels_per_group, config.groups_fallback
         return lambda channels: group_count(channels, *keys)
     if key := _stated(config):

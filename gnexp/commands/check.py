@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from gnexp import build
 from gnexp.config import CUSTOM, CheckConfig, Mistake, check_run, resolve
-from gnexp.norms.reference import REFERENCES
+from gnexp.norms.oracle import REFERENCES
 from gnexp.passport.claims import CLAIMS, Claim, measure_claim
 from gnexp.passport.finding import NOT_MEASURED
 from gnexp.passport.subject import Misbehaved

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from gnexp.norms.layers import ChannelAffine
+from gnexp.norms.replicated import ReplicatedNorm
 
 # By exact type: a subclass may pool over other axes, so it counts as unknown.
 STOCK_POOLS: dict[type[nn.Module], str] = {
@@ -23,7 +24,9 @@ STOCK_POOLS: dict[type[nn.Module], str] = {
 
 
 def stock_pools(module: nn.Module) -> str | None:
-    """Return the axes that share a statistic in a stock norm layer; None for any other module."""
+    """Return the axes that share a statistic in a layer of the table; None for any other module."""
+    if isinstance(module, ReplicatedNorm):
+        return module.pools
     return STOCK_POOLS.get(type(module))
 
 

@@ -54,7 +54,7 @@ def _standardize(
 
     Values in no set (norm `none`) pass unchanged. Raises KeyError for a name it does not know.
     """
-    xhat_NCHW = np.array(x_NCHW, dtype=np.float64)  # a copy
+    xhat_NCHW = np.array(x_NCHW, dtype=np.result_type(x_NCHW, np.float64))  # a copy
     sigmas = []
     for index in _SETS[name](x_NCHW.shape[0], x_NCHW.shape[1], groups):
         values = xhat_NCHW[index]
@@ -62,7 +62,7 @@ def _standardize(
         var = ((values - mu) ** 2).sum() / values.size  # biased: divided by M, not M - 1
         sigma = np.sqrt(var + eps)
         xhat_NCHW[index] = (values - mu) / sigma
-        sigmas.append((index, float(sigma)))
+        sigmas.append((index, sigma))
     return xhat_NCHW, sigmas
 
 
@@ -76,13 +76,11 @@ def normalize_reference(
 ) -> np.ndarray:
     """Return y (N, C, H, W) of norm `name` ("bn gn ln in none"), float64, in training mode.
 
-    `groups` is read by gn alone, and must divide C (else ValueError). Source of the formulas:
+    Complex numbers stay complex: see `oracle`. `groups` is read by gn alone, and must divide C (else ValueError). Source of the formulas:
     Wu & He 2018, arXiv:1803.08494, which states these norms in one form.
     """
     xhat_NCHW, _ = _standardize(name, x_NCHW, eps, groups)
-    gamma_C11 = np.asarray(gamma_C, dtype=np.float64)[:, None, None]
-    beta_C11 = np.asarray(beta_C, dtype=np.float64)[:, None, None]
-    return gamma_C11 * xhat_NCHW + beta_C11
+    return gamma_C[:, None, None] * xhat_NCHW + beta_C[:, None, None]
 
 
 def normalize_backward_reference(
@@ -110,6 +108,3 @@ def normalize_backward_reference(
         mean_product = (dxhat * xhat).sum() / dxhat.size
         dx_NCHW[index] = (dxhat - mean_dxhat - xhat * mean_product) / sigma
     return dx_NCHW, dgamma_C, dbeta_C
-
-
-REFERENCES = tuple(_SETS)

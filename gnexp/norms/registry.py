@@ -4,13 +4,15 @@ One explicit table: to add a norm, write its builder in `layers.py` and its line
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 
 from torch import nn
 
 from gnexp.norms import layers, stacked
+
+GAMMA_BETA = {"weight": 1.0, "bias": 0.0}
 
 
 @dataclass(frozen=True)
@@ -21,8 +23,11 @@ class Norm:
     options: the keywords `build` takes, each with its default.
     pools: the axes, letters of "nchw", whose values share a statistic; gn pools c within a group.
     source: the paper that introduced it. label: its name for people, in tables and figures.
+    parameters: those of a layer, each with the value it starts with in every channel.
     stacked: (module type, its stacked form); without one a layer is stacked by torch.func.
     channels_last: whether training on a CPU is faster in that layout, by measurement.
+    weight_standardization, initialization: what the norm asks of the network around it; see
+    `gnexp.build`. exact_gradient: whether backward gives the slope of forward.
     """
 
     build: Callable[..., nn.Module]
@@ -30,8 +35,12 @@ class Norm:
     source: str
     label: str
     options: dict[str, object] = field(default_factory=dict)
+    parameters: Mapping[str, float] = field(default_factory=lambda: dict(GAMMA_BETA))
     stacked: tuple[type[nn.Module], Callable[..., nn.Module]] | None = None
     channels_last: bool = False
+    weight_standardization: bool = False
+    initialization: str = "he"
+    exact_gradient: bool = True
 
 
 _GROUP_NORM = (nn.GroupNorm, stacked.stack_group_norm)

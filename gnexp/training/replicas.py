@@ -25,6 +25,7 @@ from gnexp.models.blocks import (
     PreActivationBlock,
 )
 from gnexp.norms.registry import STACKED_FORMS
+from gnexp.norms.replicated import ReplicatedNorm
 from gnexp.norms.stacked import join
 
 Stacker = Callable[[Sequence[Any]], nn.Module]
@@ -185,8 +186,11 @@ def _stack_modules(layers: Sequence[nn.Module]) -> nn.Module:
     return MappedModule(layers)
 
 
-# In a stack only these may make an example's output depend on the rest of its batch.
-_MAY_MIX = (nn.BatchNorm2d, MappedModule)
+def _may_mix(module: nn.Module) -> bool:
+    """Return whether a module of a stack may let an example see the rest of its batch."""
+    if isinstance(module, ReplicatedNorm):
+        return "n" in module.pools
+    return isinstance(module, nn.BatchNorm2d | MappedModule)
 
 
 class Stack(nn.Module):
@@ -205,7 +209,7 @@ class Stack(nn.Module):
         self._parameter_ndims = [parameter.ndim for parameter in models[0].parameters()]
         # Walking the tree of modules would be a part of every update.
         self.held = list(self.net.parameters())
-        self._may_mix = [module for module in self.net.modules() if isinstance(module, _MAY_MIX)]
+        self._may_mix = list(filter(_may_mix, self.net.modules()))
 
     def forward(self, x_NRCHW: Tensor) -> Tensor:
         return self.net(x_NRCHW.flatten(1, 2)).unflatten(1, (self.replicas, -1))
