@@ -76,8 +76,9 @@ def normalize_reference(
 ) -> np.ndarray:
     """Return y (N, C, H, W) of norm `name` ("bn gn ln in none"), float64, in training mode.
 
-    Complex numbers stay complex: see `oracle`. `groups` is read by gn alone, and must divide C (else ValueError). Source of the formulas:
-    Wu & He 2018, arXiv:1803.08494, which states these norms in one form.
+    Complex numbers stay complex: see `oracle`. `groups` is read by gn alone, and must divide C
+    (else ValueError). Source of the formulas: Wu & He 2018, arXiv:1803.08494, which states these
+    norms in one form.
     """
     xhat_NCHW, _ = _standardize(name, x_NCHW, eps, groups)
     return gamma_C[:, None, None] * xhat_NCHW + beta_C[:, None, None]
