@@ -23,7 +23,8 @@ from gnexp.config import CUSTOM, DataConfig, TrainConfig, is_private, resolve
 from gnexp.data.feed import update_blocks
 from gnexp.data.loader import DeviceImages
 from gnexp.data.sources import Images, hold_out, load_images
-from gnexp.models.resnet import build_model, initialize, zero_last_gamma
+from gnexp.models.resnet import build_model
+from gnexp.models.start import start
 from gnexp.norms.layers import momentum_of_batch
 from gnexp.norms.registry import NORMS, build_norm, group_count
 from gnexp.seeding import derived_seed, generator
@@ -210,6 +211,27 @@ def groups_per_layer(config: TrainConfig) -> dict[str, int]:
     return counts
 
 
+def network_start(config: TrainConfig) -> dict[str, Any]:
+    """Return the keywords of `start`: what the config asks of a new network, or its norm does.
+
+    Raises ValueError for standardized filters without a layer that standardizes what they give.
+    """
+    entry = NORMS.get(config.norm["name"])
+    by_norm = entry.initialization if entry else "he"
+    if config.weight_standardization and entry and not entry.pools:
+        raise ValueError(
+            f"weight_standardization=true needs a norm that standardizes, which"
+            f" norm={config.norm['name']} does not: each layer would multiply the variance by its"
+            " fan-in; use norm=gn or norm=bn"
+        )
+    standardized = config.weight_standardization or bool(entry and entry.weight_standardization)
+    return {
+        "initialization": config.initialization if by_norm == "he" else by_norm,
+        "weight_standardization": standardized,
+        "zero_gamma": config.zero_gamma,
+    }
+
+
 def seeded_model(config: TrainConfig, num_classes: int, seed: int) -> nn.Module:
     """Return the model of one seed on the CPU; the global random state is left as it was."""
     with torch.random.fork_rng(devices=[]):
@@ -218,9 +240,7 @@ def seeded_model(config: TrainConfig, num_classes: int, seed: int) -> nn.Module:
         model = build_model(
             config.model.name, norm_factory(config), num_classes, config.model.width
         )
-    initialize(model, generator(seed, "initialization"))
-    if config.zero_gamma:
-        zero_last_gamma(model)
+    start(model, generator(seed, "initialization"), **network_start(config))
     return model
 
 

@@ -37,6 +37,7 @@ SCHEDULES = ("cosine", "constant")
 PRECISIONS = ("fp32", "tf32", "bf16")
 EXECUTIONS = ("auto", "eager", "compile", "cudagraph")
 MOMENTUM_RULES = ("batches", "examples")
+INITIALIZATIONS = ("he", "fixup")
 AUGMENTS = ("crop_flip", "crop", "none")
 AT_END = ("shift", "batches")
 PRIVACIES = ("none", "dpsgd")
@@ -287,6 +288,7 @@ def _choice_problems(config: TrainConfig) -> list[str]:
         "execution": (config.execution, EXECUTIONS),
         "data.augment": (config.data.augment, AUGMENTS),
         "groups_fallback": (config.groups_fallback, (None, "gcd")),
+        "initialization": (config.initialization, INITIALIZATIONS),
         **_norm_choices(config.norm),
     }
     return [

@@ -8,6 +8,7 @@ from gnexp.config import (
     NORM_ADDED_LATER,
     TAKES_GROUPS,
     CheckConfig,
+    TrainConfig,
     check_run,
     norm_label,
     resolve,
@@ -34,6 +35,8 @@ def subject_of(config: CheckConfig) -> Subject:
         groups=_groups(config),
         regroup=_regroup(config),
         reference=config.reference or (None if own else config.norm["name"]),
+        options=_options(config),
+        start=_start(run),
         channels=config.channels,
         draws=config.draws,
         seed=config.seed,
@@ -56,6 +59,22 @@ def label_of(config: CheckConfig) -> str:
     if config.norm["name"] == CUSTOM and config.groups:
         typed.append(f"groups={config.groups}")
     return f"{shown}[{', '.join(typed)}]" if typed else shown
+
+
+def _options(config: CheckConfig) -> dict[str, object]:
+    """Return what a layer under test is built with, every default filled in."""
+    name = config.norm["name"]
+    options = dict(NORMS[name].options) if name in NORMS else {}
+    options |= {k: v for k, v in config.norm.items() if k not in ("name", "_target_")}
+    if "num_groups" in options:
+        options["num_groups"] = _groups(config)(config.channels)
+    return options
+
+
+def _start(run: TrainConfig) -> dict[str, object]:
+    asked = build.network_start(run)
+    del asked["zero_gamma"]  # which the claims vary
+    return asked
 
 
 def _stated(config: CheckConfig) -> str | None:

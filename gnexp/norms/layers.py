@@ -73,6 +73,17 @@ def group_norm(
     return nn.GroupNorm(num_groups, num_channels, eps=eps)
 
 
+def group_norm_ws(
+    num_channels: int, *, num_groups: int = DEFAULT_GROUPS, eps: float = DEFAULT_EPS
+) -> nn.Module:
+    """Group norm behind convolutions whose filters are standardized.
+
+    The layer is `group_norm`; see `models.weight_standardization` for the convolutions.
+    Source: Qiao et al. 2019, arXiv:1903.10520.
+    """
+    return group_norm(num_channels, num_groups=num_groups, eps=eps)
+
+
 def layer_norm(num_channels: int, *, eps: float = DEFAULT_EPS) -> nn.Module:
     """Normalize each example over channels and pixels, C * H * W values: GN with one group.
 
@@ -112,3 +123,12 @@ class ChannelAffine(nn.Module):
 def no_norm(num_channels: int) -> nn.Module:
     """Standardize nothing and keep the per-channel gamma and beta: the control."""
     return ChannelAffine(num_channels)
+
+
+def no_norm_fixup(num_channels: int) -> nn.Module:
+    """Standardize nothing, in a network that Fixup starts so that it trains without.
+
+    The layer is `no_norm`; see `models.start` for the initial weights.
+    Source: Zhang et al. 2019, arXiv:1901.09321.
+    """
+    return no_norm(num_channels)

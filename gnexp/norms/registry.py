@@ -44,6 +44,7 @@ class Norm:
 
 
 _GROUP_NORM = (nn.GroupNorm, stacked.stack_group_norm)
+_CHANNEL_AFFINE = (layers.ChannelAffine, stacked.stack_channel_affine)
 
 NORMS: dict[str, Norm] = {
     "bn": Norm(
@@ -79,12 +80,29 @@ NORMS: dict[str, Norm] = {
         options={"eps": layers.DEFAULT_EPS},
         stacked=_GROUP_NORM,
     ),
+    "gn_ws": Norm(
+        layers.group_norm_ws,
+        pools="chw",
+        source="Qiao et al. 2019, arXiv:1903.10520",
+        label="GroupNorm + WS",
+        options={"eps": layers.DEFAULT_EPS, "num_groups": layers.DEFAULT_GROUPS},
+        stacked=_GROUP_NORM,
+        weight_standardization=True,
+    ),
     "none": Norm(
         layers.no_norm,
         pools="",
         source="control",
         label="no norm",
-        stacked=(layers.ChannelAffine, stacked.stack_channel_affine),
+        stacked=_CHANNEL_AFFINE,
+    ),
+    "none_fixup": Norm(
+        layers.no_norm_fixup,
+        pools="",
+        source="Zhang et al. 2019, arXiv:1901.09321",
+        label="no norm, Fixup",
+        stacked=_CHANNEL_AFFINE,
+        initialization="fixup",
     ),
 }
 STACKED_FORMS = dict(entry.stacked for entry in NORMS.values() if entry.stacked)

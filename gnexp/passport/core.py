@@ -7,9 +7,9 @@ import math
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from gnexp.norms.reference import normalize_backward_reference, normalize_reference
+from gnexp.norms import oracle
 from gnexp.passport.finding import FAILS, HOLDS, Finding, Measured, Point, at_most, only_when
 from gnexp.passport.sets import divisors, sets_claimed, sets_used, variance_of, with_equal_sets
 from gnexp.passport.subject import Subject, affine
@@ -19,6 +19,8 @@ EPS_RATIOS = tuple(10.0**power for power in range(-4, 5))  # variance over eps
 EPS_TOLERANCE = 1e-3  # relative, of the variance that is left
 DEFAULT_EPS = 1e-5
 EPS_NAMES = ("eps", "epsilon", "variance_epsilon")
+DIRECTIONS = 16  # along which slopes are compared
+STOCK_OPTIONS = {"momentum": 0.1}  # for an own norm that is compared with batch norm
 LEAST_EPS, MOST_EPS = 1e-12, 0.1  # of one that is found by measurement
 
 
@@ -162,48 +164,91 @@ def _reference(subject: Subject) -> list[Finding]:
     dy_NCHW = dy_NCHW * torch.ones_like(x_NCHW)
     layer = subject.layer()
     _randomize(subject, layer)
-    gamma, beta = affine(layer)
-    ones = torch.ones(subject.channels, dtype=torch.float64)
-    numbers = [x_NCHW, ones if gamma is None else gamma, 0 * ones if beta is None else beta]
-    numbers = [tensor.detach().reshape(-1).numpy() for tensor in numbers]
-    numbers[0] = x_NCHW.numpy()
+    state = _numbers(subject, layer)
     x_NCHW.requires_grad_()
     y_NCHW = subject.apply(layer, x_NCHW)
     (dx_NCHW,) = torch.autograd.grad(y_NCHW, x_NCHW, dy_NCHW)
-    name, groups = _reference_named(subject, numbers, y_NCHW.detach())
-    eps = eps_of(subject)
-    y = normalize_reference(name, *numbers, eps, groups)
-    dx, _, _ = normalize_backward_reference(name, *numbers, eps, groups, dy_NCHW.numpy())
-    found = f"{name}, G = {groups}" if name == "gn" else name
-    rows = []
-    for statement, text, got, wanted in (
-        ("forward", "the output is that of the formulas", y_NCHW, y),
-        ("backward", "the gradient to the input is that of the formulas", dx_NCHW, dx),
-    ):
-        scale = max(1.0, float(np.abs(wanted).max()))
-        off = float(np.abs(got.detach().numpy() - wanted).max()) / scale
-        what = f"largest deviation from the float64 reference of {found}, eps = {eps:g}"
-        verdict = at_most(off, EXACT)
-        measured = f"{off:.2g}"
-        rows.append(
-            Finding(statement, text, what, "0", measured, verdict, off, tolerance=f"{EXACT:g}")
+    x, dx = x_NCHW.detach().numpy(), dx_NCHW.numpy()
+    name, options = _reference_named(subject, x, state, y_NCHW.detach().numpy())
+    y, _ = oracle.reference(name, x, state, options)
+    found = f"{name}, G = {options['num_groups']}" if name == "gn" else name
+    what = f"the float64 reference of {found}, eps = {options['eps']:g}"
+    forward = float(np.abs(y_NCHW.detach().numpy() - y).max() / max(1.0, np.abs(y).max()))
+    rows = [
+        _deviation("forward", "the output is that of the formulas", f"from {what}", forward),
+    ]
+    backward, along = _slopes_differ(subject, name, x, state, options, dy_NCHW.numpy(), dx)
+    rows.append(
+        _deviation(
+            "backward",
+            "the gradient to the input is that of the formulas",
+            f"along {along} random directions from {what}",
+            backward,
         )
+    )
     return rows
 
 
+def _deviation(statement: str, text: str, what: str, off: float) -> Finding:
+    return Finding(
+        *(statement, text, f"largest deviation {what}", "0", f"{off:.2g}"),
+        *(at_most(off, EXACT), off),
+        tolerance=f"{EXACT:g}",
+    )
+
+
+def _numbers(subject: Subject, layer: nn.Module) -> oracle.State:
+    """Return what the layer holds as its reference takes it: gamma 1, beta 0 where it has none."""
+    ones = np.ones(subject.channels)
+    stock = {"running_mean": 0 * ones, "running_var": ones, "num_batches_tracked": np.zeros(())}
+    state = {"weight": ones, "bias": 0 * ones}
+    for key, parameter in zip(("weight", "bias"), affine(layer)):
+        if parameter is not None:
+            state[key] = parameter.detach().numpy().reshape(-1).copy()
+    # Of a norm that names no reference, the other tensors mean what they mean to it.
+    own = layer.state_dict() if subject.reference else {}
+    return {**stock, **{k: v.numpy().copy() for k, v in own.items()}, **state}
+
+
+def _slopes_differ(
+    subject: Subject,
+    name: str,
+    x_NCHW: np.ndarray,
+    state: oracle.State,
+    options: oracle.Options,
+    dy_NCHW: np.ndarray,
+    dx_NCHW: np.ndarray,
+) -> tuple[float, int]:
+    """Return how far <dx, d> is from <dy, slope along d> at most, and over how many d.
+
+    Relative to the product of the norms over the root of their size, of which a wrong value at any
+    place makes a visible part. The directions d are random, so that none can be missed.
+    """
+    directions = subject.normal("core slopes", DIRECTIONS, *x_NCHW.shape).numpy()
+    worst = 0.0
+    for d_NCHW in directions:
+        slope_NCHW = oracle.slope(name, x_NCHW, state, options, d_NCHW, {})
+        off = abs((dx_NCHW * d_NCHW).sum() - (dy_NCHW * slope_NCHW).sum())
+        worst = max(worst, off / max(1.0, np.abs(dx_NCHW).max()))
+    return float(worst), len(directions)
+
+
 def _reference_named(
-    subject: Subject, numbers: list[np.ndarray], y_NCHW: Tensor
-) -> tuple[str, int | None]:
-    """Return (name, groups) of the stated reference, else of the one whose output is nearest."""
+    subject: Subject, x_NCHW: np.ndarray, state: oracle.State, y_NCHW: np.ndarray
+) -> tuple[str, oracle.Options]:
+    """Return (name, options) of the stated reference, else of the one whose output is nearest."""
+    eps = eps_of(subject)
     groups = subject.groups(subject.channels) if subject.groups else None
+    options = {**STOCK_OPTIONS, **subject.options, "eps": eps, "num_groups": groups}
     if subject.reference is not None:
-        return subject.reference, groups
+        return subject.reference, options
     every = [("gn", g) for g in divisors(subject.channels)] if groups is None else [("gn", groups)]
     every += [("bn", None), ("none", None)] if groups is None else []
-    eps = eps_of(subject)
 
     def off(candidate: tuple[str, int | None]) -> float:
         name, g = candidate
-        return float(np.abs(normalize_reference(name, *numbers, eps, g) - y_NCHW.numpy()).max())
+        y, _ = oracle.reference(name, x_NCHW, state, {**options, "num_groups": g})
+        return float(np.abs(y - y_NCHW).max())
 
-    return min(every, key=off)
+    name, groups = min(every, key=off)
+    return name, {**options, "num_groups": groups}

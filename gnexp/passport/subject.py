@@ -4,14 +4,15 @@ Shapes: N examples, C channels, H and W pixels.
 """
 
 import copy
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from gnexp.measure.parameters import BETA_NAMES, GAMMA_NAMES
-from gnexp.models.resnet import build_model, initialize, zero_last_gamma
+from gnexp.models.resnet import build_model
+from gnexp.models.start import start
 from gnexp.seeding import derived_seed, generator
 
 WIDTHS = (16, 32, 64)  # of a network, the first that the norm's groups divide
@@ -25,12 +26,13 @@ class Misbehaved(Exception):
 class Subject:
     """A norm under test and what it is tested on.
 
-    build: called with a number of channels. label: its name for sentences and tables. groups: how
-    many groups it says it has at C channels, None where it says nothing. regroup: called with
-    (channels, groups), for norms whose groups can be chosen. reference: the float64 reference it
-    must agree with, None to look for one. x_NCHW, y_N: normalized float32 images and their labels,
-    of so many classes. channels: of a single layer. draws: independent draws behind a statistical
-    claim.
+    build: called with a number of channels. label: its name for sentences and tables. groups:
+    how many groups it says it has at C channels, None where it says nothing. regroup: called
+    with (channels, groups), for norms whose groups can be chosen. reference: the float64
+    reference it must agree with, None to look for one; options: what it was built with, for the
+    reference. start: how its networks start, keywords of `start`. x_NCHW, y_N: normalized
+    float32 images and their labels, of so many classes. channels: of a single layer. draws:
+    independent draws behind a statistical claim.
     """
 
     label: str
@@ -41,6 +43,8 @@ class Subject:
     groups: Callable[[int], int] | None = None
     regroup: Callable[[int, int], nn.Module] | None = None
     reference: str | None = None
+    options: Mapping[str, object] = field(default_factory=dict)
+    start: Mapping[str, object] = field(default_factory=dict)
     channels: int = 64
     draws: int = 64
     seed: int = 0
@@ -89,12 +93,10 @@ class Subject:
                 except Exception as error:
                     if width == WIDTHS[-1]:
                         raise Misbehaved(f"{self.label} in {model}: {error}") from error
-        initialize(net, generator(seed, "initialization"))
-        if zero_gamma:
-            try:
-                zero_last_gamma(net)
-            except ValueError as error:
-                raise Misbehaved(f"{self.label}: {error}") from error
+        try:
+            start(net, generator(seed, "initialization"), zero_gamma=zero_gamma, **self.start)
+        except ValueError as error:
+            raise Misbehaved(f"{self.label}: {error}") from error
         return net.train()
 
     def generator(self, purpose: str, *counters: int) -> torch.Generator:

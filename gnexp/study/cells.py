@@ -13,7 +13,13 @@ from typing import Any
 from gnexp.study import statistics
 from gnexp.study.store import Record, Study
 
-NORM_LABELS = {"bn": "BN", "gn": "GN", "ln": "LN", "in": "IN", "none": "no norm"}
+NORM_LABELS = {
+    **{"bn": "BN", "gn": "GN", "ln": "LN", "in": "IN", "ln2d": "LN2d", "rms": "RMSNorm"},
+    **{"dyt": "DyT", "frn": "FRN", "evonorm_b0": "EvoNorm-B0", "evonorm_s0": "EvoNorm-S0"},
+    **{"brn": "BRN", "gbn": "Ghost BN", "syncbn": "SyncBN", "switchable": "Switchable"},
+    **{"online": "Online", "bn_frozen": "frozen BN", "gn_ws": "GN+WS", "none": "no norm"},
+    "none_fixup": "no norm, Fixup",
+}
 RUN_COLUMNS = (
     *("run", "norm", "groups", "channels_per_group", "model", "data", "batch", "update_batch"),
     *("lr", "seed", "status", "execution", "stack", "test_acc", "test_acc_median5", "test_loss"),

@@ -20,12 +20,27 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+# Norms that pool alike have related hues; every norm has a pair of its own.
 STYLES = {
     "bn": ("#D55E00", "o"),
     "gn": ("#0072B2", "s"),
     "ln": ("#009E73", "^"),
     "in": ("#CC79A7", "v"),
+    "ln2d": ("#66C2A4", "<"),
+    "rms": ("#00441B", ">"),
+    "dyt": ("#000000", "h"),
+    "frn": ("#7B3294", "d"),
+    "evonorm_b0": ("#B2182B", "*"),
+    "evonorm_s0": ("#053061", "*"),
+    "brn": ("#E69F00", "p"),
+    "gbn": ("#8C510A", "H"),
+    "syncbn": ("#F4A582", "8"),
+    "switchable": ("#C51B7D", "P"),
+    "online": ("#DDAA33", "D"),
+    "bn_frozen": ("#7F3B08", "X"),
+    "gn_ws": ("#56B4E9", "D"),
     "none": ("#555555", "X"),
+    "none_fixup": ("#999999", "h"),
 }
 OTHER_STYLES = (("#E69F00", "D"), ("#56B4E9", "P"), ("#000000", "*"), ("#8B6F00", "p"))
 LINES = ("-", "--", ":", "-.")

@@ -24,6 +24,7 @@ from gnexp.models.blocks import (
     PlainBlock,
     PreActivationBlock,
 )
+from gnexp.models.weight_standardization import StandardizedConv2d
 from gnexp.norms.registry import STACKED_FORMS
 from gnexp.norms.replicated import ReplicatedNorm
 from gnexp.norms.stacked import join
@@ -75,7 +76,7 @@ def _stack_conv(layers: Sequence[nn.Conv2d]) -> nn.Module:
     one, count = layers[0], len(layers)
     if one.padding_mode != "zeros":
         return MappedModule(layers)
-    joined = nn.Conv2d(
+    joined = type(one)(
         count * one.in_channels,
         count * one.out_channels,
         one.kernel_size,
@@ -159,6 +160,7 @@ def _hold_together(target: nn.Module, layers: Sequence[nn.Module]) -> None:
 # By exact type, since a subclass may compute something else. Of these, a stack of R is as below.
 _FORMS: dict[type[nn.Module], Stacker] = {
     nn.Conv2d: _stack_conv,
+    StandardizedConv2d: _stack_conv,  # it works on each filter alone
     nn.Linear: StackedLinear,
     PaddedShortcut: StackedPaddedShortcut,
     **STACKED_FORMS,
