@@ -32,16 +32,18 @@ examples
   gnexp check --multirun norm=bn,gn,ln,in,none
 
 keys of train (all of them: gnexp train --cfg job)
-  norm       bn gn ln in none; norm._target_=my_pkg.MyNorm for your own
-  groups     groups of gn (8), or channels_per_group=
-  batch      images that share one forward pass (32)
+  norm       bn gn ln in ln2d rms dyt frn evonorm_b0 evonorm_s0 brn gbn syncbn switchable
+             online bn_frozen gn_ws none none_fixup; norm._target_=my_pkg.MyNorm for your own
+  groups     groups of gn (8), or channels_per_group=; also of gn_ws and evonorm_s0
+  batch      images that share one forward pass (32), on each of devices=N
   update_batch   images per optimizer update (batch)
   seeds      how many seeds (1), or which: seeds=[5,6]
   epochs, lr, model, data, data.root, study, out, device, precision
   privacy    dpsgd: differentially private, privacy.epsilon=8 (pip install 'gnexp[dp]')
   lr=tuned   each cell's rate, chosen on images held out of training; data.validation= holds out
   updates    as many optimizer updates for every batch size, in place of epochs
-  experiment     preset grids: smoke, batch_sweep, group_sweep, zero_gamma, lr_fair, two_batches
+  experiment     preset grids: smoke, batch_sweep, group_sweep, zero_gamma, lr_fair, two_batches,
+                 all_norms, fine_tune
 
 a command that was interrupted, or ended early, is simply called again: it trains what is missing
   retry=failed   try again what failed (or infeasible, diverged); force=true trains all again

@@ -6,6 +6,7 @@ import struct
 import subprocess
 import sys
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,12 +14,15 @@ import pytest
 from evidence_series import draw, make_series
 from matplotlib.text import Text
 
+from gnexp.norms.registry import NORMS
 from gnexp.study import drawing, plots
+from gnexp.study.cells import NORM_LABELS
 from gnexp.study.labels import spread
 from gnexp.study.lr_plot import accuracy_vs_lr, good_region
 from gnexp.study.tuning import good_region as region
 from gnexp.study.two_batches_plot import two_batches
 
+ROOT = Path(__file__).resolve().parent.parent
 BATCHES = (1, 2, 4, 8, 32)
 SMALLEST_PT = 6.5
 RATES = [0.0125 * 2**k for k in range(8)]
@@ -224,3 +228,11 @@ def test_every_rate_has_a_tick_and_the_labels_have_room():
     boxes = [t.get_window_extent() for t in axis.get_xticklabels() if t.get_text()]
     assert len(boxes) > 1
     assert all(a.x1 < b.x0 for a, b in itertools.pairwise(boxes))
+
+
+def test_every_norm_of_the_table_has_a_short_name_and_a_style_of_its_own():
+    assert list(NORM_LABELS) == list(NORMS)
+    assert set(drawing.STYLES) == set(NORMS)
+    assert len(set(NORM_LABELS.values())) == len(set(drawing.STYLES.values())) == len(NORMS)
+    assert not set(drawing.STYLES.values()) & set(drawing.OTHER_STYLES)
+    assert all((ROOT / "configs" / "norm" / f"{name}.yaml").is_file() for name in NORMS)

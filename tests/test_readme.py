@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import importlib.util
 import re
 import shlex
 import sys
@@ -11,6 +12,7 @@ import pytest
 import yaml
 
 from gnexp.config import TrainConfig
+from gnexp.norms.registry import NORMS
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -71,3 +73,14 @@ def test_the_passport_quoted_in_the_readme_is_the_published_one():
         claim, text, *quoted = cells
         gn, bn = (published[claim, text, norm] for norm in ("GN(8)", "BN"))
         assert quoted == [gn["measured"], gn["verdict"], bn["measured"], bn["verdict"]]
+
+
+def test_the_list_of_norms_is_that_of_the_table():
+    path = ROOT / "scripts" / "norm_table.py"
+    spec = importlib.util.spec_from_file_location("norm_table", path)
+    table = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(table)
+    assert table.with_table(README) == README, "run: python scripts/norm_table.py"
+    listed = re.findall(r"^\| `(\w+)` \|", table.markdown(), re.MULTILINE)
+    assert listed == list(NORMS)
+    assert all(f"| `{name}` |" in README for name in NORMS)

@@ -7,6 +7,7 @@ from typing import Any
 from gnexp.study import noise, statistics
 from gnexp.study.cells import Cell, Series, norm_label
 from gnexp.study.comparisons import flatness_rows, settings
+from gnexp.study.failing import failing_sentences
 from gnexp.study.inference import UNTESTED
 from gnexp.study.rendering import percent
 from gnexp.study.store import Study
@@ -73,8 +74,9 @@ def _small_batches(lines: Sequence[Series], reference_batch: int) -> list[str]:
         return []
     told = ", ".join(f"{n} {verdict}" for verdict, n in verdicts.most_common())
     return [
+        *failing_sentences(lines, reference_batch),
         f"The smallest batch of each of {verdicts.total()} series against batch {reference_batch}: "
-        f"{told} (each with its n and intervals in the table of differences)."
+        f"{told} (each with its n and intervals in the table of differences).",
     ]
 
 
