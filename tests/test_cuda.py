@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from gnexp.data.loader import DeviceImages
 from gnexp.data.sources import load_images
 from gnexp.models.resnet import build_model, initialize
+from gnexp.models.start import start
 from gnexp.norms.registry import NORMS, build_norm
 from gnexp.seeding import generator
 from gnexp.training.graph import GraphStep, fastest
@@ -30,7 +31,9 @@ QUICK = ("model=resnet8", "data.train_limit=200", "data.test_limit=40", "epochs=
 
 def net(norm, seed=0, device="cpu", dtype=torch.float32):
     model = build_model("resnet8", lambda c: build_norm(norm, c), num_classes=10)
-    initialize(model, generator(seed, "test"))
+    entry = NORMS[norm]
+    asked = {k: getattr(entry, k) for k in ("initialization", "weight_standardization")}
+    start(model, generator(seed, "test"), **asked)
     return model.to(device, dtype)
 
 

@@ -10,12 +10,15 @@ from pathlib import Path
 
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
+from gnexp.cli import HELP
 from gnexp.config import TrainConfig
 from gnexp.norms.registry import NORMS
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
+PRESETS = sorted(path.stem for path in (ROOT / "configs" / "experiment").glob("*.yaml"))
 SMALL = ("data.train_limit=40", "data.test_limit=20", "epochs=1", "gradients=0", "batch=10")
 
 
@@ -84,3 +87,18 @@ def test_the_list_of_norms_is_that_of_the_table():
     listed = re.findall(r"^\| `(\w+)` \|", table.markdown(), re.MULTILINE)
     assert listed == list(NORMS)
     assert all(f"| `{name}` |" in README for name in NORMS)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_composes_and_stands_in_the_help(preset, gnexp):
+    answer = gnexp("train", f"experiment={preset}", "--cfg", "job")
+    assert answer.code == 0, answer.err
+    assert yaml.safe_load(answer.out)["study"]
+    assert re.search(rf"\b{preset}\b", HELP)
+
+
+def test_the_help_lists_every_norm_and_the_preset_of_all_norms_trains_every_one():
+    listed = HELP.split("  norm ")[1].split(";")[0].split()
+    assert listed == list(NORMS)
+    swept = OmegaConf.load(ROOT / "configs" / "experiment" / "all_norms.yaml")
+    assert [*swept.hydra.sweeper.params.norm.split(",")] == list(NORMS)

@@ -97,13 +97,17 @@ class TwoConvolutions(nn.Module):
 
     expansion = 1
     last_norm = "norm2"
+    ends_in_relu = False  # whether a ReLU follows the second norm itself, and not a sum
 
     def __init__(self, in_channels: int, channels: int, stride: int, norm: NormFactory) -> None:
         super().__init__()
         self.conv1 = conv(in_channels, channels, 3, stride)
         self.norm1, self.relu1 = norm_relu(norm, channels)
         self.conv2 = conv(channels, channels, 3)
-        self.norm2 = norm_alone(norm, channels)
+        if self.ends_in_relu:
+            self.norm2, self.relu_out = norm_relu(norm, channels)
+        else:
+            self.norm2 = norm_alone(norm, channels)
 
     def branch(self, x_NCHW: Tensor) -> Tensor:
         x_NCHW = self.relu1(self.norm1(self.conv1(x_NCHW)))
@@ -150,12 +154,12 @@ class PlainBlock(TwoConvolutions):
     """The layers of `BasicBlock` without its shortcut: no residual block."""
 
     activated = True
+    ends_in_relu = True
 
     def __init__(
         self, in_channels: int, channels: int, stride: int, norm: NormFactory, shortcut: Shortcut
     ) -> None:
         super().__init__(in_channels, channels, stride, norm)
-        self.relu_out = nn.ReLU()
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         return self.relu_out(self.branch(x_NCHW))

@@ -36,10 +36,29 @@ def require_divisor(key: str, value: int, num_channels: int) -> None:
         raise ValueError(f"{key}={value} does not divide {num_channels} channels; valid: {valid}")
 
 
-def _require_positive_eps(eps: float) -> None:
+def require_positive_eps(eps: float) -> None:
     # A dead channel has variance 0: without eps its output, and then the whole network, is NaN.
     if not eps > 0:
         raise ValueError(f"eps={eps} must be positive; the default is {DEFAULT_EPS:g}")
+
+
+def require_momentum(momentum: float) -> None:
+    """Raise ValueError unless the weight of the newest batch lies in (0, 1]."""
+    if not 0 < momentum <= 1:
+        raise ValueError(
+            f"momentum={momentum} must lie in (0, 1]; the default is {DEFAULT_MOMENTUM}"
+        )
+
+
+def require_several(x_NRCHW: Tensor) -> int:
+    """Return N * H * W, the values of a channel; raises ValueError, as BN does, when it is 1."""
+    count = x_NRCHW.shape[0] * x_NRCHW.shape[-2] * x_NRCHW.shape[-1]
+    if count == 1:
+        shape = tuple(x_NRCHW.flatten(1, 2).shape)
+        raise ValueError(
+            f"Expected more than 1 value per channel when training, got input size {shape}"
+        )
+    return count
 
 
 def batch_norm(
@@ -52,11 +71,9 @@ def batch_norm(
     H * W > 1; PyTorch refuses a single value per channel.
     Source: Ioffe & Szegedy 2015, arXiv:1502.03167.
     """
-    _require_positive_eps(eps)
-    if momentum is not None and not 0 < momentum <= 1:
-        raise ValueError(
-            f"momentum={momentum} must lie in (0, 1]; the default is {DEFAULT_MOMENTUM}"
-        )
+    require_positive_eps(eps)
+    if momentum is not None:
+        require_momentum(momentum)
     return nn.BatchNorm2d(num_channels, eps=eps, momentum=momentum)
 
 
@@ -68,7 +85,7 @@ def group_norm(
     Groups are consecutive channels; no running state. Raises ValueError when `num_groups` does
     not divide `num_channels`: it never rounds. Source: Wu & He 2018, arXiv:1803.08494.
     """
-    _require_positive_eps(eps)
+    require_positive_eps(eps)
     require_divisor("num_groups", num_groups, num_channels)
     return nn.GroupNorm(num_groups, num_channels, eps=eps)
 

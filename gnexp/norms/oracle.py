@@ -16,7 +16,10 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from gnexp.norms import reference_batch, reference_online, reference_switchable
 from gnexp.norms.reference import normalize_reference
+from gnexp.norms.reference_activating import ACTIVATING
+from gnexp.norms.reference_pointwise import POINTWISE
 
 State = dict[str, np.ndarray]  # a layer's parameters and buffers by name, of (C,), or () for counts
 Options = Mapping[str, object]  # what the layer was built with
@@ -58,6 +61,11 @@ def _batch_norm(x_NCHW, state, options, training):
 _REFERENCES: dict[str, Reference] = {
     "bn": _batch_norm,
     **{name: _without_state(name) for name in ("gn", "ln", "in", "none")},
+    **POINTWISE,
+    **ACTIVATING,
+    **reference_batch.REFERENCES,
+    **reference_switchable.REFERENCES,
+    **reference_online.REFERENCES,
     "gn_ws": _without_state("gn"),  # the convolutions differ, the layer does not
     "none_fixup": _without_state("none"),
 }

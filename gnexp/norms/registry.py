@@ -10,7 +10,17 @@ from difflib import get_close_matches
 
 from torch import nn
 
-from gnexp.norms import layers, stacked
+from gnexp.norms import (
+    activating,
+    batch_norms,
+    layers,
+    online,
+    pointwise,
+    stacked,
+    switchable,
+    synchronized,
+)
+from gnexp.norms.replicated import stack_replicated
 
 GAMMA_BETA = {"weight": 1.0, "bias": 0.0}
 
@@ -45,6 +55,7 @@ class Norm:
 
 _GROUP_NORM = (nn.GroupNorm, stacked.stack_group_norm)
 _CHANNEL_AFFINE = (layers.ChannelAffine, stacked.stack_channel_affine)
+_OF_BATCH_NORM = {"eps": layers.DEFAULT_EPS, "momentum": layers.DEFAULT_MOMENTUM}
 
 NORMS: dict[str, Norm] = {
     "bn": Norm(
@@ -80,6 +91,58 @@ NORMS: dict[str, Norm] = {
         options={"eps": layers.DEFAULT_EPS},
         stacked=_GROUP_NORM,
     ),
+    "ln2d": Norm(
+        pointwise.pixel_layer_norm,
+        pools="c",
+        source="Liu et al. 2022, arXiv:2201.03545",
+        label="LayerNorm2d",
+        options={"eps": layers.DEFAULT_EPS},
+        stacked=(pointwise.PixelLayerNorm2d, stack_replicated),
+    ),
+    "rms": Norm(
+        pointwise.rms_norm,
+        pools="c",
+        source="Zhang & Sennrich 2019, arXiv:1910.07467",
+        label="RMSNorm",
+        options={"eps": layers.DEFAULT_EPS},
+        stacked=(pointwise.PixelRMSNorm2d, stack_replicated),
+    ),
+    "dyt": Norm(
+        pointwise.dynamic_tanh,
+        pools="",
+        source="Zhu et al. 2025, arXiv:2503.10622",
+        label="Dynamic Tanh",
+        options={"alpha": pointwise.DEFAULT_ALPHA},
+        parameters={**GAMMA_BETA, "alpha": pointwise.DEFAULT_ALPHA},
+        stacked=(pointwise.DynamicTanh2d, stack_replicated),
+    ),
+    "frn": Norm(
+        activating.filter_response_norm,
+        pools="hw",
+        source="Singh & Krishnan 2020, arXiv:1911.09737",
+        label="FRN with TLU",
+        options={"eps": layers.DEFAULT_EPS},
+        parameters={**GAMMA_BETA, "tau": 0.0},
+        stacked=(activating.FilterResponseNorm2d, stack_replicated),
+    ),
+    "evonorm_b0": Norm(
+        activating.evonorm_b0,
+        pools="nhw",
+        source="Liu et al. 2020, arXiv:2004.02967",
+        label="EvoNorm-B0",
+        options={"eps": layers.DEFAULT_EPS, "momentum": layers.DEFAULT_MOMENTUM},
+        parameters={**GAMMA_BETA, "v": 1.0},
+        stacked=(activating.EvoNormB0, stack_replicated),
+    ),
+    "evonorm_s0": Norm(
+        activating.evonorm_s0,
+        pools="chw",
+        source="Liu et al. 2020, arXiv:2004.02967",
+        label="EvoNorm-S0",
+        options={"eps": layers.DEFAULT_EPS, "num_groups": layers.DEFAULT_GROUPS},
+        parameters={**GAMMA_BETA, "v": 1.0},
+        stacked=(activating.EvoNormS0, stack_replicated),
+    ),
     "gn_ws": Norm(
         layers.group_norm_ws,
         pools="chw",
@@ -88,6 +151,57 @@ NORMS: dict[str, Norm] = {
         options={"eps": layers.DEFAULT_EPS, "num_groups": layers.DEFAULT_GROUPS},
         stacked=_GROUP_NORM,
         weight_standardization=True,
+    ),
+    "brn": Norm(
+        batch_norms.batch_renorm,
+        pools="nhw",
+        source="Ioffe 2017, arXiv:1702.03275",
+        label="Batch Renorm",
+        options={**_OF_BATCH_NORM, **batch_norms.RENORM_DEFAULTS, "total_examples": None},
+        stacked=(batch_norms.BatchRenorm2d, stack_replicated),
+    ),
+    "gbn": Norm(
+        batch_norms.ghost_batch_norm,
+        pools="nhw",
+        source="Hoffer et al. 2017, arXiv:1705.08741",
+        label="Ghost BN",
+        options={**_OF_BATCH_NORM, "ghost_batch": batch_norms.DEFAULT_GHOST_BATCH},
+        stacked=(batch_norms.GhostBatchNorm2d, stack_replicated),
+    ),
+    "syncbn": Norm(
+        synchronized.synchronized_batch_norm,
+        pools="nhw",
+        source="Zhang et al. 2018, arXiv:1803.08904",
+        label="SyncBN",
+        options=_OF_BATCH_NORM,
+        stacked=(synchronized.SynchronizedBatchNorm2d, stack_replicated),
+    ),
+    "switchable": Norm(
+        switchable.switchable_norm,
+        pools="nchw",
+        source="Luo et al. 2018, arXiv:1806.10779",
+        label="Switchable Norm",
+        options=_OF_BATCH_NORM,
+        parameters={**GAMMA_BETA, "mean_weight": 1.0, "var_weight": 1.0},
+        stacked=(switchable.SwitchableNorm2d, stack_replicated),
+    ),
+    "online": Norm(
+        online.online_norm,
+        pools="nhw",
+        source="Chiley et al. 2019, arXiv:1905.05894",
+        label="Online Norm",
+        options={"eps": layers.DEFAULT_EPS, "alpha_f": online.ALPHA_F, "alpha_b": online.ALPHA_B},
+        stacked=(online.OnlineNorm2d, stack_replicated),
+        exact_gradient=False,
+    ),
+    "bn_frozen": Norm(
+        batch_norms.frozen_batch_norm,
+        pools="",
+        source="He et al. 2015, arXiv:1512.03385",
+        label="frozen BN",
+        options={"eps": layers.DEFAULT_EPS},
+        parameters={},
+        stacked=(batch_norms.FrozenBatchNorm2d, stack_replicated),
     ),
     "none": Norm(
         layers.no_norm,

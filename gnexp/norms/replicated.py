@@ -14,18 +14,19 @@ from torch import Tensor, nn
 class ReplicatedNorm(nn.Module):
     """A normalization layer of R replicas at once, (N, R * C, H, W) -> (N, R * C, H, W).
 
-    Subclasses compute on `split(x)`, (N, R, C, H, W), so that what they pool over C stays within a
+    Subclasses write `normalize` for (N, R, C, H, W), so that what they pool over C stays within a
     replica, and hold tensors whose first axis is that of one layer repeated R times: (R * C,), or
     (R * K,) for K numbers of a layer. A counter without axes is the same for all replicas.
+    Low-precision inputs are computed with in float32 and come out as they came in.
 
-    pools: the axes, letters of "nchw", whose values share a statistic. carries_activation: whether
-    the nonlinearity is a part of it, which then stands for the ReLU behind it. exact_gradient:
-    whether backward passes give the gradient of the forward pass.
+    pools: the axes, letters of "nchw", whose values share a statistic. reads_state: whether a
+    training pass computes with what earlier ones left in the buffers. carries_activation: whether
+    the nonlinearity is a part of it, which then stands for the ReLU behind it.
     """
 
     pools: ClassVar[str]
+    reads_state: ClassVar[bool] = False
     carries_activation: ClassVar[bool] = False
-    exact_gradient: ClassVar[bool] = True
 
     def __init__(self, num_channels: int) -> None:
         super().__init__()
@@ -36,6 +37,23 @@ class ReplicatedNorm(nn.Module):
         """Give the layer gamma `weight`, ones, and beta `bias`, zeros, of (C,)."""
         self.weight = nn.Parameter(torch.ones(self.num_channels))
         self.bias = nn.Parameter(torch.zeros(self.num_channels))
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        kind = torch.promote_types(x_NCHW.dtype, torch.float32)
+        x_NRCHW = x_NCHW.to(kind).unflatten(1, (self.replicas, -1))
+        return self.normalize(x_NRCHW).flatten(1, 2).to(x_NCHW.dtype)
+
+    def normalize(self, x_NRCHW: Tensor) -> Tensor:
+        """Return the layer's output for (N, R, C, H, W), of the same shape."""
+        raise NotImplementedError
+
+    def spread(self, of_channels: Tensor) -> Tensor:
+        """Return numbers per channel, (R * C,), as (R, C, 1, 1)."""
+        return of_channels.unflatten(0, (self.replicas, -1))[..., None, None]
+
+    def affine5(self, x_NRCHW: Tensor) -> Tensor:
+        """Return gamma_c x + beta_c."""
+        return torch.addcmul(self.spread(self.bias), x_NRCHW, self.spread(self.weight))
 
     def split(self, x_NCHW: Tensor) -> Tensor:
         """Return (N, R * C, H, W) as (N, R, C, H, W)."""
