@@ -20,6 +20,7 @@ def markdown() -> str:
 
 def _row(name: str, norm: Norm) -> str:
     sentence = inspect.getdoc(norm.build).split("\n\n")[0].replace("\n", " ")
+    sentence = f"{sentence.rstrip('.:')}."  # a formula may follow the colon
     options = ", ".join(
         "`groups=8`" if key == "num_groups" else f"`norm.{key}={_short(value)}`"
         for key, value in norm.options.items()

@@ -23,7 +23,8 @@ from gnexp.models.resnet import build_model, initialize
 from gnexp.norms.registry import NORMS, build_norm
 
 ISOLATING = [name for name, norm in NORMS.items() if "n" not in norm.pools]
-OPTIONS = {"gn": {"num_groups": 2}}
+OPTIONS = {name: {"num_groups": 2} for name in ("gn", "gn_ws", "evonorm_s0")}
+READING = ("brn", "online")  # in a training pass what earlier ones left
 
 
 class Net(nn.Module):
@@ -215,11 +216,14 @@ def stacked(monkeypatch):
         (300, 4, 4, set()),
     ],
 )
-@pytest.mark.parametrize("build", [resnet, net])
-@pytest.mark.parametrize("name", NORMS)
+@pytest.mark.parametrize(
+    ("build", "name"),
+    [*((resnet, name) for name in NORMS), *((net, name) for name in ("bn", "gn", *READING))],
+)
 def test_draws_that_share_a_pass_give_the_numbers_of_one_at_a_time(
     name, build, batch, k, blocks, sizes, stacked
 ):
+    sizes = sizes if name not in READING else set()
     model, batches = build(name), drawn(*population(24), batch, k)
     g_KP, columns = backward_gradients(model, batches)
     rows = by_name(measure_gradients(model, iter(batches), k, batch, blocks))

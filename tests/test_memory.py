@@ -15,6 +15,8 @@ from gnexp.models.resnet import build_model
 from gnexp.norms.registry import NORMS, build_norm
 
 FLOAT32, INT64 = 4, 8  # bytes
+# Layers whose backward pass keeps their input and nothing else of its size.
+ONE_KERNEL = ("bn", "gn", "ln", "in", "brn", "syncbn", "gn_ws", "none", "none_fixup")
 SHAPE = (3, 16, 16)
 
 
@@ -111,11 +113,19 @@ def test_the_count_is_what_the_allocator_is_asked_for_but_for_workspace_within_o
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_what_backward_needs_grows_with_the_batch_and_hardly_depends_on_the_norm(norm):
+def test_what_backward_needs_grows_with_the_batch_and_with_a_norm_of_one_kernel_is_that_of_none(
+    norm,
+):
     saved = {n: footprint(net(norm), SHAPE, n).saved for n in (1, 2, 4, 8)}
     assert saved[4] - saved[2] == 2 * (saved[2] - saved[1])
     assert saved[8] - saved[4] == 2 * (saved[4] - saved[2])
-    assert saved[8] == pytest.approx(footprint(net("none"), SHAPE, 8).saved, rel=0.02)
+    without = footprint(net("none"), SHAPE, 8).saved
+    if norm in ONE_KERNEL:
+        assert saved[8] == pytest.approx(without, rel=0.02)
+    elif norm == "bn_frozen":  # it multiplies by constants, so that no activation is kept
+        assert saved[8] < 0.7 * without
+    else:  # written out, they keep what lies between
+        assert without < saved[8] < 4 * without
 
 
 def test_float64_takes_twice_the_memory_and_momentum_one_value_per_weight():

@@ -101,4 +101,4 @@ def test_the_help_lists_every_norm_and_the_preset_of_all_norms_trains_every_one(
     listed = HELP.split("  norm ")[1].split(";")[0].split()
     assert listed == list(NORMS)
     swept = OmegaConf.load(ROOT / "configs" / "experiment" / "all_norms.yaml")
-    assert [*swept.hydra.sweeper.params.norm.split(",")] == list(NORMS)
+    assert re.split(r",\s*", swept.hydra.sweeper.params.norm) == list(NORMS)

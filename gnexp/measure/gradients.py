@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from gnexp.measure.parameters import reported_groups, trainable_parameters
 from gnexp.measure.unchanged import unchanged
+from gnexp.norms.replicated import ReplicatedNorm
 from gnexp.training.replicas import Stack, refusal
 
 LEAST_DRAWS = 4  # two blocks of two: what is left without one block must still have a variance
@@ -170,12 +171,15 @@ def _can_pass_together(model: nn.Module, x_NCHW: Tensor) -> bool:
     # A layer may read in train mode what earlier draws left in its buffers, as spectral norm does;
     # copies would then follow other draws than the model. Stock batch norm only writes them.
     holders = [module for module in model.modules() if any(True for _ in module.buffers(False))]
-    if any(type(module) not in _WRITE_ONLY_BUFFERS for module in holders):
+    if not all(map(_never_reads_what_it_wrote, holders)):
         return False
     return refusal([model, model], x_NCHW.shape[1:]) is None
 
 
-_WRITE_ONLY_BUFFERS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+def _never_reads_what_it_wrote(module: nn.Module) -> bool:
+    if isinstance(module, ReplicatedNorm):
+        return not module.reads_state
+    return type(module) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def _pass(net: nn.Module, model: nn.Module, draws: Sequence[Batch], loss: Loss) -> Iterator[Tensor]:

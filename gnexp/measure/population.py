@@ -22,12 +22,17 @@ class NoPopulation(ValueError):
     """Why population statistics of a layer do not exist, or cannot be told from its input."""
 
 
-def running_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the layers with running statistics by their names in the model; "model" for itself."""
+def running_layers(model: nn.Module, frozen: bool = False) -> dict[str, nn.Module]:
+    """Return the layers with running statistics by their names in the model; "model" for itself.
+
+    Those of a layer that says it pools nothing, as frozen batch norm, are constants of it, and it
+    is left out unless `frozen`.
+    """
     return {
         name or "model": module
         for name, module in model.named_modules()
         if all(_is_vector(module._buffers.get(b)) for b in ("running_mean", "running_var"))
+        and (frozen or getattr(module, "pools", None) != "")
     }
 
 
@@ -37,16 +42,21 @@ def _is_vector(buffer: Tensor | None) -> bool:
 
 @contextmanager
 def population_statistics(
-    model: nn.Module, chunks: Sequence[Tensor], forward: Forward | None = None
+    model: nn.Module,
+    chunks: Sequence[Tensor],
+    forward: Forward | None = None,
+    *,
+    frozen: bool = False,
 ) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
     """Within the block the running statistics are those of the images in `chunks`.
 
     chunks: (n, C, H, W) each; a single one is passed through the model once, more of them once per
-    layer. forward: a forward pass of the model on a chunk, if not `model` itself. Gives, by layer,
-    mean and variance (C,) in float64: over all images and pixels at once (not the mean of batch
-    variances, which lacks the variance between batches) and biased, as what a batch is normalized
-    by. Each layer's input is what the earlier layers make of it in evaluation mode with population
-    statistics. The model is in evaluation mode; afterwards it is as it was, bit by bit.
+    layer. forward: a forward pass of the model on a chunk, if not `model` itself. frozen: frozen
+    statistics give way too. Gives, by layer, mean and variance (C,) in float64: over all images and
+    pixels at once (not the mean of batch variances, which lacks the variance between batches) and
+    biased, as what a batch is normalized by. Each layer's input is what the earlier layers make of
+    it in evaluation mode with population statistics. The model is in evaluation mode; afterwards it
+    is as it was, bit by bit.
 
     Raises NoPopulation, a ValueError that names the layer, if a layer is called twice in one
     forward pass (its second input would depend on the statistics of both) or its running
@@ -56,8 +66,8 @@ def population_statistics(
     with unchanged(model):
         model.eval()
         with torch.no_grad():
-            calls, _ = dry_pass(model, forward, chunks[0][:1])
-            layers = _in_order(calls, running_layers(model))
+            calls, _ = dry_pass(model, forward, chunks[0][:1], frozen=frozen)
+            layers = _in_order(calls, running_layers(model, frozen))
             if len(chunks) == 1:
                 found = _in_one_pass(layers, forward, chunks[0])
             else:
@@ -66,12 +76,12 @@ def population_statistics(
 
 
 def dry_pass(
-    model: nn.Module, forward: Forward, x_1CHW: Tensor
+    model: nn.Module, forward: Forward, x_1CHW: Tensor, *, frozen: bool = False
 ) -> tuple[list[tuple[str, int]], int]:
     """Return (layer, channels of its input) of each call of a layer with running statistics, in
     order of execution, and the bytes of the largest activation; of one image, in evaluation mode.
     """
-    names = {module: name for name, module in running_layers(model).items()}
+    names = {module: name for name, module in running_layers(model, frozen).items()}
     calls: list[tuple[str, int]] = []
     largest = 0
 

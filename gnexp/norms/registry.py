@@ -143,15 +143,6 @@ NORMS: dict[str, Norm] = {
         parameters={**GAMMA_BETA, "v": 1.0},
         stacked=(activating.EvoNormS0, stack_replicated),
     ),
-    "gn_ws": Norm(
-        layers.group_norm_ws,
-        pools="chw",
-        source="Qiao et al. 2019, arXiv:1903.10520",
-        label="GroupNorm + WS",
-        options={"eps": layers.DEFAULT_EPS, "num_groups": layers.DEFAULT_GROUPS},
-        stacked=_GROUP_NORM,
-        weight_standardization=True,
-    ),
     "brn": Norm(
         batch_norms.batch_renorm,
         pools="nhw",
@@ -159,6 +150,7 @@ NORMS: dict[str, Norm] = {
         label="Batch Renorm",
         options={**_OF_BATCH_NORM, **batch_norms.RENORM_DEFAULTS, "total_examples": None},
         stacked=(batch_norms.BatchRenorm2d, stack_replicated),
+        channels_last=True,
     ),
     "gbn": Norm(
         batch_norms.ghost_batch_norm,
@@ -175,6 +167,7 @@ NORMS: dict[str, Norm] = {
         label="SyncBN",
         options=_OF_BATCH_NORM,
         stacked=(synchronized.SynchronizedBatchNorm2d, stack_replicated),
+        channels_last=True,
     ),
     "switchable": Norm(
         switchable.switchable_norm,
@@ -202,6 +195,15 @@ NORMS: dict[str, Norm] = {
         options={"eps": layers.DEFAULT_EPS},
         parameters={},
         stacked=(batch_norms.FrozenBatchNorm2d, stack_replicated),
+    ),
+    "gn_ws": Norm(
+        layers.group_norm_ws,
+        pools="chw",
+        source="Qiao et al. 2019, arXiv:1903.10520",
+        label="GroupNorm + WS",
+        options={"eps": layers.DEFAULT_EPS, "num_groups": layers.DEFAULT_GROUPS},
+        stacked=_GROUP_NORM,
+        weight_standardization=True,
     ),
     "none": Norm(
         layers.no_norm,

@@ -1,0 +1,77 @@
+"""Switchable norm: each layer learns a mixture of the statistics of three norms.
+
+Shapes: N examples, R replicas, C channels, H and W pixels; 1 where an axis is pooled.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from gnexp.norms.batch_norms import RunningNorm
+from gnexp.norms.layers import DEFAULT_EPS, DEFAULT_MOMENTUM, require_several
+
+
+class SwitchableNorm2d(RunningNorm):
+    """See `switchable_norm`. The mixtures are parameters of (3,): of IN, LN and BN, in this order.
+
+    The running statistics are those of batch norm, to the unbiased variance.
+    """
+
+    pools = "nchw"
+
+    def __init__(self, num_channels: int, eps: float, momentum: float) -> None:
+        super().__init__(num_channels, eps, momentum)
+        self.mean_weight = nn.Parameter(torch.ones(3))
+        self.var_weight = nn.Parameter(torch.ones(3))
+        self.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.int64))
+
+    def normalize(self, x_NRCHW: Tensor) -> Tensor:
+        in_mean = x_NRCHW.mean(dim=(3, 4), keepdim=True)
+        centered = x_NRCHW - in_mean
+        in_var = centered.square().mean(dim=(3, 4), keepdim=True)  # var_mean: 20 times the time
+        # The variance of a union: the mean of the variances and the variance of the means. The
+        # paper's E[var + mean^2] - E[mean]^2 is the same number, but cancels.
+        ln_mean = in_mean.mean(dim=2, keepdim=True)
+        ln_var = (in_var + (in_mean - ln_mean).square()).mean(dim=2, keepdim=True)
+        if self.training:
+            count = require_several(x_NRCHW)
+            bn_mean = in_mean.mean(dim=0, keepdim=True)
+            bn_var = (in_var + (in_mean - bn_mean).square()).mean(dim=0, keepdim=True)
+            self._follow(bn_mean, bn_var * (count / (count - 1)))
+        else:
+            bn_mean, bn_var = self.spread(self.running_mean), self.spread(self.running_var)
+        mean = _mixture(self.mean_weight, (in_mean, ln_mean, bn_mean))
+        var = _mixture(self.var_weight, (in_var, ln_var, bn_var))
+        scale = self.spread(self.weight) * (var + self.eps).rsqrt()
+        shift = torch.addcmul(self.spread(self.bias), in_mean - mean, scale)
+        return torch.addcmul(shift, centered, scale)
+
+    @torch.no_grad()
+    def _follow(self, mean: Tensor, var: Tensor) -> None:
+        self.running_mean.lerp_(mean.flatten(), self.momentum)
+        self.running_var.lerp_(var.flatten(), self.momentum)
+        self.num_batches_tracked.add_(1)
+
+
+def _mixture(weights: Tensor, statistics: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    """Return the mixture (N, R, C, 1, 1) by weights (3 * R,), whose softmax is over the three."""
+    parts_3R = weights.view(-1, 3).softmax(dim=1).unbind(dim=1)
+    return sum(
+        part_R[:, None, None, None] * statistic
+        for part_R, statistic in zip(parts_3R, statistics, strict=True)
+    )
+
+
+def switchable_norm(
+    num_channels: int, *, eps: float = DEFAULT_EPS, momentum: float = DEFAULT_MOMENTUM
+) -> nn.Module:
+    """Normalize by mixtures of the statistics of instance, layer and batch norm.
+
+        y = gamma (x - sum_k w_k mu_k) / sqrt(sum_k v_k var_k + eps) + beta,  k = IN, LN, BN,
+
+    with w and v the softmax of three learned numbers each, all 1 at the start, of a layer. Batch
+    norm's part is by running statistics in evaluation (the paper averages over a few batches).
+    All variances are biased in training, and the running one is unbiased, as in nn.BatchNorm2d.
+    Raises ValueError when a training batch has one value per channel.
+    Source: Luo et al. 2018, arXiv:1806.10779.
+    """
+    return SwitchableNorm2d(num_channels, eps, momentum)

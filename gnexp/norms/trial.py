@@ -1,0 +1,61 @@
+"""One small forward and backward pass, by which a norm that no network can use is found early.
+
+Shapes: N examples, C channels, H and W pixels.
+"""
+
+import torch
+from torch import Tensor, nn
+
+SIDE = 8  # pixels: of the last maps of most networks here, and no layer needs fewer
+
+
+def try_norm(layer: nn.Module, channels: int, examples: int = 2) -> None:
+    """Pass normal float32 values through a new layer: in training and back, then in evaluation.
+
+    The layer is used up: its buffers change. Raises ValueError, in words that follow the layer's
+    name, unless the output has the shape, dtype and device of its (N, C, 8, 8) input, is finite,
+    and has a finite gradient with respect to it.
+    """
+    shape = (examples, channels, SIDE, SIDE)
+    draw = torch.Generator().manual_seed(0)
+    x_NCHW = torch.randn(shape, generator=draw).requires_grad_()
+    y_NCHW = _output(layer.train(), x_NCHW, "training")
+    if not y_NCHW.requires_grad:
+        raise ValueError("returns what has no gradient: it is computed outside of autograd")
+    try:
+        (slope,) = torch.autograd.grad(
+            (y_NCHW * torch.randn(shape, generator=draw)).sum(), x_NCHW, allow_unused=True
+        )
+    except Exception as error:  # whatever the user's backward pass does
+        raise ValueError(f"raised {_told(error)} in a backward pass of {shape}") from error
+    if slope is None:
+        raise ValueError("returns what does not depend on its input: no gradient arrives there")
+    if not torch.isfinite(slope).all():
+        raise ValueError(f"has a gradient that is not finite, at normal values of {shape}")
+    with torch.no_grad():
+        _output(layer.eval(), x_NCHW.detach(), "evaluation")
+
+
+def _output(layer: nn.Module, x_NCHW: Tensor, mode: str) -> Tensor:
+    shape = tuple(x_NCHW.shape)
+    try:
+        # Of a copy, since a layer that overwrites its input would overwrite a leaf here.
+        y_NCHW = layer(x_NCHW * 1)
+    except Exception as error:  # whatever the user's forward pass does
+        raise ValueError(f"raised {_told(error)} in a forward pass of {shape} in {mode}") from error
+    if not isinstance(y_NCHW, Tensor):
+        raise ValueError(f"returns a {type(y_NCHW).__name__} in {mode}, not one tensor")
+    if y_NCHW.shape != x_NCHW.shape:
+        raise ValueError(f"returns the shape {tuple(y_NCHW.shape)} for {shape} in {mode}")
+    for what in ("dtype", "device"):
+        got, wanted = getattr(y_NCHW, what), getattr(x_NCHW, what)
+        if got != wanted:
+            raise ValueError(f"returns the {what} {got} for {wanted} in {mode}")
+    if not torch.isfinite(y_NCHW).all():
+        raise ValueError(f"returns values that are not finite for normal ones in {mode}")
+    return y_NCHW
+
+
+def _told(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__} ({lines[0]})" if lines else type(error).__name__
