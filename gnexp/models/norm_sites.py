@@ -1,0 +1,195 @@
+"""Where a foreign model has its normalization layers, and which of them another norm can replace.
+
+Shapes: N examples, C channels, T tokens, H and W pixels.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+from torch import nn
+
+from gnexp.models.conversion_report import Left
+from gnexp.models.norm_sources import FAMILIES, Source, channels_of, left_alone, source_of
+from gnexp.models.norm_tracing import Traced, trace
+
+TOKENS = "tokens"  # layer norms of (N, T, C), which have no pixels
+KINDS = (*FAMILIES, TOKENS)
+
+
+@dataclass(frozen=True)
+class Site:
+    """One normalization layer that can be replaced.
+
+    names: its places in the model. layout: "2d" where it takes (N, C, H, W), "first" for other
+    (N, C, ...), "last" for (N, ..., C). shape: of an input, None if none was seen. convolution: the
+    name of the one whose output it takes, where that is known.
+    """
+
+    names: tuple[str, ...]
+    old: str
+    source: Source
+    channels: int
+    layout: str
+    shape: tuple[int, ...] | None = None
+    convolution: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Its first place."""
+        return self.names[0]
+
+
+@dataclass(frozen=True)
+class Found:
+    """The layers of a model: those to replace, those left with the reason, what else to know."""
+
+    sites: list[Site]
+    left: list[Left]
+    notes: list[str]
+
+
+def find_norms(
+    model: nn.Module,
+    example: Any = None,
+    *,
+    only: str | Sequence[str] | None = None,
+    leave: Collection[str] = (),
+) -> Found:
+    """Return the normalization layers of a model; nothing is changed.
+
+    example: an input, passed through a copy, in both modes: it finds calls of functions that
+    normalize, and shows what layer norms act on. only: kinds to replace, of KINDS; by default all
+    but "tokens". leave: names of layers that stay. Raises ValueError, naming the module, for what
+    may normalize and is not known.
+    """
+    kinds = _kinds(only)
+    modules = _by_identity(model)
+    unknown = [name for name in leave if name not in {n for names, _ in modules for n in names}]
+    if unknown:
+        raise ValueError(f"leave={unknown[0]} is not the name of a module of the model")
+    known = {}
+    notes = []
+    for names, module in modules:
+        try:
+            reason = left_alone(module)
+            source = None if reason or {*names} & {*leave} else source_of(module)
+        except ValueError as error:
+            raise ValueError(
+                f"{names[0] or 'the model'} {error}. leave=[{names[0]!r}] leaves it as it is"
+            ) from None
+        if source or reason or {*names} & {*leave}:
+            known[names[0]] = (names, module, source, reason or "it is named in leave=")
+    traced = None
+    if example is None:
+        notes.append(
+            "without example= no forward pass was looked at: functions that normalize would be"
+            " missed, and layer norms over the last axis are left"
+        )
+    else:
+        traced = trace(model, {*known}, example)
+        _refuse_strays(traced)
+    sites, left = [], []
+    for names, module, source, reason in known.values():
+        old = type(module).__name__
+        found = reason if source is None else _site(names, module, source, traced, kinds)
+        if isinstance(found, str):
+            left.append(Left(names[0], old, found))
+        else:
+            sites.append(found)
+    for name in dict.fromkeys(traced.standardized) if traced else ():
+        old = type(model.get_submodule(name)).__name__
+        left.append(Left(name, old, "it standardizes its weights, not its input"))
+    return Found(_outside_fast_paths(model, sites, left), left, notes)
+
+
+def _kinds(only: str | Sequence[str] | None) -> tuple[str, ...]:
+    if only is None:
+        return FAMILIES
+    kinds = (only,) if isinstance(only, str) else tuple(only)
+    for kind in kinds:
+        if kind not in KINDS:
+            near = get_close_matches(str(kind), KINDS, n=1, cutoff=0.0)[0]
+            raise ValueError(f"only={kind} is unknown; nearest: {near}; valid: {', '.join(KINDS)}")
+    return kinds
+
+
+def _by_identity(model: nn.Module) -> list[tuple[tuple[str, ...], nn.Module]]:
+    """Return every module once, with all names it goes by; parametrizations are no layers."""
+    names: dict[int, list[str]] = {}
+    modules = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if "parametrizations" not in name.split("."):
+            names.setdefault(id(module), []).append(name)
+            modules[id(module)] = module
+    return [(tuple(names[key]), module) for key, module in modules.items()]
+
+
+def _refuse_strays(traced: Traced) -> None:
+    if traced.strays:
+        name, called = traced.strays[0]
+        raise ValueError(
+            f"{name or 'the model'} normalizes by a call of {called} in its forward pass, which no"
+            f" layer can replace; make it a layer, such as torch.nn.BatchNorm2d"
+        )
+
+
+def _site(
+    names: tuple[str, ...],
+    module: nn.Module,
+    source: Source,
+    traced: Traced | None,
+    kinds: tuple[str, ...],
+) -> Site | str:
+    """Return a layer that can be replaced, or why it is left."""
+    channels = channels_of(module)
+    if channels is None:
+        return "its gain is not one number per channel"
+    seen = [] if traced is None else traced.shapes.get(names[0], [])
+    layout = _layout(source, channels, seen)
+    if source.axes == "last":
+        if not seen:
+            return "what its axes mean is not known without an example that reaches it"
+        if layout is None:
+            return f"its input {seen[0]} has no axis of examples before the channels"
+        if any(len(shape) != 4 for shape in seen):
+            if TOKENS not in kinds:
+                return f"it acts on tokens, input {seen[0]} as (N, T, C); only={TOKENS} includes it"
+        elif source.family not in kinds:
+            return f"only= does not name {source.family}"
+    elif source.family not in kinds:
+        return f"only= does not name {source.family}"
+    if layout is None:
+        raise ValueError(
+            f"{names[0] or 'the model'} got an input of shape {seen[0]}, not (N, {channels}, ...);"
+            " images need an axis of examples"
+        )
+    convolution = traced.convolutions.get(names[0]) if traced else None
+    shape = seen[-1] if seen else None
+    return Site(names, type(module).__name__, source, channels, layout, shape, convolution)
+
+
+def _layout(source: Source, channels: int, seen: list[tuple[int, ...]]) -> str | None:
+    """Return the layout of a site, None where an input does not fit its channels."""
+    if source.axes == "last":
+        return "last" if all(len(s) > 1 and s[-1] == channels for s in seen) else None
+    if any(len(shape) < 2 or shape[1] != channels for shape in seen):
+        return None
+    if source.axes == "2d" or (seen and all(len(shape) == 4 for shape in seen)):
+        return "2d"
+    return "first"
+
+
+def _outside_fast_paths(model: nn.Module, sites: list[Site], left: list[Left]) -> list[Site]:
+    """Leave the norms of PyTorch's transformer layers, which read their weights themselves."""
+    kinds = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
+    kept = []
+    for site in sites:
+        parents = [model.get_submodule(name.rpartition(".")[0]) for name in site.names]
+        if any(isinstance(parent, kinds) for parent in parents):
+            reason = "a transformer layer of PyTorch reads its weights by itself"
+            left.append(Left(site.name, site.old, reason))
+        else:
+            kept.append(site)
+    return kept

@@ -1,0 +1,153 @@
+"""Which modules of a foreign model are normalization layers, and what each of them computes on.
+
+Known types go by the name of their class, so that no library is imported to recognize its layers.
+A module that may normalize and is not known is refused: it is never missed in silence.
+
+Shapes: N examples, C channels, H and W pixels.
+"""
+
+from dataclasses import dataclass
+
+from torch import nn
+from torch.jit import ScriptModule
+from torch.nn.modules.lazy import LazyModuleMixin
+
+from gnexp.norms.layers import ChannelAffine
+from gnexp.norms.replicated import ReplicatedNorm, carries_activation
+
+FAMILIES = ("batch", "group", "instance", "layer")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One kind of normalization layer.
+
+    family: of FAMILIES; frozen batch statistics are "batch", root mean squares are "layer".
+    axes: "2d" for (N, C, H, W), "first" for (N, C, ...), "last" for (..., C). activated: whether
+    it goes on with `drop` and `act`, modules of its own.
+    """
+
+    family: str
+    axes: str = "first"
+    activated: bool = False
+
+
+_TORCH, _TIMM = "torch.nn.modules.", "timm.layers."
+_BATCH, _BATCH_2D = Source("batch"), Source("batch", "2d")
+_LAYER, _LAYER_2D = Source("layer", "last"), Source("layer", "2d")
+
+SOURCES: dict[str, Source] = {
+    _TORCH + "batchnorm.BatchNorm1d": _BATCH,
+    _TORCH + "batchnorm.BatchNorm2d": _BATCH_2D,
+    _TORCH + "batchnorm.BatchNorm3d": _BATCH,
+    _TORCH + "batchnorm.SyncBatchNorm": _BATCH,
+    _TORCH + "normalization.GroupNorm": Source("group"),
+    _TORCH + "normalization.LayerNorm": _LAYER,
+    _TORCH + "normalization.RMSNorm": _LAYER,
+    **{f"{_TORCH}instancenorm.InstanceNorm{d}d": Source("instance") for d in (1, 2, 3)},
+    "torchvision.ops.misc.FrozenBatchNorm2d": _BATCH_2D,
+    "torchvision.models.convnext.LayerNorm2d": _LAYER_2D,
+    **{f"{_TIMM}norm.{name}": Source("group") for name in ("GroupNorm", "GroupNorm1")},
+    **{
+        f"{_TIMM}norm.{name}{precision}": source
+        for name, source in (
+            *(("LayerNorm", _LAYER), ("RmsNorm", _LAYER), ("SimpleNorm", _LAYER)),
+            *(("LayerNorm2d", _LAYER_2D), ("RmsNorm2d", _LAYER_2D), ("SimpleNorm2d", _LAYER_2D)),
+        )
+        for precision in ("", "Fp32")
+    },
+    _TIMM + "norm.LayerNormExp2d": _LAYER_2D,
+    _TIMM + "norm_act.BatchNormAct2d": Source("batch", "2d", activated=True),
+    _TIMM + "norm_act.SyncBatchNormAct": Source("batch", "2d", activated=True),
+    _TIMM + "norm_act.FrozenBatchNormAct2d": Source("batch", "2d", activated=True),
+    _TIMM + "norm_act.GroupNormAct": Source("group", activated=True),
+    _TIMM + "norm_act.GroupNorm1Act": Source("group", activated=True),
+    **{
+        f"{_TIMM}norm_act.{name}{form}{precision}": Source("layer", axes, activated=True)
+        for name in ("LayerNormAct", "RmsNormAct")
+        for form, axes in (("", "last"), ("2d", "2d"))
+        for precision in ("", "Fp32")
+    },
+}
+# They divide by something, but standardize nothing that another norm could stand for.
+LEFT_ALONE = {
+    _TORCH + "normalization.LocalResponseNorm": "it divides by neighbouring channels",
+    _TORCH + "normalization.CrossMapLRN2d": "it divides by neighbouring channels",
+    _TIMM + "grn.GlobalResponseNorm": "it gates channels by their norms",
+}
+_FUSED = ("torch.ao.nn.", "torch.nn.intrinsic", "torch.nn.quantized", "torch.nn.qat")
+
+
+def _path(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def left_alone(module: nn.Module) -> str | None:
+    """Return why a layer that is called a norm is not one, None for every other module."""
+    return LEFT_ALONE.get(_path(type(module)))
+
+
+def source_of(module: nn.Module) -> Source | None:
+    """Return what kind of normalization layer a module is, None if it is none.
+
+    Raises ValueError, saying why, for what may normalize and cannot be replaced.
+    """
+    if isinstance(module, ScriptModule):
+        raise ValueError("is a ScriptModule, whose layers are compiled; convert the Python model")
+    kind = type(module)
+    if _path(kind).startswith(_FUSED):
+        raise ValueError(f"is a fused or quantized {kind.__name__}; convert before fusing")
+    if isinstance(module, ReplicatedNorm | ChannelAffine):
+        if carries_activation(module) and getattr(module, "activated", True):
+            raise ValueError(f"is a {kind.__name__} with an activation of its own")
+        mixes = "n" in getattr(module, "pools", "")
+        return Source("batch" if mixes else "group", "2d")
+    for known in kind.__mro__:
+        if source := SOURCES.get(_path(known)):
+            _refuse_variant(module, known)
+            return source
+    if isinstance(module, LazyModuleMixin) and isinstance(module, _BASES):
+        raise ValueError(
+            f"is a {kind.__name__} without channels yet; pass a batch through it first"
+        )
+    if _may_normalize(module):
+        raise ValueError(f"is a {kind.__name__}, whose rule of normalization is not known")
+    return None
+
+
+def _refuse_variant(module: nn.Module, known: type[nn.Module]) -> None:
+    kind = type(module)
+    if kind.forward is not known.forward or "forward" in vars(module):
+        raise ValueError(f"is a {kind.__name__}: a {known.__name__} with a forward of its own")
+    if hasattr(module, "parametrizations"):
+        raise ValueError(f"is a {known.__name__} whose parameters are parametrized")
+    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
+        raise ValueError(f"is a {known.__name__} with hooks, which would be lost; remove them")
+
+
+def _may_normalize(module: nn.Module) -> bool:
+    """Return whether a module that is not known looks as if it normalized by itself.
+
+    Containers such as Conv2dNormActivation are called after a norm, but have no tensors themselves.
+    """
+    if isinstance(module, _BASES):
+        return True
+    own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+    named = "norm" in type(module).__name__.lower()
+    running = "running_mean" in module._buffers or "running_var" in module._buffers
+    return bool(own) and (named or running)
+
+
+_BASES = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
+
+
+def channels_of(module: nn.Module) -> int | None:
+    """Return the C of a normalization layer, None where its gain is not one number per channel."""
+    for key in ("num_features", "num_channels"):
+        if isinstance(value := getattr(module, key, None), int):
+            return value
+    shape = getattr(module, "normalized_shape", None)
+    if shape is not None:
+        return shape[0] if len(shape) == 1 else None
+    weight = getattr(module, "weight", None)
+    return len(weight) if weight is not None and weight.ndim == 1 else None

@@ -1,0 +1,112 @@
+"""A forward pass of a model that is watched: what reaches each normalization layer, and from where.
+
+It also finds normalization outside of such layers, as a call of torch.nn.functional.batch_norm.
+
+Shapes: N examples, C channels, H and W pixels.
+"""
+
+import copy
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+CALLS = {
+    *("batch_norm", "instance_norm", "group_norm", "layer_norm", "rms_norm"),
+    *("native_batch_norm", "native_group_norm", "native_layer_norm", "cudnn_batch_norm"),
+    *("_native_batch_norm_legit", "_batch_norm_impl_index", "batch_norm_stats"),
+}
+
+
+@dataclass
+class Traced:
+    """What a forward pass showed, by the names of modules.
+
+    shapes: of every input of each normalization layer. convolutions: of each layer, the one whose
+    output it takes, where it always is one. standardized: convolutions that normalize their own
+    weights. strays: (module, function) of other calls that normalize.
+    """
+
+    shapes: dict[str, list[tuple[int, ...]]] = field(default_factory=dict)
+    convolutions: dict[str, str | None] = field(default_factory=dict)
+    standardized: list[str] = field(default_factory=list)
+    strays: list[tuple[str, str]] = field(default_factory=list)
+
+
+class _Watch(TorchFunctionMode):
+    """Hears of every call of PyTorch, and of modules through their hooks."""
+
+    def __init__(self, norms: Collection[str]) -> None:
+        super().__init__()
+        self.norms, self.traced = norms, Traced()
+        self.open: list[tuple[str, nn.Module]] = []
+        self.last: tuple[str, Any] = ("", None)  # a convolution, and its output
+
+    def entering(self, name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self.open.append((name, module))
+            if name not in self.norms:
+                return
+            x = next((a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)), None)
+            if x is None:
+                return
+            self.traced.shapes.setdefault(name, []).append(tuple(x.shape))
+            source = self.last[0] if self.last[1] is x else None
+            known = self.traced.convolutions.setdefault(name, source)
+            self.traced.convolutions[name] = source if known == source else None
+
+        return hook
+
+    def leaving(self, name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            self.open.pop()
+            if isinstance(module, nn.Conv2d):
+                self.last = (name, output)
+
+        return hook
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        called = getattr(func, "__name__", "")
+        if called in CALLS and not any(name in self.norms for name, _ in self.open):
+            self._stray(called, args)
+        return func(*args, **(kwargs or {}))
+
+    def _stray(self, called: str, args: tuple[Any, ...]) -> None:
+        name, module = self.open[-1] if self.open else ("", nn.Module())
+        weight = getattr(module, "weight", None)
+        # A convolution that standardizes its weights shows them to batch_norm as one example.
+        own = isinstance(weight, Tensor) and args and args[0].shape[0] == 1
+        if own and args[0].numel() == weight.numel():
+            self.traced.standardized.append(name)
+        else:
+            self.traced.strays.append((name, called))
+
+
+def pass_example(model: nn.Module, example: Any) -> Any:
+    """Return model(example); a tuple or list is positional arguments, a mapping is keywords."""
+    if isinstance(example, Mapping):
+        return model(**example)
+    return model(*example) if isinstance(example, tuple | list) else model(example)
+
+
+def trace(model: nn.Module, norms: Collection[str], example: Any) -> Traced:
+    """Pass an example through a copy of the model, in evaluation and in training, and watch.
+
+    norms: the names of the normalization layers. example: see `pass_example`; a single image is
+    doubled for the pass in train mode, as batch norm refuses one value per channel. The model and
+    the random state stay as they are. Raises whatever the model raises.
+    """
+    model = copy.deepcopy(model)
+    watch = _Watch(norms)
+    for name, module in model.named_modules():
+        module.register_forward_pre_hook(watch.entering(name), with_kwargs=True, prepend=True)
+        module.register_forward_hook(watch.leaving(name))
+    with torch.random.fork_rng(), torch.no_grad(), watch:
+        pass_example(model.eval(), example)
+        if isinstance(example, Tensor) and len(example) == 1:
+            example = example.repeat(2, *[1] * (example.ndim - 1))
+        pass_example(model.train(), example)
+    return watch.traced

@@ -1,0 +1,483 @@
+"""`convert`: every normalization layer of any model replaced, or refused by name."""
+
+import copy
+import functools
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from gnexp.models.convert import convert
+from gnexp.norms.registry import NORMS
+from gnexp.norms.replicated import ActivatedNorm
+
+BATCH_NORMS = nn.modules.batchnorm._BatchNorm
+
+
+class UNet(nn.Module):
+    """A decoder with skip connections, as segmentation networks have."""
+
+    def __init__(self, width=8):
+        super().__init__()
+        self.down1 = self.block(3, width)
+        self.pool = nn.MaxPool2d(2)
+        self.down2 = self.block(width, 2 * width)
+        self.up = nn.ConvTranspose2d(2 * width, width, 2, stride=2)
+        self.up_norm = nn.BatchNorm2d(width)
+        self.up_relu = nn.ReLU(inplace=True)
+        self.join = self.block(2 * width, width)
+        self.head = nn.Conv2d(width, 10, 1)
+
+    @staticmethod
+    def block(inputs, outputs):
+        conv = nn.Conv2d(inputs, outputs, 3, padding=1)
+        return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
+
+    def forward(self, x):
+        skip = self.down1(x)
+        up = self.up_relu(self.up_norm(self.up(self.down2(self.pool(skip)))))
+        return self.head(self.join(torch.cat([skip, up], dim=1))).mean(dim=(2, 3))
+
+
+def torchvision_model(name):
+    from torchvision import models
+
+    return getattr(models, name)(weights=None, num_classes=10)
+
+
+def timm_model(name, **options):
+    return pytest.importorskip("timm").create_model(name, num_classes=10, **options)
+
+
+MODELS = {
+    "resnet18": functools.partial(torchvision_model, "resnet18"),
+    "mobilenet_v3_small": functools.partial(torchvision_model, "mobilenet_v3_small"),
+    "densenet121": functools.partial(torchvision_model, "densenet121"),
+    "unet": UNet,
+    "convnext_atto": functools.partial(timm_model, "convnext_atto"),
+    "efficientnet_b0": functools.partial(timm_model, "efficientnet_b0"),
+}
+
+
+def images(count=2, size=64, seed=0):
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def small(norm=nn.BatchNorm2d, channels=8, **options):
+    """A convolution, the norm and an in-place ReLU, then logits."""
+    layers = (nn.Conv2d(3, channels, 3), norm(channels, **options), nn.ReLU(inplace=True))
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 4))
+
+
+def lived_in(model):
+    """Give every tensor of the norms values of its own, as training does."""
+    draw = torch.Generator().manual_seed(1)
+    for module in model.modules():
+        if isinstance(module, BATCH_NORMS):
+            for tensor in (module.weight, module.bias, module.running_mean, module.running_var):
+                tensor.data = 0.5 + torch.rand(tensor.shape, generator=draw, dtype=tensor.dtype)
+            module.num_batches_tracked.fill_(7)
+    return model
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_converted_model_has_no_batch_norm_left_and_trains(name):
+    torch.manual_seed(0)
+    model = MODELS[name]()
+    done = convert(model, "gn", groups=4, fallback="gcd", example=images())
+    new = done.model
+    assert done.replaced
+    assert not any(isinstance(module, BATCH_NORMS) for module in new.modules())
+    loss = F.cross_entropy(new.train()(images()), torch.tensor([1, 2]))
+    loss.backward()
+    assert torch.isfinite(loss)
+    for row in done.replaced:
+        layer = new.get_submodule(".".join(filter(None, (row.name, row.within))))
+        assert type(layer) is nn.GroupNorm
+        assert layer.weight.grad.abs().sum() > 0
+        assert layer.bias.grad.abs().sum() > 0
+
+
+def test_the_report_has_a_line_for_every_layer_of_resnet18():
+    done = convert(torchvision_model("resnet18"), "gn", groups=32, example=images())
+    assert len(done.replaced) == 20
+    assert {row.affine for row in done.replaced} == {"kept"}
+    assert "layer4.1.bn2: BatchNorm2d -> GroupNorm, 512 channels, affine kept" in str(done)
+    assert {row.name for row in done.replaced} >= {"bn1", "layer2.0.downsample.1"}
+
+
+def test_names_in_state_dicts_stay_but_for_running_statistics():
+    model = torchvision_model("resnet18")
+    running = ("running_mean", "running_var", "num_batches_tracked")
+    kept = [name for name in model.state_dict() if not name.endswith(running)]
+    assert list(convert(model, "gn").model.state_dict()) == kept
+
+
+def test_batch_norm_from_batch_norm_is_the_same_function_with_its_running_statistics():
+    model = lived_in(torchvision_model("resnet18")).double().eval()
+    new = convert(model, "bn", example=images().double()).model
+    x = images(3).double()
+    assert torch.equal(new(x), model(x))
+    assert all(
+        torch.equal(a, b) for a, b in zip(new.state_dict().values(), model.state_dict().values())
+    )
+
+
+@pytest.mark.skipif("bn_frozen" not in NORMS, reason="without frozen statistics")
+def test_frozen_statistics_are_those_that_batch_norm_had():
+    model = lived_in(small()).double().eval()
+    x = images().double()
+    frozen = convert(model, "bn_frozen").model.train()
+    assert torch.allclose(frozen(x), model(x), rtol=1e-10)
+    assert not any(buffer.requires_grad for buffer in frozen.buffers())
+
+
+def test_the_norm_of_group_norm_from_batch_norm_keeps_gamma_and_beta():
+    model = lived_in(small()).double()
+    x = images().double()
+    weight, bias = model[1].weight, model[1].bias
+    expected = F.group_norm(model[0](x), 2, weight, bias, 1e-5)
+    assert torch.allclose(convert(model, "gn", groups=2).model[:2](x), expected, rtol=1e-12)
+    reset = convert(model, "gn", groups=2, affine="reset")
+    assert torch.equal(reset.model[1].weight, torch.ones(8).double())
+    assert reset.replaced[0].affine == "reset"
+
+
+@pytest.mark.parametrize(
+    ("old", "shape"),
+    [
+        (nn.BatchNorm1d(8), (4, 8)),
+        (nn.BatchNorm1d(8), (4, 8, 5)),
+        (nn.BatchNorm3d(8), (2, 8, 3, 4, 5)),
+        (nn.InstanceNorm1d(8, affine=True), (4, 8, 5)),
+    ],
+)
+@pytest.mark.parametrize("known", [True, False])
+def test_inputs_of_other_than_four_axes_are_normalized_as_they_would_be(old, shape, known):
+    x = torch.randn(shape, dtype=torch.float64)
+    model = nn.Sequential(nn.Identity(), copy.deepcopy(old)).double()
+    new = convert(model, "gn", groups=2, example=x if known else None).model
+    assert torch.allclose(new(x), F.group_norm(x, 2), atol=1e-12)
+    batch = convert(model, "bn", example=x if known else None).model.train()
+    assert torch.allclose(batch(x), F.batch_norm(x, None, None, training=True), atol=1e-12)
+
+
+def test_layer_norm_of_channels_last_maps_becomes_group_norm_of_its_channels():
+    class Last(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.LayerNorm(8, eps=1e-6)
+
+        def forward(self, x_NHWC):
+            return self.norm(x_NHWC)
+
+    x_NHWC = torch.randn(2, 3, 5, 8, dtype=torch.float64)
+    new = convert(Last().double(), "gn", groups=4, example=x_NHWC).model
+    expected = F.group_norm(x_NHWC.permute(0, 3, 1, 2), 4).permute(0, 2, 3, 1)
+    assert torch.allclose(new(x_NHWC), expected, atol=1e-12)
+    blind = convert(Last(), "gn", groups=4)
+    assert not blind.replaced
+    assert "without an example" in blind.left[0].reason
+    assert "without example=" in blind.notes[0]
+
+
+def test_layer_norms_of_tokens_are_left_unless_asked_for():
+    model = nn.Sequential(nn.Flatten(2), nn.Linear(64, 8), nn.LayerNorm(8)).double()
+    x = images(size=8).double()
+    done = convert(model, "gn", groups=2, example=x)
+    assert [row.name for row in done.left] == ["2"]
+    assert "tokens" in done.left[0].reason
+    assert torch.equal(done.model(x), model(x))
+    tokens = convert(model, "gn", groups=2, example=x, only="tokens").model
+    expected = F.group_norm(model[:2](x).transpose(1, 2), 2).transpose(1, 2)
+    assert torch.allclose(tokens(x), expected, atol=1e-12)
+
+
+def test_a_layer_used_in_two_places_is_replaced_once_for_both():
+    shared = nn.BatchNorm2d(8)
+    model = nn.ModuleDict({"a": nn.Sequential(shared, nn.ReLU()), "b": shared})
+    done = convert(model, "gn", groups=2)
+    assert done.model["a"][0] is done.model["b"]
+    assert isinstance(done.model["b"], nn.GroupNorm)
+    assert [(row.name, row.also) for row in done.replaced] == [("a.0", ("b",))]
+    assert model["b"] is shared
+
+
+def functional(call):
+    class Functional(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Sequential(nn.BatchNorm2d(3))
+
+        def forward(self, x):
+            return call(self.inner(x))
+
+    return Functional()
+
+
+CALLS = {
+    "batch_norm": lambda x: F.batch_norm(x, None, None, training=True),
+    "group_norm": lambda x: F.group_norm(x, 3),
+    "layer_norm": lambda x: torch.layer_norm(x, x.shape[1:]),
+    "instance_norm": lambda x: F.instance_norm(x),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_function_that_normalizes_is_refused(name):
+    with pytest.raises(ValueError, match=f"the model normalizes by a call of {name}"):
+        convert(functional(CALLS[name]), "gn", groups=1, example=images())
+
+
+def test_a_norm_outside_of_the_submodules_is_refused():
+    class Hidden(nn.Module):
+        def __init__(self, registered):
+            super().__init__()
+            self.norms = [nn.BatchNorm2d(3)]
+            if registered:
+                self.norm = self.norms[0]
+
+        def forward(self, x):
+            return self.norms[0](x)
+
+    with pytest.raises(ValueError, match="normalizes by a call of batch_norm"):
+        convert(Hidden(False), "gn", groups=1, example=images())
+    with pytest.raises(ValueError, match="still calls batch_norm of a layer that was replaced"):
+        convert(Hidden(True), "gn", groups=1, example=images())
+
+
+class Halved(nn.BatchNorm2d):
+    def forward(self, x):
+        return super().forward(x) / 2
+
+
+class Renamed(nn.BatchNorm2d):
+    pass
+
+
+class HomemadeNorm(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(channels, 1, 1))
+
+    def forward(self, x):
+        return self.gain * x / x.std()
+
+
+def hooked(channels):
+    layer = nn.BatchNorm2d(channels)
+    layer.register_forward_hook(lambda *args: None)
+    return layer
+
+
+def parametrized(channels):
+    layer = nn.BatchNorm2d(channels)
+    nn.utils.parametrize.register_parametrization(layer, "weight", nn.Softplus())
+    return layer
+
+
+@pytest.mark.parametrize(
+    ("layer", "why"),
+    [
+        (Halved, "1 is a Halved: a BatchNorm2d with a forward of its own"),
+        (HomemadeNorm, "1 is a HomemadeNorm, whose rule of normalization is not known"),
+        (lambda c: nn.LazyBatchNorm2d(), "1 is a LazyBatchNorm2d without channels yet"),
+        (hooked, "1 is a BatchNorm2d with hooks"),
+        (parametrized, "1 is a BatchNorm2d whose parameters are parametrized"),
+        (lambda c: torch.jit.script(nn.BatchNorm2d(c)), "1 is a ScriptModule"),
+        (
+            lambda c: torch.ao.nn.intrinsic.ConvBn2d(nn.Conv2d(c, c, 1), nn.BatchNorm2d(c)),
+            "1 is a fused or quantized ConvBn2d",
+        ),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_what_may_normalize_and_is_not_known_is_refused_by_name(layer, why):
+    with pytest.raises(ValueError, match=why):
+        convert(small(layer), "gn", groups=2)
+
+
+def test_what_is_named_in_leave_stays_and_is_reported():
+    done = convert(small(Halved), "gn", groups=2, leave=["1"], example=images())
+    assert type(done.model[1]) is Halved
+    assert [(row.name, row.reason) for row in done.left] == [("1", "it is named in leave=")]
+    with pytest.raises(ValueError, match="leave=norm is not the name of a module"):
+        convert(small(), leave=["norm"])
+
+
+def test_a_subclass_that_computes_the_same_is_replaced():
+    assert type(convert(small(Renamed), "gn", groups=2).model[1]) is nn.GroupNorm
+
+
+def test_frozen_batch_norm_gives_its_constants_and_stays_frozen():
+    from torchvision.ops import FrozenBatchNorm2d
+
+    model = small(FrozenBatchNorm2d)
+    model[1].weight.fill_(3.0)
+    layer = convert(model, "gn", groups=2).model[1]
+    assert torch.equal(layer.weight, torch.full((8,), 3.0))
+    assert not layer.weight.requires_grad
+
+
+def test_groups_that_do_not_divide_are_refused_with_the_layer_and_the_valid_values():
+    model = torchvision_model("mobilenet_v3_small")
+    with pytest.raises(ValueError, match=r"layer features\.\S+: groups=32 does not .*valid: 1, 2"):
+        convert(model, "gn", groups=32)
+    done = convert(model, "gn", groups=32, fallback="gcd")
+    found = {row.channels: done.model.get_submodule(row.name).num_groups for row in done.replaced}
+    assert found[24] == 8
+    assert found[16] == 16
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        ({"norm": "gm"}, "norm=gm is unknown; nearest: gn"),
+        ({"norm": "bn", "groups": 8}, "groups=8: norm=bn has no groups"),
+        ({"only": "batches"}, "only=batches is unknown; nearest: batch"),
+        ({"affine": "drop"}, "affine=drop is unknown"),
+        ({"eps": "old"}, "eps=old must be"),
+        ({"epsilon": 1e-3}, "epsilon is not an option of norm=gn; nearest: eps"),
+    ],
+)
+def test_bad_arguments_get_a_sentence(words, why):
+    with pytest.raises(ValueError, match=why):
+        convert(small(), **words)
+
+
+def test_only_the_kinds_that_are_named_are_replaced():
+    model = nn.Sequential(nn.BatchNorm2d(8), nn.GroupNorm(4, 8), nn.InstanceNorm2d(8))
+    done = convert(model, "ln", only=["batch", "instance"])
+    assert [row.name for row in done.replaced] == ["0", "2"]
+    assert [(row.name, row.reason) for row in done.left] == [("1", "only= does not name group")]
+    assert [row.affine for row in done.replaced] == ["kept", "reset"]  # the last had none
+
+
+def test_eps_is_the_norms_own_unless_kept():
+    model = small(eps=1e-3, momentum=0.01)
+    done = convert(model, "bn")
+    assert done.model[1].eps == 1e-5
+    assert done.replaced[0].changed == ("eps 0.001 -> 1e-05", "momentum 0.01 -> 0.1")
+    assert convert(model, "bn", eps="keep").model[1].eps == 1e-3
+    assert convert(model, "gn", groups=2, eps=1e-2).model[1].eps == 1e-2
+
+
+def test_dtype_flags_and_frozen_parameters_are_those_of_the_old_layer():
+    model = small().to(torch.bfloat16)
+    model[1].eval().weight.requires_grad_(False)
+    layer = convert(model, "gn", groups=2).model[1]
+    assert layer.weight.dtype == torch.bfloat16
+    assert not layer.training
+    assert not layer.weight.requires_grad
+    assert layer.bias.requires_grad
+
+
+def test_the_model_itself_is_changed_only_when_asked_and_only_if_nothing_is_refused():
+    model = nn.Sequential(nn.BatchNorm2d(8), nn.BatchNorm2d(6))
+    with pytest.raises(ValueError, match="layer 1: groups=4"):
+        convert(model, "gn", groups=4, inplace=True)
+    convert(model, "gn", groups=2)
+    assert all(type(layer) is nn.BatchNorm2d for layer in model)
+    assert convert(model, "gn", groups=2, inplace=True).model is model
+    assert all(type(layer) is nn.GroupNorm for layer in model)
+    assert type(convert(nn.BatchNorm2d(8), "gn").model) is nn.GroupNorm
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_an_in_place_relu_behind_any_norm_gives_the_gradients_of_one_that_is_not(norm):
+    try:
+        done = convert(small().double(), norm, example=images(size=8).double())
+    except ValueError as refusal:
+        pytest.skip(str(refusal))
+    plain = copy.deepcopy(done.model)
+    for module in plain.modules():
+        module.inplace = False
+    for model in (done.model, plain):
+        model.train()(images(size=8).double()).square().sum().backward()
+    for ours, theirs in zip(done.model.parameters(), plain.parameters(), strict=True):
+        assert (ours.grad is None) == (theirs.grad is None)
+        assert ours.grad is None or torch.equal(ours.grad, theirs.grad)
+
+
+class Carrying(ActivatedNorm):
+    """Divides by its root mean square, and clips at zero itself."""
+
+    pools = "hw"
+
+    def __init__(self, channels):
+        super().__init__(channels)
+        self.add_affine()
+
+    def forward(self, x):
+        y = self.affine(x / (x.square().mean(dim=(2, 3), keepdim=True) + 1e-6).sqrt())
+        return y.clamp_min(0) if self.activated else y
+
+    def _drop(self):
+        pass
+
+
+class Gating(Carrying):
+    """Standardizes only in its activation."""
+
+    def forward(self, x):
+        return super().forward(x) if self.activated else self.affine(x)
+
+
+def test_a_norm_with_an_activation_replaces_the_one_behind_it_in_a_sequence():
+    done = convert(small(), Carrying)
+    assert isinstance(done.model[2], nn.Identity)
+    assert done.model[1].activated
+    assert done.replaced[0].activation == "its own for ReLU"
+
+
+def test_a_norm_with_an_activation_comes_without_where_none_is_known_to_follow():
+    done = convert(nn.Sequential(nn.BatchNorm2d(8), nn.Conv2d(8, 8, 1)), Carrying)
+    assert not done.model[0].activated
+    assert "without its own" in done.replaced[0].activation
+    with pytest.raises(ValueError, match="layer 0: Gating is a norm and an activation in one"):
+        convert(nn.Sequential(nn.BatchNorm2d(8), nn.Conv2d(8, 8, 1)), Gating)
+
+
+def test_a_layer_of_timm_with_its_own_activation_keeps_it_or_gives_it_up():
+    layers = pytest.importorskip("timm").layers
+    model = nn.Sequential(layers.BatchNormAct2d(8), layers.BatchNormAct2d(8, apply_act=False))
+    x = torch.randn(2, 8, 4, 4)
+    done = convert(model, "gn", groups=2)
+    assert torch.allclose(done.model[0](x), F.group_norm(x, 2).relu(), atol=1e-6)
+    assert torch.allclose(done.model[1](x), F.group_norm(x, 2), atol=1e-6)
+    carrying = convert(model, Carrying).model
+    assert carrying[0].norm.activated
+    assert isinstance(carrying[0].act, nn.Identity)
+    assert not carrying[1].norm.activated
+
+
+def test_a_statistic_of_one_value_is_refused_with_the_size_of_the_input():
+    model = torchvision_model("resnet18")
+    with pytest.raises(ValueError, match=r"layer layer4\.0\.bn1: GroupNorm would have one value"):
+        convert(model, "in", example=images(size=32))
+    assert convert(model, "gn", example=images(size=32)).replaced
+
+
+def test_a_converted_model_that_does_not_take_the_example_is_refused():
+    class Reads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm2d(3)
+
+        def forward(self, x):
+            return self.norm(x) + self.norm.running_mean.sum()
+
+    with pytest.raises(ValueError, match="does not take the example: AttributeError"):
+        convert(Reads(), "gn", groups=1, example=images())
+
+
+@pytest.mark.skipif("gn_ws" not in NORMS, reason="without weight standardization")
+def test_weight_standardization_is_of_the_convolutions_right_before_a_norm():
+    done = convert(UNet(), "gn_ws", groups=4, example=images())
+    kinds = {
+        name: type(m).__name__ for name, m in done.model.named_modules() if "Conv" in str(type(m))
+    }
+    assert kinds["down1.0"] == kinds["join.0"] == "StandardizedConv2d"
+    assert kinds["head"] == "Conv2d"
+    assert "3 convolutions" in done.notes[0]

@@ -1,0 +1,304 @@
+"""`gnexp train` with models of torchvision and timm, and with the user's own."""
+
+import builtins
+import copy
+import csv
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch import nn
+from torch.nn import functional as F
+
+from gnexp import build, trainings
+from gnexp.config import DataConfig, ModelConfig, TrainConfig, resolve
+
+DATA = ("data.train_limit=24", "data.test_limit=20", "gradients=0", "workers=1", "batch=8")
+RESNET = ("model=torchvision", "model.name=resnet18")
+
+NET = '''
+from torch import nn
+
+class Net(nn.Module):
+    """Two convolutions with batch norms of the usual kind."""
+
+    def __init__(self, width=8, dropout=0.0, num_classes=10):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, width, 3, stride=2, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, 2 * width, 3, stride=2, bias=False)
+        self.bn2 = nn.BatchNorm2d(2 * width)
+        self.relu = nn.ReLU(inplace=True)
+        self.drop = nn.Dropout(dropout)
+        self.fc = nn.Linear(2 * width, num_classes)
+
+    def forward(self, x):
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.relu(self.bn2(self.conv2(x))).mean(dim=(2, 3))
+        return self.fc(self.drop(x))
+
+def ten(width=8):
+    return Net(width)
+
+def nine():
+    return Net(num_classes=9)
+
+def broken(num_classes):
+    raise RuntimeError("out of paint")
+
+def nothing(num_classes):
+    return "a string"
+'''
+
+
+@pytest.fixture
+def own(workdir):
+    """A module `own_models` of the user's in the current directory, imported anew."""
+    (workdir / "own_models.py").write_text(NET)
+    sys.modules.pop("own_models", None)
+    yield workdir / "own_models.py"
+    sys.modules.pop("own_models", None)
+    sys.path[:] = [entry for entry in sys.path if entry != str(workdir)]
+
+
+def runs(study="results/main"):
+    return sorted(p for p in Path(study).iterdir() if (p / "config.yaml").exists())
+
+
+def numbers(folder):
+    with open(folder / "metrics.csv") as file:
+        return [{k: v for k, v in row.items() if k != "time_s"} for row in csv.DictReader(file)]
+
+
+def test_a_model_of_torchvision_trains_and_is_stored_with_its_groups(gnexp):
+    answer = gnexp("train", *RESNET, "norm=gn", "groups=32", "epochs=1", *DATA)
+    assert answer.code == 0, answer.err
+    (folder,) = runs()
+    assert folder.name.startswith("gn-g32-b8-torchvision-resnet18-")
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert config["model"]["library"] == "torchvision"
+    assert config["model"]["width"] is None
+    result = json.loads((folder / "result.json").read_text())
+    assert result["groups_per_layer"]["layer4.1.bn2"] == 32
+    assert len(result["groups_per_layer"]) == 20
+    before = (folder / "result.json").stat().st_mtime_ns
+    again = gnexp("train", *RESNET, "norm=gn", "groups=32", "epochs=1", *DATA)
+    assert again.code == 0
+    assert "epoch 1" not in again.out + again.err
+    assert runs() == [folder]
+    assert (folder / "result.json").stat().st_mtime_ns == before
+
+
+def test_an_interrupted_run_of_a_foreign_model_goes_on_to_the_same_numbers(gnexp, own, monkeypatch):
+    words = ("model._target_=own_models.Net", "norm=bn", "epochs=2", *DATA)
+    assert gnexp("train", *words, "study=whole").code == 0
+    store = trainings.Trainings._checkpoint
+
+    def interrupt(self, epoch, *rest):
+        store(self, epoch, *rest)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainings.Trainings, "_checkpoint", interrupt)
+        assert gnexp("train", *words).code != 0
+    assert len(numbers(runs()[0])) == 1
+    assert gnexp("train", *words).code == 0
+    assert numbers(runs()[0]) == numbers(runs("results/whole")[0])
+
+
+def test_a_model_of_timm_trains(gnexp):
+    pytest.importorskip("timm")
+    words = ("model=timm", "model.name=resnet10t", "norm=ln", "epochs=1", *DATA)
+    answer = gnexp("train", *words, "model.options={zero_init_last:true}")
+    assert answer.code == 0, answer.err
+    assert runs()[0].name.startswith("ln-b8-timm-resnet10t-")
+
+
+def test_other_options_are_other_runs(gnexp, own):
+    words = ("model._target_=own_models.Net", "epochs=1", *DATA)
+    for option in ("model.options.width=8", "model.options={width:16}", "model.options={}"):
+        assert gnexp("train", *words, option).code == 0
+    assert len(runs()) == 3
+    assert all(folder.name.startswith("gn-g8-b8-Net-") for folder in runs())
+    parameters = {json.loads((f / "result.json").read_text())["parameters"] for f in runs()}
+    assert len(parameters) == 2
+
+
+def config(target="own_models.Net", norm="gn", **keys):
+    data = DataConfig(train_limit=24, test_limit=20)
+    model = ModelConfig("custom", None, None, target, keys.pop("options", None))
+    return resolve(TrainConfig(norm={"name": norm}, model=model, data=data, **keys))
+
+
+def test_the_checksum_of_the_code_changes_when_the_model_is_edited(own):
+    before = build.code_checksum(config())
+    assert before == build.code_checksum(config())
+    own.write_text(NET.replace("stride=2", "stride=1"))
+    assert build.code_checksum(config()) != before
+    table = TrainConfig(norm={"name": "gn"}, data=DataConfig(train_limit=24))
+    assert build.code_checksum(resolve(table)) is None
+
+
+def test_an_edited_model_is_another_run(gnexp, own):
+    words = ("model._target_=own_models.Net", "epochs=1", *DATA)
+    assert gnexp("train", *words).code == 0
+    own.write_text(NET.replace("stride=2", "stride=1"))
+    sys.modules.pop("own_models", None)
+    assert gnexp("train", *words).code == 0
+    assert len(runs()) == 2
+
+
+def test_a_seed_fixes_every_weight_and_the_global_random_state_stays(own):
+    state = torch.get_rng_state()
+    one, same, other = (build.seeded_model(config(), 10, seed).state_dict() for seed in (0, 0, 1))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    assert not torch.equal(one["conv1.weight"], other["conv1.weight"])
+    assert not any(
+        module.training is False for module in build.seeded_model(config(), 10, 0).modules()
+    )
+
+
+def test_convolutions_start_as_the_protocol_says_and_norms_at_one_and_zero():
+    pytest.importorskip("timm")
+    model = ModelConfig("resnet10t", None, "timm")
+    data = DataConfig(train_limit=24, test_limit=20)
+    plan = resolve(TrainConfig(norm={"name": "gn"}, model=model, data=data))
+    built = build.seeded_model(plan, 10, 0)
+    convolution = built.layer4[0].conv2
+    expected = (2 / (convolution.out_channels * 9)) ** 0.5
+    assert convolution.weight.std().item() == pytest.approx(expected, rel=0.01)
+    norms = [module for module in built.modules() if isinstance(module, nn.GroupNorm)]
+    assert len(norms) == len(build.groups_per_layer(plan)) > 5
+    assert all(torch.equal(norm.weight, torch.ones_like(norm.weight)) for norm in norms)
+    assert not any(getattr(module, "inplace", False) for module in built.modules())
+
+
+@pytest.mark.parametrize("norm", ["gn", "bn", "in", "none"])
+def test_an_update_of_several_batches_is_their_sequential_accumulation(own, norm):
+    plan = config(norm=norm, batch=2, update_batch=4, lr=0.1)
+    images = build.device_images(plan.data, torch.device("cpu"))
+    model = build.seeded_model(plan, 10, 0).double().train()
+    alone = copy.deepcopy(model)
+    step, note = build.training_step([plan], [model], images)
+    assert note == ""
+    assert step.one_pass == (norm != "bn")  # running statistics follow the batches in order
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 3, 4, 3, 32, 32, generator=draw, dtype=torch.float64)
+    y = torch.randint(10, (1, 3, 4), generator=draw)
+    step.run(x, y, [[0.1]] * 3)
+    sgd = torch.optim.SGD(
+        alone.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=plan.weight_decay
+    )
+    for update in range(3):
+        sgd.zero_grad()
+        for first in range(2):  # example n is of batch n % 2
+            logits = alone(x[0, update, first::2])
+            (F.cross_entropy(logits, y[0, update, first::2]) / 2).backward()
+        sgd.step()
+    trained = step.state(0)["model"]
+    for name, tensor in alone.state_dict().items():
+        assert torch.allclose(trained[name], tensor, rtol=1e-9, atol=1e-12), name
+
+
+@pytest.mark.parametrize("norm", ["gn", "bn"])
+def test_seeds_of_a_foreign_model_share_a_step_unless_it_draws(own, norm):
+    cpu = torch.device("cpu")
+    assert build.company_refusal(config(norm=norm, groups=4), cpu) is None
+    drawing = config(norm=norm, options={"dropout": 0.5})
+    assert build.company_refusal(drawing, cpu) == "it draws random numbers"
+
+
+def test_the_report_says_what_became_of_every_layer(own):
+    lines = build.conversion_report(config())
+    assert lines[0] == "bn1: BatchNorm2d -> GroupNorm, 8 channels, affine reset"
+    assert "bn2" in lines[1]
+    table = resolve(TrainConfig(norm={"name": "gn"}, data=DataConfig(train_limit=24)))
+    assert build.conversion_report(table) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("model=torchvision", "model.name=resnet81"), "nearest: resnet18"),
+        (("model=torchvision",), "model.name must be given with model=torchvision"),
+        (("model=torchvsion",), "did you mean torchvision"),
+        (("model=custom",), "model=custom needs the import path"),
+        ((*RESNET, "model.width=32"), "model.width=32 is for the models of gnexp"),
+        ((*RESNET, "zero_gamma=true"), "zero_gamma=true needs a model of gnexp"),
+        ((*RESNET, "model.options=[3]"), "must be a mapping"),
+        ((*RESNET, "model.options.num_classes=3"), "num_classes= cannot be typed: the data decide"),
+        ((*RESNET, "model.options={weights:DEFAULT}"), "type init_from=FILE"),
+        ((*RESNET, "model.options.depth=3"), "unexpected keyword argument 'depth'"),
+        ((*RESNET, "groups=48"), "layer bn1: groups=48 does not divide 64 channels; valid: 1, 2"),
+        ((*RESNET, "norm=in"), "layer4.0.bn1: GroupNorm would have one value per statistic"),
+        ((*RESNET, "norm=bn", "batch=1"), "layer layer4.0.bn1 has one value per statistic"),
+        (("model=torchvision", "model.name=vgg11"), "has no normalization layer that norm= could"),
+        (
+            ("model=torchvision", "model.name=inception_v3", "model.options={init_weights:false}"),
+            "does not take images of 32x32 pixels",
+        ),
+        (
+            ("model=torchvision", "model.name=googlenet", "model.options={init_weights:false}"),
+            "returns a GoogLeNetOutputs for 2 images in train mode",
+        ),
+        (("model.options.width=3",), "needs model=torchvision, model=timm or model._target_="),
+        (("model._target_=own_models.Nett",), "model._target_=own_models.Nett: own_models has no"),
+        (("model._target_=Net",), "model._target_=Net must be MODULE.NAME, such as my_pkg.Net"),
+        (("model._target_=own_models.broken",), "raised RuntimeError: out of paint"),
+        (("model._target_=own_models.nothing",), "must build an nn.Module, not str"),
+        (("model._target_=own_models.nine",), "returns a tensor (2, 9) for 2 images"),
+        (("model=tiny", "model._target_=own_models.Net"), "exclude each other"),
+    ],
+)
+def test_bad_input_gets_one_sentence_and_leaves_nothing(gnexp, own, words, sentence):
+    batch = () if any(word.startswith("batch=") for word in words) else ("batch=8",)
+    answer = gnexp("train", *words, *batch, "data.train_limit=24", "data.test_limit=20")
+    assert answer.code == 2
+    assert sentence in answer.err
+    assert len(answer.err.strip().splitlines()) == 1
+    assert not Path("results").exists()
+
+
+def test_a_model_without_the_keyword_for_classes_trains_when_it_fits(gnexp, own):
+    answer = gnexp("train", "model._target_=own_models.ten", "epochs=1", *DATA)
+    assert answer.code == 0, answer.err
+
+
+def test_timm_is_asked_for_only_when_it_is_needed(gnexp, monkeypatch):
+    real = builtins.__import__
+
+    def without(name, *rest, **named):
+        if name.split(".")[0] == "timm":
+            raise ImportError(name)
+        return real(name, *rest, **named)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    answer = gnexp("train", "model=timm", "model.name=resnet10t", *DATA)
+    assert answer.code == 2
+    assert "pip install timm" in answer.err
+
+
+def test_bench_keeps_to_models_of_the_table(gnexp):
+    answer = gnexp("bench", *RESNET)
+    assert answer.code == 2
+    assert "gnexp bench times the models of gnexp" in answer.err
+
+
+def test_the_batches_of_an_update_follow_each_other_where_a_model_draws(own):
+    plan = config(batch=2, update_batch=4, options={"dropout": 0.5})
+    images = build.device_images(plan.data, torch.device("cpu"))
+    step, _ = build.training_step([plan], [build.seeded_model(plan, 10, 0)], images)
+    assert not step.one_pass
+
+
+def test_weight_standardization_leaves_convolutions_that_no_norm_follows(workdir):
+    model = ModelConfig("mobilenet_v3_small", None, "torchvision")
+    data = DataConfig(train_limit=24, test_limit=20)
+    plan = resolve(TrainConfig(norm={"name": "gn_ws"}, model=model, data=data))
+    kinds = {n: type(m).__name__ for n, m in build.seeded_model(plan, 10, 0).named_modules()}
+    assert kinds["features.0.0"] == "StandardizedConv2d"
+    assert kinds["features.1.block.1.fc1"] == "Conv2d"  # of a squeeze-and-excitation gate
