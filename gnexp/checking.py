@@ -3,20 +3,30 @@
 import torch
 from torch import nn
 
-from gnexp import privacy
+from gnexp import initial_weights, privacy
 from gnexp.build import (
     device_images,
     groups_per_layer,
     images_of,
+    load_start,
     pick_device,
     seeded_model,
+    try_own_norm,
 )
-from gnexp.config import CUSTOM, ShiftConfig, TrainConfig, asked_for, is_private
+from gnexp.config import (
+    CUSTOM,
+    TUNING_SEEDS_FROM,
+    ShiftConfig,
+    TrainConfig,
+    asked_for,
+    is_private,
+)
 from gnexp.data.cifar_c import load_cifar_c
 from gnexp.data.corruptions import require_corruption
 from gnexp.data.loader import normalize
 from gnexp.data.sources import Images
 from gnexp.last_weights import corruption_names
+from gnexp.measure.reestimation import reestimate
 from gnexp.norms.probes import values_per_statistic
 
 WATCHED = 8  # images by which private training finds out whether a model mixes them
@@ -40,13 +50,48 @@ def check(config: TrainConfig) -> list[str]:
         found.append(f"precision=tf32 needs a CUDA device, not {device.type}; use precision=fp32")
     try:
         groups_per_layer(config)
+        try_own_norm(config)
         model = seeded_model(config, len(images.classes), seed=0)
         found += _statistic_problems(config, model, images.x_train.shape[1:])
+        if config.init_from is not None and not found:
+            found += _start_problems(config, model, images)
         if is_private(config) and not found:
             found += _privacy_problems(config, model, device)
     except (ValueError, TypeError) as error:
         found.append(str(error))
     return found
+
+
+def _start_problems(config: TrainConfig, model: nn.Module, images: Images) -> list[str]:
+    """Return why a training cannot start from what is stored; raises ValueError for the rest.
+
+    Where it is gone, trainings that have begun need it no more: that is for planning.
+    """
+    if not initial_weights.is_there(config.init_from):
+        return []
+    source = initial_weights.read_source(config.init_from)
+    for seed in config.seeds:
+        source.seed(seed, TUNING_SEEDS_FROM)
+    load_start(config, source, model, len(images.classes), config.seeds[0])
+    if config.init_statistics == "reestimate":  # tried on a few images
+        reestimate(model, device_images(config.data, torch.device("cpu")), "fp32", most=2)
+    return _same_images_problems(config, source, images) if is_private(config) else []
+
+
+def _same_images_problems(
+    config: TrainConfig, source: initial_weights.Source, images: Images
+) -> list[str]:
+    """Return whether private training starts from what was trained on the images it protects."""
+    before = source.trained.get("config", {}).get("data", {}).get("name")
+    published = config.data.name not in ("npz", "imagefolder")  # which may be of any images
+    same = source.trained.get("data", {}).get("checksum") == images.checksum
+    if not (same or (published and before == config.data.name)):
+        return []
+    return [
+        f"init_from={config.init_from} excludes privacy=dpsgd: that run was trained on"
+        f" data={before}, whose images privacy is for, outside the budget; start from a run on"
+        " other data"
+    ]
 
 
 def _privacy_problems(config: TrainConfig, model: nn.Module, device: torch.device) -> list[str]:

@@ -7,6 +7,10 @@ was typed, 130 Ctrl-C. Heavy packages are imported by the commands, so that help
 import contextlib
 import os
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gnexp.parallel.launch import Place
 
 HELP = """\
 gnexp: which normalization should I train with when only a few images fit in a batch?
@@ -33,7 +37,8 @@ examples
 
 keys of train (all of them: gnexp train --cfg job)
   norm       bn gn ln in ln2d rms dyt frn evonorm_b0 evonorm_s0 brn gbn syncbn switchable
-             online bn_frozen gn_ws none none_fixup; norm._target_=my_pkg.MyNorm for your own
+             online bn_frozen gn_ws none none_fixup; norm._target_=my_pkg.MyNorm for your own,
+             or the name of an installed plug-in (entry points gnexp.norms)
   groups     groups of gn (8), or channels_per_group=; also of gn_ws and evonorm_s0
   batch      images that share one forward pass (32), on each of devices=N
   update_batch   images per optimizer update (batch)
@@ -74,10 +79,35 @@ def main(argv: list[str] | None = None) -> int:
 
         print(f"gnexp {version('gnexp')}")
         return 0
+    from gnexp.parallel.launch import launched
+
+    if place := launched():
+        return _one_of_several(argv, place)
+    return _run(argv)
+
+
+def _one_of_several(argv: list[str], place: "Place") -> int:
+    """Run as one of the processes of a launcher: the first leads, the others are silent."""
+    if argv[0] != "train":
+        return 0 if place.rank else _run(argv)
+    if place.rank:
+        from gnexp.parallel.following import follow
+
+        return follow(place)
+    from gnexp.parallel.leading import leading
+
+    with leading():
+        return _run(argv)
+
+
+def _run(argv: list[str]) -> int:
     from gnexp import hydra_app
     from gnexp.config import Mistake
+    from gnexp.parallel.launch import launched, with_devices
 
     try:
+        if argv[0] == "train" and (place := launched()):
+            argv = ["train", *with_devices(argv[1:], place)]
         return hydra_app.run(argv[0], argv[1:])
     except Mistake as mistake:
         for sentence in str(mistake).splitlines():

@@ -16,6 +16,8 @@ CUSTOM = "custom"  # the norm and model choice that is an import path
 PRIVATE_MEAN, PRIVATE_STD = 0.5, 0.25
 DEFAULT_GROUPS = 8  # divides every layer of the 6n+2 family
 TAKES_GROUPS = ("gn", "gn_ws", "evonorm_s0")  # norms that the keys about groups are for
+# Norms of the table whose mean and variance can be set anew from images, by init_statistics.
+KEEPS_STATISTICS = ("bn", "brn", "gbn", "syncbn", "switchable", "online", "bn_frozen", CUSTOM)
 REFERENCE_BATCH = 32  # comparisons across batch sizes are against this one, fixed beforehand
 
 # Options of norms that were added later, with the value under which a norm is as it was before.
@@ -146,6 +148,7 @@ class TrainConfig:
     weight_standardization: bool = False
     initialization: str = "he"
     init_from: str | None = None
+    init_checksum: str | None = None
     init_statistics: str = "keep"
     devices: int = 1
     precision: str = "fp32"
@@ -292,8 +295,11 @@ def resolve(config: TrainConfig) -> TrainConfig:
     takes_groups = config.norm.get("name") in TAKES_GROUPS
     sized = config.channels_per_group is not None
     groups = config.groups if config.groups is not None or sized else DEFAULT_GROUPS
+    keeps = config.norm.get("name") in KEEPS_STATISTICS
     return dataclasses.replace(
         config,
+        init_statistics=config.init_statistics if keeps else "keep",
+        model=_named_model(config.model),
         groups=groups if takes_groups else None,
         channels_per_group=config.channels_per_group if takes_groups else None,
         groups_fallback=config.groups_fallback if takes_groups else None,
@@ -301,6 +307,15 @@ def resolve(config: TrainConfig) -> TrainConfig:
         lr=float(config.lr),
         seeds=named_seeds(config.seeds),
     )
+
+
+def _named_model(model: ModelConfig) -> ModelConfig:
+    """Return the user's own model under the last part of its import path, which tables show."""
+    named = model
+    if model._target_ is not None and model.name == CUSTOM:
+        last = model._target_.rsplit(".", 1)[-1]
+        named = dataclasses.replace(model, name=re.sub(r"[^A-Za-z0-9_]", "", last) or CUSTOM)
+    return dataclasses.replace(named, options=named.options or None)
 
 
 def is_tuned(config: TrainConfig) -> bool:
@@ -324,6 +339,11 @@ def trial(config: TrainConfig, rate: float) -> TrainConfig:
     seeds = named_seeds(config.tuning.seeds, TUNING_SEEDS_FROM)
     kept = {"gradients": 0, "gradients_at": None, "covariance": False, "measure": None}
     return dataclasses.replace(config, lr=rate, data=data, seeds=seeds, **kept)
+
+
+def is_foreign(model: ModelConfig) -> bool:
+    """Return whether a network is a library's or the user's own, not of gnexp's table."""
+    return model.library is not None or model._target_ is not None
 
 
 def is_private(config: TrainConfig) -> bool:
@@ -398,10 +418,11 @@ def as_dict(config: TrainConfig) -> dict[str, Any]:
 def identity(config: TrainConfig, data_checksum: str, code_checksum: str | None) -> dict[str, Any]:
     """Return everything that can change the numbers of a run, for hashing.
 
-    Data and imported code enter by checksum: moving the images changes no number, while editing
-    the user's norm under the same import path may.
+    Data, imported code and the weights to start from enter by checksum: moving the images changes
+    no number, while editing the user's norm under the same import path may.
     """
     keys = {k: v for k, v in as_dict(config).items() if k not in NOT_IDENTITY and v is not None}
+    keys.pop("init_from", None)  # init_checksum stands for it
     keys = {k: v for k, v in keys.items() if k not in ADDED_LATER or v != ADDED_LATER[k]}
     later = ("library", "_target_", "options")
     keys["model"] = {k: v for k, v in keys["model"].items() if v is not None or k not in later}
@@ -413,7 +434,10 @@ def identity(config: TrainConfig, data_checksum: str, code_checksum: str | None)
     keys["norm"] = {k: v for k, v in keys["norm"].items() if (k, v) not in later}
     if code_checksum:
         keys["code"] = code_checksum
-        keys["norm"]["_target_"] = norm_label(config.norm)
+        if config.norm.get("name") == CUSTOM:
+            keys["norm"]["_target_"] = norm_label(config.norm)
+        if config.model._target_ is not None:
+            keys["model"]["_target_"] = config.model._target_.rsplit(".", 1)[-1]
     return keys
 
 
@@ -427,7 +451,13 @@ def run_name(config: TrainConfig, data_checksum: str, code_checksum: str | None 
     update = "" if config.update_batch == config.batch else f"-u{config.update_batch}"
     norm = norm_label(config.norm)[:40]  # file systems end names at 255 bytes
     private = f"-eps{config.privacy.epsilon:g}" if is_private(config) else ""
-    return f"{norm}{groups}-b{config.batch}{update}-{config.model.name}{private}-{digest}"
+    return f"{norm}{groups}-b{config.batch}{update}-{model_label(config.model)}{private}-{digest}"
+
+
+def model_label(model: ModelConfig) -> str:
+    """Return the name a model goes by in folders: its own, after its library's if it has one."""
+    name = f"{model.library}-{model.name}" if model.library else model.name
+    return re.sub(r"[^A-Za-z0-9_.-]", "-", name)[:60] if is_foreign(model) else name
 
 
 def norm_label(norm: dict[str, Any]) -> str:

@@ -32,7 +32,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
-from gnexp import launching, optimizing
+from gnexp import launching, optimizing, plugins
 from gnexp.config import COMMANDS, CUSTOM, Mistake, expand
 from gnexp.launching import HydraJob
 from gnexp.rules import problems
@@ -41,6 +41,8 @@ from gnexp.rules import problems
 QUESTIONS = {"-h", "--help", "--hydra-help", "--version", "-c", "--cfg", "-i", "--info"}
 QUESTIONS |= {"-sc", "--shell-completion"}
 GROUPS = ("norm", "model", "data", "privacy", "experiment")
+# Of which Hydra makes a number or a truth value, where the name of a choice is meant.
+NO_NAME = r"[-+]?(\d[\d_.]*(e[-+]?\d+)?|inf|nan)|true|false"
 BASIC = ("hydra._internal.core_plugins.basic_sweeper.BasicSweeper",)
 BASIC += ("hydra._internal.core_plugins.basic_launcher.BasicLauncher",)
 
@@ -57,10 +59,7 @@ def run(command: str, arguments: list[str]) -> int:
     if command not in COMMANDS:
         near = _nearest(command, list(COMMANDS))
         raise Mistake(f"unknown command {command!r}; did you mean {near}? See gnexp --help")
-    arguments = _prepare(arguments) if command in ("train", "check") else arguments
-    _refuse_odd_overrides(command, arguments)
-    # argparse wants flags and key=value not mixed; people type -m anywhere.
-    arguments = sorted(arguments, key=lambda a: "=" in a and not a.startswith("-"))
+    arguments = _arranged(command, arguments)
     ours, others = launching.split(arguments)
     asks = not QUESTIONS.isdisjoint(a.partition("=")[0] for a in arguments)
     if command == "train" and not asks:
@@ -74,6 +73,34 @@ def run(command: str, arguments: list[str]) -> int:
         return 0
     configs = [config for job in jobs for config in job.configs]
     return _dispatch(command, configs, grid, _typed(command, arguments))
+
+
+def _arranged(command: str, arguments: list[str]) -> list[str]:
+    """Return the arguments as Hydra takes them; raises Mistake for those it would misread."""
+    arguments = _prepare(arguments) if command in ("train", "check") else arguments
+    _refuse_odd_overrides(command, arguments)
+    # argparse wants flags and key=value not mixed; people type -m anywhere.
+    return sorted(arguments, key=lambda a: "=" in a and not a.startswith("-"))
+
+
+def compose(command: str, arguments: list[str]) -> tuple[list[Any], bool, str]:
+    """Return the configs of what would be typed after `gnexp COMMAND`, for callers in Python.
+
+    Beside them whether they form a grid, and the command line. Raises Mistake as `run` does, and
+    for what is for a command line alone. A Hydra application that calls this finds its own state.
+    """
+    for argument in arguments:
+        flag = argument.startswith("-") and argument not in ("-m", "--multirun")
+        if flag or re.match(r"\+{0,2}hydra[./]", argument):
+            raise Mistake(f"{argument} is for the command line: gnexp {command} {argument}")
+    arguments = _arranged(command, list(arguments))
+    outer, job = GlobalHydra.instance(), HydraConfig.instance()
+    before, outer.hydra = (outer.hydra, job.cfg), None
+    try:
+        jobs, grid = _collect(command, arguments)
+    finally:
+        outer.hydra, job.cfg = before
+    return [each for job in jobs for each in job.configs], grid, _typed(command, arguments)
 
 
 def _typed(command: str, arguments: list[str]) -> str:
@@ -118,14 +145,25 @@ def _dispatch(command: str, configs: list[Any], grid: bool, typed: str) -> int:
 
 
 def _prepare(arguments: list[str]) -> list[str]:
-    """Choose the custom norm when norm._target_ is typed, and let any norm.KEY be typed for it."""
-    if not any(a.lstrip("+").startswith("norm._target_=") for a in arguments):
-        return arguments
-    typed = [a for a in arguments if a.startswith("norm=") and a != f"norm={CUSTOM}"]
-    if typed:
-        raise Mistake(f"{typed[0]} and norm._target_= exclude each other: type one of them")
-    plain = [f"++{a}" if a.startswith("norm.") else a for a in arguments]
-    return [f"norm={CUSTOM}", *(a for a in plain if a != f"norm={CUSTOM}")]
+    """Choose a group's custom entry when its _target_ is typed, and let its own keys be typed.
+
+    Those are any norm.KEY, and any model.options.KEY, of a library's model too.
+    """
+    arguments = [f"++{a}" if a.startswith("model.options.") else a for a in arguments]
+    chosen = [a.partition("=")[2] for a in arguments if a.startswith("norm=")]
+    if chosen and not plugins.usable(_norms()).keys().isdisjoint(re.findall(r"[\w-]+", chosen[0])):
+        arguments = [f"++{a}" if a.startswith("norm.") else a for a in arguments]
+    for group in ("norm", "model"):
+        if not any(a.lstrip("+").startswith(f"{group}._target_=") for a in arguments):
+            continue
+        chosen = f"{group}={CUSTOM}"
+        typed = [a for a in arguments if a.startswith(f"{group}=") and a != chosen]
+        if typed:
+            raise Mistake(f"{typed[0]} and {group}._target_= exclude each other: type one of them")
+        if group == "norm":
+            arguments = [f"++{a}" if a.startswith("norm.") else a for a in arguments]
+        arguments = [chosen, *(a for a in arguments if a != chosen)]
+    return arguments
 
 
 def _refuse_odd_overrides(command: str, arguments: list[str]) -> None:
@@ -144,11 +182,15 @@ def _refuse_odd_overrides(command: str, arguments: list[str]) -> None:
         key, _, value = argument.partition("=")
         key = key.lstrip("+")
         open_group = re.split(r"[./]", key)[0] in ("norm", "hydra")
+        open_group = open_group or key.startswith("model.options.")
         if argument.startswith("+") and not open_group and key not in known:
             raise Mistake(_unknown_key(key, command))
         if key in seen:
             raise Mistake(f"{key} is typed twice, {seen[key]} and {argument}: keep one of them")
         seen[key] = argument
+        for choice in value.split(",") if key in GROUPS else ():
+            if re.fullmatch(NO_NAME, choice.strip(), re.IGNORECASE):
+                raise Mistake(_sentence(Exception(f"Could not find '{key}/{choice}'"), command))
         if key in GROUPS and value.lstrip("'\"").startswith("["):
             names = value.strip("'\"[]")
             raise Mistake(f"{argument}: {key} takes one choice; for a grid type -m {key}={names}")
@@ -161,12 +203,26 @@ def _run_hydra(
     store = ConfigStore.instance()
     for name, schema in COMMANDS.items():
         store.store(f"{name}_schema", schema)
+    _store_plugins(store)
     app = hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=command)
     with _hydra_arguments(command, arguments, scratch):
         try:
             app(task)()
         except (HydraException, OmegaConfBaseException) as error:
             raise Mistake(_every_sentence(error, command, arguments)) from error
+
+
+def _norms() -> list[str]:
+    """Return the names of gnexp's own norms, without importing them."""
+    names = sorted(path.stem for path in (config_folder() / "norm").glob("*.yaml"))
+    return [name for name in names if name != CUSTOM]
+
+
+def _store_plugins(store: ConfigStore) -> None:
+    """Let `norm=NAME` choose the norm that an installed package registers under that name."""
+    store.repo.pop("norm", None)  # what another call in this process found installed
+    for name, plugin in plugins.usable(_norms()).items():
+        store.store(name, plugin.node, group="norm", provider=plugin.package)
 
 
 def _optimize(name: str, launcher: str, arguments: list[str]) -> int:
@@ -207,6 +263,10 @@ def _collect(command: str, arguments: list[str]) -> tuple[list[HydraJob], bool]:
         config.out = os.path.expanduser(config.out)
         configs = expand(config) if command == "train" else [config]
         jobs.append(HydraJob(OmegaConf.to_container(job.overrides.task), configs))
+    if command in ("train", "check"):
+        chosen = [each.norm.get("name") for job in jobs for each in job.configs]
+        for sentence in plugins.shadowed(chosen, _norms()):
+            print(f"gnexp: {sentence}", file=sys.stderr)
     swept = any(job.mode == RunMode.MULTIRUN for job, _ in found)
     return jobs, swept or sum(len(job.configs) for job in jobs) > 1
 
@@ -306,6 +366,8 @@ def _sentence(error: Exception, command: str) -> str:
         return _unknown_key(found[1].lstrip("+"), command)
     if found := re.search(r"Could not find '(\w+)/([^']*)'", text):
         group, choice = found[1], found[2]
+        if group == "norm":
+            return plugins.unknown_norm(choice, _norms())
         valid = sorted(p.stem for p in (config_folder() / group).glob("*.yaml"))
         valid = [v for v in valid if v != CUSTOM]
         near = _nearest(choice, valid)

@@ -202,6 +202,8 @@ class Launching:
         if config.data.root:
             root = os.path.expanduser(config.data.root)
             more["data.root"] = os.path.join(self.folder, root)
+        if config.init_from:
+            more["init_from"] = os.path.join(self.folder, os.path.expanduser(config.init_from))
         sure = [f"{key}={quoted(value)}" for key, value in more.items()]
         # A job is one process, unless more are typed.
         return [*job.overrides, *sure, *(["workers=1"] if config.workers is None else [])]

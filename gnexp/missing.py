@@ -6,6 +6,7 @@ from gnexp import build
 from gnexp.checkpoints import drop_states, load_states
 from gnexp.config import as_dict, retried
 from gnexp.mending import is_readable, mend
+from gnexp.parallel.launch import launched
 from gnexp.runs import PlannedRun, standing
 from gnexp.schedule import Company, Replica, Step, layout
 from gnexp.study.store import Run
@@ -69,7 +70,8 @@ def steps_for(
             reasons[run] = reason
     images = sum(len(build.images_of(r.config.data).x_train) * r.config.epochs for r in replicas)
     workers = build.worker_count(config.workers, config.device)
-    if config.workers is None and images < WORTH_A_PROCESS:
+    parallel = max(run.config.devices for run in todo)
+    if parallel > 1 or (config.workers is None and images < WORTH_A_PROCESS):
         workers = 1
     alone = {run.name for run in reasons}
 
@@ -82,6 +84,8 @@ def steps_for(
         if min(workers, len(steps)) > 1:
             return steps, min(workers, len(steps))
         threads = torch.get_num_threads()
+        if parallel > 1 and not launched():  # whose launcher divides them
+            threads = max(1, threads // parallel)
         return layout(replicas, company, alone, device.type, workers, threads), 1
 
     _write_plan(todo, laid_out()[0], device.type)

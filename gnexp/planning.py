@@ -6,7 +6,8 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from gnexp import build, checking
+from gnexp import build, checking, initial_weights
+from gnexp.checkpoints import load_states
 from gnexp.config import (
     Mistake,
     TrainConfig,
@@ -15,9 +16,11 @@ from gnexp.config import (
     restore,
     run_name,
 )
-from gnexp.rules import problems
+from gnexp.parallel.launch import gpu_problems
+from gnexp.rules import problems, width_problems
 from gnexp.runs import PlannedRun
 from gnexp.study.store import Run
+from gnexp.training.parallel import packed
 
 
 def plan(configs: list[TrainConfig], numbers: Sequence[int] | None = None) -> list[PlannedRun]:
@@ -32,6 +35,7 @@ def plan(configs: list[TrainConfig], numbers: Sequence[int] | None = None) -> li
             found.append(f"{key}= takes one value per grid: its runs share one report")
     for config in configs:
         wrong = problems(config)
+        wrong = wrong or width_problems(config.model)
         found += wrong
         if not wrong:
             try:
@@ -40,7 +44,7 @@ def plan(configs: list[TrainConfig], numbers: Sequence[int] | None = None) -> li
                 found.append(str(error))
     if not found:
         for config in _distinct_builds(good):
-            found += checking.check(config)
+            found += checking.check(config) or _devices_problems(config)
     if not found:
         found += folder_problems(configs[0])
     if found:
@@ -58,7 +62,27 @@ def plan(configs: list[TrainConfig], numbers: Sequence[int] | None = None) -> li
             config = dataclasses.replace(runs[name].config, seeds=seeds)
             jobs = (*runs[name].jobs, number)
         runs[name] = PlannedRun(config, name, jobs)
+    if gone := [line for run in runs.values() for line in _gone_problems(run)]:
+        raise Mistake("\n".join(dict.fromkeys(gone)))
     return list(runs.values())
+
+
+def _gone_problems(run: PlannedRun) -> list[str]:
+    """Return whether weights are gone from which a seed has still to start."""
+    config, stored = run.config, Run(run.folder)
+    if config.init_from is None or initial_weights.is_there(config.init_from):
+        return []
+    try:
+        begun = set() if config.force else {*load_states(stored), *stored.finished_seeds()}
+    except ValueError:  # damaged: what is mended may have to start again
+        begun = set()
+    new = [seed for seed in config.seeds if seed not in begun]
+    if not new:
+        return []
+    return [
+        f"init_from={config.init_from} does not exist, and seed {new[0]} of {run.name} has still to"
+        " start from there; put it back, or type where it is now"
+    ]
 
 
 def _other_config(config: TrainConfig, name: str, checksums: tuple[str, str | None]) -> str:
@@ -73,13 +97,33 @@ def _other_config(config: TrainConfig, name: str, checksums: tuple[str, str | No
     return f"{run.folder} holds a run of another config: move it away, or choose another study="
 
 
+def _devices_problems(config: TrainConfig) -> list[str]:
+    """Return what keeps a run from several devices: too few GPUs, a model that cannot be sent."""
+    if config.devices == 1:
+        return []
+    if found := gpu_problems(config.device, config.devices):
+        return found
+    classes = len(build.images_of(config.data).classes)
+    try:
+        packed([build.seeded_model(config, classes, seed=0)])
+    except ValueError as error:
+        return [f"devices={config.devices}: {error}; or use devices=1"]
+    return []
+
+
 def _distinct_builds(configs: list[TrainConfig]) -> list[TrainConfig]:
     """Leave out configs that differ only in what building and checking does not look at."""
     looked_at = ("norm", "model", "data", "groups", "channels_per_group", "groups_fallback")
     looked_at += ("batch", "update_batch", "device", "precision", "zero_gamma", "privacy")
+    looked_at += ("devices", "weight_standardization", "initialization")
+    looked_at += ("init_from", "init_statistics")
     budgeted = ("epochs",)  # by private training
     distinct = {
-        str([getattr(c, key) for key in looked_at + budgeted * is_private(c)]): c for c in configs
+        str(
+            [getattr(c, key) for key in looked_at + budgeted * is_private(c)]
+            + [c.seeds] * (c.init_from is not None)
+        ): c
+        for c in configs
     }
     return list(distinct.values())
 

@@ -17,6 +17,7 @@ from gnexp.config import (
     CheckConfig,
     CostConfig,
     MeasureConfig,
+    ModelConfig,
     ReportConfig,
     ReportOptions,
     ShiftConfig,
@@ -25,25 +26,37 @@ from gnexp.config import (
     asked_for,
     bench_run,
     check_run,
+    is_foreign,
     is_private,
     is_tuned,
     named_seeds,
     retried,
 )
 from gnexp.loggers import logger_problems
+from gnexp.parallel.launch import launched
 
 LR_RULES = ("linear", "sqrt", "none")
 SCHEDULES = ("cosine", "constant")
 PRECISIONS = ("fp32", "tf32", "bf16")
 EXECUTIONS = ("auto", "eager", "compile", "cudagraph")
 MOMENTUM_RULES = ("batches", "examples")
+ZERO_NORM_OPTIONS = ("warmup", "dmax", "alpha_f", "alpha_b")
 INITIALIZATIONS = ("he", "fixup")
+INIT_STATISTICS = ("keep", "reestimate")
 AUGMENTS = ("crop_flip", "crop", "none")
 AT_END = ("shift", "batches")
 PRIVACIES = ("none", "dpsgd")
 LEAST_TUNING_SEEDS = 2  # one seed's best rate is often its luck
 LEAST_DRAWS = 4  # of gradients: deleting one of two blocks must leave a variance
 FORMATS = ("pdf", "svg", "png")
+LIBRARIES = ("torchvision", "timm")
+# Of a constructor's keywords, what another key of gnexp decides.
+NO_MODEL_OPTIONS = {
+    "num_classes": "the data decide it",
+    "norm_layer": "norm= decides it",
+    "weights": "each seed draws its own; to start from stored weights type init_from=FILE",
+    "pretrained": "each seed draws its own; to start from stored weights type init_from=FILE",
+}
 RESERVED_STUDIES = ("check", "reference", "report")
 
 
@@ -51,7 +64,7 @@ def problems(config: TrainConfig) -> list[str]:
     """Return one sentence for every rule that an expanded config breaks, before it is resolved."""
     found = list(_study_problems(config.study, config.out))
     counts = ("batch", "update_batch", "epochs", "updates", "groups", "channels_per_group")
-    counts += ("workers", "stack")
+    counts += ("workers", "stack", "devices")
     typed = {key: getattr(config, key) for key in (*counts, "reference_batch")}
     found += count_problems({**typed, "model.width": config.model.width})
     for key in ("train_limit", "test_limit"):
@@ -59,20 +72,30 @@ def problems(config: TrainConfig) -> list[str]:
         if value is not None and value < 1:
             found.append(f"data.{key}={value} must be at least 1, or null for all images")
     found += _choice_problems(config)
+    found += _model_problems(config.model, config.zero_gamma)
     found += _number_problems(config)
     found += _seed_problems(config.seeds)
     found += tuning_problems(config) if is_tuned(config) else []
     found += _validation_problems("data.validation", config.data.validation)
     found += _retry_problems(config.retry)
     found += gradient_problems(config.gradients, config.gradients_at)
-    found += _privacy_problems(config)
+    found += _privacy_problems(config) + _start_problems(config)
     found += measure_problems(config.measure) + shift_problems(config.shift)
+    found += _devices_problems(config)
     found += format_problems(config.report) + logger_problems(config.logger)
     if not found and config.update_batch and config.update_batch % config.batch:
         near = config.batch * max(1, round(config.update_batch / config.batch))
         found.append(
             f"update_batch={config.update_batch} must be a multiple of batch={config.batch},"
             f" such as update_batch={near}"
+        )
+    if not found and config.update_batch and config.update_batch % (config.batch * config.devices):
+        whole = config.batch * config.devices
+        near = whole * max(1, round(config.update_batch / whole))
+        found.append(
+            f"update_batch={config.update_batch} must be a multiple of {whole}, which is"
+            f" batch={config.batch} on each of devices={config.devices}, such as"
+            f" update_batch={near}"
         )
     if config.covariance and config.gradients_augment:
         found.append(
@@ -81,6 +104,102 @@ def problems(config: TrainConfig) -> list[str]:
     if config.groups is not None and config.channels_per_group is not None:
         found.append("groups= and channels_per_group= exclude each other: type one of them")
     return found
+
+
+def _start_problems(config: TrainConfig) -> list[str]:
+    """Return what contradicts a start from stored weights, or needs one."""
+    if config.init_from is None:
+        given = config.init_statistics != "keep" or config.init_checksum is not None
+        needs = "init_statistics" if config.init_statistics != "keep" else "init_checksum"
+        value = getattr(config, needs)
+        need = f"{needs}={value} needs weights to start from, as init_from=results/main/RUN"
+        return [need] if given else []
+    found = []
+    if config.zero_gamma:
+        found.append("zero_gamma=true excludes init_from=, whose gammas are stored; leave it out")
+    if config.initialization != "he":
+        found.append(
+            f"initialization={config.initialization} excludes init_from=, whose weights are stored;"
+            " leave it out"
+        )
+    if is_private(config) and config.init_statistics != "keep":
+        found.append(
+            f"init_statistics={config.init_statistics} excludes privacy=dpsgd: statistics of the"
+            " training images are outside the privacy budget; use init_statistics=keep"
+        )
+    return found
+
+
+def _devices_problems(config: TrainConfig) -> list[str]:
+    """Return what training on several devices does not do, of what is typed."""
+    place, count = launched(), config.devices
+    if place and count != place.world:
+        return [
+            f"devices={count} contradicts the {place.world} processes that were launched"
+            f" (WORLD_SIZE); leave it out, or type devices={place.world}"
+        ]
+    if not _is_whole(count) or count < 2:
+        return []
+    found = []
+    if config.workers not in (None, 1):
+        found.append(
+            f"workers={config.workers} excludes devices={count}: each training has all devices;"
+            " leave workers= out"
+        )
+    if config.execution in ("compile", "cudagraph"):
+        found.append(
+            f"execution={config.execution} excludes devices={count}, whose updates are made one by"
+            " one; use execution=auto"
+        )
+    if is_private(config):
+        found.append(f"devices={count} excludes privacy=dpsgd; use devices=1")
+    return found
+
+
+def _model_problems(model: ModelConfig, zero_gamma: bool) -> list[str]:
+    """Return what is wrong with the keys of a network; names are not looked up."""
+    if model.library is not None and model.library not in LIBRARIES:
+        near = difflib.get_close_matches(str(model.library), LIBRARIES, n=1, cutoff=0.0)[0]
+        return [f"model.library={model.library} is unknown; did you mean model={near}?"]
+    if not is_foreign(model):
+        if model.name == CUSTOM:
+            return ["model=custom needs the import path of yours, as model._target_=my_pkg.Net"]
+        if model.options:
+            return [
+                f"model.options={model.options} needs model=torchvision, model=timm or"
+                f" model._target_=; model={model.name} takes model.width"
+            ]
+        return []
+    if model.library is not None and model._target_ is not None:
+        return [f"model={model.library} and model._target_= exclude each other: type one of them"]
+    found = []
+    if not model.name:
+        found.append(f"model.name must be given with model={model.library}, as model.name=resnet50")
+    if model.width is not None:
+        found.append(
+            f"model.width={model.width} is for the models of gnexp; give a constructor what it"
+            " takes in model.options={KEY:VALUE}"
+        )
+    if zero_gamma:
+        found.append(
+            f"zero_gamma=true needs a model of gnexp, such as model=resnet18: where the branches of"
+            f" {model.library or model._target_} end is not known; use zero_gamma=false"
+        )
+    if not isinstance(model.options or {}, dict):
+        return [*found, f"model.options={model.options} must be a mapping, as {{KEY:VALUE}}"]
+    found += [
+        f"model.options.{key}= cannot be typed: {NO_MODEL_OPTIONS[key]}"
+        for key in model.options or {}
+        if key in NO_MODEL_OPTIONS
+    ]
+    return found
+
+
+def width_problems(model: ModelConfig) -> list[str]:
+    """Return what is wrong with the width that a training is typed with."""
+    if model.width is not None or is_foreign(model):
+        return []
+    return ["model.width=null must be a whole number, not null, such as model.width=16"]
 
 
 def tuning_problems(config: TrainConfig) -> list[str]:
@@ -203,6 +322,8 @@ def bench_problems(config: BenchConfig) -> list[str]:
     found += count_problems({"seeds": config.seeds, "repeats": config.repeats})
     if not (math.isfinite(config.seconds) and config.seconds > 0):
         found.append(f"seconds={config.seconds} must be a positive number, such as seconds=3")
+    if is_foreign(config.model):
+        found.append("gnexp bench times the models of gnexp; choose one, such as model=resnet18")
     if found:
         return found
     return problems(bench_run(config, config.norms[0], config.batches[0]))
@@ -289,6 +410,7 @@ def _choice_problems(config: TrainConfig) -> list[str]:
         "data.augment": (config.data.augment, AUGMENTS),
         "groups_fallback": (config.groups_fallback, (None, "gcd")),
         "initialization": (config.initialization, INITIALIZATIONS),
+        "init_statistics": (config.init_statistics, INIT_STATISTICS),
         **_norm_choices(config.norm),
     }
     return [
@@ -324,7 +446,9 @@ def _number_problems(config: TrainConfig) -> list[str]:
             found.append(f"{key}={value} must be {rule}")
     options = {k: v for k, v in config.norm.items() if k not in ("name", "momentum_rule")}
     for key, value in options.items() if config.norm.get("name") != CUSTOM else ():
-        if not (isinstance(value, int | float) and value > 0 and math.isfinite(value)):
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        zero_allowed = key in ZERO_NORM_OPTIONS and number and value == 0
+        if not (number and math.isfinite(value) and (value > 0 or zero_allowed)):
             found.append(f"norm.{key}={value} must be a positive number, such as norm.eps=1e-5")
     return found
 

@@ -22,7 +22,7 @@ CUDA_REPLICAS = 20
 # Trainings in one CUDA graph share the images they count, and nothing else: norm, model, rate and
 # decay may differ. Stacked on a CPU they share the architecture too, and only rates may differ.
 _GRAPH_KEYS = ("data", "batch", "update_batch", "epochs", "updates", "precision", "execution")
-_GRAPH_KEYS += ("lr_rule", "warmup", "schedule", "device")
+_GRAPH_KEYS += ("lr_rule", "warmup", "schedule", "device", "devices")
 _FREE_IN_A_STACK = {"lr", *NOT_IDENTITY} - {"device", "execution"}
 
 
@@ -146,7 +146,7 @@ def layout(
         # Equal rates side by side share an optimizer step.
         some = sorted(some, key=lambda replica: (replica.config.lr, replica.run, replica.seed))
         first = some[0].config
-        most = first.stack or most_together(device_type, first.update_batch)
+        most = first.stack or most_together(device_type, first.update_batch // first.devices)
         fresh += _slices(some, most, threads)
     everything = sum(step.cost for step in (*steps, *fresh))
     while fresh:
@@ -169,7 +169,7 @@ def _slices(replicas: list[Replica], most: int, threads: int) -> list[Step]:
 def _kind(config: TrainConfig, device_type: str) -> str:
     """Return what the configs of trainings that may share a step have in common."""
     values = dataclasses.asdict(config)
-    if device_type == "cuda":
+    if device_type == "cuda" and config.devices == 1:
         return json.dumps({key: values[key] for key in _GRAPH_KEYS}, sort_keys=True)
     shared = {key: value for key, value in values.items() if key not in _FREE_IN_A_STACK}
     return json.dumps(shared, sort_keys=True)

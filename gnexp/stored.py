@@ -59,11 +59,12 @@ class StoredRun:
 
         Raises ValueError when its weights are gone.
         """
+        if not trained:
+            return build.starting_model(self.config, self.images, seed)[0]
         model = build.seeded_model(self.config, len(self.images.classes), seed)
-        if trained:
-            if seed not in self._weights:
-                raise ValueError(f"there is no checkpoint of seed {seed}, so its weights are gone")
-            model.load_state_dict(self._weights[seed])
+        if seed not in self._weights:
+            raise ValueError(f"there is no checkpoint of seed {seed}, so its weights are gone")
+        model.load_state_dict(self._weights[seed])
         return model.to(self.device)
 
 

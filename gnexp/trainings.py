@@ -66,11 +66,10 @@ class Trainings:
         ]
         for place, replica in zip(self.places, self.replicas, strict=True):
             self.filled[place] = replica
-        classes = len(self.images.classes)
-        models = [build.seeded_model(r.config, classes, r.seed) for r in self.filled]
+        models, starts = self._models()
         self.step, self.note = build.training_step(
             [r.config for r in self.filled],
-            [model.to(self.device) for model in models],
+            models,
             self.images,
             frugal,
             [replica.seed for replica in self.filled],
@@ -83,7 +82,19 @@ class Trainings:
         self.rows: dict[int, dict[str, list[dict[str, Any]]]] = {
             place: {"metrics": [], "gradients": []} for place in self.going
         }
+        for place in self.going:
+            if starts[place]:
+                self.rows[place]["initial_weights"] = [starts[place]]
         self.stored_at = time.monotonic()
+
+    def _models(self) -> tuple[list[nn.Module], list[dict[str, Any] | None]]:
+        """Return the models, and what new ones start from; the weights of others are to come."""
+        if (self.epoch, self.updates) == (0, 0):
+            started = [build.starting_model(r.config, self.images, r.seed) for r in self.filled]
+            return [model for model, _ in started], [record for _, record in started]
+        classes = len(self.images.classes)
+        models = [build.seeded_model(r.config, classes, r.seed) for r in self.filled]
+        return [model.to(self.device) for model in models], [None] * len(models)
 
     def run(self) -> None:
         """Train, measure and store epoch after epoch; then the results."""
@@ -201,8 +212,12 @@ class Trainings:
         if is_private(config):
             updates = numbers["examples_seen"] // config.update_batch
             numbers |= privacy.record(config, len(self.images.x_train), updates)
+        if config.devices > 1:
+            numbers["devices"] = config.devices
         if self.note:
             numbers["note"] = self.note
+        if start := self.rows[place].get("initial_weights"):
+            numbers["initial_weights"] = start[0]
         head = result_head(config, run, model)
         why = f"the loss was not finite in epoch {last.epoch}" if diverged else ""
         if why:

@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
-from gnexp import build, privacy
+from gnexp import build, initial_weights, privacy
 from gnexp.config import (
+    TUNING_SEEDS_FROM,
     TrainConfig,
     is_private,
     is_tuned,
@@ -41,6 +42,9 @@ def describe_norm(config: TrainConfig) -> str:
 
 def _device_text(config: TrainConfig, workers: int) -> str:
     device = build.pick_device(config.device)
+    if config.devices > 1:
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu processes"
+        return f"{config.devices} devices ({name})"
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if workers > 1:
@@ -63,9 +67,9 @@ def single_line(run: PlannedRun, steps: list[Step], workers: int) -> str:
     parameters = sum(p.numel() for p in build.seeded_model(config, 2, 0).parameters())
     used = build.recipe(config).examples_per_epoch(len(images.x_train))
     updates = config.updates or config.epochs * used // config.update_batch
-    accumulated = (
-        "" if config.update_batch == config.batch else f" in updates of {config.update_batch}"
-    )
+    accumulated = f" on each of {config.devices} devices" if config.devices > 1 else ""
+    if config.update_batch != config.batch:
+        accumulated += f" in updates of {config.update_batch}"
     return (
         f"{_device_text(config, workers)} | {_data_text(config)} | {config.model.name} with"
         f" {describe_norm(config)}, {parameters:,} parameters | batch {config.batch}{accumulated},"
@@ -89,7 +93,8 @@ def alone_line(run: PlannedRun, reason: str) -> str:
 
 
 def _expected_text(config: TrainConfig, steps: list[Step], workers: int) -> str:
-    if build.pick_device(config.device).type == "cuda":  # capturing only to guess is not worth it
+    # Capturing, or starting processes, only to guess is not worth it.
+    if build.pick_device(config.device).type == "cuda" or config.devices > 1:
         return ""
     largest = max(step.size for step in steps)
     rounds = max(1.0, sum(step.size for step in steps) / workers / largest)
@@ -149,6 +154,28 @@ def privacy_lines(runs: list[PlannedRun]) -> list[str]:
         "DP-SGD: epsilon is of one training's weights and what follows from them, such as test"
         " accuracy; releasing several adds up, and train_loss and train_acc are not covered",
     ]
+
+
+def start_lines(runs: list[PlannedRun]) -> list[str]:
+    """Return what the runs that start from stored weights take of them, once per norm."""
+    lines, alike = [], ("norm", "groups", "channels_per_group", "model", "data", "privacy")
+    alike += ("init_from", "init_statistics", "weight_standardization")
+    for config in {str([getattr(r.config, k) for k in alike]): r.config for r in runs}.values():
+        if config.init_from is None or not initial_weights.is_there(config.init_from):
+            continue  # all that is to be trained goes on from its own checkpoint
+        source = initial_weights.read_source(config.init_from)
+        classes, seed = len(build.images_of(config.data).classes), config.seeds[0]
+        model = build.seeded_model(config, classes, seed)
+        said = build.load_start(config, source, model, classes, seed).sentence()
+        if config.init_statistics == "reestimate":
+            said += "; running statistics re-estimated on training images"
+        whose = "" if source.seed(seed, TUNING_SEEDS_FROM) is None else ", seed by seed"
+        lines.append(f"{describe_norm(config)} starts from {source.name}{whose}: {said}")
+        if is_private(config):
+            lines.append(
+                "DP-SGD: epsilon does not cover what the weights at init_from know of these images"
+            )
+    return list(dict.fromkeys(lines))
 
 
 def _spent_text(seeds: list[dict[str, Any]]) -> str:

@@ -81,9 +81,10 @@ class Own(nn.GroupNorm):
         super().__init__(4, channels, eps)
 
     def forward(self, x):
-        if self.training and self.eps == 0.5 and os.path.exists("kill"):
+        training = self.training and x.shape[-1] == 32  # not when it is tried, on 8 x 8
+        if training and self.eps == 0.5 and os.path.exists("kill"):
             os.kill(os.getpid(), signal.SIGKILL)
-        if self.training and os.path.exists("raise"):
+        if training and os.path.exists("raise"):
             raise RuntimeError("told to")
         return super().forward(x)
 """

@@ -77,6 +77,7 @@ def test_a_wheel_holds_the_package_its_configs_its_page_and_its_license_and_noth
         f"gnexp/{p.relative_to(CHECKOUT).as_posix()}" for p in CHECKOUT.glob("configs/**/*.yaml")
     }
     assert "gnexp/configs/norm/gn.yaml" in expected
+    expected.add("gnexp/py.typed")
     names = set(contents(wheel))
     described = {name for name in names if ".dist-info/" in name}
     assert names - described == expected

@@ -45,7 +45,7 @@ class Moody(nn.GroupNorm):
         super().__init__(4, channels)
 
     def forward(self, x):
-        if self.training and os.path.exists("in a bad mood"):
+        if self.training and x.shape[-1] == 32 and os.path.exists("in a bad mood"):
             raise RuntimeError("not in the mood")
         return super().forward(x)
 """

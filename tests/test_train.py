@@ -204,7 +204,7 @@ class MyNorm(nn.Module):
 
 class Moody(MyNorm):
     def forward(self, x):
-        if self.training:
+        if self.training and x.shape[-1] == 32:  # not yet when it is tried, on 8 x 8
             raise RuntimeError("not in the mood")
         return super().forward(x)
 """

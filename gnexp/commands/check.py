@@ -3,6 +3,7 @@
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -16,7 +17,7 @@ from gnexp.config import CUSTOM, CheckConfig, Mistake, check_run, resolve
 from gnexp.norms.oracle import REFERENCES
 from gnexp.passport.claims import CLAIMS, Claim, measure_claim
 from gnexp.passport.finding import NOT_MEASURED
-from gnexp.passport.subject import Misbehaved
+from gnexp.passport.subject import Misbehaved, Subject
 from gnexp.planning import output_folder
 from gnexp.progress import duration
 from gnexp.provenance import now, provenance
@@ -141,12 +142,13 @@ def _measured(tasks: list[ClaimTask], configs: list[CheckConfig], claims: list[C
                 answer = Outcome([], [], answer.why)
             found[label_of(task.config), task.claim.key] = answer
             bar.update()
-    return _joined(found, labels, claims)
+    return joined(found, labels, claims)
 
 
-def _joined(
+def joined(
     found: dict[tuple[str, str], Outcome], labels: list[str], claims: list[Claim]
 ) -> Passport:
+    """Return what was found, by (norm's label, claim's key), in the order of norms and claims."""
     passport = Passport(
         norms=labels,
         claims=[(c.number, c.key, c.title) for c in claims],
@@ -168,15 +170,20 @@ def _joined(
 
 
 def measure_task(task: ClaimTask, emit: Emit) -> Outcome:
+    """Measure one claim on one norm of a config."""
+    return outcome_of(task.claim, label_of(task.config), lambda: subject_of(task.config))
+
+
+def outcome_of(claim: Claim, label: str, subject: Callable[[], Subject]) -> Outcome:
     """Measure one claim on one norm; whatever the norm does, the other claims still run."""
     try:
-        measured = measure_claim(task.claim.key, subject_of(task.config))
+        measured = measure_claim(claim.key, subject())
     except Misbehaved as error:
         cause = error.__cause__
         trace = "".join(traceback.format_exception(cause)) if cause else ""
         return Outcome([], [], _one_line(error), trace)
     except Exception as error:  # raised by the norm's backward pass, say
-        why = f"{label_of(task.config)} raised {type(error).__name__}: {_one_line(error)}"
+        why = f"{label} raised {type(error).__name__}: {_one_line(error)}"
         return Outcome([], [], why, traceback.format_exc())
     return Outcome([asdict(f) for f in measured.findings], [asdict(p) for p in measured.points])
 

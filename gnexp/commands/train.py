@@ -12,6 +12,7 @@ from gnexp.config import Mistake, TrainConfig, as_dict, is_tuned
 from gnexp.execute import Task, mark_died, run_task
 from gnexp.loggers import export_all, viewing_lines
 from gnexp.missing import missing, steps_for
+from gnexp.parallel.leading import devices_released
 from gnexp.planning import plan
 from gnexp.progress import Progress
 from gnexp.provenance import now
@@ -29,6 +30,7 @@ from gnexp.wording import (
     grid_line,
     privacy_lines,
     single_line,
+    start_lines,
     tuning_lines,
 )
 from gnexp.workers import WorkerDied, run_here, run_in_processes
@@ -37,6 +39,7 @@ from gnexp.workers import WorkerDied, run_here, run_in_processes
 Launch = Callable[[list[int], dict[PlannedRun, list[int]]], None]
 
 
+@devices_released()
 def train(
     configs: list[TrainConfig], command: str, grid: bool, launch: Launch | None = None
 ) -> int:
@@ -107,13 +110,14 @@ def _train(runs: list[PlannedRun], call: _Call, grid: bool) -> list[tuple[str, s
         print(grid_line(runs, list(todo), workers))
     elif todo:
         print(single_line(runs[0], steps, workers))
-    for line in privacy_lines(list(todo)):
+    for line in [*start_lines(list(todo)), *privacy_lines(list(todo))]:
         print(line)
     if call.launch is None:
         return _execute(todo, [Task(step, call.command, call.started) for step in steps], workers)
     return _launch(call.launch, todo)
 
 
+@devices_released()
 def train_job(configs: list[TrainConfig], command: str) -> None:
     """Train what is missing of these runs, in this process and without a word: one job of many.
 

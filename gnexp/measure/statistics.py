@@ -96,15 +96,26 @@ def _from_uint8(model: nn.Module, images: DeviceImages, precision: str) -> Forwa
     return forward
 
 
-def _population_scores(model: nn.Module, images: DeviceImages, precision: str) -> Scores | None:
+def population_chunks(
+    model: nn.Module, images: DeviceImages, precision: str, most: int = POPULATION
+) -> tuple[Forward, Sequence[Tensor]]:
+    """Return a forward pass from uint8 images, and the images that stand for all training images.
+
+    They are 2,048, the same ones always, or all if fewer; or the first `most` of them. In so many
+    chunks that memory is bounded; see `population_statistics`, which takes both.
+    """
     count = len(images.x_train)
-    index_N = torch.randperm(count, generator=generator(0, "population"))[:POPULATION]
+    index_N = torch.randperm(count, generator=generator(0, "population"))[:POPULATION][:most]
     x_NCHW = images.x_train[index_N.to(images.x_train.device)]
     forward = _from_uint8(model, images, precision)
     _, bytes_of_one = dry_pass(model, forward, x_NCHW[:1])
     fits = _LIVE * bytes_of_one * len(x_NCHW) <= MOST_BYTES
-    most = max(1, min(images_of_a_pass(x_NCHW), MOST_BYTES // max(1, _LIVE * bytes_of_one)))
-    chunks = x_NCHW.split(len(x_NCHW) if fits else most)
+    at_once = max(1, min(images_of_a_pass(x_NCHW), MOST_BYTES // max(1, _LIVE * bytes_of_one)))
+    return forward, x_NCHW.split(len(x_NCHW) if fits else at_once)
+
+
+def _population_scores(model: nn.Module, images: DeviceImages, precision: str) -> Scores | None:
+    forward, chunks = population_chunks(model, images, precision)
     try:
         with population_statistics(model, chunks, forward):
             return evaluate(model, images, precision=precision)

@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any
 
 from gnexp.study import statistics
@@ -33,7 +34,7 @@ BASE = ("norm", "groups", "channels_per_group", "batch", "update_batch")
 # They cannot change a number, only where, how fast or under which name it is made.
 _NOT_COMPARED = {
     *("study", "seeds", "out", "workers", "stack", "device", "execution", "together"),
-    *("reference_batch", "checkpoint_minutes"),
+    *("reference_batch", "checkpoint_minutes", "init_checksum"),
     *(
         "gradients",
         "gradients_at",
@@ -51,7 +52,8 @@ _RENAMED = {"model.name": "model", "data.name": "data"}
 # Private runs have their own: these count only when they differ among the private or the others.
 _WITH_PRIVACY = ("privacy.", "data.mean", "data.std")
 # Across these a comparison of batch sizes means nothing, even where they follow the batch size.
-_NEVER_ONE_SERIES = ("model", "data", "norm.", "model.", "data.")
+_NEVER_ONE_SERIES = ("model", "data", "norm.", "model.", "data.", "init_")
+_OF_A_NORM = ("norm.", "init_statistics")  # and so compared among runs of one norm alone
 
 
 @dataclass
@@ -232,7 +234,7 @@ def series_label(key: Mapping[str, Any], keys: list[Mapping[str, Any]]) -> str:
     label = norm_label(key)
     told = ("norm", "groups", "channels_per_group")
     for column, value in key.items():
-        of_the_norm = column.startswith("norm.")  # which other norms need not have
+        of_the_norm = column.startswith(_OF_A_NORM)  # which other norms need not have
         among = [k for k in keys if not of_the_norm or k["norm"] == key["norm"]]
         if column not in told and len({key_text(other.get(column)) for other in among}) > 1:
             name = column.removeprefix("norm.")
@@ -265,7 +267,7 @@ def varying(study: Study) -> list[str]:
 
 def _within(key: str, config: Mapping[str, Any]) -> str:
     """Return of which runs alone a key's values are compared, "" for all."""
-    if key.startswith("norm."):
+    if key.startswith(_OF_A_NORM):
         return norm_name(config)
     if key.startswith(_WITH_PRIVACY):
         return "others" if epsilon(config) == NOT_PRIVATE else "private"
@@ -309,9 +311,19 @@ def _compared(record: Record) -> dict[str, Any]:
     flat["epsilon"] = epsilon(record.config)
     if flat.get("updates"):
         flat.pop("epochs", None)  # which follow from the updates
+    if flat.get("init_from"):
+        flat["init_from"] = start_name(record.config)
     if "norm.momentum" in flat:  # runs of before there was a choice
         flat.setdefault("norm.momentum_rule", "batches")
     return {_RENAMED.get(key, key): value for key, value in flat.items()}
+
+
+def start_name(config: Mapping[str, Any]) -> str:
+    """Return what a run started from: the name of its run or file, and which weights these were."""
+    path = PurePath(config["init_from"])
+    path = path.parent if path.name == "checkpoint.pt" else path
+    shown = "/".join(path.parts[-2:] if path.name.startswith("seed-") else path.parts[-1:])
+    return f"{shown} ({str(config.get('init_checksum'))[:6]})"
 
 
 def epsilon(config: Mapping[str, Any]) -> Any:

@@ -1,0 +1,280 @@
+"""What `import gnexp` offers: the commands as functions, with tables as their answers.
+
+Importing this imports neither torch nor pandas; calling does.
+"""
+
+import contextlib
+import dataclasses
+import io
+import multiprocessing
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gnexp.config import CUSTOM, CheckConfig, Mistake, TrainConfig
+from gnexp.overrides import overrides
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import nn
+
+    from gnexp.passport.subject import Subject
+    from gnexp.study.store import Study
+
+_COUNTS = ("groups", "channels_per_group", "batch", "update_batch", "seed", "stack", "epochs")
+_COUNTS += ("examples_seen", "claim", "n")
+_NUMBERS = ("lr", "test_acc", "test_acc_median5", "test_loss", "train_loss", "train_acc")
+_NUMBERS += ("train_time_s", "epsilon_spent", "delta", "noise_multiplier", "clip")
+_NUMBERS += ("sampling_rate", "value", "lo", "hi")
+
+
+def build_norm(name: str, num_channels: int, **options: Any) -> "nn.Module":
+    """Return the layer `name` for (N, C, H, W) inputs with C = `num_channels`.
+
+    name: of gnexp's table ("gn"), or of a plug-in. options: as after `norm.` on the command line,
+    beside num_groups for the norms that have groups; those left out take the table's defaults.
+    Raises ValueError for an unknown name or option, naming the nearest valid one, and for what
+    cannot be built, with the reason.
+    """
+    from gnexp import build, plugins
+    from gnexp.norms import registry
+
+    if name in registry.NORMS:
+        return registry.build_norm(name, num_channels, **options)
+    if plugin := plugins.usable(registry.NORMS).get(name):
+        return build.own_factory(plugin.target, options)(num_channels)
+    raise ValueError(plugins.unknown_norm(name, list(registry.NORMS)))
+
+
+def train(
+    config: Mapping[str, Any] | Sequence[str] | None = None, *, verbose: bool = False
+) -> "pd.DataFrame":
+    """Train what is missing of one run or a grid; return one row per run and seed.
+
+    config: what `gnexp train` takes, as a dict ({"norm": "gn", "groups": 8, "data.root": "imgs"},
+    or nested) or as its words (["norm=gn", "groups=8"]). A list is an axis of a grid, such as
+    {"norm": ["bn", "gn"], "batch": [2, 8]}; of keys whose value is a list (seeds, lr, ...), a list
+    of lists is. As on the command line, results are stored under out/study, what is there is not
+    trained again, and a grid ends with its report. verbose: print what the command prints.
+
+    Columns are those of the report's runs.csv: accuracies in [0, 1], losses in nats, times in
+    seconds. Training that diverged, ran out of memory or failed is a row whose `status` says so and
+    whose `why` tells the reason; after a failure there is a warning too. lr="tuned" adds the rows
+    of its trials (`split` is "validation").
+
+    All happens in this process, unless workers= asks for several: they import the calling script
+    anew, so its call must then stand under `if __name__ == "__main__":`. Raises Mistake, with one
+    sentence per line, before anything is written.
+    """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise Mistake(
+            "workers= starts processes that import the script that calls gnexp.train: put the call"
+            ' under `if __name__ == "__main__":`, or leave workers= out'
+        )
+    from gnexp import hydra_app
+    from gnexp.commands.train import train as command
+
+    configs, grid, typed = hydra_app.compose("train", overrides({} if config is None else config))
+    configs = [dataclasses.replace(each, workers=each.workers or 1) for each in configs]
+    said = io.StringIO()
+    with contextlib.nullcontext() if verbose else _quiet(said):
+        code = command(configs, typed, grid)
+    if code:
+        lines = [line for line in said.getvalue().splitlines() if line.startswith("failed: ")]
+        warnings.warn("\n".join(lines) or "a run failed; see the column why", stacklevel=2)
+    return _trained(configs)
+
+
+@contextlib.contextmanager
+def _quiet(said: io.StringIO) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.redirect_stdout(said))
+        if sys.stderr.isatty():  # where bars are drawn
+            nowhere = stack.enter_context(open(os.devnull, "w"))
+            stack.enter_context(contextlib.redirect_stderr(nowhere))
+        yield
+
+
+def _trained(configs: list[TrainConfig]) -> "pd.DataFrame":
+    """Return the rows of the seeds that these configs ask for."""
+    from gnexp import build
+    from gnexp.study.cells import run_rows
+    from gnexp.study.store import load_study
+    from gnexp.tuning import folder_of, wanted
+
+    asked: dict[str, set[int]] = {}
+    for _, each in wanted(configs):
+        resolved = build.resolved(each)
+        asked.setdefault(folder_of(resolved).name, set()).update(resolved.seeds)
+    study = load_study(Path(configs[0].out) / configs[0].study)
+    its = dataclasses.replace(study, runs=[run for run in study.runs if run.name in asked])
+    return _frame([row for row in run_rows(its) if row["seed"] in asked[row["run"]]])
+
+
+def load_study(path: str | os.PathLike[str]) -> "pd.DataFrame":
+    """Return one row per run and seed of a study's folder (results/STUDY), finished or not.
+
+    Columns and units are those of `train`; `status` is complete, diverged, infeasible, failed,
+    running, or missing. Files that are damaged count as absent, with a warning for each. Raises
+    Mistake where there is no study, naming those that there are.
+    """
+    from gnexp.study import store
+    from gnexp.study.cells import run_rows
+
+    folder = Path(path).expanduser()
+    if store.Run(folder).exists():
+        raise Mistake(f"{folder} is a run; its study is the folder around it: {folder.parent}")
+    try:
+        study: Study = store.load_study(folder)
+    except ValueError as error:
+        raise Mistake(str(error)) from error
+    for sentence in study.damage:
+        warnings.warn(f"damaged: {sentence}", stacklevel=2)
+    return _frame(run_rows(study))
+
+
+def check(
+    module: "str | type[nn.Module] | Callable[..., nn.Module]",
+    *,
+    claims: Sequence[str] | None = None,
+    groups: int | None = None,
+    channels: int = 64,
+    draws: int = 64,
+    seed: int = 0,
+    reference: str | None = None,
+    **options: Any,
+) -> "pd.DataFrame":
+    """Measure the article's claims on a norm; return a row per statement, as in check.csv.
+
+    module: a norm of gnexp's table or of a plug-in by name ("gn"), an import path ("my_norm.Mine"),
+    or what builds a layer: an nn.Module class, or any callable that takes a number of channels.
+    options: its further arguments. claims: some of core, spectrum, batch_independence, train_test,
+    invariance, geometry, flow, stability, isolation, initialization; all take minutes. groups: that
+    the norm is held to, and is built with if it is of the table. channels: of a single layer.
+    draws: behind a statistical claim. reference: of gnexp's norms, what it must agree with.
+
+    The columns `claim`, `statement`, `text`, `expected`, `measured` and `verdict` say what was
+    claimed and what is so; a claim in which the norm misbehaves is "not measured", and `note` says
+    why. Nothing is written to disk. Raises Mistake for what cannot be built or is no norm.
+    """
+    from gnexp.commands.check import joined, outcome_of, plan
+    from gnexp.study.passport import ROW_COLUMNS
+
+    asked = {"groups": groups, "channels": channels, "draws": draws, "seed": seed}
+    asked["reference"] = reference
+    if claims is not None:
+        asked["claims"] = [[claims] if isinstance(claims, str) else list(claims)]
+    config = _check_config(module, asked, options)
+    wanted = plan([config])
+    subject = _subject(module, config, options)
+    found = {(subject.label, c.key): outcome_of(c, subject.label, lambda: subject) for c in wanted}
+    rows = joined(found, [subject.label], wanted).rows
+    return _frame([{column: row.get(column) for column in ROW_COLUMNS} for row in rows])
+
+
+def _name(module: Any) -> str:
+    """Return what a norm is called in tables."""
+    named = getattr(module, "func", module)  # of a functools.partial
+    name = getattr(named, "__name__", type(named).__name__)
+    return "own norm" if "<" in name else name
+
+
+def _check_config(module: Any, asked: dict[str, Any], options: dict[str, Any]) -> CheckConfig:
+    """Return the config of a check; that of a norm without a name holds a stand-in for it."""
+    from gnexp import hydra_app
+
+    if isinstance(module, str):
+        key = "norm._target_" if "." in module else "norm"
+        norm = {key: module, **{f"norm.{option}": value for option, value in options.items()}}
+    elif not callable(module):
+        raise Mistake(
+            f"module={module!r} is a {type(module).__name__}: give a norm's name, an nn.Module"
+            " class, or a function from a number of channels to a layer"
+        )
+    elif hasattr(module, "forward") and not isinstance(module, type):
+        raise Mistake(
+            f"module={_name(module)}(...) is a layer already, of one number of channels, and the"
+            f" claims need layers of several: give its class, or a function such as"
+            f" lambda channels: {_name(module)}(...)"
+        )
+    else:  # the rules about all other keys are the same for every norm
+        norm = {"norm": "gn" if asked["groups"] else "none"}
+    (config,), _, _ = hydra_app.compose("check", overrides({**norm, **asked}))
+    return config
+
+
+def _subject(module: Any, config: CheckConfig, options: dict[str, Any]) -> "Subject":
+    """Return the norm under test, once it is seen to do what a layer must."""
+    from gnexp.subjects import subject_of
+
+    subject = subject_of(config)
+    if not isinstance(module, str):
+        subject = dataclasses.replace(subject, **_own(module, config, options))
+    if not isinstance(module, str) or config.norm["name"] == CUSTOM:
+        _try(subject)
+    return subject
+
+
+def _own(
+    target: Callable[..., Any], config: CheckConfig, options: dict[str, Any]
+) -> dict[str, Any]:
+    """Return what is a subject's own for a norm that need not have an import path."""
+    from gnexp import build
+    from gnexp.norms.registry import group_count
+    from gnexp.subjects import GROUP_KEYS
+
+    name = _name(target)
+    key = next((key for key in GROUP_KEYS if key in options), None)
+    held = config.groups or (int(options[key]) if key else None)
+    typed = [f"{key}={value}" for key, value in options.items()]
+    typed += [f"groups={config.groups}"] if config.groups else []
+
+    def regroup(channels: int, groups: int) -> "nn.Module":
+        return build.factory_of(target, lambda: name, {**options, key: groups})(channels)
+
+    return {
+        "label": f"{name}[{', '.join(typed)}]" if typed else name,
+        "build": build.factory_of(target, lambda: name, options),
+        "groups": (lambda channels: group_count(channels, held)) if held else None,
+        "regroup": regroup if key else None,
+        "reference": config.reference,
+        "options": options,
+    }
+
+
+def _try(subject: "Subject") -> None:
+    """Raise Mistake for a norm that cannot be built, or does what no norm may do."""
+    import torch
+
+    from gnexp.norms.trial import try_norm
+
+    with torch.random.fork_rng(devices=[]):
+        try:
+            layer = subject.build(subject.channels)
+        except ValueError as error:
+            raise Mistake(str(error)) from error
+        try:
+            try_norm(layer, subject.channels)
+        except ValueError as error:
+            raise Mistake(f"{subject.label} {error}") from error
+
+
+def _frame(rows: list[dict[str, Any]]) -> "pd.DataFrame":
+    """Return rows as a table: whole numbers that may be absent, floats, and text."""
+    import pandas as pd
+
+    table = pd.DataFrame(rows)
+    for column in table:
+        known = [value for value in table[column] if value is not None]
+        if column in _COUNTS:
+            table[column] = table[column].astype("Int64")
+        elif column in _NUMBERS:
+            table[column] = table[column].astype("float64")
+        elif all(isinstance(value, str) for value in known):
+            table[column] = table[column].astype("string")
+        else:
+            table[column] = table[column].infer_objects()
+    return table

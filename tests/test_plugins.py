@@ -1,0 +1,348 @@
+"""Norms that other packages register are norms like any other, and bad ones harm nobody else."""
+
+import importlib
+import itertools
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch import nn
+
+import gnexp as api
+from gnexp.passport.claims import CLAIMS
+from gnexp.plugins import plugins
+
+README = (Path(__file__).resolve().parent.parent / "README.md").read_text()
+TINY = ("model=resnet8", "model.width=8", "data.train_limit=40", "data.test_limit=20")
+TINY += ("epochs=1", "batch=10", "gradients=0", "workers=1")
+COUNT = itertools.count()
+
+NORMS = """
+import torch
+from torch import nn
+
+
+class Root(nn.Module):
+    def __init__(self, channels, power=2, eps=1e-5):
+        super().__init__()
+        self.power, self.eps = power, eps
+        self.weight = nn.Parameter(torch.ones(channels))
+
+    def forward(self, x):
+        scale = x.abs().pow(self.power).mean((1, 2, 3), keepdim=True) + self.eps
+        return x / scale ** (1 / self.power) * self.weight[:, None, None]
+
+
+class NeedsMore(Root):
+    def __init__(self, channels, radius):
+        super().__init__(channels)
+
+
+class NotAModule:
+    def __init__(self, channels):
+        pass
+
+
+class Shape(Root):
+    def forward(self, x):
+        return x[:, :, 1:]
+
+
+class Dtype(Root):
+    def forward(self, x):
+        return super().forward(x).double()
+
+
+class Pair(Root):
+    def forward(self, x):
+        return x, x
+
+
+class Raises(Root):
+    def forward(self, x):
+        raise KeyError("statistics")
+
+
+class RaisesInEvaluation(Root):
+    def forward(self, x):
+        if not self.training:
+            raise RuntimeError("no running statistics")
+        return super().forward(x)
+
+
+class Nan(Root):
+    def forward(self, x):
+        return x / 0 * 0
+
+
+class Detached(Root):
+    def forward(self, x):
+        return super().forward(x).detach()
+
+
+class Constant(Root):
+    def forward(self, x):
+        return self.weight[:, None, None].expand(x.shape)
+
+
+class Back(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, g):
+        raise ArithmeticError("no way back")
+
+
+class RaisesBackward(Root):
+    def forward(self, x):
+        return Back.apply(x)
+
+
+class Pairs(Root):
+    def forward(self, x):
+        if len(x) < 2:
+            raise ValueError("two examples, please")
+        return super().forward(x)
+
+
+number = 3
+"""
+
+
+@pytest.fixture
+def install(tmp_path, monkeypatch):
+    """Install a distribution in a folder on sys.path: {name: "MODULE:CLASS"}; return MODULE.
+
+    In the values MODULE is a module with the norms above, unless `source` is another.
+    """
+
+    def install(points: dict[str, str], source: str = NORMS, package: str = "pkg") -> str:
+        module = f"plugged_{next(COUNT)}"  # a module is imported once per process
+        folder = tmp_path / module
+        info = folder / f"{package}-1.5.dist-info"
+        info.mkdir(parents=True)
+        (folder / f"{module}.py").write_text(source)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.5\n")
+        lines = [f"{n} = {v.replace('MODULE', module)}" for n, v in points.items()]
+        (info / "entry_points.txt").write_text("\n".join(["[gnexp.norms]", *lines, ""]))
+        monkeypatch.syspath_prepend(str(folder))
+        return module
+
+    before = [*sys.path]
+    yield install
+    sys.path[:] = before
+    importlib.invalidate_caches()
+
+
+@pytest.fixture(autouse=True)
+def no_report_after_a_grid(monkeypatch):
+    """Figures take seconds, and are the same whatever norm they are of."""
+    monkeypatch.setattr("gnexp.commands.train.make_report", lambda *args: "")
+
+
+def stored_norms() -> list[dict]:
+    folders = [path.parent for path in Path("results/main").glob("*/result.json")]
+    return [yaml.safe_load((f / "config.yaml").read_text())["norm"] for f in sorted(folders)]
+
+
+def test_a_plug_in_trains_by_its_name_as_by_its_import_path(gnexp, install):
+    module = install({"root": "MODULE:Root"})
+    answer = gnexp("train", "norm=root", "norm.power=3", *TINY)
+    assert answer.code == 0, answer.err
+    assert "Root, batch 10: " in answer.out
+    assert stored_norms() == [{"name": "custom", "_target_": f"{module}.Root", "power": 3}]
+    again = gnexp("train", f"norm._target_={module}.Root", "norm.power=3", *TINY)
+    assert again.code == 0
+    assert len(stored_norms()) == 1  # it is the same run
+
+
+def test_a_plug_in_is_swept_beside_norms_of_the_table_with_common_options(gnexp, install):
+    module = install({"my-root": "MODULE:Root"})
+    answer = gnexp("train", "-m", "norm=gn,my-root", "norm.eps=1e-3,1e-5", *TINY)
+    assert answer.code == 0, answer.err
+    own = {"name": "custom", "_target_": f"{module}.Root"}
+    wanted = [{**norm, "eps": eps} for norm in (own, {"name": "gn"}) for eps in (1e-3, 1e-5)]
+    assert all(norm in stored_norms() for norm in wanted)
+    assert len(stored_norms()) == 4
+
+
+def test_an_option_that_only_the_plug_in_takes_is_refused_for_its_neighbour(gnexp, install):
+    install({"root": "MODULE:Root"})
+    answer = gnexp("train", "-m", "norm=gn,root", "norm.power=3", *TINY)
+    assert answer.code == 2
+    assert "power is not an option of norm=gn; nearest: " in answer.err
+    assert len(answer.err.splitlines()) == 1
+    assert not Path("results").exists()
+
+
+def test_check_measures_a_plug_in_by_its_name(gnexp, install):
+    install({"root": "MODULE:Root"})
+    answer = gnexp("check", "norm=root", "norm.power=3", "claims=[core]", "workers=1")
+    assert answer.code == 0, answer.err
+    assert "Root[power=3]" in answer.out
+
+
+def test_build_norm_builds_a_plug_in_by_its_name(install):
+    module = install({"root": "MODULE:Root"})
+    layer = api.build_norm("root", 4, power=3)
+    assert type(layer).__module__ == module
+    assert (layer.weight.shape, layer.power) == ((4,), 3)
+
+
+def test_the_error_about_an_unknown_norm_lists_plug_ins_and_the_nearest_may_be_one(gnexp, install):
+    install({"root": "MODULE:Root", "gn": "MODULE:Root", "flat": "MODULE"})
+    answer = gnexp("train", "norm=rooot", *TINY)
+    assert answer.code == 2
+    assert "norm=rooot is unknown; did you mean root? Valid: bn, " in answer.err
+    assert answer.err.endswith("; plug-ins: root; plug-ins that cannot be used: flat, gn\n")
+    with pytest.raises(ValueError, match="norm=rooot is unknown; did you mean root") as refused:
+        api.build_norm("rooot", 4)
+    assert str(refused.value).endswith("; plug-ins: root; plug-ins that cannot be used: flat, gn")
+
+
+def test_a_broken_plug_in_harms_no_norm_but_itself(gnexp, install):
+    install({"broken": "MODULE:Root"}, source="raise SystemError('out of order')", package="bad")
+    install({"root": "MODULE:Root"})
+    assert gnexp("train", "-m", "norm=gn,root", *TINY).code == 0
+    assert gnexp("--help").code == 0
+    assert gnexp("check", "norm=gn", "claims=[core]", "workers=1").code == 0
+    answer = gnexp("train", "norm=broken", *TINY)
+    assert answer.code == 2
+    assert "of bad 1.5): importing it raised SystemError: out of order" in answer.err
+
+
+def test_looking_up_plug_ins_imports_none(install):
+    module = install({"root": "MODULE:Root"})
+    assert plugins()["root"].target == f"{module}.Root"
+    assert module not in sys.modules
+
+
+def test_a_name_of_the_table_stays_gnexps_and_a_sentence_says_so(gnexp, install):
+    module = install({"gn": "MODULE:Raises"})
+    assert isinstance(api.build_norm("gn", 8), nn.GroupNorm)
+    answer = gnexp("train", "norm=gn", *TINY)
+    assert answer.code == 0
+    assert stored_norms()[0]["name"] == "gn"
+    assert answer.err == (
+        f"gnexp: norm=gn is gnexp's own: {module}.Raises of pkg 1.5 has the same name and is not"
+        f" used; type norm._target_={module}.Raises for it\n"
+    )
+    assert gnexp("train", "norm=bn", *TINY).err == ""
+
+
+def test_a_name_that_two_packages_register_is_refused_and_both_are_named(gnexp, install):
+    one = install({"root": "MODULE:Root"}, package="one")
+    two = install({"root": "MODULE:Root"}, package="two")
+    answer = gnexp("train", "norm=root", *TINY)
+    assert answer.code == 2
+    assert f"one 1.5 ({one}:Root)" in answer.err
+    assert f"two 1.5 ({two}:Root)" in answer.err
+    assert "norm._target_=" in answer.err
+
+
+BAD = {
+    "missing": ("MODULE:Missing", "MODULE has no Missing"),
+    "gone": ("nowhere_at_all:Root", "cannot be imported: No module named 'nowhere_at_all'"),
+    "module": ("MODULE", "is registered as 'MODULE', which must be MODULE:CLASS"),
+    "nested": ("MODULE:Root.Inner", "is registered as 'MODULE:Root.Inner', which must be"),
+    "9lives": ("MODULE:Root", "cannot be typed: a plug-in's name is a letter, then"),
+    "number": ("MODULE:number", "is not a class or function"),
+    "more": ("MODULE:NeedsMore", "raised TypeError when called with (8): "),
+    "thing": ("MODULE:NotAModule", "must return an nn.Module, not NotAModule"),
+    "shape": ("MODULE:Shape", "returns the shape (2, 8, 7, 8) for (2, 8, 8, 8) in training"),
+    "dtype": ("MODULE:Dtype", "returns the dtype torch.float64 for torch.float32 in training"),
+    "pair": ("MODULE:Pair", "returns a tuple in training, not one tensor"),
+    "raises": ("MODULE:Raises", "raised KeyError ('statistics') in a forward pass of (2, 8, 8, 8)"),
+    "evaluation": (
+        "MODULE:RaisesInEvaluation",
+        "raised RuntimeError (no running statistics) in a forward pass of (2, 8, 8, 8) in"
+        " evaluation",
+    ),
+    "nan": ("MODULE:Root", "cannot be typed: a plug-in's name is a letter, then"),
+    "notfinite": ("MODULE:Nan", "returns values that are not finite for normal ones in training"),
+    "detached": ("MODULE:Detached", "returns what has no gradient"),
+    "constant": ("MODULE:Constant", "returns what does not depend on its input"),
+    "backward": ("MODULE:RaisesBackward", "raised ArithmeticError (no way back) in a backward"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_plug_in_is_refused_with_the_reason_before_a_grid_starts(name, gnexp, install):
+    value, reason = BAD[name]
+    module = install({name: value})
+    # Alone, words such as nan are not read as words.
+    words = (f"norm={name}",) if name in ("nan", "9lives") else ("-m", f"norm=gn,{name}")
+    answer = gnexp("train", *words, *TINY)
+    assert answer.code == 2
+    sentences = answer.err.strip().splitlines()
+    assert len(sentences) == 1, answer.err
+    assert f"norm={name}" in sentences[0]
+    assert reason in sentences[0].replace(module, "MODULE")
+    assert not Path("results").exists()
+
+
+@pytest.mark.parametrize(("batch", "code"), [(1, 2), (2, 0)])
+def test_a_norm_is_tried_with_no_more_examples_than_the_batch_has(batch, code, gnexp, install):
+    install({"pairs": "MODULE:Pairs"})
+    words = [word for word in TINY if not word.startswith("batch=")]
+    answer = gnexp("train", "norm=pairs", f"batch={batch}", *words)
+    assert answer.code == code
+    assert ("two examples, please" in answer.err) == (code == 2)
+
+
+def test_trying_a_norm_leaves_the_random_state_as_it_was(install):
+    from gnexp.build import try_own_norm
+    from gnexp.config import ModelConfig, TrainConfig
+
+    module = install({})
+    norm = {"name": "custom", "_target_": f"{module}.Root"}
+    before = torch.get_rng_state()
+    try_own_norm(TrainConfig(norm=norm, model=ModelConfig("resnet8", 8)))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_an_edited_norm_is_imported_anew_in_the_same_process(gnexp, install):
+    module = install({"root": "MODULE:Root"})
+    assert gnexp("train", "norm=root", *TINY).code == 0
+    path = Path(sys.modules[module].__file__)
+    path.write_text(path.read_text() + "\nRoot = Pair  # edited\n")
+    answer = gnexp("train", "norm=root", *TINY)
+    assert answer.code == 2
+    assert "returns a tuple in training, not one tensor" in answer.err
+
+
+def test_the_page_on_a_norm_of_ones_own_is_true(gnexp, workdir, install):
+    page = README.split("\n## Your own norm: from an nn.Module to a passport, a sweep and a report")
+    page = page[1].split("\n## ")[0]
+    source = re.search(r"```python\n(# my_norm.py.*?)```", page, re.DOTALL)[1]
+    group, name, value = re.search(
+        r'```toml\n\[project.entry-points."([\w.]+)"\]\n(\w+) = "(.+?)"\n```', page
+    ).groups()
+    assert group == "gnexp.norms"
+    commands = re.search(r"```bash\n(.*?)```", page, re.DOTALL)[1].splitlines()
+    assert [line.split()[1] for line in commands] == ["check", "train", "train", "report"]
+    (workdir / "my_norm.py").write_text(source)
+    less = {"check": ("claims=[core]", "workers=1"), "train": TINY, "report": ()}
+    try:
+        for line in commands:
+            _, command, *words = line.split()
+            words = [w for w in words if not (command == "train" and w.startswith("batch="))]
+            answer = gnexp(command, *words, *less[command])
+            assert answer.code == 0, (line, answer.err)
+        assert (workdir / "results" / "mine" / "report" / "index.html").is_file()
+        install({name: value})
+        answer = gnexp("train", "-m", f"norm=gn,{name}", *TINY)
+        assert answer.code == 0, answer.err
+        assert f"`gnexp train -m norm=gn,{name}`" in page
+        answer = gnexp("check", f"norm={name}", "norm.eps=1e-3", "claims=[core]", "workers=1")
+        assert answer.code == 0, answer.err
+        assert api.build_norm(name, 64).weight.shape == (64,)
+    finally:
+        sys.modules.pop("my_norm", None)
+        sys.path[:] = [p for p in sys.path if p != str(workdir)]
+    assert set(re.search(r"claims=\[([a-z,]+)\]", page)[1].split(",")) <= set(CLAIMS)
