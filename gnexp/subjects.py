@@ -2,10 +2,9 @@
 
 import torch
 
-from gnexp import build
+from gnexp import build, networks, own_code
 from gnexp.config import (
     CUSTOM,
-    NORM_ADDED_LATER,
     TAKES_GROUPS,
     CheckConfig,
     TrainConfig,
@@ -28,7 +27,7 @@ def subject_of(config: CheckConfig) -> Subject:
     own = config.norm["name"] == CUSTOM
     return Subject(
         label=label_of(config),
-        build=build.norm_factory(run),
+        build=networks.norm_factory(run),
         x_NCHW=normalize(images.x_train, images.mean, images.std),
         y_N=images.y_train,
         classes=len(images.classes),
@@ -50,7 +49,9 @@ def label_of(config: CheckConfig) -> str:
     shown = table_label(
         {"norm": name, "groups": run.groups, "channels_per_group": run.channels_per_group}
     )
-    defaults = {**NORMS[name].options, **NORM_ADDED_LATER} if name in NORMS else {}
+    defaults = {}
+    if name in NORMS:
+        defaults = {**NORMS[name].options, "momentum_rule": NORMS[name].momentum_rule}
     typed = [
         f"{key}={value}"
         for key, value in config.norm.items()
@@ -72,7 +73,7 @@ def _options(config: CheckConfig) -> dict[str, object]:
 
 
 def _start(run: TrainConfig) -> dict[str, object]:
-    asked = build.network_start(run)
+    asked = networks.network_start(run)
     del asked["zero_gamma"]  # which the claims vary
     return asked
 
@@ -102,6 +103,6 @@ def _regroup(config: CheckConfig):
     if name in NORMS and "num_groups" in NORMS[name].options:
         return lambda channels, groups: build_norm(name, channels, num_groups=groups, **options)
     if name == CUSTOM and (key := _stated(config)):
-        target = build.import_target(config.norm["_target_"])
+        target = own_code.import_target(config.norm["_target_"])
         return lambda channels, groups: target(channels, **{**options, key: groups})
     return None

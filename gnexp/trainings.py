@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from gnexp import build, privacy
+from gnexp import build, networks, privacy, starting, stepping
 from gnexp.checkpoints import State, save_states
 from gnexp.config import TrainConfig, asked_for, is_private, tested_on
 from gnexp.gradient_rows import own_gradients
@@ -67,7 +67,7 @@ class Trainings:
         for place, replica in zip(self.places, self.replicas, strict=True):
             self.filled[place] = replica
         models, starts = self._models()
-        self.step, self.note = build.training_step(
+        self.step, self.note = stepping.training_step(
             [r.config for r in self.filled],
             models,
             self.images,
@@ -90,10 +90,10 @@ class Trainings:
     def _models(self) -> tuple[list[nn.Module], list[dict[str, Any] | None]]:
         """Return the models, and what new ones start from; the weights of others are to come."""
         if (self.epoch, self.updates) == (0, 0):
-            started = [build.starting_model(r.config, self.images, r.seed) for r in self.filled]
+            started = [starting.starting_model(r.config, self.images, r.seed) for r in self.filled]
             return [model for model, _ in started], [record for _, record in started]
         classes = len(self.images.classes)
-        models = [build.seeded_model(r.config, classes, r.seed) for r in self.filled]
+        models = [networks.seeded_model(r.config, classes, r.seed) for r in self.filled]
         return [model.to(self.device) for model in models], [None] * len(models)
 
     def run(self) -> None:
@@ -302,7 +302,8 @@ def result_head(config: TrainConfig, run: Run, model: nn.Module | None = None) -
         "run": run.name,
         "gnexp": version(),
         "config": run.config(),
-        "groups_per_layer": build.groups_per_layer(config),
+        "groups_per_layer": networks.groups_per_layer(config),
+        **({"conversion": lines} if (lines := networks.conversion_report(config)) else {}),
         "data": {
             "title": images.title,
             "checksum": images.checksum,

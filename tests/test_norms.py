@@ -3,9 +3,12 @@
 Shapes: N examples, C channels, H and W pixels.
 """
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+import yaml
 from torch import nn
 
 from gnexp.norms import oracle
@@ -16,6 +19,7 @@ from gnexp.norms.registry import NORMS, build_norm, group_count
 
 FIVE = ("bn", "gn", "ln", "in", "none")  # whose backward formula is written out by hand too
 SHAPES = [(4, 16, 5, 7), (1, 16, 6, 6), (3, 16, 1, 2), (2, 48, 2, 3), (5, 16, 4, 1)]
+CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "norm"
 RTOL, ATOL = 1e-10, 1e-12  # float64
 
 
@@ -346,3 +350,19 @@ def test_probing_leaves_weights_buffers_flags_hooks_and_random_state_as_they_wer
     assert not any(module._forward_pre_hooks for module in net.modules())
     assert torch.equal(torch.get_rng_state(), random_state)
     assert all(p.grad is None for p in net.parameters())
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_the_yaml_of_a_norm_holds_the_defaults_of_the_table(name):
+    typed = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+    assert typed.pop("name") == name
+    assert typed.pop("momentum_rule", "batches") == NORMS[name].momentum_rule
+    # The number of groups is a key of the run, and the total is told by the training.
+    told = {k: v for k, v in NORMS[name].options.items() if k != "num_groups" and v is not None}
+    assert typed == told
+
+
+def test_a_ghost_batch_is_what_a_statistic_of_its_norm_is_over():
+    net = small_net("gbn", ghost_batch=4)
+    assert [row.values for row in values_per_statistic(net, (3, 8, 8), 6)] == [4 * 64, 4 * 4]
+    assert [row.values for row in values_per_statistic(net, (3, 8, 8), 3)] == [3 * 64, 3 * 4]

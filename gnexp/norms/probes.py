@@ -67,7 +67,8 @@ def values_per_statistic(
         def record(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
             axis = dict(zip("nchw", args[0].shape))
             channels = axis["c"]
-            axis["n"] = axis["n"] * batch // 2
+            examples = axis["n"] * batch // 2
+            axis["n"] = min(examples, getattr(module, "ghost_batch", examples))
             axis["c"] = channels // getattr(module, "num_groups", 1)
             sizes.append(StatisticSize(layer, math.prod(axis.get(a, 1) for a in pools), channels))
 

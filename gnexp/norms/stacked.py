@@ -64,9 +64,10 @@ class ChunkedBatchNorm2d(nn.BatchNorm2d):
         """
         count, keep = self.chunks, 1 - self.momentum
         powers = torch.arange(count - 1, -1, -1, device=mean_KC.device, dtype=mean_KC.dtype)
-        weights_K = self.momentum * keep**powers
+        weights_K1 = self.momentum * keep ** powers[:, None]
         for running, seen_KC in ((self.running_mean, mean_KC), (self.running_var, var_KC)):
-            running.mul_(keep**count).add_(weights_K @ seen_KC)
+            # No matrix product: under autocast that would be one in bfloat16.
+            running.mul_(keep**count).add_((weights_K1 * seen_KC).sum(dim=0))
         self.num_batches_tracked.add_(count)
 
 

@@ -349,9 +349,11 @@ def _difference(stack: Stack, alone: Sequence[nn.Module], x_NRCHW: Tensor, chunk
             for g, p in zip(gradients, model.parameters(), strict=True)
             if p.grad is not None
         ]
+        # Of a parameter before a norm that ignores it, the gradient is 0 but for rounding.
+        rounding = _SAME * max(theirs.abs().max().item() for _, theirs in pairs)
         state = stack.state(replica)
         pairs += [(state[name].double(), b.double()) for name, b in model.named_buffers()]
         for ours, theirs in pairs:
-            scale = theirs.abs().max().clamp_min(1e-12)
+            scale = theirs.abs().max().clamp_min(max(rounding, 1e-12))
             largest = max(largest, ((ours - theirs).abs().max() / scale).item())
     return largest
