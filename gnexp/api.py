@@ -39,13 +39,13 @@ def build_norm(name: str, num_channels: int, **options: Any) -> "nn.Module":
     Raises ValueError for an unknown name or option, naming the nearest valid one, and for what
     cannot be built, with the reason.
     """
-    from gnexp import build, plugins
+    from gnexp import own_code, plugins
     from gnexp.norms import registry
 
     if name in registry.NORMS:
         return registry.build_norm(name, num_channels, **options)
     if plugin := plugins.usable(registry.NORMS).get(name):
-        return build.own_factory(plugin.target, options)(num_channels)
+        return own_code.own_factory(plugin.target, options)(num_channels)
     raise ValueError(plugins.unknown_norm(name, list(registry.NORMS)))
 
 
@@ -222,7 +222,7 @@ def _own(
     target: Callable[..., Any], config: CheckConfig, options: dict[str, Any]
 ) -> dict[str, Any]:
     """Return what is a subject's own for a norm that need not have an import path."""
-    from gnexp import build
+    from gnexp import own_code
     from gnexp.norms.registry import group_count
     from gnexp.subjects import GROUP_KEYS
 
@@ -233,11 +233,11 @@ def _own(
     typed += [f"groups={config.groups}"] if config.groups else []
 
     def regroup(channels: int, groups: int) -> "nn.Module":
-        return build.factory_of(target, lambda: name, {**options, key: groups})(channels)
+        return own_code.factory_of(target, lambda: name, {**options, key: groups})(channels)
 
     return {
         "label": f"{name}[{', '.join(typed)}]" if typed else name,
-        "build": build.factory_of(target, lambda: name, options),
+        "build": own_code.factory_of(target, lambda: name, options),
         "groups": (lambda channels: group_count(channels, held)) if held else None,
         "regroup": regroup if key else None,
         "reference": config.reference,

@@ -4,15 +4,7 @@ import torch
 from torch import nn
 
 from gnexp import initial_weights, privacy
-from gnexp.build import (
-    device_images,
-    groups_per_layer,
-    images_of,
-    load_start,
-    pick_device,
-    seeded_model,
-    try_own_norm,
-)
+from gnexp.build import device_images, images_of, pick_device
 from gnexp.config import (
     CUSTOM,
     TUNING_SEEDS_FROM,
@@ -27,7 +19,9 @@ from gnexp.data.loader import normalize
 from gnexp.data.sources import Images
 from gnexp.last_weights import corruption_names
 from gnexp.measure.reestimation import reestimate
+from gnexp.networks import groups_per_layer, seeded_model, try_own_norm
 from gnexp.norms.probes import values_per_statistic
+from gnexp.starting import load_start
 
 WATCHED = 8  # images by which private training finds out whether a model mixes them
 

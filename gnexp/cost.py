@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gnexp import build
+from gnexp import build, networks
 from gnexp.config import CostConfig, TrainConfig, cost_run, resolve
 from gnexp.measure.memory import largest_batch, training_bytes
 from gnexp.norms.registry import NORMS
@@ -36,8 +36,8 @@ def problems_of(cost: CostConfig, device: str) -> list[str]:
         run = cost_run(cost, norm)
         try:
             found += problems(run)
-            build.norm_sites(resolve(run))
-            build.groups_per_layer(resolve(run))
+            networks.norm_sites(resolve(run))
+            networks.groups_per_layer(resolve(run))
         except ValueError as error:
             found.append(f"cost: {error}")
     return list(dict.fromkeys(found))
@@ -57,7 +57,7 @@ def measure_cost(cost: CostConfig, device: str, folder: Path) -> str:
 
 def _row(cost: CostConfig, run: TrainConfig, device: torch.device) -> dict[str, Any]:
     def model() -> nn.Module:
-        return build.seeded_model(run, CLASSES, seed=0).to(device)
+        return networks.seeded_model(run, CLASSES, seed=0).to(device)
 
     shape = (3, cost.size, cost.size)
     return {

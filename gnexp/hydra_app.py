@@ -13,7 +13,7 @@ import re
 import shlex
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
 from gnexp import launching, optimizing, plugins
-from gnexp.config import COMMANDS, CUSTOM, Mistake, expand
+from gnexp.config import COMMANDS, CUSTOM, TAKES_GROUPS, Mistake, expand
 from gnexp.launching import HydraJob
 from gnexp.rules import problems
 
@@ -41,8 +41,8 @@ from gnexp.rules import problems
 QUESTIONS = {"-h", "--help", "--hydra-help", "--version", "-c", "--cfg", "-i", "--info"}
 QUESTIONS |= {"-sc", "--shell-completion"}
 GROUPS = ("norm", "model", "data", "privacy", "experiment")
-# Of which Hydra makes a number or a truth value, where the name of a choice is meant.
-NO_NAME = r"[-+]?(\d[\d_.]*(e[-+]?\d+)?|inf|nan)|true|false"
+# Of which Hydra makes a number, a truth value or nothing, where the name of a choice is meant.
+NO_NAME = r"[-+]?(\d[\d_.]*(e[-+]?\d+)?|inf|nan)|true|false|null"
 BASIC = ("hydra._internal.core_plugins.basic_sweeper.BasicSweeper",)
 BASIC += ("hydra._internal.core_plugins.basic_launcher.BasicLauncher",)
 
@@ -264,6 +264,8 @@ def _collect(command: str, arguments: list[str]) -> tuple[list[HydraJob], bool]:
         configs = expand(config) if command == "train" else [config]
         jobs.append(HydraJob(OmegaConf.to_container(job.overrides.task), configs))
     if command in ("train", "check"):
+        for each in (each for job in jobs for each in job.configs):
+            _refuse_odd_options(command, each.norm)
         chosen = [each.norm.get("name") for job in jobs for each in job.configs]
         for sentence in plugins.shadowed(chosen, _norms()):
             print(f"gnexp: {sentence}", file=sys.stderr)
@@ -294,7 +296,7 @@ def _composer(
 
 def _every_sentence(error: Exception, command: str, arguments: list[str]) -> str:
     """Return what Hydra found wrong, and in a grid what it did not come to, one sentence a line."""
-    first = _sentence(error, command)
+    first = _sentence(error, command, arguments)
     with _composer(command, arguments) as (loader, compose):
         try:
             common = compose()
@@ -323,7 +325,7 @@ def _job_sentences(
         typed = OmegaConf.to_object(config)
         return [s for c in expand(typed) for s in problems(c)] if command == "train" else []
     except (HydraException, OmegaConfBaseException) as error:
-        return [_sentence(error, command)]
+        return [_sentence(error, command, overrides)]
     except Mistake as mistake:
         return str(mistake).splitlines()
 
@@ -358,12 +360,15 @@ def _hydra_arguments(command: str, arguments: list[str], scratch: str) -> Iterat
             os.environ["HYDRA_FULL_ERROR"] = before_full
 
 
-def _sentence(error: Exception, command: str) -> str:
-    """Turn Hydra's error into one sentence with the nearest valid choice."""
+def _sentence(error: Exception, command: str, arguments: Sequence[str] = ()) -> str:
+    """Turn Hydra's error into one sentence with the nearest valid choice.
+
+    arguments: that it is about, among which the norm may be chosen.
+    """
     text = str(error)
     cause = str(error.__cause__ or "")
     if found := re.search(r"Could not override '([^']+)'", text):
-        return _unknown_key(found[1].lstrip("+"), command)
+        return _unknown_key(found[1].lstrip("+"), command, arguments)
     if found := re.search(r"Could not find '(\w+)/([^']*)'", text):
         group, choice = found[1], found[2]
         if group == "norm":
@@ -400,23 +405,49 @@ def _wanted_type(cause: str) -> str:
     return next((text for kind, text in kinds.items() if kind in cause), cause.split("\n")[0])
 
 
-def _unknown_key(key: str, command: str) -> str:
-    """Return the sentence for a key that the command does not have."""
-    valid = _keys(COMMANDS[command])
-    if key.startswith("norm."):
-        options = {
-            f"norm.{k}"
-            for path in (config_folder() / "norm").glob("*.yaml")
-            for k in OmegaConf.load(path)
-            if k not in ("name", "_target_")
-        }
-        valid = sorted(options)
-        return (
-            f"{key} is not an option of this norm; did you mean {_nearest(key, valid)}?"
-            " A norm of your own takes any, with norm._target_=my_pkg.MyNorm"
-        )
-    near = _nearest(key, valid)
+def _unknown_key(key: str, command: str, arguments: Sequence[str] = ()) -> str:
+    """Return the sentence for a key that the command does not have, or that a norm does not."""
+    if key.startswith("norm.") and "norm" in _keys(COMMANDS[command]):
+        return _unknown_option(key, command, arguments)
+    near = _nearest(key, _keys(COMMANDS[command]))
     return f"{key} is not a key of gnexp {command}; did you mean {near}?"
+
+
+def _unknown_option(key: str, command: str, arguments: Sequence[str]) -> str:
+    """Return the sentence for a `norm.KEY` that the norm which is chosen, or one of them, lacks."""
+    typed = [a.partition("=")[2] for a in arguments if a.startswith("norm=")]
+    defaults = OmegaConf.load(config_folder() / f"{command}.yaml").defaults
+    usual = [each.norm for each in defaults if "norm" in each]
+    chosen = re.findall(r"[\w-]+", typed[0]) if typed else usual
+    options = {name: _norm_options(name) for name in chosen if name in _norms()}
+    lacking = (name for name, valid in options.items() if key not in valid)
+    name = next(lacking, None)
+    if name is None:
+        return f"{key} is not an option of norm={','.join(chosen)}"
+    own = "a norm of your own takes any, with norm._target_=my_pkg.MyNorm"
+    if not options[name]:
+        return f"{key} is not an option of norm={name}, which has none; {own}"
+    valid = [*options[name], *(["groups", "channels_per_group"] if name in TAKES_GROUPS else [])]
+    return (
+        f"{key} is not an option of norm={name}; did you mean {_nearest(key, valid)}?"
+        f" Valid: {', '.join(valid)}; {own}"
+    )
+
+
+def _norm_options(name: str) -> list[str]:
+    """Return the options of a norm of gnexp, as they are typed."""
+    options = OmegaConf.load(config_folder() / "norm" / f"{name}.yaml")
+    return [f"norm.{key}" for key in options if key != "name"]
+
+
+def _refuse_odd_options(command: str, norm: dict[str, Any]) -> None:
+    """Refuse an option that Hydra added to a norm of gnexp which has none of that name."""
+    if (name := norm.get("name")) not in _norms():
+        return
+    valid = _norm_options(name)
+    for key in norm:
+        if key != "name" and f"norm.{key}" not in valid:
+            raise Mistake(_unknown_option(f"norm.{key}", command, [f"norm={name}"]))
 
 
 def _keys(schema: type, prefix: str = "") -> list[str]:

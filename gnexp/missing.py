@@ -2,7 +2,7 @@
 
 import torch
 
-from gnexp import build
+from gnexp import build, stepping
 from gnexp.checkpoints import drop_states, load_states
 from gnexp.config import as_dict, retried
 from gnexp.mending import is_readable, mend
@@ -66,7 +66,7 @@ def steps_for(
     names, company, reasons = {replica.name for replica in replicas}, {}, {}
     for run, seeds in todo.items():
         company |= _known_company(run, seeds, device.type)
-        if reason := build.company_refusal(run.config, device):
+        if reason := stepping.company_refusal(run.config, device):
             reasons[run] = reason
     images = sum(len(build.images_of(r.config.data).x_train) * r.config.epochs for r in replicas)
     workers = build.worker_count(config.workers, config.device)

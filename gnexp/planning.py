@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from gnexp import build, checking, initial_weights
+from gnexp import build, checking, initial_weights, networks, own_code
 from gnexp.checkpoints import load_states
 from gnexp.config import (
     Mistake,
@@ -51,7 +51,7 @@ def plan(configs: list[TrainConfig], numbers: Sequence[int] | None = None) -> li
         raise Mistake("\n".join(dict.fromkeys(found)))
     runs: dict[str, PlannedRun] = {}
     for number, config in zip(numbers or range(len(good)), good, strict=True):
-        checksums = build.images_of(config.data).checksum, build.code_checksum(config)
+        checksums = build.images_of(config.data).checksum, own_code.code_checksum(config)
         name = run_name(config, *checksums)
         if other := _other_config(config, name, checksums):
             raise Mistake(other)
@@ -105,7 +105,7 @@ def _devices_problems(config: TrainConfig) -> list[str]:
         return found
     classes = len(build.images_of(config.data).classes)
     try:
-        packed([build.seeded_model(config, classes, seed=0)])
+        packed([networks.seeded_model(config, classes, seed=0)])
     except ValueError as error:
         return [f"devices={config.devices}: {error}; or use devices=1"]
     return []

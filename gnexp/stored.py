@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from gnexp import build
+from gnexp import build, networks, own_code, starting
 from gnexp.checkpoints import stored_weights
 from gnexp.config import restore, run_name
 from gnexp.study.store import Run
@@ -40,7 +40,7 @@ class StoredRun:
         self.device = build.pick_device(device)
         self.images = build.device_images(self.config.data, self.device)
         checksum = build.images_of(self.config.data).checksum
-        if run_name(self.config, checksum, build.code_checksum(self.config)) != run.name:
+        if run_name(self.config, checksum, own_code.code_checksum(self.config)) != run.name:
             raise ValueError(
                 "its images, or the code of its norm, are no longer those it was trained with"
             )
@@ -60,8 +60,8 @@ class StoredRun:
         Raises ValueError when its weights are gone.
         """
         if not trained:
-            return build.starting_model(self.config, self.images, seed)[0]
-        model = build.seeded_model(self.config, len(self.images.classes), seed)
+            return starting.starting_model(self.config, self.images, seed)[0]
+        model = networks.seeded_model(self.config, len(self.images.classes), seed)
         if seed not in self._weights:
             raise ValueError(f"there is no checkpoint of seed {seed}, so its weights are gone")
         model.load_state_dict(self._weights[seed])

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from gnexp import build
+from gnexp import build, own_code
 from gnexp.config import Mistake, TrainConfig, is_tuned, run_name, trial
 from gnexp.rules import problems
 from gnexp.study.choice import Choice, best_rate, record_choices
@@ -158,5 +158,5 @@ def _score(numbers: dict[str, Any], chance: float) -> float | None:
 
 def folder_of(config: TrainConfig) -> Path:
     """Return the folder of a resolved config's run."""
-    checksums = build.images_of(config.data).checksum, build.code_checksum(config)
+    checksums = build.images_of(config.data).checksum, own_code.code_checksum(config)
     return Path(config.out) / config.study / run_name(config, *checksums)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from gnexp import build, initial_weights, privacy
+from gnexp import build, initial_weights, networks, privacy, starting, stepping
 from gnexp.config import (
     TUNING_SEEDS_FROM,
     TrainConfig,
@@ -64,7 +64,7 @@ def single_line(run: PlannedRun, steps: list[Step], workers: int) -> str:
     """Return the line that says what will run and about how long it takes."""
     config = run.config
     images = build.images_of(config.data)
-    parameters = sum(p.numel() for p in build.seeded_model(config, 2, 0).parameters())
+    parameters = sum(p.numel() for p in networks.seeded_model(config, 2, 0).parameters())
     used = build.recipe(config).examples_per_epoch(len(images.x_train))
     updates = config.updates or config.epochs * used // config.update_batch
     accumulated = f" on each of {config.devices} devices" if config.devices > 1 else ""
@@ -115,12 +115,12 @@ def _expected_time(config: TrainConfig, size: int, limit_s: float = 0.25) -> flo
     in large batches.
     """
     images = build.device_images(config.data, build.pick_device(config.device))
-    models = [build.seeded_model(config, len(images.classes), seed) for seed in range(size)]
-    step, _ = build.training_step([config] * size, models, images)
+    models = [networks.seeded_model(config, len(images.classes), seed) for seed in range(size)]
+    step, _ = stepping.training_step([config] * size, models, images)
     timed = config
     if is_private(config):  # a single pass costs as much per image, and an update has many
         timed = dataclasses.replace(config, update_batch=config.batch)
-    (x, y), updates = build.trial_block([timed] * size, size, images), 0
+    (x, y), updates = stepping.trial_block([timed] * size, size, images), 0
     for index in itertools.count():
         if index == WARM_UP:
             start = time.perf_counter()
@@ -165,8 +165,8 @@ def start_lines(runs: list[PlannedRun]) -> list[str]:
             continue  # all that is to be trained goes on from its own checkpoint
         source = initial_weights.read_source(config.init_from)
         classes, seed = len(build.images_of(config.data).classes), config.seeds[0]
-        model = build.seeded_model(config, classes, seed)
-        said = build.load_start(config, source, model, classes, seed).sentence()
+        model = networks.seeded_model(config, classes, seed)
+        said = starting.load_start(config, source, model, classes, seed).sentence()
         if config.init_statistics == "reestimate":
             said += "; running statistics re-estimated on training images"
         whose = "" if source.seed(seed, TUNING_SEEDS_FROM) is None else ", seed by seed"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from gnexp import build, cli
+from gnexp import build, cli, starting
 from gnexp.config import DataConfig, ModelConfig, TrainConfig, restore
 from gnexp.launching import HydraJob, Launching
 from gnexp.models.resnet import build_model
@@ -63,7 +63,7 @@ def plan(source, norm="bn", **keys) -> TrainConfig:
 
 def started(config, seed=0):
     images = build.device_images(config.data, torch.device("cpu"))
-    return *build.starting_model(config, images, seed), images
+    return *starting.starting_model(config, images, seed), images
 
 
 def rows(folder):

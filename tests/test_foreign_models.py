@@ -13,7 +13,7 @@ import yaml
 from torch import nn
 from torch.nn import functional as F
 
-from gnexp import build, trainings
+from gnexp import build, networks, own_code, stepping, trainings
 from gnexp.config import DataConfig, ModelConfig, TrainConfig, resolve
 
 DATA = ("data.train_limit=24", "data.test_limit=20", "gradients=0", "workers=1", "batch=8")
@@ -134,12 +134,12 @@ def config(target="own_models.Net", norm="gn", **keys):
 
 
 def test_the_checksum_of_the_code_changes_when_the_model_is_edited(own):
-    before = build.code_checksum(config())
-    assert before == build.code_checksum(config())
+    before = own_code.code_checksum(config())
+    assert before == own_code.code_checksum(config())
     own.write_text(NET.replace("stride=2", "stride=1"))
-    assert build.code_checksum(config()) != before
+    assert own_code.code_checksum(config()) != before
     table = TrainConfig(norm={"name": "gn"}, data=DataConfig(train_limit=24))
-    assert build.code_checksum(resolve(table)) is None
+    assert own_code.code_checksum(resolve(table)) is None
 
 
 def test_an_edited_model_is_another_run(gnexp, own):
@@ -153,12 +153,14 @@ def test_an_edited_model_is_another_run(gnexp, own):
 
 def test_a_seed_fixes_every_weight_and_the_global_random_state_stays(own):
     state = torch.get_rng_state()
-    one, same, other = (build.seeded_model(config(), 10, seed).state_dict() for seed in (0, 0, 1))
+    one, same, other = (
+        networks.seeded_model(config(), 10, seed).state_dict() for seed in (0, 0, 1)
+    )
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(one[name], same[name]) for name in one)
     assert not torch.equal(one["conv1.weight"], other["conv1.weight"])
     assert not any(
-        module.training is False for module in build.seeded_model(config(), 10, 0).modules()
+        module.training is False for module in networks.seeded_model(config(), 10, 0).modules()
     )
 
 
@@ -167,12 +169,12 @@ def test_convolutions_start_as_the_protocol_says_and_norms_at_one_and_zero():
     model = ModelConfig("resnet10t", None, "timm")
     data = DataConfig(train_limit=24, test_limit=20)
     plan = resolve(TrainConfig(norm={"name": "gn"}, model=model, data=data))
-    built = build.seeded_model(plan, 10, 0)
+    built = networks.seeded_model(plan, 10, 0)
     convolution = built.layer4[0].conv2
     expected = (2 / (convolution.out_channels * 9)) ** 0.5
     assert convolution.weight.std().item() == pytest.approx(expected, rel=0.01)
     norms = [module for module in built.modules() if isinstance(module, nn.GroupNorm)]
-    assert len(norms) == len(build.groups_per_layer(plan)) > 5
+    assert len(norms) == len(networks.groups_per_layer(plan)) > 5
     assert all(torch.equal(norm.weight, torch.ones_like(norm.weight)) for norm in norms)
     assert not any(getattr(module, "inplace", False) for module in built.modules())
 
@@ -181,9 +183,9 @@ def test_convolutions_start_as_the_protocol_says_and_norms_at_one_and_zero():
 def test_an_update_of_several_batches_is_their_sequential_accumulation(own, norm):
     plan = config(norm=norm, batch=2, update_batch=4, lr=0.1)
     images = build.device_images(plan.data, torch.device("cpu"))
-    model = build.seeded_model(plan, 10, 0).double().train()
+    model = networks.seeded_model(plan, 10, 0).double().train()
     alone = copy.deepcopy(model)
-    step, note = build.training_step([plan], [model], images)
+    step, note = stepping.training_step([plan], [model], images)
     assert note == ""
     assert step.one_pass == (norm != "bn")  # running statistics follow the batches in order
     draw = torch.Generator().manual_seed(0)
@@ -207,17 +209,17 @@ def test_an_update_of_several_batches_is_their_sequential_accumulation(own, norm
 @pytest.mark.parametrize("norm", ["gn", "bn"])
 def test_seeds_of_a_foreign_model_share_a_step_unless_it_draws(own, norm):
     cpu = torch.device("cpu")
-    assert build.company_refusal(config(norm=norm, groups=4), cpu) is None
+    assert stepping.company_refusal(config(norm=norm, groups=4), cpu) is None
     drawing = config(norm=norm, options={"dropout": 0.5})
-    assert build.company_refusal(drawing, cpu) == "it draws random numbers"
+    assert stepping.company_refusal(drawing, cpu) == "it draws random numbers"
 
 
 def test_the_report_says_what_became_of_every_layer(own):
-    lines = build.conversion_report(config())
+    lines = networks.conversion_report(config())
     assert lines[0] == "bn1: BatchNorm2d -> GroupNorm, 8 channels, affine reset"
     assert "bn2" in lines[1]
     table = resolve(TrainConfig(norm={"name": "gn"}, data=DataConfig(train_limit=24)))
-    assert build.conversion_report(table) == []
+    assert networks.conversion_report(table) == []
 
 
 @pytest.mark.parametrize(
@@ -291,7 +293,7 @@ def test_bench_keeps_to_models_of_the_table(gnexp):
 def test_the_batches_of_an_update_follow_each_other_where_a_model_draws(own):
     plan = config(batch=2, update_batch=4, options={"dropout": 0.5})
     images = build.device_images(plan.data, torch.device("cpu"))
-    step, _ = build.training_step([plan], [build.seeded_model(plan, 10, 0)], images)
+    step, _ = stepping.training_step([plan], [networks.seeded_model(plan, 10, 0)], images)
     assert not step.one_pass
 
 
@@ -299,6 +301,6 @@ def test_weight_standardization_leaves_convolutions_that_no_norm_follows(workdir
     model = ModelConfig("mobilenet_v3_small", None, "torchvision")
     data = DataConfig(train_limit=24, test_limit=20)
     plan = resolve(TrainConfig(norm={"name": "gn_ws"}, model=model, data=data))
-    kinds = {n: type(m).__name__ for n, m in build.seeded_model(plan, 10, 0).named_modules()}
+    kinds = {n: type(m).__name__ for n, m in networks.seeded_model(plan, 10, 0).named_modules()}
     assert kinds["features.0.0"] == "StandardizedConv2d"
     assert kinds["features.1.block.1.fc1"] == "Conv2d"  # of a squeeze-and-excitation gate

@@ -296,8 +296,8 @@ def test_a_norm_is_tried_with_no_more_examples_than_the_batch_has(batch, code, g
 
 
 def test_trying_a_norm_leaves_the_random_state_as_it_was(install):
-    from gnexp.build import try_own_norm
     from gnexp.config import ModelConfig, TrainConfig
+    from gnexp.networks import try_own_norm
 
     module = install({})
     norm = {"name": "custom", "_target_": f"{module}.Root"}

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from gnexp import build
+from gnexp import networks
 from gnexp.config import TrainConfig, resolve
 from gnexp.models.resnet import build_model, initialize
 from gnexp.norms.registry import NORMS, build_norm
@@ -141,9 +141,9 @@ def test_streams_of_different_purposes_and_counters_are_different_and_repeatable
 @pytest.mark.parametrize(("batch", "momentum"), [(1, 0.000822784), (32, 0.0259963), (128, 0.1)])
 def test_under_momentum_rule_examples_128_examples_weigh_what_a_batch_weighed(batch, momentum):
     bn = {"name": "bn", "eps": 1e-5, "momentum": 0.1, "momentum_rule": "examples"}
-    layer = build.norm_factory(resolve(TrainConfig(norm=bn, batch=batch)))(8)
+    layer = networks.norm_factory(resolve(TrainConfig(norm=bn, batch=batch)))(8)
     assert layer.momentum == pytest.approx(momentum, rel=1e-5)
-    layer = build.norm_factory(resolve(TrainConfig(norm={**bn, "momentum_rule": "batches"})))(8)
+    layer = networks.norm_factory(resolve(TrainConfig(norm={**bn, "momentum_rule": "batches"})))(8)
     assert layer.momentum == 0.1
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from gnexp import build
+from gnexp import build, networks
 from gnexp.bench import hardware, measurement
 from gnexp.bench.cells import GNEXP, PLAIN, Row
 from gnexp.bench.measurement import Measured, Task
@@ -115,5 +115,5 @@ class Machine:
 def flop_per_example(run: TrainConfig) -> int:
     """Return what one image costs in this run, forward and backward; see hardware."""
     images = build.images_of(run.data)
-    model = build.seeded_model(run, len(images.classes), run.seeds[0])
+    model = networks.seeded_model(run, len(images.classes), run.seeds[0])
     return hardware.flop_per_example(model, images.x_train.shape[1:])

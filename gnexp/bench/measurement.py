@@ -11,7 +11,7 @@ from functools import partial
 
 import torch
 
-from gnexp import build
+from gnexp import build, networks, stepping
 from gnexp.bench import hardware
 from gnexp.bench.engine import endless_blocks, synchronize, train_grid
 from gnexp.bench.plain import (
@@ -74,7 +74,7 @@ def _plain(task: Task, neighbours: Neighbours, threads: int) -> Measured:
     pictures = PilImages(images.x_train, images.y_train, transform)
     gc.collect()
     memory = hardware.DeviceMemory(device)
-    model = build.seeded_model(config, len(images.classes), config.seeds[0]).to(device)
+    model = networks.seeded_model(config, len(images.classes), config.seeds[0]).to(device)
     optimizer = plain_optimizer(model, _rate(config), config.momentum, config.weight_decay)
     loader = plain_loader(pictures, config.batch, config.seeds[0], device)
     window = Window(task.seconds, partial(synchronize, device), neighbours)
@@ -104,8 +104,10 @@ def measure_gnexp(task: Task, neighbours: Neighbours) -> list[Measured]:
     memory = hardware.DeviceMemory(device)
     # Not the images that `build` keeps on the device: these are to be counted.
     images = DeviceImages(source, device, mean, std)
-    models = [build.seeded_model(config, len(source.classes), s).to(device) for s in config.seeds]
-    step, note = build.training_step([config] * len(models), models, images)
+    models = [
+        networks.seeded_model(config, len(source.classes), s).to(device) for s in config.seeds
+    ]
+    step, note = stepping.training_step([config] * len(models), models, images)
     if note:
         print(note, flush=True)
     gc.collect()  # the layout that was slower

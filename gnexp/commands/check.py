@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from gnexp import build
+from gnexp import build, networks, own_code
 from gnexp.config import CUSTOM, CheckConfig, Mistake, check_run, resolve
 from gnexp.norms.oracle import REFERENCES
 from gnexp.passport.claims import CLAIMS, Claim, measure_claim
@@ -106,9 +106,9 @@ def _norm_problems(config: CheckConfig) -> list[str]:
     try:
         build.images_of(config.data)
         if config.norm["name"] == CUSTOM:
-            build.import_target(config.norm["_target_"])
+            own_code.import_target(config.norm["_target_"])
         else:
-            build.norm_factory(resolve(check_run(config)))(config.channels)
+            networks.norm_factory(resolve(check_run(config)))(config.channels)
         label_of(config)
     except ValueError as error:
         text = str(error)

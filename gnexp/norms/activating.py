@@ -34,7 +34,7 @@ class FilterResponseNorm2d(ActivatedNorm):
 
     def normalize(self, x_NRCHW: Tensor) -> Tensor:
         mean_square = x_NRCHW.square().mean(dim=(3, 4), keepdim=True)
-        y_NRCHW = self.affine5(x_NRCHW * (mean_square + self.eps).rsqrt())
+        y_NRCHW = self.affine(x_NRCHW * (mean_square + self.eps).rsqrt())
         return torch.maximum(y_NRCHW, self.spread(self.tau)) if self.activated else y_NRCHW
 
     def _drop(self) -> None:
@@ -55,7 +55,7 @@ class EvoNormB0(ActivatedNorm):
 
     def normalize(self, x_NRCHW: Tensor) -> Tensor:
         if not self.activated:
-            return self.affine5(x_NRCHW)
+            return self.affine(x_NRCHW)
         if self.training:
             variance_RC = x_NRCHW.var(dim=(0, 3, 4), correction=0)
             self._follow(variance_RC, x_NRCHW)
@@ -64,7 +64,7 @@ class EvoNormB0(ActivatedNorm):
         of_batch = (variance_RC[..., None, None] + self.eps).sqrt()
         of_example = (x_NRCHW.var(dim=(3, 4), correction=0, keepdim=True) + self.eps).sqrt()
         divisor = torch.maximum(of_batch, self.spread(self.v) * x_NRCHW + of_example)
-        return self.affine5(x_NRCHW / divisor)
+        return self.affine(x_NRCHW / divisor)
 
     @torch.no_grad()
     def _follow(self, variance_RC: Tensor, x_NRCHW: Tensor) -> None:
@@ -75,6 +75,7 @@ class EvoNormB0(ActivatedNorm):
     def _drop(self) -> None:
         self.v = None
         self.running_var = None
+        self.pools = ""  # the affine alone has no statistic
 
 
 class EvoNormS0(ActivatedNorm):
@@ -90,15 +91,16 @@ class EvoNormS0(ActivatedNorm):
 
     def normalize(self, x_NRCHW: Tensor) -> Tensor:
         if not self.activated:
-            return self.affine5(x_NRCHW)
+            return self.affine(x_NRCHW)
         grouped = x_NRCHW.unflatten(2, (self.num_groups, -1))
         variance = grouped.var(dim=(3, 4, 5), correction=0, keepdim=True)
         deviation = (variance + self.eps).sqrt().expand_as(grouped).flatten(2, 3)
         swish = x_NRCHW * torch.sigmoid(self.spread(self.v) * x_NRCHW)
-        return self.affine5(swish / deviation)
+        return self.affine(swish / deviation)
 
     def _drop(self) -> None:
         self.v = None
+        self.pools = ""
 
 
 def filter_response_norm(num_channels: int, *, eps: float = DEFAULT_EPS) -> nn.Module:

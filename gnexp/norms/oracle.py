@@ -70,6 +70,8 @@ _REFERENCES: dict[str, Reference] = {
     "none_fixup": _without_state("none"),
 }
 REFERENCES = tuple(_REFERENCES)
+# Norms whose source defines a backward pass that is not the slope of the forward pass.
+OWN_BACKWARD = ("online",)
 
 
 def reference(

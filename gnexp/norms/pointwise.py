@@ -26,7 +26,7 @@ class PixelLayerNorm2d(ReplicatedNorm):
 
     def normalize(self, x_NRCHW: Tensor) -> Tensor:
         variance, mean = torch.var_mean(x_NRCHW, dim=2, correction=0, keepdim=True)
-        return self.affine5((x_NRCHW - mean) * (variance + self.eps).rsqrt())
+        return self.affine((x_NRCHW - mean) * (variance + self.eps).rsqrt())
 
 
 class PixelRMSNorm2d(ReplicatedNorm):
@@ -41,7 +41,7 @@ class PixelRMSNorm2d(ReplicatedNorm):
 
     def normalize(self, x_NRCHW: Tensor) -> Tensor:
         mean_square = x_NRCHW.square().mean(dim=2, keepdim=True)
-        return self.affine5(x_NRCHW * (mean_square + self.eps).rsqrt())
+        return self.affine(x_NRCHW * (mean_square + self.eps).rsqrt())
 
 
 class DynamicTanh2d(ReplicatedNorm):
@@ -55,7 +55,7 @@ class DynamicTanh2d(ReplicatedNorm):
         self.add_affine()
 
     def normalize(self, x_NRCHW: Tensor) -> Tensor:
-        return self.affine5(torch.tanh(self.alpha[:, None, None, None] * x_NRCHW))
+        return self.affine(torch.tanh(self.alpha[:, None, None, None] * x_NRCHW))
 
 
 def pixel_layer_norm(num_channels: int, *, eps: float = DEFAULT_EPS) -> nn.Module:

@@ -51,17 +51,9 @@ class ReplicatedNorm(nn.Module):
         """Return numbers per channel, (R * C,), as (R, C, 1, 1)."""
         return of_channels.unflatten(0, (self.replicas, -1))[..., None, None]
 
-    def affine5(self, x_NRCHW: Tensor) -> Tensor:
+    def affine(self, x_NRCHW: Tensor) -> Tensor:
         """Return gamma_c x + beta_c."""
         return torch.addcmul(self.spread(self.bias), x_NRCHW, self.spread(self.weight))
-
-    def split(self, x_NCHW: Tensor) -> Tensor:
-        """Return (N, R * C, H, W) as (N, R, C, H, W)."""
-        return x_NCHW.unflatten(1, (self.replicas, -1))
-
-    def affine(self, x_NCHW: Tensor) -> Tensor:
-        """Return gamma_c x + beta_c for x (N, R * C, H, W)."""
-        return torch.addcmul(self.bias[:, None, None], x_NCHW, self.weight[:, None, None])
 
     def extra_repr(self) -> str:
         return str(self.replicas * self.num_channels)

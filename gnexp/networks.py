@@ -1,0 +1,207 @@
+"""From a config to its norm layers and its network, of gnexp's table, a library's or the user's."""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from gnexp.build import images_of, recipe
+from gnexp.config import CUSTOM, ModelConfig, TrainConfig, is_foreign
+from gnexp.models.foreign import build_foreign, constructor, examine, with_norms
+from gnexp.models.norm_sites import Found
+from gnexp.models.resnet import build_model
+from gnexp.models.start import start
+from gnexp.norms.layers import momentum_of_batch
+from gnexp.norms.registry import NORMS, build_norm, group_count
+from gnexp.norms.trial import try_norm
+from gnexp.own_code import import_target, own_factory, said_norm
+from gnexp.seeding import derived_seed, generator
+
+
+def norm_factory(config: TrainConfig, trains: bool = False) -> Callable[[int], nn.Module]:
+    """Return the callable that a model calls with a number of channels to get a norm layer.
+
+    trains: whether the layers are for the training of the config, and may follow its length.
+    """
+    options = {k: v for k, v in config.norm.items() if k not in ("name", "_target_")}
+    name = config.norm["name"]
+    if name == CUSTOM:
+        return own_factory(config.norm["_target_"], options)
+    if options.pop("momentum_rule", "batches") == "examples":
+        averaged = min(config.batch, options.get("ghost_batch", config.batch))
+        # Running statistics move by the mean over all devices.
+        options["momentum"] = momentum_of_batch(options["momentum"], averaged * config.devices)
+    if trains and "total_examples" in NORMS[name].options:
+        options.setdefault("total_examples", _examples_of_a_device(config))
+    if config.groups is None and config.channels_per_group is None:
+        return lambda channels: build_norm(name, channels, **options)
+    return lambda channels: build_norm(
+        name, channels, num_groups=_groups(config, channels), **options
+    )
+
+
+def _examples_of_a_device(config: TrainConfig) -> int:
+    """Return how many training images a norm layer of one device sees in all of the training."""
+    images = len(images_of(config.data).x_train)
+    return max(1, recipe(config).examples_seen(config.epochs, images) // config.devices)
+
+
+def _groups(config: TrainConfig, channels: int) -> int:
+    return group_count(channels, config.groups, config.channels_per_group, config.groups_fallback)
+
+
+def try_own_norm(config: TrainConfig) -> None:
+    """Pass a few values through the user's own norm and back, at each width that the model has.
+
+    Raises ValueError with what it does that no norm may do; see `try_norm`.
+    """
+    if config.norm["name"] != CUSTOM:
+        return
+    build = norm_factory(config)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        for channels in dict.fromkeys(norm_sites(config).values()):
+            layer = build(channels)
+            try:
+                try_norm(layer, channels, examples=min(config.batch, 2))
+            except ValueError as error:
+                raise ValueError(f"{said_norm(config.norm['_target_'])} {error}") from error
+
+
+class _Site(nn.Module):
+    """Stands where a norm layer will be, to learn its name and channels."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+
+
+def norm_sites(config: TrainConfig) -> dict[str, int]:
+    """Return the number of channels at every norm layer of the model, by layer name."""
+    if is_foreign(config.model):
+        return {site.name: site.channels for site in _foreign_norms(config).sites}
+    with torch.device("meta"):
+        model = build_model(config.model.name, _Site, 2, config.model.width)
+    return {n: m.channels for n, m in model.named_modules() if isinstance(m, _Site)}
+
+
+def groups_per_layer(config: TrainConfig) -> dict[str, int]:
+    """Return the number of groups of every layer under group norm, {} under any other.
+
+    Raises ValueError naming the first layer whose channels the groups do not divide.
+    """
+    if config.groups is None and config.channels_per_group is None:
+        return {}
+    counts = {}
+    for layer, channels in norm_sites(config).items():
+        try:
+            counts[layer] = _groups(config, channels)
+        except ValueError as error:
+            raise ValueError(f"layer {layer}: {error}") from None
+    return counts
+
+
+def network_start(config: TrainConfig) -> dict[str, Any]:
+    """Return the keywords of `start`: what the config asks of a new network, or its norm does.
+
+    Raises ValueError for standardized filters without a layer that standardizes what they give.
+    """
+    entry = NORMS.get(config.norm["name"])
+    by_norm = entry.initialization if entry else "he"
+    if config.weight_standardization and entry and not entry.pools:
+        raise ValueError(
+            f"weight_standardization=true needs a norm that standardizes, which"
+            f" norm={config.norm['name']} does not: each layer would multiply the variance by its"
+            " fan-in; use norm=gn or norm=bn"
+        )
+    standardized = config.weight_standardization or bool(entry and entry.weight_standardization)
+    return {
+        "initialization": config.initialization if by_norm == "he" else by_norm,
+        "weight_standardization": standardized,
+        "zero_gamma": config.zero_gamma,
+    }
+
+
+def _new_foreign(model: ModelConfig, num_classes: int) -> nn.Module:
+    """Return a library's or the user's model as its constructor builds it."""
+    if model._target_ is not None:
+        construct = import_target(model._target_, "model._target_")
+    else:
+        construct = constructor(model.library, model.name)
+    own = model._target_ is not None
+    return build_foreign(construct, num_classes, model.options or {}, _said(model), always=not own)
+
+
+def _said(model: ModelConfig) -> str:
+    """Return what was typed to choose a foreign model."""
+    if model._target_ is not None:
+        return f"model._target_={model._target_}"
+    return f"model={model.library} model.name={model.name}"
+
+
+def _foreign_norms(config: TrainConfig) -> Found:
+    """Return the norm layers of a foreign model at the size of the images; looked at once."""
+    images = images_of(config.data)
+    shape, classes = tuple(images.x_train.shape[1:]), len(images.classes)
+    return _examined(json.dumps(dataclasses.asdict(config.model), sort_keys=True), shape, classes)
+
+
+@functools.lru_cache(maxsize=8)
+def _examined(model: str, shape: tuple[int, ...], num_classes: int) -> Found:
+    asked = ModelConfig(**json.loads(model))
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        built = _new_foreign(asked, num_classes)
+    return examine(built, shape, num_classes, _said(asked))
+
+
+def _foreign_model(
+    config: TrainConfig, num_classes: int, weight_standardization: bool
+) -> tuple[nn.Module, list[str]]:
+    """Return a foreign model with the config's norm, and one line for each layer it had."""
+    found = _foreign_norms(config)
+    model = _new_foreign(config.model, num_classes)
+    try:
+        return with_norms(
+            model,
+            found,
+            norm_factory(config, trains=True),
+            images_of(config.data).x_train.shape[1:],
+            weight_standardization=weight_standardization,
+        )
+    except ValueError as error:
+        raise ValueError(f"{_said(config.model)}: {error}") from error
+
+
+def conversion_report(config: TrainConfig) -> list[str]:
+    """Return what became of every norm layer of a foreign model, [] for a model of the table."""
+    if not is_foreign(config.model):
+        return []
+    with torch.random.fork_rng(devices=[]):
+        standardized = network_start(config)["weight_standardization"]
+        classes = len(images_of(config.data).classes)
+        return _foreign_model(config, classes, standardized)[1]
+
+
+def seeded_model(config: TrainConfig, num_classes: int, seed: int) -> nn.Module:
+    """Return the model of one seed on the CPU; the global random state is left as it was."""
+    asked = network_start(config)
+    with torch.random.fork_rng(devices=[]):
+        # A user's own norm may draw from the global generator when it is built.
+        torch.default_generator.manual_seed(derived_seed(seed, "build"))
+        if is_foreign(config.model):  # its convolutions are not all followed by a norm
+            standardized = asked.pop("weight_standardization")
+            model, _ = _foreign_model(config, num_classes, standardized)
+        else:
+            model = build_model(
+                config.model.name,
+                norm_factory(config, trains=True),
+                num_classes,
+                config.model.width,
+            )
+    start(model, generator(seed, "initialization"), **asked)
+    return model

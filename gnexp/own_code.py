@@ -1,0 +1,115 @@
+"""The user's own code: how a norm or a model at an import path is imported, digested and built."""
+
+import hashlib
+import importlib
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+from gnexp import plugins
+from gnexp.config import CUSTOM, TrainConfig
+from gnexp.norms.registry import NORMS
+
+
+def import_target(path: str, key: str = "norm._target_") -> Callable[..., Any]:
+    """Return the class or function at an import path; the current directory is importable.
+
+    key: under which it was typed. Raises ValueError naming the path and what is missing.
+    """
+    module_name, _, attribute = path.rpartition(".")
+    if not module_name:
+        example = "my_pkg.MyNorm" if key.startswith("norm") else "my_pkg.Net"
+        raise ValueError(f"{key}={path} must be MODULE.NAME, such as {example}")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        module = _as_it_is_now(importlib.import_module(module_name))
+    except ImportError as error:
+        raise ValueError(f"{said_norm(path, key)} cannot be imported: {error}") from error
+    except Exception as error:  # whatever the user's module does when it is imported
+        name = type(error).__name__
+        raise ValueError(f"{said_norm(path, key)}: importing it raised {name}: {error}") from error
+    if not hasattr(module, attribute):
+        raise ValueError(f"{said_norm(path, key)}: {module_name} has no {attribute}")
+    if not callable(found := getattr(module, attribute)):
+        raise ValueError(f"{said_norm(path, key)} is not a class or function")
+    return found
+
+
+_imported: dict[str, str] = {}  # digests of the files of the user's modules, when imported
+
+
+def _as_it_is_now(module: ModuleType) -> ModuleType:
+    """Return a module with the code that its file holds, which a notebook's user may have edited.
+
+    The run's identity is made from the file, so that code of before must not train under it.
+    """
+    file = getattr(module, "__file__", None)
+    digest = hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""
+    if _imported.setdefault(module.__name__, digest) == digest:
+        return module
+    module = importlib.reload(module)
+    _imported[module.__name__] = digest
+    return module
+
+
+def said_norm(path: str, key: str = "norm._target_") -> str:
+    """Return what is at an import path as it is typed, which may be the name of a plug-in."""
+    return plugins.said(path, NORMS) if key == "norm._target_" else f"{key}={path}"
+
+
+def code_checksum(config: TrainConfig) -> str | None:
+    """Return a digest of the source files of the user's norm and model, None without either."""
+    targets = []
+    if config.norm.get("name") == CUSTOM:
+        targets.append(import_target(config.norm["_target_"]))
+    if config.model._target_ is not None:
+        targets.append(import_target(config.model._target_, "model._target_"))
+    return "-".join(filter(None, map(_source_digest, targets))) or None
+
+
+def _source_digest(target: Callable[..., Any]) -> str | None:
+    try:
+        source = inspect.getsourcefile(inspect.unwrap(target))
+    except TypeError:
+        source = None
+    return hashlib.sha256(Path(source).read_bytes()).hexdigest()[:16] if source else None
+
+
+def own_factory(path: str, options: dict[str, Any]) -> Callable[[int], nn.Module]:
+    """Return the callable that builds the norm at an import path with these options.
+
+    It raises ValueError, with the reason, for what cannot be built or is no nn.Module.
+    """
+    return factory_of(import_target(path), lambda: said_norm(path), options)
+
+
+def factory_of(
+    target: Callable[..., Any], said: Callable[[], str], options: dict[str, Any]
+) -> Callable[[int], nn.Module]:
+    """Return the callable that builds target(channels, **options); see `own_factory`.
+
+    said: gives what it is called in sentences.
+    """
+
+    def build(channels: int) -> nn.Module:
+        try:
+            layer = target(channels, **options)
+        except Exception as error:
+            typed = "".join(f", {k}={v}" for k, v in options.items())
+            raise ValueError(
+                f"{said()} raised {type(error).__name__} when called with ({channels}{typed}):"
+                f" {error}"
+            ) from error
+        if not isinstance(layer, nn.Module):
+            kind = type(layer).__name__
+            raise ValueError(f"{said()} must return an nn.Module, not {kind}")
+        return layer
+
+    return build
