@@ -101,6 +101,14 @@ def _one_of_several(argv: list[str], place: "Place") -> int:
 
 
 def _run(argv: list[str]) -> int:
+    try:
+        return _answer(argv)
+    except KeyboardInterrupt:  # also while the libraries are imported
+        print("gnexp: stopped; the same command goes on where this one ended", file=sys.stderr)
+        return 130
+
+
+def _answer(argv: list[str]) -> int:
     from gnexp import hydra_app
     from gnexp.config import Mistake
     from gnexp.parallel.launch import launched, with_devices
@@ -113,9 +121,6 @@ def _run(argv: list[str]) -> int:
         for sentence in str(mistake).splitlines():
             print(f"gnexp: {sentence}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("gnexp: stopped; the same command goes on where this one ended", file=sys.stderr)
-        return 130
 
 
 def _complete(line: str, argv: list[str]) -> int:

@@ -4,6 +4,7 @@ import contextlib
 import multiprocessing
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -69,6 +70,17 @@ class WorkerDied:
         self.why = f"its process ended {ending}"
 
 
+@contextlib.contextmanager
+def deaf_to_ctrl_c() -> Iterator[None]:
+    """Start processes that never see Ctrl-C, not even while they import: it is the parent's."""
+    resource_tracker.ensure_running()  # which the first start would do, and unblock the signal
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _send(connection: Connection, task: Any) -> None:
     """Send a task; a process that is gone already is noticed when its answer is read."""
     with contextlib.suppress(OSError):
@@ -78,14 +90,14 @@ def _send(connection: Connection, task: Any) -> None:
 def _start(context: Any, work: Work) -> tuple[Any, Connection]:
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(theirs, work), daemon=True)
-    process.start()
+    with deaf_to_ctrl_c():
+        process.start()
     theirs.close()  # or the end of the process would not close the pipe
     return process, ours
 
 
 def _serve(connection: Connection, work: Work) -> None:
-    """Answer tasks until None comes; Ctrl-C is the parent's to handle."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Answer tasks until None comes."""
     import torch
 
     # Two default OpenMP threads beside another busy process are many times slower than one.

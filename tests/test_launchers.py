@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import functools
 import ipaddress
 import json
 import os
@@ -275,7 +276,12 @@ def test_ctrl_c_ends_the_jobs_and_the_same_command_goes_on(workdir):
     command = [sys.executable, "-m", "gnexp", "train", "-m", *words, "norm=bn,gn", SUBMITIT]
     with open(workdir / "out.txt", "w") as kept:
         process = subprocess.Popen(
-            [*command, "epochs=100000"], stdout=kept, stderr=kept, start_new_session=True
+            [*command, "epochs=100000"],
+            stdout=kept,
+            stderr=kept,
+            start_new_session=True,
+            # Whoever starts the tests in the background has Ctrl-C ignored, which is inherited.
+            preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         )
     try:
         while len(list(workdir.glob("results/main/*/metrics.csv"))) < 2:

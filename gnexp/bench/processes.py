@@ -1,14 +1,13 @@
 """Fresh processes that measure at the same time, in step: no clock starts before all are warm."""
 
 import multiprocessing
-import signal
 import traceback
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
 from gnexp.bench.window import Neighbours
-from gnexp.workers import WorkerDied
+from gnexp.workers import WorkerDied, deaf_to_ctrl_c
 
 Work = Callable[[Any, Neighbours], Any]
 
@@ -29,7 +28,8 @@ def measure_together(work: Work, tasks: Sequence[Any]) -> list[Any]:
             ours, theirs = context.Pipe()
             # Not a daemon: a loader must be able to have workers of its own.
             process = context.Process(target=_serve, args=(theirs, work, task))
-            process.start()
+            with deaf_to_ctrl_c():
+                process.start()
             theirs.close()
             crew.append((process, ours))
         while True:
@@ -81,8 +81,7 @@ class _Crew(Neighbours):
 
 
 def _serve(connection: Connection, work: Work, task: Any) -> None:
-    """Do the task and send its result; Ctrl-C is the parent's to handle."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Do the task and send its result."""
     # As in a user's own program: a loader would start its workers by "spawn", as we were started.
     multiprocessing.set_start_method(None, force=True)
     try:
