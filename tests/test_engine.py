@@ -146,6 +146,20 @@ def test_twenty_updates_of_a_stack_are_those_of_each_model_alone(norm, batch):
         assert distance(ours, theirs) < FLOAT64
 
 
+@pytest.mark.parametrize("norm", EVERY)
+def test_a_stack_that_goes_on_from_stored_states_ends_as_one_that_never_stopped(norm):
+    x, y = data(3, UPDATES, 4)
+    whole = train(stacked([net(norm, r) for r in range(3)], 4, lrs=LRS), x, y, LRS)
+    first = stacked([net(norm, r) for r in range(3)], 4, lrs=LRS)
+    train(first, x[:, :7], y[:, :7], LRS)
+    states = [copy.deepcopy(first.state(r)) for r in range(3)]
+    second = stacked([net(norm, r + 5) for r in range(3)], 4, lrs=LRS)  # other weights until loaded
+    for r, state in enumerate(states):
+        second.load(r, state)
+    for ours, theirs in zip(train(second, x[:, 7:], y[:, 7:], LRS), whole, strict=True):
+        assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
+
+
 @pytest.mark.parametrize("model", ["resnet18", "resnet50"])
 def test_projection_shortcuts_and_bottlenecks_stack_too(model):
     x, y = data(2, UPDATES, 2)

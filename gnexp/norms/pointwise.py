@@ -25,8 +25,9 @@ class PixelLayerNorm2d(ReplicatedNorm):
         self.add_affine()
 
     def normalize(self, x_NRCHW: Tensor) -> Tensor:
-        variance, mean = torch.var_mean(x_NRCHW, dim=2, correction=0, keepdim=True)
-        return self.affine((x_NRCHW - mean) * (variance + self.eps).rsqrt())
+        centered = x_NRCHW - x_NRCHW.mean(dim=2, keepdim=True)
+        variance = centered.square().mean(dim=2, keepdim=True)  # var_mean: 6 times the time
+        return self.affine(centered * (variance + self.eps).rsqrt())
 
 
 class PixelRMSNorm2d(ReplicatedNorm):
