@@ -427,9 +427,13 @@ def _unknown_option(key: str, command: str, arguments: Sequence[str]) -> str:
     own = "a norm of your own takes any, with norm._target_=my_pkg.MyNorm"
     if not options[name]:
         return f"{key} is not an option of norm={name}, which has none; {own}"
-    valid = [*options[name], *(["groups", "channels_per_group"] if name in TAKES_GROUPS else [])]
+    valid = options[name]
+    if name in TAKES_GROUPS and "group" in key:
+        valid = [*valid, "groups", "channels_per_group"]
+    bare = {word.removeprefix("norm."): word for word in valid}
+    near = bare[_nearest(key.removeprefix("norm."), list(bare))]
     return (
-        f"{key} is not an option of norm={name}; did you mean {_nearest(key, valid)}?"
+        f"{key} is not an option of norm={name}; did you mean {near}?"
         f" Valid: {', '.join(valid)}; {own}"
     )
 

@@ -106,7 +106,7 @@ def _located(path: str) -> tuple[Path, int | None]:
     if inner:
         near = os.path.join(path, inner[0])
         raise ValueError(
-            f"init_from={path} is a study of {len(inner)} runs; name one of them, such as"
+            f"init_from={path} is a study, not a run; name one of its {len(inner)}, such as"
             f" init_from={near}"
         )
     raise ValueError(
@@ -154,6 +154,7 @@ def _load(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises anything at all
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = reason.partition(". ")[0]  # what follows is PyTorch's advice about its own calls
         raise ValueError(
             f"init_from={path} cannot be read as tensors ({reason}); save weights with"
             " torch.save(model.state_dict(), FILE)"

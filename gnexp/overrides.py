@@ -31,6 +31,9 @@ def overrides(config: Mapping[str, Any] | Sequence[str]) -> list[str]:
     """
     if isinstance(config, str):
         raise Mistake(f"config={config!r} must be a dict, or a list of words such as [{config!r}]")
+    if not isinstance(config, Mapping | Sequence):
+        kind = type(config).__name__
+        raise Mistake(f"config={config!r} is of type {kind}: give a dict, or a list of words")
     if not isinstance(config, Mapping):
         if wrong := [word for word in config if not isinstance(word, str)]:
             raise Mistake(f"config holds {wrong[0]!r}: a list must be of words, such as 'norm=gn'")
@@ -71,6 +74,8 @@ def _of_section(section: str, values: Mapping[str, Any]) -> Iterator[tuple[str, 
         if "_target_" not in values:
             yield section, name
     for key, value in values.items():
+        if key == "_target_" and callable(value):
+            value = import_path(section, value)
         yield f"{section}.{key}", value
 
 

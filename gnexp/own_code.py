@@ -21,7 +21,7 @@ def import_target(path: str, key: str = "norm._target_") -> Callable[..., Any]:
 
     key: under which it was typed. Raises ValueError naming the path and what is missing.
     """
-    module_name, _, attribute = path.rpartition(".")
+    module_name, _, attribute = str(path).rpartition(".")
     if not module_name:
         example = "my_pkg.MyNorm" if key.startswith("norm") else "my_pkg.Net"
         raise ValueError(f"{key}={path} must be MODULE.NAME, such as {example}")
@@ -29,10 +29,10 @@ def import_target(path: str, key: str = "norm._target_") -> Callable[..., Any]:
     if here not in sys.path:
         sys.path.insert(0, here)
     try:
-        module = _as_it_is_now(importlib.import_module(module_name))
+        module = _as_it_is_now(importlib.import_module(module_name), attribute)
     except ImportError as error:
         raise ValueError(f"{said_norm(path, key)} cannot be imported: {error}") from error
-    except Exception as error:  # whatever the user's module does when it is imported
+    except (Exception, SystemExit) as error:  # whatever the user's module does when imported
         name = type(error).__name__
         raise ValueError(f"{said_norm(path, key)}: importing it raised {name}: {error}") from error
     if not hasattr(module, attribute):
@@ -45,18 +45,28 @@ def import_target(path: str, key: str = "norm._target_") -> Callable[..., Any]:
 _imported: dict[str, str] = {}  # digests of the files of the user's modules, when imported
 
 
-def _as_it_is_now(module: ModuleType) -> ModuleType:
+def _as_it_is_now(module: ModuleType, attribute: str) -> ModuleType:
     """Return a module with the code that its file holds, which a notebook's user may have edited.
 
-    The run's identity is made from the file, so that code of before must not train under it.
+    So too the module that the attribute is defined in, where that is another. The run's identity is
+    made from the file, so that code of before must not train under it.
     """
+    _reload_if_edited(module)
+    home = sys.modules.get(getattr(getattr(module, attribute, None), "__module__", None) or "")
+    if home and home is not module and _reload_if_edited(home):
+        importlib.reload(module)
+    return module
+
+
+def _reload_if_edited(module: ModuleType) -> bool:
+    """Import a module anew, in place, if its file is another than it was; return whether it was."""
     file = getattr(module, "__file__", None)
     digest = hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""
-    if _imported.setdefault(module.__name__, digest) == digest:
-        return module
-    module = importlib.reload(module)
-    _imported[module.__name__] = digest
-    return module
+    edited = _imported.setdefault(module.__name__, digest) != digest
+    if edited:
+        importlib.reload(module)
+        _imported[module.__name__] = digest
+    return edited
 
 
 def said_norm(path: str, key: str = "norm._target_") -> str:
@@ -68,17 +78,18 @@ def code_checksum(config: TrainConfig) -> str | None:
     """Return a digest of the source files of the user's norm and model, None without either."""
     targets = []
     if config.norm.get("name") == CUSTOM:
-        targets.append(import_target(config.norm["_target_"]))
+        targets.append((config.norm["_target_"], "norm._target_"))
     if config.model._target_ is not None:
-        targets.append(import_target(config.model._target_, "model._target_"))
-    return "-".join(filter(None, map(_source_digest, targets))) or None
+        targets.append((config.model._target_, "model._target_"))
+    return "-".join(filter(None, (_source_digest(*target) for target in targets))) or None
 
 
-def _source_digest(target: Callable[..., Any]) -> str | None:
+def _source_digest(path: str, key: str) -> str | None:
+    target = import_target(path, key)
     try:
         source = inspect.getsourcefile(inspect.unwrap(target))
-    except TypeError:
-        source = None
+    except TypeError:  # of a functools.partial, or an object with __call__: where it is made
+        source = getattr(sys.modules[path.rpartition(".")[0]], "__file__", None)
     return hashlib.sha256(Path(source).read_bytes()).hexdigest()[:16] if source else None
 
 

@@ -222,6 +222,8 @@ REFUSED = [
     ({"hydra/launcher": "joblib"}, "hydra/launcher=joblib is for the command line"),
     (["--help"], "--help is for the command line: gnexp train --help"),
     (["norm=gn", 3], "config holds 3: a list must be of words"),
+    (3, "config=3 is of type int: give a dict, or a list of words"),
+    ({"norm": None}, "norm=null is unknown; did you mean"),
     ("norm=gn", "config='norm=gn' must be a dict, or a list of words such as ['norm=gn']"),
 ]
 
@@ -248,6 +250,8 @@ def test_a_mistake_is_raised_with_one_sentence_and_nothing_is_written(config, se
         ({"norm": {"name": "custom", "_target_": "a.B", "k": 1}},
          ["norm._target_=a.B", "norm.k=1"]),
         ({"norm": nn.Identity}, ["norm._target_=torch.nn.modules.linear.Identity"]),
+        ({"norm": {"_target_": nn.Identity, "k": 1}},
+         ["norm._target_=torch.nn.modules.linear.Identity", "norm.k=1"]),
         ({"together": [{"batch": 1, "lr": 0.1}, {"batch": 2}]},
          ["together={batch:1,lr:0.1},{batch:2}", "-m"]),
         ({"model.options": {"depth": [2, 2], "stem": "deep"}},
@@ -344,7 +348,7 @@ def test_options_of_a_class_under_check_are_given_to_it_and_shown(workdir):
         (Plain, {"claims": ["cor"]}, "claims=[cor] is unknown; did you mean core?"),
         (Plain, {"draws": 1}, "draws=1 must be a whole number of at least 4"),
         (Plain, {"reference": "gm"}, "reference=gm is unknown; did you mean gn?"),
-        ("gn", {"power": 2}, "norm.power is not an option of this norm"),
+        ("gn", {"power": 2}, "norm.power is not an option of norm=gn; did you mean norm.eps?"),
     ],
 )
 def test_what_cannot_be_checked_is_refused_with_the_reason(module, keys, sentence, workdir):

@@ -339,11 +339,15 @@ def test_groups_that_do_not_divide_are_refused_with_the_layer_and_the_valid_valu
         ({"affine": "drop"}, "affine=drop is unknown"),
         ({"eps": "old"}, "eps=old must be"),
         ({"epsilon": 1e-3}, "epsilon is not an option of norm=gn; nearest: eps"),
+        ({"leave": "norm"}, "leave=norm is not the name of a module"),
+        ({"norm": 3}, "norm=3 must be a name, or a function"),
+        ({"norm": lambda channels: channels}, "layer .*: norm must build an nn.Module, not int"),
+        ({"model": 3}, "model must be an nn.Module, not int"),
     ],
 )
 def test_bad_arguments_get_a_sentence(words, why):
     with pytest.raises(ValueError, match=why):
-        convert(small(), **words)
+        convert(words.pop("model", None) or small(), **words)
 
 
 def test_only_the_kinds_that_are_named_are_replaced():

@@ -217,6 +217,9 @@ def test_a_damaged_file_of_weights_is_refused_and_named(gnexp, source):
     answer = gnexp("train", *TUNE, f"init_from={source}")
     assert answer.code == 2
     assert f"{source}/checkpoint.pt cannot be read as tensors" in answer.err
+    answer = gnexp("train", *TUNE, f"init_from={source}/result.json")
+    assert answer.code == 2
+    assert "cannot be read as tensors (Weights only load failed); save weights" in answer.err
 
 
 def test_a_run_is_named_by_the_weights_and_not_by_where_they_lie(gnexp, source):
@@ -293,7 +296,8 @@ def test_a_seed_that_the_source_lacks_is_refused_and_one_can_stand_for_all(gnexp
     assert "/seed-1: " in gnexp("train", *TUNE, one, "seeds=[1,4]", "force=true").out
     answer = gnexp("train", *TUNE, f"init_from={source}/seed-3")
     assert "have finished seed-0, seed-1" in answer.err
-    assert "is a study of 1 runs" in gnexp("train", *TUNE, f"init_from={source.parent}").err
+    answer = gnexp("train", *TUNE, f"init_from={source.parent}")
+    assert "is a study, not a run; name one of its 1" in answer.err
 
 
 @pytest.mark.parametrize("norm", ["bn", "bn_frozen"])

@@ -51,6 +51,24 @@ def broken(num_classes):
 
 def nothing(num_classes):
     return "a string"
+
+class Tokens(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.patches = nn.Conv2d(3, 8, 8, stride=8)
+        self.norm, self.fc = nn.LayerNorm(8), nn.Linear(8, num_classes)
+
+    def forward(self, x):
+        return self.fc(self.norm(self.patches(x).flatten(2).transpose(1, 2)).mean(dim=1))
+
+class OfItsOwn(nn.BatchNorm2d):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+class Subclassed(Net):
+    def __init__(self, num_classes):
+        super().__init__(num_classes=num_classes)
+        self.bn1 = OfItsOwn(8)
 '''
 
 
@@ -240,7 +258,7 @@ def test_the_report_says_what_became_of_every_layer(own):
         ((*RESNET, "norm=bn", "batch=1"), "layer layer4.0.bn1 has one value per statistic"),
         (("model=torchvision", "model.name=vgg11"), "has no normalization layer that norm= could"),
         (
-            ("model=torchvision", "model.name=inception_v3", "model.options={init_weights:false}"),
+            ("model=torchvision", "model.name=inception_v3"),  # which warns of another default
             "does not take images of 32x32 pixels",
         ),
         (
@@ -251,6 +269,8 @@ def test_the_report_says_what_became_of_every_layer(own):
         (("model._target_=own_models.Nett",), "model._target_=own_models.Nett: own_models has no"),
         (("model._target_=Net",), "model._target_=Net must be MODULE.NAME, such as my_pkg.Net"),
         (("model._target_=own_models.broken",), "raised RuntimeError: out of paint"),
+        (("model._target_=own_models.Tokens",), "as (N, T, C); choose another"),
+        (("model._target_=own_models.Subclassed",), "a BatchNorm2d with a forward of its own"),
         (("model._target_=own_models.nothing",), "must build an nn.Module, not str"),
         (("model._target_=own_models.nine",), "returns a tensor (2, 9) for 2 images"),
         (("model=tiny", "model._target_=own_models.Net"), "exclude each other"),
@@ -262,6 +282,8 @@ def test_bad_input_gets_one_sentence_and_leaves_nothing(gnexp, own, words, sente
     assert answer.code == 2
     assert sentence in answer.err
     assert len(answer.err.strip().splitlines()) == 1
+    assert "only=" not in answer.err  # of `gnexp.convert`, and no key here
+    assert "leave=" not in answer.err
     assert not Path("results").exists()
 
 

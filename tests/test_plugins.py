@@ -1,6 +1,6 @@
 """Norms that other packages register are norms like any other, and bad ones harm nobody else."""
 
-import importlib
+import importlib.util
 import itertools
 import re
 import sys
@@ -175,7 +175,7 @@ def test_an_option_that_only_the_plug_in_takes_is_refused_for_its_neighbour(gnex
     install({"root": "MODULE:Root"})
     answer = gnexp("train", "-m", "norm=gn,root", "norm.power=3", *TINY)
     assert answer.code == 2
-    assert "power is not an option of norm=gn; nearest: " in answer.err
+    assert "norm.power is not an option of norm=gn; did you mean norm.eps?" in answer.err
     assert len(answer.err.splitlines()) == 1
     assert not Path("results").exists()
 
@@ -314,6 +314,66 @@ def test_an_edited_norm_is_imported_anew_in_the_same_process(gnexp, install):
     answer = gnexp("train", "norm=root", *TINY)
     assert answer.code == 2
     assert "returns a tuple in training, not one tensor" in answer.err
+
+
+def test_an_edited_norm_that_another_module_hands_on_is_imported_anew_too(gnexp, install, workdir):
+    module = install({})
+    (workdir / "hands_on.py").write_text(f"from {module} import Root\n")
+    try:
+        assert gnexp("train", "norm._target_=hands_on.Root", *TINY).code == 0
+        path = Path(sys.modules[module].__file__)
+        path.write_text(path.read_text() + "\nRoot.forward = Pair.forward  # edited\n")
+        answer = gnexp("train", "norm._target_=hands_on.Root", *TINY)
+        assert answer.code == 2
+        assert "returns a tuple in training, not one tensor" in answer.err
+    finally:
+        sys.modules.pop("hands_on", None)
+
+
+def test_the_file_of_a_partial_is_part_of_the_runs_identity(install):
+    from gnexp.config import TrainConfig
+    from gnexp.own_code import code_checksum
+
+    module = install({})
+    path = Path(importlib.util.find_spec(module).origin)
+    path.write_text(NORMS + "\nimport functools\n\nCubic = functools.partial(Root, power=3)\n")
+    config = TrainConfig(norm={"name": "custom", "_target_": f"{module}.Cubic"})
+    before = code_checksum(config)
+    path.write_text(path.read_text() + "# edited\n")
+    assert before
+    assert before != code_checksum(config)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("norm=frn norm.momentum=1", "option of norm=frn; did you mean norm.eps? Valid: norm.eps;"),
+        ("norm.momentum=1", "of norm=gn; did you mean norm.eps? Valid: norm.eps;"),
+        ("norm=gn norm.num_groups=4", "is not an option of norm=gn; did you mean groups?"),
+        ("norm=brn norm.rmaxx=1", "option of norm=brn; did you mean norm.rmax?"),
+        ("norm=none norm.eps=1", "norm.eps is not an option of norm=none, which has none"),
+        ("-m norm=bn,gn norm.momentum=0.1", "norm.momentum is not an option of norm=gn"),
+        ("norm=gn +norm.epsi=1", "norm.epsi is not an option of norm=gn; did you mean norm.eps?"),
+        ("-m norm=root,gn norm.power=3", "norm.power is not an option of norm=gn"),
+        ("norm=null", "norm=null is unknown; did you mean"),
+        ("experiment=null", "experiment=null is unknown; did you mean"),
+        ("norm._target_=null", "norm._target_=None must be MODULE.NAME"),
+    ],
+)
+def test_a_mistake_about_a_norm_names_what_that_norm_takes(words, said, gnexp, install, workdir):
+    install({"root": "MODULE:Root"})
+    answer = gnexp("train", *words.split(), *TINY)
+    assert answer.code == 2
+    assert said in answer.err
+    assert len(answer.err.splitlines()) == 1
+    assert not (workdir / "results").exists()
+
+
+def test_a_module_that_exits_when_it_is_imported_is_refused(gnexp, workdir):
+    (workdir / "exits.py").write_text("import sys\n\nsys.exit(7)\n")
+    answer = gnexp("train", "norm._target_=exits.Norm", *TINY)
+    assert answer.code == 2
+    assert "norm._target_=exits.Norm: importing it raised SystemExit: 7" in answer.err
 
 
 def test_the_page_on_a_norm_of_ones_own_is_true(gnexp, workdir, install):

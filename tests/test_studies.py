@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import itertools
 import json
 import os
 import signal
@@ -184,8 +185,11 @@ class Stop(BaseException):
     """What no `except Exception` catches, as a kill would not."""
 
 
-@pytest.mark.parametrize("norm", ["bn", "gn"])
-@pytest.mark.parametrize("at", [1, 2, 4])
+@pytest.mark.parametrize(
+    ("norm", "at"),
+    # The last two read in training what earlier passes left; tests/test_engine.py has every norm.
+    [*itertools.product(("bn", "gn"), (1, 2, 4)), ("brn", 1), ("online", 1)],
+)
 def test_a_run_stopped_within_an_epoch_goes_on_from_there(gnexp, monkeypatch, norm, at):
     words = [w for w in QUICK if not w.startswith(("data.train_limit", "batch"))]
     words += ["data.train_limit=640", "batch=32", f"norm={norm}", "seeds=2", "stack=2"]

@@ -27,7 +27,8 @@ def status(config: StatusConfig) -> int:
         at_work = {seed.holder for seeds in states.values() for seed in seeds if seed.holder}
         who = f"with {len(at_work)} at work" if at_work else "nobody is at work on it"
         print(f"{'time left unknown' if left is None else f'about {duration(left)} left'}, {who}")
-    if counts["failed"]:
+    failed = (s for seeds in states.values() for s in seeds if s.state == "failed")
+    if not all(seed.again for seed in failed):
         print("what failed is tried again by the same command with retry=failed")
     return 0
 

@@ -51,9 +51,9 @@ def convert(
     of functions that normalize are found, layer norms over the last axis are understood, and the
     result is tried; strongly advised. only: kinds to replace, of "batch", "group", "instance",
     "layer" (on feature maps), "tokens" (layer norms of (N, T, C)); default: all but tokens.
-    leave: names of modules that stay. affine: "keep" copies gamma and beta where both layers have
-    one per channel, "reset" does not. eps: None is the norm's own, "keep" that of each old layer.
-    inplace: change this model, not a copy.
+    leave: names of modules that stay, or one. affine: "keep" copies gamma and beta where both
+    layers have one per channel, "reset" does not. eps: None is the norm's own, "keep" that of each
+    old layer. inplace: change this model, not a copy.
 
     Running statistics go to a layer that keeps the same ones. Device, dtype, training flag and
     requires_grad are those of the old layer. A norm that carries its activation replaces the one
@@ -64,6 +64,12 @@ def convert(
     anything is changed: channels that the groups do not divide, unknown kinds of norms, functions
     that normalize, scripted, fused and quantized modules.
     """
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model must be an nn.Module, not {type(model).__name__}")
+    if not isinstance(norm, str) and not callable(norm):
+        raise ValueError(
+            f"norm={norm!r} must be a name, or a function from a number of channels to a layer"
+        )
     if affine not in ("keep", "reset"):
         raise ValueError(f"affine={affine} is unknown; valid: keep, reset")
     if isinstance(eps, str) and eps != "keep":
@@ -162,10 +168,15 @@ def replace_norms(
 
 
 def _named(site: Site, build: Factory) -> nn.Module:
+    where = f"layer {site.name or '(the model)'}"
     try:
-        return build(site.channels)
+        layer = build(site.channels)
     except ValueError as error:
-        raise ValueError(f"layer {site.name or '(the model)'}: {error}") from None
+        raise ValueError(f"{where}: {error}") from None
+    if not isinstance(layer, nn.Module):
+        kind = type(layer).__name__
+        raise ValueError(f"{where}: norm must build an nn.Module, not {kind}")
+    return layer
 
 
 def _put(model: nn.Module, name: str, layer: nn.Module) -> nn.Module:
@@ -312,16 +323,19 @@ def standardize_before(model: nn.Module, sites: Sequence[Site]) -> list[str]:
     return [f"the filters of {len(found)} convolutions right before a norm are standardized"]
 
 
-def try_example(model: nn.Module, found: Found, example: Any) -> None:
-    """Pass the example through the converted model; nothing of the old norms may be reached."""
+def try_example(model: nn.Module, found: Found, example: Any, advice: bool = True) -> None:
+    """Pass the example through the converted model; nothing of the old norms may be reached.
+
+    advice: as in `find_norms`.
+    """
     names = {site.name for site in found.sites} | {left.name for left in found.left}
     try:
         traced = trace(model, names, example)
     except Exception as error:
         first = (str(error).splitlines() or [""])[0]
         raise ValueError(
-            f"the converted model does not take the example: {type(error).__name__}: {first}; name"
-            " the layer it concerns in leave="
+            f"the converted model does not take the example: {type(error).__name__}: {first}"
+            + ("; name the layer it concerns in leave=" if advice else "")
         ) from error
     if traced.strays:
         name, called = traced.strays[0]

@@ -8,6 +8,7 @@ Shapes: N examples, K classes, C channels, H and W pixels.
 
 import copy
 import inspect
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
@@ -78,14 +79,18 @@ def build_foreign(
 ) -> nn.Module:
     """Return construct(num_classes=..., **options).
 
-    label: what people call it, such as "model.name=resnet50". always: pass `num_classes`, rather
-    than only to what takes it. Raises ValueError with what the constructor raised.
+    label: what people call it, such as "model.name=resnet50". always: it is a library's: pass
+    `num_classes`, rather than only to what takes it, and do not let it warn. Raises ValueError with
+    what the constructor raised.
     """
     words = dict(options)
     if always or _takes(construct, "num_classes"):
         words["num_classes"] = num_classes
     try:
-        model = construct(**words)
+        with warnings.catch_warnings():
+            if always:  # of defaults to come, such as how it draws weights that are drawn anew
+                warnings.simplefilter("ignore")
+            model = construct(**words)
     except Exception as error:
         typed = ", ".join(f"{key}={value}" for key, value in words.items())
         raise ValueError(
@@ -114,7 +119,7 @@ def examine(model: nn.Module, shape: Sequence[int], num_classes: int, label: str
     for training in (False, True):
         _require_logits(model, x_NCHW, num_classes, label, training)
     try:
-        found = find_norms(model, x_NCHW)
+        found = find_norms(model, x_NCHW, advice=False)
     except ValueError as error:
         raise ValueError(f"{label}: {error}") from None
     if not found.sites:
@@ -175,7 +180,7 @@ def with_norms(
     lines = out_of_place(model)
     model, replaced, notes = replace_norms(model, found, build, affine="reset")
     notes += standardize_before(model, found.sites) if weight_standardization else []
-    try_example(model, found, _images(shape))
+    try_example(model, found, _images(shape), advice=False)
     return model, [*map(str, replaced), *map(str, found.left), *lines, *notes]
 
 

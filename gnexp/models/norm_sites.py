@@ -56,15 +56,18 @@ def find_norms(
     *,
     only: str | Sequence[str] | None = None,
     leave: Collection[str] = (),
+    advice: bool = True,
 ) -> Found:
     """Return the normalization layers of a model; nothing is changed.
 
     example: an input, passed through a copy, in both modes: it finds calls of functions that
     normalize, and shows what layer norms act on. only: kinds to replace, of KINDS; by default all
-    but "tokens". leave: names of layers that stay. Raises ValueError, naming the module, for what
-    may normalize and is not known.
+    but "tokens". leave: names of layers that stay, or one. advice: whether sentences name only=
+    and leave=, for who can type them. Raises ValueError, naming the module, for what may normalize
+    and is not known.
     """
     kinds = _kinds(only)
+    leave = (leave,) if isinstance(leave, str) else leave
     modules = _by_identity(model)
     unknown = [name for name in leave if name not in {n for names, _ in modules for n in names}]
     if unknown:
@@ -77,7 +80,8 @@ def find_norms(
             source = None if reason or {*names} & {*leave} else source_of(module)
         except ValueError as error:
             raise ValueError(
-                f"{names[0] or 'the model'} {error}. leave=[{names[0]!r}] leaves it as it is"
+                f"{names[0] or 'the model'} {error}"
+                + (f". leave=[{names[0]!r}] leaves it as it is" if advice else "")
             ) from None
         if source or reason or {*names} & {*leave}:
             known[names[0]] = (names, module, source, reason or "it is named in leave=")
@@ -93,7 +97,9 @@ def find_norms(
     sites, left = [], []
     for names, module, source, reason in known.values():
         old = type(module).__name__
-        found = reason if source is None else _site(names, module, source, traced, kinds)
+        found = reason
+        if source is not None:
+            found = _site(names, module, source, traced, kinds, advice)
         if isinstance(found, str):
             left.append(Left(names[0], old, found))
         else:
@@ -141,6 +147,7 @@ def _site(
     source: Source,
     traced: Traced | None,
     kinds: tuple[str, ...],
+    advice: bool,
 ) -> Site | str:
     """Return a layer that can be replaced, or why it is left."""
     channels = channels_of(module)
@@ -155,7 +162,8 @@ def _site(
             return f"its input {seen[0]} has no axis of examples before the channels"
         if any(len(shape) != 4 for shape in seen):
             if TOKENS not in kinds:
-                return f"it acts on tokens, input {seen[0]} as (N, T, C); only={TOKENS} includes it"
+                includes = f"; only={TOKENS} includes it" if advice else ""
+                return f"it acts on tokens, input {seen[0]} as (N, T, C){includes}"
         elif source.family not in kinds:
             return f"only= does not name {source.family}"
     elif source.family not in kinds:
