@@ -63,19 +63,21 @@ def _data_text(config: TrainConfig) -> str:
 def single_line(run: PlannedRun, steps: list[Step], workers: int) -> str:
     """Return the line that says what will run and about how long it takes."""
     config = run.config
-    images = build.images_of(config.data)
     parameters = sum(p.numel() for p in networks.seeded_model(config, 2, 0).parameters())
-    used = build.recipe(config).examples_per_epoch(len(images.x_train))
-    updates = config.updates or config.epochs * used // config.update_batch
     accumulated = f" on each of {config.devices} devices" if config.devices > 1 else ""
     if config.update_batch != config.batch:
         accumulated += f" in updates of {config.update_batch}"
     return (
         f"{_device_text(config, workers)} | {_data_text(config)} | {config.model.name} with"
         f" {describe_norm(config)}, {parameters:,} parameters | batch {config.batch}{accumulated},"
-        f" {config.epochs} epoch{'s' * (config.epochs > 1)}, {updates:,} updates"
+        f" {config.epochs} epoch{'s' * (config.epochs > 1)}, {_updates(config):,} updates"
         f"{_seeds_text(steps)}{_expected_text(config, steps, workers)}"
     )
+
+
+def _updates(config: TrainConfig) -> int:
+    used = build.recipe(config).examples_per_epoch(len(build.images_of(config.data).x_train))
+    return config.updates or config.epochs * used // config.update_batch
 
 
 def _seeds_text(steps: list[Step]) -> str:
@@ -111,8 +113,8 @@ def _expected_text(config: TrainConfig, steps: list[Step], workers: int) -> str:
 def _expected_time(config: TrainConfig, size: int, limit_s: float = 0.25) -> float:
     """Return the seconds that `size` seeds in a step will take, from about `limit_s` of updates.
 
-    They are made by throw-away copies. An evaluation is counted as a third of training its images
-    in large batches.
+    They are made by throw-away copies, and are never more than the training has. An evaluation is
+    counted as a third of training its images in large batches.
     """
     images = build.device_images(config.data, build.pick_device(config.device))
     models = [networks.seeded_model(config, len(images.classes), seed) for seed in range(size)]
@@ -127,7 +129,7 @@ def _expected_time(config: TrainConfig, size: int, limit_s: float = 0.25) -> flo
         at = index % y.shape[1]
         step.run(x[:, at : at + 1], y[:, at : at + 1], [[0.0] * size])
         updates = index + 1 - WARM_UP
-        if updates > 2 and time.perf_counter() - start > limit_s:
+        if updates > 2 and (time.perf_counter() - start > limit_s or updates >= _updates(config)):
             break
     per_image = (time.perf_counter() - start) / updates / timed.update_batch
     tested = len(images.x_test) * image_cost(CHUNK) / image_cost(config.update_batch) / 3
