@@ -88,12 +88,6 @@ SETUPS = (
         share=3,
     ),
     Setup(
-        "diverges",
-        "two rates in a step, of which one diverges in its first epoch",
-        ("train", *SMALL, "epochs=2", "norm=gn", "lr=[0.1,1e30]", "workers=1"),
-        share=2,
-    ),
-    Setup(
         "blocks",
         "checkpoints within epochs",
         ("train", *LONG, "epochs=2", "norm=bn", "batch=2", "seeds=2", "workers=1"),

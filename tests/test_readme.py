@@ -32,6 +32,11 @@ def test_every_key_in_the_table_of_the_readme_exists():
     assert set(keys) <= known
 
 
+def test_the_readme_names_every_preset_and_no_other():
+    (row,) = [line for line in README.splitlines() if line.startswith("| `experiment` |")]
+    assert sorted(re.findall(r"`([a-z_]+)`", row.split("|")[2])) == PRESETS
+
+
 def test_the_norm_of_ones_own_in_the_readme_trains(gnexp, workdir):
     code = re.search(r"```python\n(# my_norm.py.*?)```", README, re.DOTALL)[1]
     (workdir / "my_norm.py").write_text(code)
