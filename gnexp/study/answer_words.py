@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from gnexp.study.cells import NORM_LABELS, Cell, Series
+from gnexp.study.cells import NORM_LABELS, Cell, Series, as_typed
 from gnexp.study.comparisons import Setting, Versus
 from gnexp.study.inference import TOO_FEW as TOO_FEW
 
@@ -120,6 +120,6 @@ def setting(one: Setting, among: Sequence[Setting]) -> str:
     told = []
     for key, value in one.key.items():
         if len({repr(other.key.get(key)) for other in among}) > 1:
-            value = "equal to the batch" if value == "= batch" else value
+            value = "equal to the batch" if value == "= batch" else as_typed(value)
             told.append(f"{'update batch' if key == 'update' else key} {value}")
     return f"With {spelled(told)}" if told else "In the setting with most cells"

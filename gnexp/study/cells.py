@@ -238,9 +238,15 @@ def series_label(key: Mapping[str, Any], keys: list[Mapping[str, Any]]) -> str:
         among = [k for k in keys if not of_the_norm or k["norm"] == key["norm"]]
         if column not in told and len({key_text(other.get(column)) for other in among}) > 1:
             name = column.removeprefix("norm.")
-            shown = f"{value:.4g}" if isinstance(value, float) else value
-            label += f", {name}{' ' if column == 'update' else '='}{shown}"
+            label += f", {name}{' ' if column == 'update' else '='}{as_typed(value)}"
     return label
+
+
+def as_typed(value: Any) -> str:
+    """Return a key's value as one types it: null, true, 0.1."""
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def norm_label(key: Mapping[str, Any]) -> str:
