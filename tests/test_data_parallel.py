@@ -142,8 +142,9 @@ def test_sums_of_loss_and_hits_are_those_of_all_devices(channel):
 def test_a_training_goes_on_from_its_state_as_if_it_had_not_stopped(channel):
     model = network("bn")
     x, y = updates(1, 6, images=4)
-    whole = trained_on_two(channel, [model], x, y)
+    whole = trained_on_two(channel, [model], x[:, :3], y[:, :3])
     first = trained_on_two(channel, [model], x[:, :3], y[:, :3])
+    whole.run(x[:, 3:], y[:, 3:], [[0.1]] * 3)  # sums of devices are added call by call
     again = ParallelStep(channel, [network("bn", seed=9)], 2, *OPTIONS.values())
     again.load(0, first.state(0))
     again.run(x[:, 3:], y[:, 3:], [[0.1]] * 3)
