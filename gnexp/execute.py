@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from gnexp import build
+from gnexp import build, own_code
 from gnexp.checkpoints import State, load_states
-from gnexp.config import as_dict
+from gnexp.config import as_dict, run_name
 from gnexp.provenance import now, provenance
 from gnexp.schedule import Replica, Step, step_of
 from gnexp.study.claims import Claim, holder
@@ -194,8 +194,21 @@ def _prepare(task: Task) -> None:
         run = Run(replica.folder)
         device = build.pick_device(replica.config.device)
         run.write_config(as_dict(replica.config))
-        run.write_provenance(provenance(device, task.command, task.started))
+        run.write_provenance(provenance(device, task.command, task.started, _code_of(replica)))
         run.set_status(replica.seed, "running", since=now())
+
+
+def _code_of(replica: Replica) -> dict[str, str]:
+    """Return the digests of the user's own norm and model, once seen to be those of the run."""
+    config = replica.config
+    if code := own_code.code_digests(config):
+        checksum = build.images_of(config.data).checksum
+        if run_name(config, checksum, own_code.code_checksum(config)) != replica.run:
+            raise ValueError(
+                f"the code of its {' or '.join(code)} was edited after this call had begun:"
+                " call again"
+            )
+    return code
 
 
 def _train(task: Task, emit: Emit, check: Callable[[], None]) -> None:

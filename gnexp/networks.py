@@ -203,5 +203,5 @@ def seeded_model(config: TrainConfig, num_classes: int, seed: int) -> nn.Module:
                 num_classes,
                 config.model.width,
             )
-    start(model, generator(seed, "initialization"), **asked)
+    start(model, generator(seed, "initialization"), norms=norm_sites(config), **asked)
     return model

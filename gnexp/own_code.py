@@ -1,9 +1,13 @@
 """The user's own code: how a norm or a model at an import path is imported, digested and built."""
 
+import functools
 import hashlib
-import importlib
+import importlib.machinery
 import inspect
+import os
 import sys
+import sysconfig
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -28,6 +32,7 @@ def import_target(path: str, key: str = "norm._target_") -> Callable[..., Any]:
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
+    _refuse_namesake(module_name, path, key)
     try:
         module = _as_it_is_now(importlib.import_module(module_name), attribute)
     except ImportError as error:
@@ -42,7 +47,20 @@ def import_target(path: str, key: str = "norm._target_") -> Callable[..., Any]:
     return found
 
 
+_IMPORTED_AT = time.time()
 _imported: dict[str, str] = {}  # digests of the files of the user's modules, when imported
+
+
+def _refuse_namesake(module_name: str, path: str, key: str) -> None:
+    """Refuse a module of this folder when another of its name, from elsewhere, is imported."""
+    top = module_name.split(".")[0]
+    known = getattr(sys.modules.get(top), "__file__", None)
+    found = known and importlib.machinery.PathFinder.find_spec(top, [str(Path.cwd())])
+    if found and found.origin and Path(found.origin).resolve() != Path(known).resolve():
+        raise ValueError(
+            f"{said_norm(path, key)}: {Path(found.origin).name} of this folder is not the {top}"
+            f" that was imported before, from {Path(known).parent}; rename one of them"
+        )
 
 
 def _as_it_is_now(module: ModuleType, attribute: str) -> ModuleType:
@@ -62,6 +80,11 @@ def _reload_if_edited(module: ModuleType) -> bool:
     """Import a module anew, in place, if its file is another than it was; return whether it was."""
     file = getattr(module, "__file__", None)
     digest = hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""
+    if file and module.__name__ not in _imported:  # a notebook may have imported it, then edited it
+        installed = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
+        changed = Path(file).stat().st_mtime > _process_began()
+        if changed and not installed & {str(parent) for parent in Path(file).parents}:
+            _imported[module.__name__] = ""
     edited = _imported.setdefault(module.__name__, digest) != digest
     if edited:
         importlib.reload(module)
@@ -69,19 +92,38 @@ def _reload_if_edited(module: ModuleType) -> bool:
     return edited
 
 
+@functools.cache
+def _process_began() -> float:
+    """Return when this process began, in seconds since the epoch; else when gnexp was imported."""
+    try:
+        ticks = float(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        uptime = float(Path("/proc/uptime").read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        return _IMPORTED_AT
+    return time.time() - uptime + ticks / os.sysconf("SC_CLK_TCK")
+
+
 def said_norm(path: str, key: str = "norm._target_") -> str:
     """Return what is at an import path as it is typed, which may be the name of a plug-in."""
     return plugins.said(path, NORMS) if key == "norm._target_" else f"{key}={path}"
 
 
+def code_digests(config: TrainConfig) -> dict[str, str]:
+    """Return {"norm": ..., "model": ...}: a digest of the source file of those that are own."""
+    targets = {"model": config.model._target_}
+    if config.norm.get("name") == CUSTOM:
+        targets = {"norm": config.norm["_target_"], **targets}
+    found = {
+        part: _source_digest(target, f"{part}._target_")
+        for part, target in targets.items()
+        if target is not None
+    }
+    return {part: digest for part, digest in found.items() if digest}
+
+
 def code_checksum(config: TrainConfig) -> str | None:
     """Return a digest of the source files of the user's norm and model, None without either."""
-    targets = []
-    if config.norm.get("name") == CUSTOM:
-        targets.append((config.norm["_target_"], "norm._target_"))
-    if config.model._target_ is not None:
-        targets.append((config.model._target_, "model._target_"))
-    return "-".join(filter(None, (_source_digest(*target) for target in targets))) or None
+    return "-".join(code_digests(config).values()) or None
 
 
 def _source_digest(path: str, key: str) -> str | None:

@@ -46,10 +46,12 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def provenance(device: torch.device, command: str, started: str) -> dict[str, object]:
+def provenance(
+    device: torch.device, command: str, started: str, code: dict[str, str] | None = None
+) -> dict[str, object]:
     """Return what a run's provenance.json holds; only `command` may name paths, as typed.
 
-    started: when the call began, see `now`.
+    started: when the call began, see `now`. code: digests of the user's own, by "norm", "model".
     """
     commit, dirty = _git()
     cuda = device.type == "cuda"
@@ -67,6 +69,7 @@ def provenance(device: torch.device, command: str, started: str) -> dict[str, ob
         "platform": f"{sys.platform} {platform.machine()}",
         "started": started,
         "command": command,
+        **({"code": code} if code else {}),
     }
 
 

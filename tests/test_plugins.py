@@ -1,5 +1,6 @@
 """Norms that other packages register are norms like any other, and bad ones harm nobody else."""
 
+import csv
 import importlib.util
 import itertools
 import re
@@ -12,8 +13,10 @@ import yaml
 from torch import nn
 
 import gnexp as api
+from gnexp.config import as_dict
 from gnexp.passport.claims import CLAIMS
 from gnexp.plugins import plugins
+from gnexp.study.report import build_report
 
 README = (Path(__file__).resolve().parent.parent / "README.md").read_text()
 TINY = ("model=resnet8", "model.width=8", "data.train_limit=40", "data.test_limit=20")
@@ -143,6 +146,11 @@ def install(tmp_path, monkeypatch):
 def no_report_after_a_grid(monkeypatch):
     """Figures take seconds, and are the same whatever norm they are of."""
     monkeypatch.setattr("gnexp.commands.train.make_report", lambda *args: "")
+
+
+def read_csv(path: Path) -> list[dict]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def stored_norms() -> list[dict]:
@@ -330,6 +338,70 @@ def test_an_edited_norm_that_another_module_hands_on_is_imported_anew_too(gnexp,
         sys.modules.pop("hands_on", None)
 
 
+def test_a_norm_edited_between_its_import_and_the_first_training_is_imported_anew(install, gnexp):
+    module = install({})
+    importlib.import_module(module)
+    path = Path(sys.modules[module].__file__)
+    path.write_text(path.read_text() + "\nRoot = Pair  # edited\n")
+    answer = gnexp("train", f"norm._target_={module}.Root", *TINY)
+    assert answer.code == 2
+    assert "returns a tuple in training, not one tensor" in answer.err
+
+
+def test_a_module_of_this_folder_is_refused_when_its_namesake_was_imported(
+    gnexp, workdir, monkeypatch
+):
+    for folder in ("one", "two"):
+        (workdir / folder).mkdir()
+        (workdir / folder / "namesake.py").write_text(NORMS)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    try:
+        monkeypatch.chdir(workdir / "one")
+        assert gnexp("train", "norm._target_=namesake.Root", *TINY).code == 0
+        monkeypatch.chdir(workdir / "two")
+        answer = gnexp("train", "norm._target_=namesake.Root", *TINY)
+    finally:
+        sys.modules.pop("namesake", None)
+    assert answer.code == 2
+    assert "namesake.py of this folder is not the namesake that was imported before" in answer.err
+    assert not Path("results").exists()
+
+
+def test_trainings_under_different_code_or_options_of_ones_own_are_never_averaged(gnexp, install):
+    module = install({})
+    words = ("train", f"norm._target_={module}.Root", *TINY)
+    path = Path(importlib.util.find_spec(module).origin)
+    assert gnexp(*words, "seeds=[0,1]").code == 0
+    assert gnexp(*words, "seeds=[2,3]", "norm.eps=0.1").code == 0  # 1e-5 if it is not typed
+    path.write_text(path.read_text() + "# edited\n")
+    assert gnexp(*words, "seeds=[1,4]").code == 0
+    rows = read_csv(build_report(Path("results/main"))["accuracy.csv"])
+    assert [row["n"] for row in rows] == ["2", "2", "2"]
+    assert sorted(row["norm.eps"] for row in rows) == ["0.1", "default", "default"]
+    codes = [row["norm.code"] for row in rows if row["norm.eps"] == "default"]
+    assert len(set(codes)) == 2
+    page = Path("results/main/report/index.html").read_text()
+    assert all(f"Root, code={code}, eps=default" in page for code in codes)
+
+
+def test_code_edited_while_a_training_waits_is_not_trained_under_the_old_name(
+    gnexp, install, monkeypatch
+):
+    module = install({})
+    words = ("train", f"norm._target_={module}.Root", *TINY)
+    path = Path(importlib.util.find_spec(module).origin)
+
+    def edit(config):
+        if not path.read_text().endswith("# edited\n"):
+            path.write_text(path.read_text() + "# edited\n")
+        return as_dict(config)
+
+    monkeypatch.setattr("gnexp.execute.as_dict", edit)  # it is called once the runs are planned
+    answer = gnexp(*words)
+    assert answer.code == 1
+    assert "the code of its norm was edited after this call had begun: call again" in answer.out
+
+
 def test_the_file_of_a_partial_is_part_of_the_runs_identity(install):
     from gnexp.config import TrainConfig
     from gnexp.own_code import code_checksum
@@ -367,6 +439,40 @@ def test_a_mistake_about_a_norm_names_what_that_norm_takes(words, said, gnexp, i
     assert said in answer.err
     assert len(answer.err.splitlines()) == 1
     assert not (workdir / "results").exists()
+
+
+@pytest.mark.parametrize("model", ["resnet8", "plain8"])
+def test_what_is_within_a_norm_starts_as_it_was_built(model, install):
+    from gnexp.config import ModelConfig, TrainConfig
+    from gnexp.models.weight_standardization import StandardizedConv2d
+    from gnexp.networks import seeded_model
+
+    gated = """
+class Gated(Root):
+    def __init__(self, channels):
+        super().__init__(channels)
+        self.gate = nn.Conv2d(channels, channels, 1)
+        self.mix = nn.Linear(channels, channels)
+        nn.init.zeros_(self.gate.weight)
+        nn.init.constant_(self.gate.bias, 3.0)
+        nn.init.eye_(self.mix.weight)
+
+    def forward(self, x):
+        scale = self.mix(x.mean((2, 3)))[:, :, None, None]
+        return super().forward(x) * self.gate(x).sigmoid() + 0 * scale
+"""
+    module = install({}, NORMS + gated)
+    norm = {"name": "custom", "_target_": f"{module}.Gated"}
+    config = TrainConfig(norm=norm, model=ModelConfig(model, 8), weight_standardization=True)
+    built = seeded_model(config, num_classes=10, seed=0)
+    layers = [layer for layer in built.modules() if type(layer).__name__ == "Gated"]
+    assert len(layers) == 7
+    for layer in layers:
+        assert type(layer.gate) is nn.Conv2d
+        assert layer.gate.weight.abs().max() == 0
+        assert (layer.gate.bias == 3).all()
+        assert torch.equal(layer.mix.weight, torch.eye(len(layer.mix.weight)))
+    assert isinstance(built.conv1, StandardizedConv2d)
 
 
 def test_a_module_that_exits_when_it_is_imported_is_refused(gnexp, workdir):

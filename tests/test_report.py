@@ -253,7 +253,7 @@ def test_runs_with_the_same_settings_and_seeds_stay_apart_by_name(tmp_path):
     for name in ("a", "b"):
         add_run(tmp_path / "s", name, config("gn", 2))
     rows = rows_of(build_report(tmp_path / "s")["accuracy.csv"])
-    assert sorted(row["run"] for row in rows) == ["", "b"]
+    assert sorted(row["run"] for row in rows) == ["a", "b"]
     assert [row["n"] for row in rows] == ["3", "3"]
 
 

@@ -8,7 +8,7 @@ Shapes: N examples, C channels (D after a stage's first block), H and W pixels.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -24,6 +24,14 @@ def conv(in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> n
     return nn.Conv2d(
         in_channels, out_channels, kernel, stride=stride, padding=kernel // 2, bias=False
     )
+
+
+def outside(model: nn.Module, layers: Collection[str]) -> Iterator[tuple[str, nn.Module]]:
+    """Yield (name, module) of all modules that neither are nor lie within the named layers."""
+    within = tuple(f"{layer}." for layer in layers)
+    for name, module in model.named_modules():
+        if not f"{name}.".startswith(within):
+            yield name, module
 
 
 def norm_relu(norm: NormFactory, channels: int) -> tuple[nn.Module, nn.Module]:

@@ -10,7 +10,7 @@ Shapes: N examples, H and W pixels.
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
@@ -29,6 +29,7 @@ from gnexp.models.blocks import (
     conv,
     norm_alone,
     norm_relu,
+    outside,
     padded_shortcut,
     projection_shortcut,
 )
@@ -199,12 +200,13 @@ def zero_last_gamma(model: nn.Module) -> list[str]:
     return list(gammas)
 
 
-def initialize(model: nn.Module, generator: torch.Generator) -> None:
+def initialize(model: nn.Module, generator: torch.Generator, norms: Collection[str] = ()) -> None:
     """Draw all convolution and linear weights anew, from `generator` alone, in module order.
 
     Convolutions: normal with variance 2 / fan_out, biases 0. Linear: weight and bias uniform in
-    +-1/sqrt(fan_in), PyTorch's default. Other modules, norms among them, stay as built. Drawn in
-    float32 on the generator's device, so that the same seed gives the same weights everywhere.
+    +-1/sqrt(fan_in), PyTorch's default. Other modules stay as built, and so do the layers named in
+    `norms` with all that is in them. Drawn in float32 on the generator's device, so that the same
+    seed gives the same weights everywhere.
     Source: He et al. 2015, arXiv:1502.01852.
     """
 
@@ -214,7 +216,7 @@ def initialize(model: nn.Module, generator: torch.Generator) -> None:
         parameter.copy_(bound * (2 * torch.rand(parameter.shape, **at) - 1))
 
     with torch.no_grad():
-        for module in model.modules():
+        for _, module in outside(model, norms):
             if isinstance(module, nn.Conv2d):
                 fan_out = module.out_channels * math.prod(module.kernel_size)
                 module.weight.copy_(math.sqrt(2 / fan_out) * torch.randn(module.weight.shape, **at))

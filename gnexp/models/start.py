@@ -5,6 +5,8 @@ update changes. Fixup starts each branch at zero and scales it so that the chang
 the depth.
 """
 
+from collections.abc import Collection
+
 import torch
 from torch import nn
 
@@ -17,13 +19,15 @@ def start(
     model: nn.Module,
     generator: torch.Generator,
     *,
+    norms: Collection[str] = (),
     initialization: str = "he",
     weight_standardization: bool = False,
     zero_gamma: bool = False,
 ) -> None:
     """Draw the weights of a newly built network anew, see `initialize`, and do what is asked for.
 
-    initialization: "he", or "fixup"; see there. Raises ValueError for what the network cannot take.
+    norms: the names of layers that stay as they were built. initialization: "he", or "fixup"; see
+    there. Raises ValueError for what the network cannot take.
     """
     if initialization == "fixup" and weight_standardization:
         raise ValueError(
@@ -35,9 +39,9 @@ def start(
             "initialization=fixup excludes zero_gamma=true: with both, the end of each branch is"
             " zero twice, and nothing in it would ever learn"
         )
-    initialize(model, generator)
+    initialize(model, generator, norms)
     if weight_standardization:
-        standardize_weights(model)
+        standardize_weights(model, norms)
     if initialization == "fixup":
         fixup(model)
     if zero_gamma:

@@ -3,8 +3,12 @@
 Shapes: D output channels, C input channels of a filter, h and w pixels of a kernel.
 """
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor, nn
+
+from gnexp.models.blocks import outside
 
 EPS = 1e-6  # of the weights, as in timm's StdConv2d; that of the norms is for activations
 
@@ -25,13 +29,13 @@ class StandardizedConv2d(nn.Conv2d):
         return self._conv_forward(x_NCHW, weight_DChw, self.bias)
 
 
-def standardize_weights(model: nn.Module) -> list[str]:
+def standardize_weights(model: nn.Module, norms: Collection[str] = ()) -> list[str]:
     """Turn every plain convolution of the model into a standardized one; return their names.
 
-    Weights, biases and names stay, and so does the classifier. Raises ValueError when there is no
-    convolution.
+    Weights, biases and names stay, and so do the classifier and what is in the layers `norms`.
+    Raises ValueError when there is no convolution.
     """
-    found = [name for name, module in model.named_modules() if type(module) is nn.Conv2d]
+    found = [name for name, module in outside(model, norms) if type(module) is nn.Conv2d]
     if not found:
         raise ValueError(
             "weight_standardization=true needs a model with convolutions;"

@@ -6,7 +6,7 @@ batch size alone (or in what follows from it), and so make one line of a figure.
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any
@@ -54,6 +54,8 @@ _WITH_PRIVACY = ("privacy.", "data.mean", "data.std")
 # Across these a comparison of batch sizes means nothing, even where they follow the batch size.
 _NEVER_ONE_SERIES = ("model", "data", "norm.", "model.", "data.", "init_")
 _OF_A_NORM = ("norm.", "init_statistics")  # and so compared among runs of one norm alone
+_NOT_TYPED = "default"  # what an option of the user's own norm is, if it was not typed
+_OF_A_MODEL = "model.code"  # and so compared among runs of one model alone
 
 
 @dataclass
@@ -173,27 +175,30 @@ def cells(study: Study, extras: Sequence[str] | None = None) -> list[Cell]:
     extras: the keys beyond BASE that tell cells apart, by default those that vary in the study.
     """
     extras = varying(study) if extras is None else extras
-    grouped: dict[str, Cell] = {}
+    alike: dict[str, list[Record]] = {}
     for record in study.runs:
-        key = cell_key(record, extras)
-        rows = [
-            {"seed": seed, "status": state.get("status"), **record.numbers(seed)}
-            for seed, state in record.statuses.items()
-            if record.numbers(seed)
-        ]
-        taken = (
-            {row["seed"] for row in grouped[key_text(key)].seeds}
-            if key_text(key) in grouped
-            else {}
-        )
-        if any(row["seed"] in taken for row in rows):
-            # Two runs differ in something the config does not show: never average them.
-            key = {**key, "run": record.name}
-        if rows:
-            cell = grouped.setdefault(key_text(key), Cell(key, record, []))
-            cell.seeds.extend(rows)
-            cell.records.append(record)
-    return sorted(grouped.values(), key=lambda cell: row_order(cell.key))
+        if any(record.numbers(seed) for seed in record.statuses):
+            alike.setdefault(key_text(cell_key(record, extras)), []).append(record)
+    found = []
+    for records in alike.values():
+        key = cell_key(records[0], extras)
+        rows = [_seed_rows(record) for record in records]
+        seeds = [row["seed"] for of_one in rows for row in of_one]
+        if len(set(seeds)) == len(seeds):
+            found.append(Cell(key, records[0], [r for of_one in rows for r in of_one], records))
+            continue
+        # They differ in something that is not known here: never average them.
+        for record, of_one in zip(records, rows, strict=True):
+            found.append(Cell({**key, "run": record.name}, record, of_one, [record]))
+    return sorted(found, key=lambda cell: row_order(cell.key))
+
+
+def _seed_rows(record: Record) -> list[dict[str, Any]]:
+    return [
+        {"seed": seed, "status": state.get("status"), **record.numbers(seed)}
+        for seed, state in record.statuses.items()
+        if record.numbers(seed)
+    ]
 
 
 def series(all_cells: Iterable[Cell]) -> list[Series]:
@@ -261,11 +266,22 @@ def varying(study: Study) -> list[str]:
     """Return the config keys, beyond BASE, that take several values in the study.
 
     A norm's own keys count only when they differ within one norm, and those of private training
-    within it. A key that a run lacks (made by an older version) differs from nothing.
+    within it. A key that a run lacks (made by an older version) differs from nothing, except an
+    option of the user's own norm, which was then not typed.
     """
     values: dict[str, dict[str, set[str]]] = {}
+    own: dict[str, dict[str, str]] = {}  # what was typed of each own norm, by its name
     for record in study.runs:
-        for key, value in _compared(record).items():
+        if "_target_" in _norm_of(record.config):
+            typed = own.setdefault(norm_name(record.config), {})
+            options = (f"norm.{option}" for option in _norm_of(record.config))
+            typed |= dict.fromkeys(options, _NOT_TYPED)
+    for record in study.runs:
+        compared = _compared(record)
+        if "_target_" in _norm_of(record.config):
+            compared = {**own[norm_name(record.config)], **compared}
+            compared.pop("norm.name", None)
+        for key, value in compared.items():
             within = _within(key, record.config)
             values.setdefault(key, {}).setdefault(within, set()).add(key_text(value))
     return sorted(k for k, by in values.items() if any(len(seen) > 1 for seen in by.values()))
@@ -275,14 +291,19 @@ def _within(key: str, config: Mapping[str, Any]) -> str:
     """Return of which runs alone a key's values are compared, "" for all."""
     if key.startswith(_OF_A_NORM):
         return norm_name(config)
+    if key == _OF_A_MODEL:
+        return key_text(config.get("model"))
     if key.startswith(_WITH_PRIVACY):
         return "others" if epsilon(config) == NOT_PRIVATE else "private"
     return ""
 
 
-def cell_key(record: Record, extras: Iterable[str]) -> dict[str, Any]:
+def cell_key(record: Record, extras: Collection[str]) -> dict[str, Any]:
     """Return what identifies the record's cell: BASE, then the extra keys."""
     config, compared = record.config, _compared(record)
+    if "_target_" in _norm_of(config):
+        options = (e for e in extras if e.startswith("norm.") and e != "norm.code")
+        compared = {**dict.fromkeys(options, _NOT_TYPED), **compared}
     batch = config.get("batch")
     return {
         "norm": norm_name(config),
@@ -296,11 +317,14 @@ def cell_key(record: Record, extras: Iterable[str]) -> dict[str, Any]:
 
 def norm_name(config: Mapping[str, Any]) -> str:
     """Return the norm's name; for an own norm the last part of its import path."""
-    norm = config.get("norm") or {}
-    if isinstance(norm, str):
-        return norm
+    norm = _norm_of(config)
     target = norm.get("_target_")
     return str(target).rsplit(".", 1)[-1] if target else str(norm.get("name"))
+
+
+def _norm_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    norm = config.get("norm") or {}
+    return {"name": norm} if isinstance(norm, str) else norm
 
 
 def norm_rank(norm: str) -> tuple[int, str]:
@@ -317,6 +341,8 @@ def _compared(record: Record) -> dict[str, Any]:
     flat["epsilon"] = epsilon(record.config)
     if flat.get("updates"):
         flat.pop("epochs", None)  # which follow from the updates
+    for part, digest in record.provenance.get("code", {}).items():
+        flat[f"{part}.code"] = digest[:6]
     if flat.get("init_from"):
         flat["init_from"] = start_name(record.config)
     if "norm.momentum" in flat:  # runs of before there was a choice

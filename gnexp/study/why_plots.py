@@ -253,7 +253,7 @@ def _company_style(kind: str, composition: str) -> dict[str, Any]:
 
 def _of(cell: Cell, rows: Sequence[Row]) -> list[Row]:
     """Return the rows of one cell."""
-    return [row for row in rows if all(row[k] == v for k, v in cell.key.items())]
+    return [row for row in rows if all(row.get(k) == v for k, v in cell.key.items())]
 
 
 def _is_number(value: Any) -> bool:
