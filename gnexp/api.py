@@ -39,14 +39,9 @@ def build_norm(name: str, num_channels: int, **options: Any) -> "nn.Module":
     Raises ValueError for an unknown name or option, naming the nearest valid one, and for what
     cannot be built, with the reason.
     """
-    from gnexp import own_code, plugins
-    from gnexp.norms import registry
+    from gnexp.own_code import build_named
 
-    if name in registry.NORMS:
-        return registry.build_norm(name, num_channels, **options)
-    if plugin := plugins.usable(registry.NORMS).get(name):
-        return own_code.own_factory(plugin.target, options)(num_channels)
-    raise ValueError(plugins.unknown_norm(name, list(registry.NORMS)))
+    return build_named(name, num_channels, **options)
 
 
 def train(
@@ -80,12 +75,21 @@ def train(
     configs, grid, typed = hydra_app.compose("train", overrides({} if config is None else config))
     configs = [dataclasses.replace(each, workers=each.workers or 1) for each in configs]
     said = io.StringIO()
-    with contextlib.nullcontext() if verbose else _quiet(said):
+    with _gradients(), contextlib.nullcontext() if verbose else _quiet(said):
         code = command(configs, typed, grid)
     if code:
         lines = [line for line in said.getvalue().splitlines() if line.startswith("failed: ")]
         warnings.warn("\n".join(lines) or "a run failed; see the column why", stacklevel=2)
     return _trained(configs)
+
+
+@contextlib.contextmanager
+def _gradients() -> Iterator[None]:
+    """Let gradients be recorded, also for a caller under no_grad or inference_mode."""
+    import torch
+
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
 
 
 @contextlib.contextmanager
@@ -169,8 +173,10 @@ def check(
         asked["claims"] = [[claims] if isinstance(claims, str) else list(claims)]
     config = _check_config(module, asked, options)
     wanted = plan([config])
-    subject = _subject(module, config, options)
-    found = {(subject.label, c.key): outcome_of(c, subject.label, lambda: subject) for c in wanted}
+    with _gradients():
+        subject = _subject(module, config, options)
+        label = subject.label
+        found = {(label, c.key): outcome_of(c, label, lambda: subject) for c in wanted}
     rows = joined(found, [subject.label], wanted).rows
     return _frame([{column: row.get(column) for column in ROW_COLUMNS} for row in rows])
 

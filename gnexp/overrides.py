@@ -104,10 +104,10 @@ def _is_axis(key: str, value: Any) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """Return arrays, tuples and ranges as lists, and numbers of NumPy as Python's."""
+    """Return arrays and all kinds of lists as lists, and numbers of NumPy as Python's."""
     if hasattr(value, "tolist") and not isinstance(value, type):
         value = value.tolist()
-    if isinstance(value, list | tuple | range):
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         return [_plain(each) for each in value]
     return value
 

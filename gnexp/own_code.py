@@ -17,7 +17,7 @@ from torch import nn
 
 from gnexp import plugins
 from gnexp.config import CUSTOM, TrainConfig
-from gnexp.norms.registry import NORMS
+from gnexp.norms.registry import NORMS, build_norm
 
 
 def import_target(path: str, key: str = "norm._target_") -> Callable[..., Any]:
@@ -133,6 +133,15 @@ def _source_digest(path: str, key: str) -> str | None:
     except TypeError:  # of a functools.partial, or an object with __call__: where it is made
         source = getattr(sys.modules[path.rpartition(".")[0]], "__file__", None)
     return hashlib.sha256(Path(source).read_bytes()).hexdigest()[:16] if source else None
+
+
+def build_named(name: str, num_channels: int, **options: Any) -> nn.Module:
+    """Return the layer `name`, of the table or of a plug-in; see `gnexp.build_norm`."""
+    if name in NORMS:
+        return build_norm(name, num_channels, **options)
+    if plugin := plugins.usable(NORMS).get(name):
+        return own_factory(plugin.target, options)(num_channels)
+    raise ValueError(plugins.unknown_norm(name, list(NORMS)))
 
 
 def own_factory(path: str, options: dict[str, Any]) -> Callable[[int], nn.Module]:

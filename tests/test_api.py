@@ -18,6 +18,7 @@ import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
 from torch import nn
 
 import gnexp as api
@@ -135,6 +136,15 @@ def test_train_is_silent_unless_asked_and_trains_nothing_twice(workdir, capfd):
     assert metrics.stat().st_mtime_ns == before
 
 
+@pytest.mark.parametrize("outer", [torch.no_grad, torch.inference_mode])
+def test_training_is_the_same_for_a_caller_that_records_no_gradients(outer, workdir):
+    with outer():
+        inside = api.train({**TINY, "study": "inside"})
+    outside = api.train(TINY)
+    assert list(inside["status"]) == ["complete"]
+    pd.testing.assert_series_equal(inside["train_loss"], outside["train_loss"])
+
+
 def test_a_grid_gives_the_rows_of_its_runs_and_of_no_others(workdir, no_report):
     api.train({**TINY, "norm": "ln", "seeds": 2})
     grid = api.train({**TINY, "norm": ["bn", "gn"], "batch": (5, np.int64(10)), "seeds": [[3]]})
@@ -243,6 +253,8 @@ def test_a_mistake_is_raised_with_one_sentence_and_nothing_is_written(config, se
         ({"norm": "gn", "norm.eps": 1e-3}, ["norm=gn", "norm.eps=0.001"]),
         ({"norm": ["bn", "gn"], "batch": range(1, 3)}, ["norm=bn,gn", "batch=1,2", "-m"]),
         ({"norm": ["gn"]}, ["norm=gn"]),
+        (OmegaConf.create({"norm": ["bn", "gn"], "data": {"mean": [0, 0, 0]}}),
+         ["norm=bn,gn", "data.mean=[0,0,0]", "-m"]),
         ({"seeds": [5, 6]}, ["seeds=[5,6]"]),
         ({"seeds": [[5, 6], [7]]}, ["seeds=[5,6],[7]", "-m"]),
         ({"data": {"name": "npz", "root": Path("/a b/c")}}, ["data=npz", "data.root='/a b/c'"]),

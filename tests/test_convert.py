@@ -2,7 +2,9 @@
 
 import copy
 import functools
+import threading
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -13,6 +15,9 @@ from gnexp.norms.registry import NORMS
 from gnexp.norms.replicated import ActivatedNorm
 
 BATCH_NORMS = nn.modules.batchnorm._BatchNorm
+
+
+ONE_LAYER = nn.Identity()
 
 
 class UNet(nn.Module):
@@ -306,6 +311,93 @@ def test_what_is_named_in_leave_stays_and_is_reported():
         convert(small(), leave=["norm"])
 
 
+def test_what_is_within_a_module_named_in_leave_stays_too():
+    result = convert(UNet(), leave="down1", example=torch.randn(2, 3, 8, 8))
+    assert isinstance(result.model.down1[1], nn.BatchNorm2d)
+    assert isinstance(result.model.down2[1], nn.GroupNorm)
+    assert "down1.1: BatchNorm2d left, since it is in down1, which is named in leave=" in str(
+        result
+    )
+
+
+class OwnTrain(nn.BatchNorm2d):
+    def train(self, mode=True):
+        return super().train(False)
+
+
+def hooked_backward():
+    layer = nn.BatchNorm2d(8)
+    layer.register_full_backward_pre_hook(lambda *_: None)
+    return layer
+
+
+def hooked_gamma():
+    layer = nn.BatchNorm2d(8)
+    layer.weight.register_hook(lambda grad: 2 * grad)
+    return layer
+
+
+def with_shared_gamma():
+    first, second = nn.BatchNorm2d(8), nn.BatchNorm2d(8)
+    second.weight = first.weight
+    return nn.Sequential(first, second)
+
+
+def compiled():
+    return torch.compile(nn.Sequential(nn.BatchNorm2d(8)), backend="eager")
+
+
+@pytest.mark.parametrize(
+    ("build", "why"),
+    [
+        (lambda: OwnTrain(8), r"with a train\(\) of its own"),
+        (hooked_backward, "with hooks, which would be lost"),
+        (hooked_gamma, "with hooks, which would be lost"),
+        (with_shared_gamma, "1 and 0 share their weight"),
+        (lambda: nn.DataParallel(nn.BatchNorm2d(8)), "wrapped in DataParallel: convert the model,"),
+        (compiled, "is compiled: convert the model, then compile it"),
+    ],
+)
+def test_what_a_replacement_would_lose_is_refused(build, why):
+    with pytest.raises(ValueError, match=why):
+        convert(build())
+
+
+def test_batch_norm_without_running_statistics_is_reported_to_get_them():
+    old = nn.Sequential(nn.BatchNorm2d(8, momentum=None, track_running_stats=False))
+    (row,) = convert(old, "bn").replaced
+    assert row.changed == ("momentum None -> 0.1", "track_running_stats False -> True")
+
+
+def test_norms_of_queries_and_keys_are_no_feature_maps():
+    model = timm_model("vit_tiny_patch16_224", img_size=32, qk_norm=True)
+    result = convert(model, only=["layer"], example=torch.randn(2, 3, 32, 32))
+    assert not result.replaced
+    assert "blocks.0.attn.q_norm: LayerNorm left, since it is within an attention layer" in str(
+        result
+    )
+
+
+def test_an_example_of_one_image_may_be_among_the_arguments():
+    model = nn.Sequential(nn.Conv2d(3, 8, 8), nn.BatchNorm2d(8))  # one value per channel and image
+    one = torch.randn(1, 3, 8, 8)
+    for example in (one, (one,), {"input": one}):
+        assert len(convert(model, "bn", example=example).replaced) == 1
+
+
+def test_channels_counted_by_numpy_are_channels():
+    old = nn.BatchNorm2d(8)
+    old.num_features = np.int64(8)
+    assert len(convert(nn.Sequential(old)).replaced) == 1
+
+
+def test_a_model_that_cannot_be_copied_is_refused_with_the_reason():
+    model = small()
+    model.lock = threading.Lock()
+    with pytest.raises(ValueError, match=r"the model cannot be copied, on which .*: TypeError"):
+        convert(model)
+
+
 def test_a_subclass_that_computes_the_same_is_replaced():
     assert type(convert(small(Renamed), "gn", groups=2).model[1]) is nn.GroupNorm
 
@@ -333,7 +425,7 @@ def test_groups_that_do_not_divide_are_refused_with_the_layer_and_the_valid_valu
 @pytest.mark.parametrize(
     ("words", "why"),
     [
-        ({"norm": "gm"}, "norm=gm is unknown; nearest: gn"),
+        ({"norm": "gm"}, r"^norm=gm is unknown; did you mean gn\?"),
         ({"norm": "bn", "groups": 8}, "groups=8: norm=bn has no groups"),
         ({"only": "batches"}, "only=batches is unknown; nearest: batch"),
         ({"affine": "drop"}, "affine=drop is unknown"),
@@ -342,12 +434,21 @@ def test_groups_that_do_not_divide_are_refused_with_the_layer_and_the_valid_valu
         ({"leave": "norm"}, "leave=norm is not the name of a module"),
         ({"norm": 3}, "norm=3 must be a name, or a function"),
         ({"norm": lambda channels: channels}, "layer .*: norm must build an nn.Module, not int"),
+        ({"norm": nn.GroupNorm(8, 16)}, "norm=GroupNorm.* must be a name, or a function"),
+        ({"norm": lambda: None}, "layer .*: building the norm for .* channels raised TypeError"),
+        ({"model": UNet(), "norm": lambda _: ONE_LAYER}, "must build a new layer at each call"),
+        ({"groups": "8"}, "groups='8' must be a whole number"),
+        ({"groups": 4, "num_groups": 8}, "groups=4: norm=gn takes its groups from num_groups"),
+        ({"norm": "bn", "fallback": "gcd"}, "fallback=gcd: norm=bn has no groups"),
+        ({"eps": True}, "eps=True must be"),
         ({"model": 3}, "model must be an nn.Module, not int"),
     ],
 )
 def test_bad_arguments_get_a_sentence(words, why):
+    model = words.get("model", small())
+    options = {key: value for key, value in words.items() if key != "model"}
     with pytest.raises(ValueError, match=why):
-        convert(words.pop("model", None) or small(), **words)
+        convert(model, **options)
 
 
 def test_only_the_kinds_that_are_named_are_replaced():

@@ -337,7 +337,21 @@ class Counting(StatelessNorm):
         return x * self.weight[:, None, None] + self.seen
 
 
-@pytest.mark.parametrize("norm", [Drawing, Deciding, Counting])
+class Numbering(StatelessNorm):
+    """State that no tensor shows: how often it was called."""
+
+    calls = 0
+
+    def __init__(self, channels):
+        super().__init__(channels)
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return super().forward(x) / min(self.calls, 1)
+
+
+@pytest.mark.parametrize("norm", [Drawing, Deciding, Counting, Numbering])
 def test_what_cannot_be_stacked_is_refused_with_a_reason(norm):
     models = [build_model("resnet8", norm, 4, 8) for _ in range(2)]
     reason = refusal(models, SHAPE)

@@ -366,3 +366,16 @@ def test_a_ghost_batch_is_what_a_statistic_of_its_norm_is_over():
     net = small_net("gbn", ghost_batch=4)
     assert [row.values for row in values_per_statistic(net, (3, 8, 8), 6)] == [4 * 64, 4 * 4]
     assert [row.values for row in values_per_statistic(net, (3, 8, 8), 3)] == [3 * 64, 3 * 4]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", NORMS)
+def test_a_layer_of_half_precision_takes_inputs_of_its_own_dtype(name, dtype):
+    x_NCHW = draw(10, 16, 4, 4)
+    exact, layer = build_norm(name, 16).double(), build_norm(name, 16).to(dtype)
+    x = x_NCHW.to(dtype).requires_grad_()
+    y = layer(x)
+    y.sum().backward()
+    assert y.dtype == x.grad.dtype == dtype
+    torch.testing.assert_close(y.double(), exact(x_NCHW), rtol=2**-5, atol=2**-5)
+    assert layer.eval()(x).dtype == dtype

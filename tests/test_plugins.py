@@ -14,6 +14,7 @@ from torch import nn
 
 import gnexp as api
 from gnexp.config import as_dict
+from gnexp.models.convert import convert
 from gnexp.passport.claims import CLAIMS
 from gnexp.plugins import plugins
 from gnexp.study.report import build_report
@@ -200,6 +201,13 @@ def test_build_norm_builds_a_plug_in_by_its_name(install):
     layer = api.build_norm("root", 4, power=3)
     assert type(layer).__module__ == module
     assert (layer.weight.shape, layer.power) == ((4,), 3)
+
+
+def test_convert_replaces_by_a_plug_in_by_its_name(install):
+    module = install({"root": "MODULE:Root"})
+    converted = convert(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), "root", power=3)
+    assert type(converted.model[1]).__module__ == module
+    assert converted.model[1].power == 3
 
 
 def test_the_error_about_an_unknown_norm_lists_plug_ins_and_the_nearest_may_be_one(gnexp, install):

@@ -7,23 +7,27 @@ import copy
 import functools
 import math
 from collections.abc import Callable, Collection, Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from gnexp import plugins
 from gnexp.models.conversion_report import Conversion, Replaced
 from gnexp.models.norm_sites import Found, Site, find_norms
 from gnexp.models.norm_tracing import trace
 from gnexp.models.norm_wrappers import AsFeatureMap, NormActivation
 from gnexp.models.weight_standardization import StandardizedConv2d
 from gnexp.norms.probes import stock_pools
-from gnexp.norms.registry import NORMS, build_norm, group_count
+from gnexp.norms.registry import NORMS, group_count
 from gnexp.norms.replicated import carries_activation
+from gnexp.own_code import build_named
 
 Factory = Callable[[int], nn.Module]
 ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SiLU, nn.GELU, nn.Mish, nn.Hardswish)
-_COMPARED = ("eps", "momentum")
+_COMPARED = ("eps", "momentum", "track_running_stats")
+_ABSENT = object()
 # What these save for their backward pass is their input, so what follows may overwrite the output.
 _SAVE_THEIR_INPUT = (nn.BatchNorm2d, nn.GroupNorm)
 
@@ -45,15 +49,15 @@ def convert(
 ) -> Conversion:
     """Return the model with every normalization layer replaced by `norm`, and the report.
 
-    norm: a name of gnexp's table, whose `options` may follow; or a function from a number of
-    channels to a layer of (N, C, H, W). groups, channels_per_group, fallback: as in `group_count`;
-    by default 8 groups. example: an input of the model, a tensor or its arguments, by which calls
-    of functions that normalize are found, layer norms over the last axis are understood, and the
-    result is tried; strongly advised. only: kinds to replace, of "batch", "group", "instance",
-    "layer" (on feature maps), "tokens" (layer norms of (N, T, C)); default: all but tokens.
-    leave: names of modules that stay, or one. affine: "keep" copies gamma and beta where both
-    layers have one per channel, "reset" does not. eps: None is the norm's own, "keep" that of each
-    old layer. inplace: change this model, not a copy.
+    norm: a name of gnexp's table or of a plug-in, whose `options` may follow; or a function from a
+    number of channels to a layer of (N, C, H, W). groups, channels_per_group, fallback: as in
+    `group_count`; by default 8 groups. example: an input of the model, a tensor or its arguments,
+    by which calls of functions that normalize are found, layer norms over the last axis are
+    understood, and the result is tried; strongly advised. only: kinds to replace, of "batch",
+    "group", "instance", "layer" (on feature maps), "tokens" (layer norms of (N, T, C)); default:
+    all but tokens. leave: names of modules that stay with all that is in them, or one. affine:
+    "keep" copies gamma and beta where both layers have one per channel, "reset" does not. eps: None
+    is the norm's own, "keep" that of each old layer. inplace: change this model, not a copy.
 
     Running statistics go to a layer that keeps the same ones. Device, dtype, training flag and
     requires_grad are those of the old layer. A norm that carries its activation replaces the one
@@ -66,7 +70,7 @@ def convert(
     """
     if not isinstance(model, nn.Module):
         raise ValueError(f"model must be an nn.Module, not {type(model).__name__}")
-    if not isinstance(norm, str) and not callable(norm):
+    if not isinstance(norm, str) and (isinstance(norm, nn.Module) or not callable(norm)):
         raise ValueError(
             f"norm={norm!r} must be a name, or a function from a number of channels to a layer"
         )
@@ -76,12 +80,14 @@ def convert(
         raise ValueError(f'eps={eps} must be a positive number, None, or "keep"')
     if eps not in (None, "keep"):
         options["eps"] = eps
+    if isinstance(eps, bool):
+        raise ValueError(f'eps={eps} must be a positive number, None, or "keep"')
     build = _factory(norm, groups, channels_per_group, fallback, options)
     found = find_norms(model, example, only=only, leave=leave)
     entry = NORMS.get(norm) if isinstance(norm, str) else None
     if entry and entry.weight_standardization and example is None:
         raise ValueError(f"norm={norm} standardizes convolutions before it; give example= to see")
-    new = copy.deepcopy(model)  # whatever is refused, is refused before the model is changed
+    new = _copy(model)  # whatever is refused, is refused before the model is changed
     how = {"affine": affine, "keep_eps": eps == "keep"}
     new, replaced, notes = replace_norms(new, found, build, **how)
     if entry and entry.weight_standardization:
@@ -97,6 +103,17 @@ def convert(
     return Conversion(new, replaced, found.left, [*found.notes, *notes])
 
 
+def _copy(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        first = (str(error).splitlines() or [""])[0]
+        raise ValueError(
+            f"the model cannot be copied, on which a conversion is tried: {type(error).__name__}:"
+            f" {first}"
+        ) from error
+
+
 def _factory(
     norm: str | Factory,
     groups: int | None,
@@ -104,17 +121,27 @@ def _factory(
     fallback: str | None,
     options: dict[str, object],
 ) -> Factory:
-    typed = groups is not None or channels_per_group is not None or fallback is not None
+    counts = {"groups": groups, "channels_per_group": channels_per_group}
+    for key, value in counts.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, Integral)):
+            raise ValueError(f"{key}={value!r} must be a whole number")
+    counts = {**counts, "fallback": fallback}
+    typed = [f"{key}={value}" for key, value in counts.items() if value is not None]
     if not isinstance(norm, str):
         if typed or options:
             raise ValueError("groups and options belong to the function that builds your norm")
         return norm
-    build = functools.partial(build_norm, norm, **options)
+    if norm not in NORMS and norm not in plugins.usable(NORMS):
+        raise ValueError(plugins.unknown_norm(norm, list(NORMS)))
+    build = functools.partial(build_named, norm, **options)
     if norm in NORMS and "num_groups" not in NORMS[norm].options:
         if typed:
-            raise ValueError(f"groups={groups or channels_per_group}: norm={norm} has no groups")
+            raise ValueError(f"{typed[0]}: norm={norm} has no groups")
         return build
     if norm not in NORMS or "num_groups" in options:
+        if typed:
+            its = "its options" if norm not in NORMS else "num_groups"
+            raise ValueError(f"{typed[0]}: norm={norm} takes its groups from {its}")
         return build
     return lambda channels: build(
         channels, num_groups=group_count(channels, groups, channels_per_group, fallback)
@@ -138,8 +165,10 @@ def replace_norms(
     default = next((t for t in model.parameters()), torch.empty(0))
     layers = [(site, model.get_submodule(site.name)) for site in found.sites]
     built = [_named(site, build) for site, _ in layers]
+    if len({id(layer) for layer in built}) < len(built):
+        raise ValueError("norm must build a new layer at each call; it returned one of them twice")
     for (site, old), layer in zip(layers, built, strict=True):
-        if keep_eps and hasattr(layer, "eps") and hasattr(old, "eps"):
+        if keep_eps and hasattr(layer, "eps") and getattr(old, "eps", None) is not None:
             layer.eps = old.eps
         kept = _take_over(layer, old, affine, default)
         activation, act = _activation(model, site, old, layer)
@@ -173,6 +202,12 @@ def _named(site: Site, build: Factory) -> nn.Module:
         layer = build(site.channels)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
+    except Exception as error:
+        first = (str(error).splitlines() or [""])[0]
+        raise ValueError(
+            f"{where}: building the norm for {site.channels} channels raised"
+            f" {type(error).__name__}: {first}"
+        ) from error
     if not isinstance(layer, nn.Module):
         kind = type(layer).__name__
         raise ValueError(f"{where}: norm must build an nn.Module, not {kind}")
@@ -287,11 +322,11 @@ def _refuse_single_values(site: Site, layer: nn.Module) -> None:
 
 
 def _changed(old: nn.Module, layer: nn.Module) -> tuple[str, ...]:
-    pairs = [(key, getattr(old, key, None), getattr(layer, key, None)) for key in _COMPARED]
+    pairs = [(key, getattr(old, key, _ABSENT), getattr(layer, key, _ABSENT)) for key in _COMPARED]
     return tuple(
         f"{key} {its} -> {mine}"
         for key, its, mine in pairs
-        if its is not None and mine is not None and its != mine
+        if its is not _ABSENT and mine is not _ABSENT and its != mine
     )
 
 

@@ -98,7 +98,12 @@ def build_foreign(
         ) from error
     if not isinstance(model, nn.Module):
         raise ValueError(f"{label} must build an nn.Module, not {type(model).__name__}")
-    return model
+    try:
+        return copy.deepcopy(model)  # its code may return one object each time
+    except Exception as error:
+        raise ValueError(
+            f"{label} builds a model that cannot be copied: {type(error).__name__}: {_first(error)}"
+        ) from error
 
 
 def _takes(construct: Callable[..., Any], key: str) -> bool:

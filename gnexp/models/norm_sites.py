@@ -3,12 +3,14 @@
 Shapes: N examples, C channels, T tokens, H and W pixels.
 """
 
-from collections.abc import Collection, Sequence
+import re
+from collections.abc import Collection, Sequence, Set
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
 from torch import nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from gnexp.models.conversion_report import Left
 from gnexp.models.norm_sources import FAMILIES, Source, channels_of, left_alone, source_of
@@ -62,29 +64,35 @@ def find_norms(
 
     example: an input, passed through a copy, in both modes: it finds calls of functions that
     normalize, and shows what layer norms act on. only: kinds to replace, of KINDS; by default all
-    but "tokens". leave: names of layers that stay, or one. advice: whether sentences name only=
-    and leave=, for who can type them. Raises ValueError, naming the module, for what may normalize
-    and is not known.
+    but "tokens". leave: names of modules that stay with all that is in them, or one. advice:
+    whether sentences name only= and leave=, for who can type them. Raises ValueError, naming the
+    module, for what may normalize and is not known.
     """
     kinds = _kinds(only)
     leave = (leave,) if isinstance(leave, str) else leave
     modules = _by_identity(model)
+    _refuse_wrapped(modules)
     unknown = [name for name in leave if name not in {n for names, _ in modules for n in names}]
     if unknown:
         raise ValueError(f"leave={unknown[0]} is not the name of a module of the model")
     known = {}
     notes = []
     for names, module in modules:
+        stays = _stays(names, leave)
         try:
             reason = left_alone(module)
-            source = None if reason or {*names} & {*leave} else source_of(module)
+            source = None if reason else source_of(module)
         except ValueError as error:
+            if stays:
+                known[names[0]] = (names, module, None, stays)
+                continue
             raise ValueError(
                 f"{names[0] or 'the model'} {error}"
                 + (f". leave=[{names[0]!r}] leaves it as it is" if advice else "")
             ) from None
         if source or reason or {*names} & {*leave}:
-            known[names[0]] = (names, module, source, reason or "it is named in leave=")
+            known[names[0]] = (names, module, None if stays else source, reason or stays)
+    _refuse_shared(modules, {names[0] for names, _, source, _ in known.values() if source})
     traced = None
     if example is None:
         notes.append(
@@ -107,7 +115,7 @@ def find_norms(
     for name in dict.fromkeys(traced.standardized) if traced else ():
         old = type(model.get_submodule(name)).__name__
         left.append(Left(name, old, "it standardizes its weights, not its input"))
-    return Found(_outside_fast_paths(model, sites, left), left, notes)
+    return Found(_replaceable(model, sites, left), left, notes)
 
 
 def _kinds(only: str | Sequence[str] | None) -> tuple[str, ...]:
@@ -130,6 +138,38 @@ def _by_identity(model: nn.Module) -> list[tuple[tuple[str, ...], nn.Module]]:
             names.setdefault(id(module), []).append(name)
             modules[id(module)] = module
     return [(tuple(names[key]), module) for key, module in modules.items()]
+
+
+def _stays(names: tuple[str, ...], leave: Collection[str]) -> str | None:
+    """Return why a module stays: it, or what it is in, is named in leave=."""
+    if {*names} & {*leave}:
+        return "it is named in leave="
+    around = (each for each in leave if any(name.startswith(f"{each}.") for name in names))
+    return next((f"it is in {each}, which is named in leave=" for each in around), None)
+
+
+def _refuse_wrapped(modules: list[tuple[tuple[str, ...], nn.Module]]) -> None:
+    """Refuse what holds on to the model as it was: its parameters, or its compiled code."""
+    for names, module in modules:
+        where = names[0] or "the model"
+        if isinstance(module, DataParallel | DistributedDataParallel):
+            kind = type(module).__name__
+            raise ValueError(f"{where} is wrapped in {kind}: convert the model, then wrap it")
+        if hasattr(module, "_orig_mod"):
+            raise ValueError(f"{where} is compiled: convert the model, then compile it")
+
+
+def _refuse_shared(modules: list[tuple[tuple[str, ...], nn.Module]], norms: Set[str]) -> None:
+    """Refuse norms whose gamma or beta is another module's too: the new ones would not be."""
+    owners: dict[int, str] = {}
+    for names, module in modules:
+        for key, parameter in module.named_parameters(recurse=False):
+            other = owners.setdefault(id(parameter), names[0])
+            if other != names[0] and norms & {other, names[0]}:
+                raise ValueError(
+                    f"{names[0]} and {other} share their {key}, which another norm would not;"
+                    " give each its own"
+                )
 
 
 def _refuse_strays(traced: Traced) -> None:
@@ -189,14 +229,22 @@ def _layout(source: Source, channels: int, seen: list[tuple[int, ...]]) -> str |
     return "first"
 
 
-def _outside_fast_paths(model: nn.Module, sites: list[Site], left: list[Left]) -> list[Site]:
-    """Leave the norms of PyTorch's transformer layers, which read their weights themselves."""
+def _replaceable(model: nn.Module, sites: list[Site], left: list[Left]) -> list[Site]:
+    """Leave the norms of layers that read their weights themselves, and those of attention.
+
+    The latter take queries and keys, (N, heads, T, C): four axes, but no feature map.
+    """
     kinds = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
     kept = []
     for site in sites:
         parents = [model.get_submodule(name.rpartition(".")[0]) for name in site.names]
         if any(isinstance(parent, kinds) for parent in parents):
             reason = "a transformer layer of PyTorch reads its weights by itself"
+            left.append(Left(site.name, site.old, reason))
+        elif site.source.axes == "last" and any(
+            re.search("attention|attn", type(parent).__name__, re.IGNORECASE) for parent in parents
+        ):
+            reason = "it is within an attention layer, whose queries and keys are no feature map"
             left.append(Left(site.name, site.old, reason))
         else:
             kept.append(site)

@@ -7,6 +7,7 @@ Shapes: N examples, C channels, H and W pixels.
 """
 
 from dataclasses import dataclass
+from numbers import Integral
 
 from torch import nn
 from torch.jit import ScriptModule
@@ -75,6 +76,7 @@ LEFT_ALONE = {
     _TORCH + "normalization.CrossMapLRN2d": "it divides by neighbouring channels",
     _TIMM + "grn.GlobalResponseNorm": "it gates channels by their norms",
 }
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _FUSED = ("torch.ao.nn.", "torch.nn.intrinsic", "torch.nn.quantized", "torch.nn.qat")
 
 
@@ -119,9 +121,13 @@ def _refuse_variant(module: nn.Module, known: type[nn.Module]) -> None:
     kind = type(module)
     if kind.forward is not known.forward or "forward" in vars(module):
         raise ValueError(f"is a {kind.__name__}: a {known.__name__} with a forward of its own")
+    if kind.train is not known.train or "train" in vars(module):
+        raise ValueError(f"is a {kind.__name__}: a {known.__name__} with a train() of its own")
     if hasattr(module, "parametrizations"):
         raise ValueError(f"is a {known.__name__} whose parameters are parametrized")
-    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
+    own = module.parameters(recurse=False)
+    hooks = [getattr(module, key) for key in _HOOKS]
+    if any(hooks) or any(p._backward_hooks or p._post_accumulate_grad_hooks for p in own):
         raise ValueError(f"is a {known.__name__} with hooks, which would be lost; remove them")
 
 
@@ -144,8 +150,8 @@ _BASES = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 def channels_of(module: nn.Module) -> int | None:
     """Return the C of a normalization layer, None where its gain is not one number per channel."""
     for key in ("num_features", "num_channels"):
-        if isinstance(value := getattr(module, key, None), int):
-            return value
+        if isinstance(value := getattr(module, key, None), Integral):
+            return int(value)
     shape = getattr(module, "normalized_shape", None)
     if shape is not None:
         return shape[0] if len(shape) == 1 else None

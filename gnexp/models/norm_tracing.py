@@ -106,7 +106,24 @@ def trace(model: nn.Module, norms: Collection[str], example: Any) -> Traced:
         module.register_forward_hook(watch.leaving(name))
     with torch.random.fork_rng(), torch.no_grad(), watch:
         pass_example(model.eval(), example)
-        if isinstance(example, Tensor) and len(example) == 1:
-            example = example.repeat(2, *[1] * (example.ndim - 1))
-        pass_example(model.train(), example)
+        pass_example(model.train(), _doubled(example))
     return watch.traced
+
+
+def _doubled(example: Any) -> Any:
+    """Return an example of one image as one of two."""
+    if isinstance(example, Tensor):
+        return example.repeat(2, *[1] * (example.ndim - 1)) if len(example) == 1 else example
+    if not isinstance(example, Mapping | tuple | list):
+        return example
+    tensors = example.values() if isinstance(example, Mapping) else example
+    sizes = {len(each) for each in tensors if isinstance(each, Tensor) and each.ndim}
+    if sizes != {1}:
+        return example
+    if isinstance(example, Mapping):
+        return {key: _with_twin(value) for key, value in example.items()}
+    return [_with_twin(value) for value in example]
+
+
+def _with_twin(value: Any) -> Any:
+    return _doubled(value) if isinstance(value, Tensor) and value.ndim else value

@@ -109,7 +109,7 @@ class BatchRenorm2d(RunningNorm):
         sigma_C = (self.running_var + self.eps).sqrt()
         r_C = ((var_C + self.eps).sqrt() / sigma_C).clamp(1 / rmax, rmax)
         d_C = ((mean_C - self.running_mean) / sigma_C).clamp(-dmax, dmax)
-        return r_C, d_C
+        return r_C.to(self.weight.dtype), d_C.to(self.weight.dtype)
 
 
 def batch_renorm(

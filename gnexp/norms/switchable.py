@@ -47,8 +47,9 @@ class SwitchableNorm2d(RunningNorm):
 
     @torch.no_grad()
     def _follow(self, mean: Tensor, var: Tensor) -> None:
-        self.running_mean.lerp_(mean.flatten(), self.momentum)
-        self.running_var.lerp_(var.flatten(), self.momentum)
+        kept = self.running_mean.dtype  # lower than that of statistics, if the layer's is
+        self.running_mean.lerp_(mean.flatten().to(kept), self.momentum)
+        self.running_var.lerp_(var.flatten().to(kept), self.momentum)
         self.num_batches_tracked.add_(1)
 
 

@@ -302,11 +302,15 @@ def refusal(models: Sequence[nn.Module], shape: Sequence[int], chunks: int = 1) 
         if not stack.mapped:
             return None
         draw = torch.Generator().manual_seed(0)
+        before = _plain_numbers(alone[0])
         for _ in range(2):
             x = torch.randn(3 * chunks, len(alone), *shape, generator=draw, dtype=torch.float64)
             difference = _difference(stack, alone, x, chunks)
             if not difference < _SAME:
                 return f"stacked, it gives other numbers (off by {difference:.0e})"
+        after = _plain_numbers(alone[0])
+        if changed := [key for key in before if after.get(key) != before[key]]:
+            return f"{changed[0]} changes in training, and is no buffer"
         for module in stack.modules():
             for name, value in vars(module).items():
                 if isinstance(value, Tensor):
@@ -315,6 +319,16 @@ def refusal(models: Sequence[nn.Module], shape: Sequence[int], chunks: int = 1) 
         reason = str(error).strip().splitlines()
         return f"torch.func refuses it: {reason[0] if reason else type(error).__name__}"
     return None
+
+
+def _plain_numbers(model: nn.Module) -> dict[str, float]:
+    """Return the attributes of a model's layers that are numbers of Python, by name."""
+    return {
+        f"{name}.{key}": value
+        for name, module in model.named_modules()
+        for key, value in vars(module).items()
+        if isinstance(value, int | float)
+    }
 
 
 def draws_random_numbers(model: nn.Module, shape: Sequence[int]) -> bool:
