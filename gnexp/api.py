@@ -9,8 +9,9 @@ import io
 import multiprocessing
 import os
 import sys
+import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,8 +37,8 @@ def build_norm(name: str, num_channels: int, **options: Any) -> "nn.Module":
 
     name: of gnexp's table ("gn"), or of a plug-in. options: as after `norm.` on the command line,
     beside num_groups for the norms that have groups; those left out take the table's defaults.
-    Raises ValueError for an unknown name or option, naming the nearest valid one, and for what
-    cannot be built, with the reason.
+    Raises ValueError for an unknown name or option, naming the nearest valid one, for a value of
+    another kind, and for what cannot be built, with the reason.
     """
     from gnexp.own_code import build_named
 
@@ -61,7 +62,8 @@ def train(
     of its trials (`split` is "validation").
 
     All happens in this process, unless workers= asks for several: they import the calling script
-    anew, so its call must then stand under `if __name__ == "__main__":`. Raises Mistake, with one
+    anew, so its call must then stand under `if __name__ == "__main__":`. Calls from several threads
+    wait for one another; PyTorch's random state is afterwards as it was. Raises Mistake, with one
     sentence per line, before anything is written.
     """
     if getattr(multiprocessing.current_process(), "_inheriting", False):
@@ -72,10 +74,11 @@ def train(
     from gnexp import hydra_app
     from gnexp.commands.train import train as command
 
-    configs, grid, typed = hydra_app.compose("train", overrides({} if config is None else config))
-    configs = [dataclasses.replace(each, workers=each.workers or 1) for each in configs]
+    words = overrides({} if config is None else config)
     said = io.StringIO()
-    with _gradients(), contextlib.nullcontext() if verbose else _quiet(said):
+    with _ours(), contextlib.nullcontext() if verbose else _quiet(said):
+        configs, grid, typed = hydra_app.compose("train", words)
+        configs = [dataclasses.replace(each, workers=each.workers or 1) for each in configs]
         code = command(configs, typed, grid)
     if code:
         lines = [line for line in said.getvalue().splitlines() if line.startswith("failed: ")]
@@ -83,13 +86,23 @@ def train(
     return _trained(configs)
 
 
+# Hydra's state, PyTorch's generators and the standard streams are one for all threads.
+_one_at_a_time = threading.RLock()
+
+
 @contextlib.contextmanager
-def _gradients() -> Iterator[None]:
-    """Let gradients be recorded, also for a caller under no_grad or inference_mode."""
+def _ours() -> Iterator[None]:
+    """Make what is the process's own be gnexp's for a while, and leave it as the caller had it.
+
+    Gradients are recorded, also for a caller under no_grad or inference_mode.
+    """
     import torch
 
-    with torch.inference_mode(False), torch.enable_grad():
-        yield
+    with _one_at_a_time, torch.inference_mode(False), torch.enable_grad():
+        begun = torch.cuda.is_initialized()  # asking a device for its state would begin
+        devices = range(torch.cuda.device_count()) if begun else ()
+        with torch.random.fork_rng(devices):
+            yield
 
 
 @contextlib.contextmanager
@@ -128,6 +141,9 @@ def load_study(path: str | os.PathLike[str]) -> "pd.DataFrame":
     from gnexp.study import store
     from gnexp.study.cells import run_rows
 
+    if not isinstance(path, str | os.PathLike):
+        kind = type(path).__name__
+        raise Mistake(f"path={path!r} is a {kind}: give a study's folder, such as 'results/main'")
     folder = Path(path).expanduser()
     if store.Run(folder).exists():
         raise Mistake(f"{folder} is a run; its study is the folder around it: {folder.parent}")
@@ -170,10 +186,12 @@ def check(
     asked = {"groups": groups, "channels": channels, "draws": draws, "seed": seed}
     asked["reference"] = reference
     if claims is not None:
+        if not isinstance(claims, Iterable):
+            raise Mistake(f"claims={claims!r} must be a list, such as claims=['core', 'spectrum']")
         asked["claims"] = [[claims] if isinstance(claims, str) else list(claims)]
-    config = _check_config(module, asked, options)
-    wanted = plan([config])
-    with _gradients():
+    with _ours():
+        config = _check_config(module, asked, options)
+        wanted = plan([config])
         subject = _subject(module, config, options)
         label = subject.label
         found = {(label, c.key): outcome_of(c, label, lambda: subject) for c in wanted}
@@ -253,19 +271,16 @@ def _own(
 
 def _try(subject: "Subject") -> None:
     """Raise Mistake for a norm that cannot be built, or does what no norm may do."""
-    import torch
-
     from gnexp.norms.trial import try_norm
 
-    with torch.random.fork_rng(devices=[]):
-        try:
-            layer = subject.build(subject.channels)
-        except ValueError as error:
-            raise Mistake(str(error)) from error
-        try:
-            try_norm(layer, subject.channels)
-        except ValueError as error:
-            raise Mistake(f"{subject.label} {error}") from error
+    try:
+        layer = subject.build(subject.channels)
+    except ValueError as error:
+        raise Mistake(str(error)) from error
+    try:
+        try_norm(layer, subject.channels)
+    except ValueError as error:
+        raise Mistake(f"{subject.label} {error}") from error
 
 
 def _frame(rows: list[dict[str, Any]]) -> "pd.DataFrame":

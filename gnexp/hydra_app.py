@@ -386,6 +386,8 @@ def _sentence(error: Exception, command: str, arguments: Sequence[str] = ()) -> 
             return f"{found[1]} would be a sweep: to compare two studies type {key}=[{value}]"
         return f"{found[1]} is a sweep: type -m {found[1]}, or {key}=[{value}] for a list"
     if found := re.search(r"Missing mandatory value: (\S+)", text + cause):
+        if found[1] == "_target_":  # OmegaConf leaves out what it is in, which is norm=custom
+            return "norm._target_ must be given, as norm._target_=my_pkg.MyNorm"
         return f"{found[1]} must be given, as {found[1]}=VALUE"
     first = text.strip().splitlines()[0] if text.strip() else type(error).__name__
     if "OverrideParse" in type(error).__name__:

@@ -17,7 +17,7 @@ from torch import nn
 
 from gnexp import plugins
 from gnexp.config import CUSTOM, TrainConfig
-from gnexp.norms.registry import NORMS, build_norm
+from gnexp.norms.registry import NORMS, build_norm, require_channels
 
 
 def import_target(path: str, key: str = "norm._target_") -> Callable[..., Any]:
@@ -137,11 +137,12 @@ def _source_digest(path: str, key: str) -> str | None:
 
 def build_named(name: str, num_channels: int, **options: Any) -> nn.Module:
     """Return the layer `name`, of the table or of a plug-in; see `gnexp.build_norm`."""
-    if name in NORMS:
+    if isinstance(name, str) and name in NORMS:
         return build_norm(name, num_channels, **options)
-    if plugin := plugins.usable(NORMS).get(name):
+    require_channels(num_channels)
+    if plugin := plugins.usable(NORMS).get(str(name)):
         return own_factory(plugin.target, options)(num_channels)
-    raise ValueError(plugins.unknown_norm(name, list(NORMS)))
+    raise ValueError(plugins.unknown_norm(str(name), list(NORMS)))
 
 
 def own_factory(path: str, options: dict[str, Any]) -> Callable[[int], nn.Module]:
@@ -163,7 +164,7 @@ def factory_of(
     def build(channels: int) -> nn.Module:
         try:
             layer = target(channels, **options)
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # whatever the user's code does
             typed = "".join(f", {k}={v}" for k, v in options.items())
             raise ValueError(
                 f"{said()} raised {type(error).__name__} when called with ({channels}{typed}):"

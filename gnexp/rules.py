@@ -449,7 +449,8 @@ def _number_problems(config: TrainConfig) -> list[str]:
         number = isinstance(value, int | float) and not isinstance(value, bool)
         zero_allowed = key in ZERO_NORM_OPTIONS and number and value == 0
         if not (number and math.isfinite(value) and (value > 0 or zero_allowed)):
-            found.append(f"norm.{key}={value} must be a positive number, such as norm.eps=1e-5")
+            such = ", such as norm.eps=1e-5" if key == "eps" else ""
+            found.append(f"norm.{key}={value} must be a positive number{such}")
     return found
 
 

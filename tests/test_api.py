@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,36 @@ def test_training_is_the_same_for_a_caller_that_records_no_gradients(outer, work
     outside = api.train(TINY)
     assert list(inside["status"]) == ["complete"]
     pd.testing.assert_series_equal(inside["train_loss"], outside["train_loss"])
+
+
+def test_the_generator_of_the_caller_is_left_as_it_was(workdir):
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    api.train(TINY)
+    assert torch.equal(before, torch.get_rng_state())
+    api.check("gn", claims="core", groups=4)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_calls_from_two_threads_train_what_they_would_one_after_the_other(workdir, capfd):
+    norms, found, failed = ("bn", "gn", "ln"), {}, []
+
+    def call(norm):
+        try:
+            found[norm] = api.train({**TINY, "norm": norm, "study": norm})
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=call, args=(norm,)) for norm in norms]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed
+    assert capfd.readouterr() == ("", "")
+    for norm in norms:
+        alone = api.train({**TINY, "norm": norm, "study": "alone"})
+        assert list(found[norm]["test_loss"]) == list(alone["test_loss"])
 
 
 def test_a_grid_gives_the_rows_of_its_runs_and_of_no_others(workdir, no_report):
@@ -299,6 +330,8 @@ def test_loading_what_is_no_study_says_what_there_is(workdir):
     (run,) = (path.parent for path in Path("results/mine").glob("*/result.json"))
     with pytest.raises(api.Mistake, match="is a run; its study is the folder around it"):
         api.load_study(run)
+    with pytest.raises(api.Mistake, match="path=None is a NoneType: give a study's folder"):
+        api.load_study(None)
     (run / "status.json").write_text("{")
     with pytest.warns(UserWarning, match=r"damaged: .*status.json"):
         assert len(api.load_study("results/mine")) == 1
@@ -360,6 +393,7 @@ def test_options_of_a_class_under_check_are_given_to_it_and_shown(workdir):
         (Plain, {"claims": ["cor"]}, "claims=[cor] is unknown; did you mean core?"),
         (Plain, {"draws": 1}, "draws=1 must be a whole number of at least 4"),
         (Plain, {"reference": "gm"}, "reference=gm is unknown; did you mean gn?"),
+        ("gn", {"claims": 5}, "claims=5 must be a list, such as claims="),
         ("gn", {"power": 2}, "norm.power is not an option of norm=gn; did you mean norm.eps?"),
     ],
 )
@@ -381,3 +415,31 @@ def test_build_norm_names_the_nearest_norm_and_option():
         api.build_norm("gm", 16)
     with pytest.raises(ValueError, match="epz is not an option of norm=gn; nearest: eps"):
         api.build_norm("gn", 16, epz=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "channels", "options", "sentence"),
+    [
+        (3, 16, {}, "norm=3 is unknown"),
+        (None, 16, {}, "norm=None is unknown"),
+        (["gn"], 16, {}, "norm=['gn'] is unknown"),
+        ("gn", "16", {}, "num_channels='16' must be a whole number from 1 up"),
+        ("bn", 0, {}, "num_channels=0 must be a whole number from 1 up"),
+        ("ln", 16.0, {}, "num_channels=16.0 must be a whole number from 1 up"),
+        ("gn", 16, {"num_groups": 4.0}, "num_groups=4.0 must be a whole number, such as 8"),
+        ("gn", 16, {"num_groups": True}, "num_groups=True must be a whole number, such as 8"),
+        ("gn", 16, {"eps": "small"}, "eps='small' must be a number, such as 1e-05"),
+        ("brn", 16, {"momentum": None}, "momentum=None must be a number, such as 0.1"),
+        ("gbn", 16, {"ghost_batch": "all"}, "ghost_batch='all' must be a whole number, such as 8"),
+    ],
+)
+def test_what_no_norm_can_be_built_from_is_refused_in_a_sentence(name, channels, options, sentence):
+    with pytest.raises(ValueError) as refused:
+        api.build_norm(name, channels, **options)
+    assert str(refused.value).startswith(sentence)
+
+
+def test_values_that_torch_takes_for_an_option_are_taken_here():
+    assert api.build_norm("bn", np.int64(8), momentum=None).momentum is None
+    assert api.build_norm("brn", 8, total_examples=100, rmax=2).rmax == 2
+    assert api.build_norm("gn", 8, num_groups=np.int64(2), eps=np.float32(0.5)).eps == 0.5

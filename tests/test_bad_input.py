@@ -76,6 +76,10 @@ TYPED = {
         ["covariance=true", "gradients_augment=true"],
         ["covariance=true", "gradients_augment=false"],
     ),
+    "a norm of one's own without its path": (
+        ["norm=custom"],
+        ["norm._target_ must be given, as norm._target_=my_pkg.MyNorm"],
+    ),
     "a new key": (["+foo=3"], ["foo", "not a key"]),
     "a new key of data": (["+data.foo=3"], ["data.foo", "not a key"]),
     "a key taken away": (["~norm"], ["~norm", "another value"]),

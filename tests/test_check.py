@@ -175,7 +175,7 @@ def test_the_same_check_writes_the_same_bytes(check, workdir):
         ("OtherDevice", "OtherDevice returned the device meta for cpu"),
         ("Nan", "Nan returned values that are not finite, for finite ones"),
         ("Pair", "Pair returned a tuple, not one tensor"),
-        ("Raises", "Raises raised KeyError in a forward pass of (4, 64, 5, 7): 'statistics'"),
+        ("Raises", "raised KeyError ('statistics') in a forward pass of (4, 64, 5, 7) in float64"),
         ("RaisesBackward", "RaisesBackward raised ArithmeticError: no gradient here"),
     ],
 )
@@ -192,9 +192,7 @@ def test_a_norm_that_misbehaves_is_named_in_a_sentence_with_the_claim(norm, sent
 def test_what_a_norm_does_in_one_claim_does_not_keep_the_others_from_running(check, workdir):
     answer = check("norm._target_=bad.NeedsTwo", "claims=[core,batch_independence]")
     assert answer.code == 1
-    assert (
-        "not measured, claim 3: NeedsTwo raised ValueError in a forward pass of (1," in answer.out
-    )
+    assert "not measured, claim 3: NeedsTwo raised ValueError (" in answer.out
     rows = rows_of(workdir / "results" / "check")
     assert {r["verdict"] for r in rows if r["claim"] == "3"} == {"not measured"}
     assert "not measured" not in {r["verdict"] for r in rows if r["claim"] == "1"}

@@ -573,8 +573,13 @@ def test_a_converted_model_that_does_not_take_the_example_is_refused():
         def forward(self, x):
             return self.norm(x) + self.norm.running_mean.sum()
 
-    with pytest.raises(ValueError, match="does not take the example: AttributeError"):
+    with pytest.raises(ValueError, match=r"the converted model does not take.*: AttributeError \("):
         convert(Reads(), "gn", groups=1, example=images())
+
+
+def test_an_example_that_the_model_does_not_take_is_named_as_such():
+    with pytest.raises(ValueError, match=r"the model does not take the example: RuntimeError \("):
+        convert(torchvision_model("resnet18"), "gn", example=torch.zeros(2, 5, 64, 64))
 
 
 @pytest.mark.skipif("gn_ws" not in NORMS, reason="without weight standardization")

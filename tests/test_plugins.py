@@ -45,6 +45,11 @@ class NeedsMore(Root):
         super().__init__(channels)
 
 
+class Exits(Root):
+    def __init__(self, channels):
+        raise SystemExit("no licence")
+
+
 class NotAModule:
     def __init__(self, channels):
         pass
@@ -269,6 +274,7 @@ BAD = {
     "9lives": ("MODULE:Root", "cannot be typed: a plug-in's name is a letter, then"),
     "number": ("MODULE:number", "is not a class or function"),
     "more": ("MODULE:NeedsMore", "raised TypeError when called with (8): "),
+    "exits": ("MODULE:Exits", "raised SystemExit when called with (8): no licence"),
     "thing": ("MODULE:NotAModule", "must return an nn.Module, not NotAModule"),
     "shape": ("MODULE:Shape", "returns the shape (2, 8, 7, 8) for (2, 8, 8, 8) in training"),
     "dtype": ("MODULE:Dtype", "returns the dtype torch.float64 for torch.float32 in training"),

@@ -22,6 +22,7 @@ from gnexp.models.weight_standardization import StandardizedConv2d
 from gnexp.norms.probes import stock_pools
 from gnexp.norms.registry import NORMS, group_count
 from gnexp.norms.replicated import carries_activation
+from gnexp.norms.trial import told
 from gnexp.own_code import build_named
 
 Factory = Callable[[int], nn.Module]
@@ -107,10 +108,8 @@ def _copy(model: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(model)
     except Exception as error:
-        first = (str(error).splitlines() or [""])[0]
         raise ValueError(
-            f"the model cannot be copied, on which a conversion is tried: {type(error).__name__}:"
-            f" {first}"
+            f"the model cannot be copied, on which a conversion is tried: {told(error)}"
         ) from error
 
 
@@ -203,10 +202,8 @@ def _named(site: Site, build: Factory) -> nn.Module:
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
     except Exception as error:
-        first = (str(error).splitlines() or [""])[0]
         raise ValueError(
-            f"{where}: building the norm for {site.channels} channels raised"
-            f" {type(error).__name__}: {first}"
+            f"{where}: building the norm for {site.channels} channels raised {told(error)}"
         ) from error
     if not isinstance(layer, nn.Module):
         kind = type(layer).__name__
@@ -367,9 +364,8 @@ def try_example(model: nn.Module, found: Found, example: Any, advice: bool = Tru
     try:
         traced = trace(model, names, example)
     except Exception as error:
-        first = (str(error).splitlines() or [""])[0]
         raise ValueError(
-            f"the converted model does not take the example: {type(error).__name__}: {first}"
+            f"the converted model does not take the example: {told(error)}"
             + ("; name the layer it concerns in leave=" if advice else "")
         ) from error
     if traced.strays:

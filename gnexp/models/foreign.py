@@ -91,7 +91,7 @@ def build_foreign(
             if always:  # of defaults to come, such as how it draws weights that are drawn anew
                 warnings.simplefilter("ignore")
             model = construct(**words)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # whatever the user's code does
         typed = ", ".join(f"{key}={value}" for key, value in words.items())
         raise ValueError(
             f"{label}: building it with ({typed}) raised {type(error).__name__}: {_first(error)}"

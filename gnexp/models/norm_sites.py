@@ -15,6 +15,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from gnexp.models.conversion_report import Left
 from gnexp.models.norm_sources import FAMILIES, Source, channels_of, left_alone, source_of
 from gnexp.models.norm_tracing import Traced, trace
+from gnexp.norms.trial import told
 
 TOKENS = "tokens"  # layer norms of (N, T, C), which have no pixels
 KINDS = (*FAMILIES, TOKENS)
@@ -100,7 +101,7 @@ def find_norms(
             " missed, and layer norms over the last axis are left"
         )
     else:
-        traced = trace(model, {*known}, example)
+        traced = _traced(model, {*known}, example)
         _refuse_strays(traced)
     sites, left = [], []
     for names, module, source, reason in known.values():
@@ -116,6 +117,13 @@ def find_norms(
         old = type(model.get_submodule(name)).__name__
         left.append(Left(name, old, "it standardizes its weights, not its input"))
     return Found(_replaceable(model, sites, left), left, notes)
+
+
+def _traced(model: nn.Module, norms: Set[str], example: Any) -> Traced:
+    try:
+        return trace(model, norms, example)
+    except Exception as error:  # whatever the user's forward pass does
+        raise ValueError(f"the model does not take the example: {told(error)}") from error
 
 
 def _kinds(only: str | Sequence[str] | None) -> tuple[str, ...]:

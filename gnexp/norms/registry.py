@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from numbers import Integral, Real
 
 from torch import nn
 
@@ -231,9 +232,9 @@ def build_norm(name: str, num_channels: int, **options: object) -> nn.Module:
     """Return the layer `name` of the table for (N, C, H, W) inputs with C = `num_channels`.
 
     Options left out take the table's defaults. Raises ValueError for an unknown name or option,
-    naming the nearest valid one, and for option values the builder refuses.
+    naming the nearest valid one, for values that are no numbers, and for those the builder refuses.
     """
-    if name not in NORMS:
+    if not isinstance(name, str) or name not in NORMS:
         by_any_name = {entry.label.lower(): known for known, entry in NORMS.items()}
         by_any_name |= {known: known for known in NORMS}
         nearest = get_close_matches(str(name).lower(), by_any_name, n=1, cutoff=0.0)[0]
@@ -244,7 +245,31 @@ def build_norm(name: str, num_channels: int, **options: object) -> nn.Module:
     for option in options:
         if option not in entry.options:
             raise ValueError(_unknown_option(name, option, list(entry.options)))
+    require_channels(num_channels)
+    for option, value in options.items():
+        averages_all = name == "bn" and option == "momentum" and value is None
+        if not averages_all:
+            _require_kind(option, value, entry.options[option])
     return entry.build(num_channels, **{**entry.options, **options})
+
+
+def require_channels(num_channels: object) -> None:
+    """Raise ValueError unless it is a whole number of at least 1."""
+    whole = isinstance(num_channels, Integral) and not isinstance(num_channels, bool)
+    if not whole or num_channels < 1:
+        raise ValueError(f"num_channels={num_channels!r} must be a whole number from 1 up")
+
+
+def _require_kind(option: str, value: object, usual: object) -> None:
+    """Raise ValueError unless an option is a number as its usual value is, or None if that may be.
+
+    What numbers are valid is for the builder to say.
+    """
+    kind, called = (Integral, "a whole number") if isinstance(usual, int) else (Real, "a number")
+    absent = value is None and usual is None
+    if not absent and (isinstance(value, bool) or not isinstance(value, kind)):
+        such = f", such as {usual:g}" if isinstance(usual, Real) else ""
+        raise ValueError(f"{option}={value!r} must be {called}{such}")
 
 
 def _unknown_option(name: str, option: str, valid: list[str]) -> str:

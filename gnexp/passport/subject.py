@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from gnexp.measure.parameters import BETA_NAMES, GAMMA_NAMES
 from gnexp.models.resnet import build_model
 from gnexp.models.start import start
+from gnexp.norms.trial import told
 from gnexp.seeding import derived_seed, generator
 
 WIDTHS = (16, 32, 64)  # of a network, the first that the norm's groups divide
@@ -124,9 +125,9 @@ class Subject:
         try:
             y = layer(x_NCHW)
         except Exception as error:
+            shape, dtype = tuple(x_NCHW.shape), str(x_NCHW.dtype).removeprefix("torch.")
             raise Misbehaved(
-                f"{self.label} raised {type(error).__name__} in a forward pass of"
-                f" {tuple(x_NCHW.shape)}: {error}"
+                f"{self.label} raised {told(error)} in a forward pass of {shape} in {dtype}"
             ) from error
         if not isinstance(y, Tensor):
             raise Misbehaved(f"{self.label} returned a {type(y).__name__}, not one tensor")
