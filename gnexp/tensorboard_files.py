@@ -15,14 +15,14 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorboard.plugins.hparams.summary_v2 import hparams_pb
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from gnexp.loggers import StoredRun
+from gnexp.logged_run import LoggedRun
 from gnexp.study.files import write_whole
 from gnexp.study.store import Run
 
 FOLDER = "tensorboard"
 
 
-def write_events(run: Run, seeds: Iterable[int], stored: StoredRun) -> list[Path]:
+def write_events(run: Run, seeds: Iterable[int], stored: LoggedRun) -> list[Path]:
     """Bring the event files of these seeds to what the run holds; return the folder, if any."""
     written = []
     for seed in seeds:
@@ -45,7 +45,7 @@ def _bring_to(path: Path, wanted: bytes) -> None:
     write_whole(path, wanted)
 
 
-def _records(stored: StoredRun, seed: int) -> bytes:
+def _records(stored: LoggedRun, seed: int) -> bytes:
     """Return the event file of one seed."""
     buffer = io.BytesIO()
     writer = RecordWriter(buffer)
@@ -54,7 +54,7 @@ def _records(stored: StoredRun, seed: int) -> bytes:
     return buffer.getvalue()
 
 
-def _events(stored: StoredRun, seed: int) -> Iterator[Event]:
+def _events(stored: LoggedRun, seed: int) -> Iterator[Event]:
     yield Event(wall_time=stored.started_s, file_version="brain.Event:2")
     # Seeds of a run are one row of the HParams view: a group of sessions, with their mean.
     session = hparams_pb(stored.hyperparameters, stored.name, stored.started_s)

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from gnexp.loggers import StoredRun
+from gnexp.logged_run import LoggedRun
 from gnexp.study.files import Damaged, read_json, write_json
 from gnexp.study.store import Run
 
@@ -19,7 +19,7 @@ FOLDER = "wandb"
 STAMP = "written.json"
 
 
-def write_offline_runs(run: Run, seeds: Iterable[int], stored: StoredRun) -> list[Path]:
+def write_offline_runs(run: Run, seeds: Iterable[int], stored: LoggedRun) -> list[Path]:
     """Write an offline run for each finished seed whose numbers have none; return the folder.
 
     One that was written of other numbers is removed: its id is the same, so that a sync of the new
@@ -46,7 +46,7 @@ def write_offline_runs(run: Run, seeds: Iterable[int], stored: StoredRun) -> lis
     return [folder]
 
 
-def _write(parent: Path, stored: StoredRun, seed: int) -> None:
+def _write(parent: Path, stored: LoggedRun, seed: int) -> None:
     wandb = _offline_wandb()
     settings = wandb.Settings(
         mode="offline",
@@ -81,11 +81,11 @@ def _offline_wandb() -> Any:
     return wandb
 
 
-def _id(stored: StoredRun, seed: int) -> str:
+def _id(stored: LoggedRun, seed: int) -> str:
     """Return what names a training within its project; the run's name ends with its hash."""
     return f"{stored.name[-48:]}-seed-{seed}"  # W&B refuses long ones
 
 
-def _digest(stored: StoredRun, seed: int) -> str:
+def _digest(stored: LoggedRun, seed: int) -> str:
     what = [stored.study, stored.hyperparameters, list(stored.points(seed))]
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()

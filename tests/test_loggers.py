@@ -12,7 +12,8 @@ from collections import Counter
 import pytest
 
 from gnexp import loggers
-from gnexp.loggers import StoredRun, export, export_all, logger_problems
+from gnexp.logged_run import LoggedRun
+from gnexp.loggers import export, export_all, logger_problems
 from gnexp.mending import mend
 from gnexp.study.freshness import is_fresh
 from gnexp.study.report import build_report
@@ -298,7 +299,7 @@ def test_a_writer_that_failed_for_a_while_leaves_no_gap_and_nothing_to_tell(
 
 @needs_wandb
 def test_wandb_runs_are_written_offline_once_for_each_finished_seed(run):
-    settings = StoredRun(run).hyperparameters
+    settings = LoggedRun(run).hyperparameters
     assert export(run, "wandb") == [run.folder / "wandb"]
     (there,) = run.folder.glob("wandb/offline-run-*")
     assert there.name.endswith(f"{run.name}-seed-0")
