@@ -1,12 +1,14 @@
-"""Hydra composes, gnexp runs: under Hydra a job only hands over its config.
+"""Hydra composes, gnexp runs.
 
 All configs of a grid are collected first; the command then checks every one of them before it
 starts the first. What Hydra finds wrong becomes one sentence.
 """
 
+import argparse
 import contextlib
 import dataclasses
 import difflib
+import functools
 import io
 import os
 import re
@@ -29,7 +31,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, flag_override
+from omegaconf import DictConfig, OmegaConf, flag_override, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from gnexp import launching, optimizing, plugins
@@ -38,8 +40,7 @@ from gnexp.launching import HydraJob
 from gnexp.rules import problems
 
 # Flags that Hydra answers itself: no job is composed.
-QUESTIONS = {"-h", "--help", "--hydra-help", "--version", "-c", "--cfg", "-i", "--info"}
-QUESTIONS |= {"-sc", "--shell-completion"}
+QUESTIONS = ("help", "hydra_help", "cfg", "info", "shell_completion")
 GROUPS = ("norm", "model", "data", "privacy", "experiment")
 # Of which Hydra makes a number, a truth value or nothing, where the name of a choice is meant.
 NO_NAME = r"[-+]?(\d[\d_.]*(e[-+]?\d+)?|inf|nan)|true|false|null"
@@ -61,16 +62,18 @@ def run(command: str, arguments: list[str]) -> int:
         raise Mistake(f"unknown command {command!r}; did you mean {near}? See gnexp --help")
     arguments = _arranged(command, arguments)
     ours, others = launching.split(arguments)
-    asks = not QUESTIONS.isdisjoint(a.partition("=")[0] for a in arguments)
-    if command == "train" and not asks:
+    flags = _flags(command, arguments)
+    if flags is None or any(getattr(flags, question) for question in QUESTIONS):
+        if flags is not None:
+            _answer_question(command, arguments)
+        return 0
+    if command == "train":
         launcher = launching.chosen(ours) if ours else "basic"
         if sweeper := optimizing.chosen(arguments):
             return _optimize(sweeper, launcher, arguments)
         if launcher != "basic":
             return _launch(launcher, ours, others, arguments)
     jobs, grid = _collect(command, arguments)
-    if not jobs:  # Hydra answered itself: --help, --cfg, --info
-        return 0
     configs = [config for job in jobs for config in job.configs]
     return _dispatch(command, configs, grid, _typed(command, arguments))
 
@@ -120,7 +123,7 @@ def _launch(name: str, ours: list[str], others: list[str], arguments: list[str])
     options = launching.launch_options(configs[0], others)
     with _composer("train", [*others, *ours, *options]) as (loader, compose):
         try:
-            config = compose()
+            config, _ = compose()
         except (HydraException, OmegaConfBaseException) as error:
             raise Mistake(launching.option_sentence(name, error)) from error
         job = launching.Job(os.getcwd(), typed)
@@ -199,17 +202,17 @@ def _refuse_odd_overrides(command: str, arguments: list[str]) -> None:
 def _run_hydra(
     command: str, arguments: list[str], task: Callable[[Any], Any], scratch: str
 ) -> None:
-    """Let Hydra compose each job and call `task` with it; what Hydra writes goes to `scratch`."""
-    store = ConfigStore.instance()
-    for name, schema in COMMANDS.items():
-        store.store(f"{name}_schema", schema)
-    _store_plugins(store)
+    """Let Hydra do all that is typed, and call `task` with each job's config.
+
+    That is to answer a question, or to let a sweeper choose. What Hydra writes goes to `scratch`.
+    """
+    _store_configs()
     app = hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=command)
     with _hydra_arguments(command, arguments, scratch):
         try:
             app(task)()
         except (HydraException, OmegaConfBaseException) as error:
-            raise Mistake(_every_sentence(error, command, arguments)) from error
+            raise Mistake(_sentence(error, command, arguments)) from error
 
 
 def _norms() -> list[str]:
@@ -218,11 +221,19 @@ def _norms() -> list[str]:
     return [name for name in names if name != CUSTOM]
 
 
-def _store_plugins(store: ConfigStore) -> None:
-    """Let `norm=NAME` choose the norm that an installed package registers under that name."""
+def _store_configs() -> None:
+    """Give Hydra what is in no YAML file: the types of keys, and the norms that plug-ins name."""
+    _store_schemas()
+    store = ConfigStore.instance()
     store.repo.pop("norm", None)  # what another call in this process found installed
     for name, plugin in plugins.usable(_norms()).items():
         store.store(name, plugin.node, group="norm", provider=plugin.package)
+
+
+@functools.cache
+def _store_schemas() -> None:
+    for name, schema in COMMANDS.items():
+        ConfigStore.instance().store(f"{name}_schema", schema)
 
 
 def _optimize(name: str, launcher: str, arguments: list[str]) -> int:
@@ -239,100 +250,154 @@ def _optimize(name: str, launcher: str, arguments: list[str]) -> int:
     return optimizing.optimize(name, _typed("train", arguments), run)
 
 
+def _answer_question(command: str, arguments: list[str]) -> None:
+    """Let Hydra print what is asked for: its help, the config, the completion of a shell."""
+    with tempfile.TemporaryDirectory() as scratch, contextlib.suppress(SystemExit):
+        try:
+            _run_hydra(command, arguments, lambda config: None, scratch)
+        except ValueError as error:  # of flags that exclude each other
+            raise Mistake(str(error)) from error
+
+
+def _flags(command: str, arguments: list[str]) -> argparse.Namespace | None:
+    """Return what is typed as Hydra parses it, None after --version, which that answers.
+
+    Raises Mistake for a flag that it does not know.
+    """
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            flags = get_args_parser().parse_args(arguments)
+    except SystemExit as leaving:
+        if not leaving.code:
+            return None
+        reason = said.getvalue().strip().splitlines()[-1].partition("error: ")[2]
+        raise Mistake(f"{reason}; see gnexp {command} --help") from leaving
+    if flags.experimental_rerun:
+        raise Mistake(
+            "--experimental-rerun is not supported: the same command again goes on where it ended"
+        )
+    return flags
+
+
 def _collect(command: str, arguments: list[str]) -> tuple[list[HydraJob], bool]:
     """Return the jobs that are typed with their configs, and whether they form a grid."""
-    found: list[tuple[Any, Any]] = []
-
-    def task(config: Any) -> None:
-        found.append((HydraConfig.get(), OmegaConf.to_object(config)))
-
-    said = io.StringIO()
-    with tempfile.TemporaryDirectory() as scratch:
-        try:
-            with contextlib.redirect_stderr(said):
-                _run_hydra(command, arguments, task, scratch)
-        except SystemExit as leaving:  # argparse: 0 after --help, 2 for a flag it does not know
-            if leaving.code:
-                reason = said.getvalue().strip().splitlines()[-1].partition("error: ")[2]
-                raise Mistake(f"{reason}; see gnexp {command} --help") from leaving
-    sys.stderr.write(said.getvalue())
-    # Whatever is raised inside a task makes Hydra print, so jobs are looked at out here.
+    found, swept = _composed(command, arguments)
     jobs: list[HydraJob] = []
-    for job, config in found:
-        _refuse_other_engines(job)
+    for overrides, config in found:
         config.out = os.path.expanduser(config.out)
         configs = expand(config) if command == "train" else [config]
-        jobs.append(HydraJob(OmegaConf.to_container(job.overrides.task), configs))
+        jobs.append(HydraJob(overrides, configs))
     if command in ("train", "check"):
         for each in (each for job in jobs for each in job.configs):
             _refuse_odd_options(command, each.norm)
         chosen = [each.norm.get("name") for job in jobs for each in job.configs]
         for sentence in plugins.shadowed(chosen, _norms()):
             print(f"gnexp: {sentence}", file=sys.stderr)
-    swept = any(job.mode == RunMode.MULTIRUN for job, _ in found)
     return jobs, swept or sum(len(job.configs) for job in jobs) > 1
+
+
+def _composed(command: str, arguments: list[str]) -> tuple[list[tuple[list[str], Any]], bool]:
+    """Return each job's overrides and config, and whether they are swept.
+
+    Raises Mistake with what is wrong with any job, one sentence a line. Hydra's own runs of an
+    application would compose every job twice, for as long as a small training takes.
+    """
+    with _composer(command, arguments) as (loader, compose):
+        try:
+            common, swept = compose()
+            _refuse_other_engines(common.hydra)
+            if not swept:
+                return [_handed_over(common)], False
+            jobs = _split(loader, common)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise Mistake(_sentence(error, command, arguments)) from error
+        found: list[tuple[list[str], Any] | str] = []
+        for number, job in enumerate(jobs):
+            try:
+                config = loader.load_sweep_config(common, job)
+                with open_dict(config):
+                    config.hydra.job.id = config.hydra.job.num = number
+                found.append(_handed_over(config))
+            except (HydraException, OmegaConfBaseException) as error:
+                found.append(_sentence(error, command, job))
+    if wrong := [each for each in found if isinstance(each, str)]:
+        if command == "train":
+            wrong = [sentence for each in found for sentence in _job_sentences(each)]
+        raise Mistake("\n".join(dict.fromkeys(wrong)))
+    return found, True
+
+
+def _split(loader: ConfigLoader, common: DictConfig) -> list[list[str]]:
+    """Return the overrides of each job of a grid."""
+    swept = [f"{key}={value}" for key, value in (common.hydra.sweeper.params or {}).items()]
+    swept += OmegaConf.to_container(common.hydra.overrides.task)
+    parsed = OverridesParser.create(loader).parse_overrides(swept)
+    (jobs,) = BasicSweeper.split_arguments(parsed, None)
+    return [list(job) for job in jobs]
+
+
+def _handed_over(config: DictConfig) -> tuple[list[str], Any]:
+    """Return a job's overrides, and its config as the command takes it."""
+    HydraConfig.instance().set_config(config)  # values may refer to it, as ${hydra:job.num}
+    overrides = OmegaConf.to_container(config.hydra.overrides.task)
+    with flag_override(config, ["struct", "readonly"], [False, False]):
+        del config["hydra"]
+    return overrides, OmegaConf.to_object(config)
+
+
+def _job_sentences(job: tuple[list[str], Any] | str) -> list[str]:
+    """Return what is wrong with a job: what Hydra found, or else the rules that it breaks."""
+    if isinstance(job, str):
+        return [job]
+    try:
+        return [sentence for config in expand(job[1]) for sentence in problems(config)]
+    except Mistake as mistake:
+        return str(mistake).splitlines()
 
 
 @contextlib.contextmanager
 def _composer(
     command: str, arguments: list[str]
-) -> Iterator[tuple[ConfigLoader, Callable[[], DictConfig]]]:
-    """Yield Hydra's loader and a function that composes what a grid's jobs have in common."""
+) -> Iterator[tuple[ConfigLoader, Callable[[], tuple[DictConfig, bool]]]]:
+    """Yield Hydra's loader, and a function that composes what all jobs have in common.
+
+    It returns, beside the config, whether the jobs are a grid; if not, it is the only job's.
+    """
     flags = get_args_parser().parse_args(arguments)
-    path = create_config_search_path(str(flags.config_path or config_folder()))
+    path = create_config_search_path(os.path.abspath(flags.config_path or config_folder()))
     if flags.config_dir:
-        anchor = SearchPathQuery(provider="schema")
-        path.prepend("command-line", f"file://{os.path.abspath(flags.config_dir)}", anchor)
-    app = Hydra.create_main_hydra2("gnexp", path)
-    name = flags.config_name or command
-    try:
-        yield (
-            app.config_loader,
-            lambda: app.compose_config(name, flags.overrides, RunMode.MULTIRUN),
+        folder = os.path.abspath(flags.config_dir)
+        if not os.path.isdir(folder):
+            raise Mistake(f"--config-dir {flags.config_dir} is not a folder")
+        path.prepend("command-line", f"file://{folder}", SearchPathQuery(provider="schema"))
+    _store_configs()
+    app = Hydra.create_main_hydra2(f"gnexp {command}", path)
+    loader = app.config_loader
+
+    def compose() -> tuple[DictConfig, bool]:
+        # Without a look at whether values are lists of a sweep, since a preset may make it one.
+        common = loader.load_configuration(
+            flags.config_name or command,
+            flags.overrides,
+            RunMode.MULTIRUN,
+            validate_sweep_overrides=False,
         )
+        swept = flags.multirun or common.hydra.mode == RunMode.MULTIRUN
+        mode = RunMode.MULTIRUN if swept else RunMode.RUN
+        parsed = OverridesParser.create(loader).parse_overrides(flags.overrides)
+        loader.validate_sweep_overrides_legal(parsed, mode, from_shell=True)
+        return common, swept
+
+    try:
+        yield loader, compose
     finally:
         GlobalHydra.instance().clear()
 
 
-def _every_sentence(error: Exception, command: str, arguments: list[str]) -> str:
-    """Return what Hydra found wrong, and in a grid what it did not come to, one sentence a line."""
-    first = _sentence(error, command, arguments)
-    with _composer(command, arguments) as (loader, compose):
-        try:
-            common = compose()
-            if common.hydra.mode != RunMode.MULTIRUN and not {"-m", "--multirun"} & {*arguments}:
-                return first
-            swept = [f"{k}={v}" for k, v in (common.hydra.sweeper.params or {}).items()]
-            swept += OmegaConf.to_container(common.hydra.overrides.task)
-            parsed = OverridesParser.create(loader).parse_overrides(swept)
-            (jobs,) = BasicSweeper.split_arguments(parsed, None)
-        except (HydraException, OmegaConfBaseException):
-            return first
-        found = {first: None}
-        for job in jobs:
-            found |= dict.fromkeys(_job_sentences(loader, common, job, command))
-    return "\n".join(found)
-
-
-def _job_sentences(
-    loader: ConfigLoader, common: DictConfig, overrides: list[str], command: str
-) -> list[str]:
-    """Return what is wrong with a job of a grid: what Hydra finds, or else the rules it breaks."""
-    try:
-        config = loader.load_sweep_config(common, overrides)
-        with flag_override(config, ["struct", "readonly"], [False, False]):
-            del config["hydra"]
-        typed = OmegaConf.to_object(config)
-        return [s for c in expand(typed) for s in problems(c)] if command == "train" else []
-    except (HydraException, OmegaConfBaseException) as error:
-        return [_sentence(error, command, overrides)]
-    except Mistake as mistake:
-        return str(mistake).splitlines()
-
-
-def _refuse_other_engines(job: Any) -> None:
+def _refuse_other_engines(hydra_node: DictConfig) -> None:
     """Refuse sweepers and launchers that would not hand their jobs over to this process."""
-    for part in (job.sweeper, job.launcher):
+    for part in (hydra_node.sweeper, hydra_node.launcher):
         if part._target_ not in BASIC:
             raise Mistake(
                 f"{part._target_} is not supported here: gnexp runs a grid itself, on workers=N"

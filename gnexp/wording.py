@@ -113,8 +113,9 @@ def _expected_text(config: TrainConfig, steps: list[Step], workers: int) -> str:
 def _expected_time(config: TrainConfig, size: int, limit_s: float = 0.25) -> float:
     """Return the seconds that `size` seeds in a step will take, from about `limit_s` of updates.
 
-    They are made by throw-away copies, and are never more than the training has. An evaluation is
-    counted as a third of training its images in large batches.
+    They are made by throw-away copies, and are no more than a tenth of the training's, if those
+    are not too few to time. Evaluating is taken for a third of training as many images in large
+    batches.
     """
     images = build.device_images(config.data, build.pick_device(config.device))
     models = [networks.seeded_model(config, len(images.classes), seed) for seed in range(size)]
@@ -122,6 +123,7 @@ def _expected_time(config: TrainConfig, size: int, limit_s: float = 0.25) -> flo
     timed = config
     if is_private(config):  # a single pass costs as much per image, and an update has many
         timed = dataclasses.replace(config, update_batch=config.batch)
+    total = _updates(config)
     (x, y), updates = stepping.trial_block([timed] * size, size, images), 0
     for index in itertools.count():
         if index == WARM_UP:
@@ -129,7 +131,7 @@ def _expected_time(config: TrainConfig, size: int, limit_s: float = 0.25) -> flo
         at = index % y.shape[1]
         step.run(x[:, at : at + 1], y[:, at : at + 1], [[0.0] * size])
         updates = index + 1 - WARM_UP
-        if updates > 2 and (time.perf_counter() - start > limit_s or updates >= _updates(config)):
+        if updates > 2 and (time.perf_counter() - start > limit_s or 10 * updates > total):
             break
     per_image = (time.perf_counter() - start) / updates / timed.update_batch
     tested = len(images.x_test) * image_cost(CHUNK) / image_cost(config.update_batch) / 3

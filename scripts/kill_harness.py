@@ -90,7 +90,7 @@ SETUPS = (
     Setup(
         "blocks",
         "checkpoints within epochs",
-        ("train", *LONG, "epochs=2", "norm=bn", "batch=2", "seeds=2", "workers=1"),
+        ("train", *LONG, "epochs=2", "norm=bn", "batch=10", "seeds=2", "workers=1"),
         share=3,
     ),
     Setup(

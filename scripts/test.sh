@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Installs into .venv, then runs the linters and all tests. Arguments (options such as -rs) go to
-# pytest. Test files run two at a time, but those of the launchers, which start clusters and keep the
-# standard streams to themselves.
+# pytest. Test files run two at a time, the longest first, but those of the launchers, which start
+# clusters and keep the standard streams to themselves.
 source "$(dirname "${BASH_SOURCE[0]}")/venv.sh" test,ray,slurm,dp,optuna,tensorboard,wandb
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 status=0
-.venv/bin/python -m pytest -n 2 --dist loadfile --ignore tests/test_launchers.py "$@" || status=1
+.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
+  --ignore tests/test_launchers.py "$@" || status=1
 .venv/bin/python -m pytest tests/test_launchers.py "$@" || status=1
 exit $status

@@ -12,6 +12,15 @@ from gnexp import cli
 torch.set_num_threads(1)
 
 
+# They take longest. Begun first, none of them is left to one process when the other is done.
+LONGEST = ("survives_kills", "studies", "train", "engine", "mending", "data_parallel", "tuning")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest."""
+    items.sort(key=lambda item: item.path.stem.removeprefix("test_") not in LONGEST)
+
+
 DEVICE_COMMANDS = (("train",), ("measure",), ("bench",))
 
 

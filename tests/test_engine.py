@@ -249,8 +249,9 @@ def test_the_first_float32_gradients_of_a_stack_are_those_alone(norm):
         assert (ours - alone).norm() <= FLOAT32 * alone.norm()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("place", [0, 1, 3])
+@pytest.mark.parametrize(
+    ("place", "dtype"), [(0, torch.float32), (1, torch.float64), (3, torch.float32)]
+)
 @pytest.mark.parametrize("norm", EVERY)
 def test_a_replica_that_diverges_leaves_the_others_as_they_are_to_the_last_bit(norm, place, dtype):
     x, y = data(4, 3, 4, dtype)

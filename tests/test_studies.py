@@ -2,7 +2,6 @@
 
 import contextlib
 import csv
-import itertools
 import json
 import os
 import signal
@@ -186,33 +185,36 @@ class Stop(BaseException):
 
 
 @pytest.mark.parametrize(
-    ("norm", "at"),
+    ("norm", "instants"),
     # The last two read in training what earlier passes left; tests/test_engine.py has every norm.
-    [*itertools.product(("bn", "gn"), (1, 2, 4)), ("brn", 1), ("online", 1)],
+    [("bn", (1, 2, 4)), ("gn", (2, 4)), ("brn", (1,)), ("online", (1,))],
 )
-def test_a_run_stopped_within_an_epoch_goes_on_from_there(gnexp, monkeypatch, norm, at):
+def test_a_run_stopped_within_an_epoch_goes_on_from_there(gnexp, monkeypatch, norm, instants):
     words = [w for w in QUICK if not w.startswith(("data.train_limit", "batch"))]
     words += ["data.train_limit=640", "batch=32", f"norm={norm}", "seeds=2", "stack=2"]
     words += ["checkpoint_minutes=0"]
     assert gnexp("train", *words, "study=whole").code == 0
-    stored, saved = trainings.save_states, []
+    (whole,) = runs("results/whole")
+    for at in instants:
+        stored, saved = trainings.save_states, []
 
-    def stop(run, states):
-        stored(run, states)
-        saved.append(states[0].get("updates", 0))
-        if len(saved) == at:
-            raise Stop
+        def stop(run, states, stored=stored, saved=saved, at=at):
+            stored(run, states)
+            saved.append(states[0].get("updates", 0))
+            if len(saved) == at:
+                raise Stop
 
-    with monkeypatch.context() as patch:
-        patch.setattr(trainings, "save_states", stop)
-        with pytest.raises(Stop):
-            gnexp("train", *words, "study=stopped")
-    # 20 updates an epoch in blocks of 8; after the last the epoch's own checkpoint follows.
-    assert saved == [8, 16, 0, 8][:at]
-    assert gnexp("train", *words, "study=stopped").code == 0
-    (whole,), (stopped,) = runs("results/whole"), runs("results/stopped")
-    assert rows(whole) == rows(stopped)
-    assert (whole / "logits.npz").stat().st_size == (stopped / "logits.npz").stat().st_size
+        study = f"stopped{at}"
+        with monkeypatch.context() as patch:
+            patch.setattr(trainings, "save_states", stop)
+            with pytest.raises(Stop):
+                gnexp("train", *words, f"study={study}")
+        # 20 updates an epoch in blocks of 8; after the last the epoch's own checkpoint follows.
+        assert saved == [8, 16, 0, 8][:at]
+        assert gnexp("train", *words, f"study={study}").code == 0
+        (stopped,) = runs(f"results/{study}")
+        assert rows(whole) == rows(stopped)
+        assert (whole / "logits.npz").stat().st_size == (stopped / "logits.npz").stat().st_size
 
 
 def test_a_run_planned_but_not_begun_gets_the_company_it_was_planned_with(gnexp, monkeypatch):
