@@ -80,6 +80,19 @@ TYPED = {
         ["norm=custom"],
         ["norm._target_ must be given, as norm._target_=my_pkg.MyNorm"],
     ),
+    "a run that Hydra stored": (
+        ["--experimental-rerun", "x.pickle"],
+        ["--experimental-rerun", "the same command again"],
+    ),
+    "a folder of configs that is not there": (
+        ["--config-dir", "nowhere"],
+        ["--config-dir nowhere"],
+    ),
+    "two questions at once": (["--cfg", "job", "--multirun"], ["Only one of", "--cfg"]),
+    "a grid of Hydra's own keys": (
+        ["-m", "hydra.verbose=true,false"],
+        ["hydra.verbose=true,false"],
+    ),
     "a new key": (["+foo=3"], ["foo", "not a key"]),
     "a new key of data": (["+data.foo=3"], ["data.foo", "not a key"]),
     "a key taken away": (["~norm"], ["~norm", "another value"]),

@@ -467,6 +467,24 @@ def test_hydra_still_shows_the_config_and_its_help(gnexp, workdir):
     assert list(workdir.iterdir()) == []
 
 
+def test_a_question_is_answered_however_it_is_typed(gnexp, workdir):
+    for words in (["--hel"], ["-h"], ["-cjob"], ["--version"], ["--info", "searchpath"]):
+        answer = gnexp("train", *words)
+        assert answer.code == 0, words
+        assert len(answer.out) > 10, words
+    assert list(workdir.iterdir()) == []
+
+
+def test_a_job_of_a_grid_knows_its_number(gnexp):
+    words = ("data.title='number ${hydra:job.num}'", "norm=bn,gn", "workers=1")
+    assert gnexp("train", "-m", *TINY, *words).code == 0
+    titles = [
+        json.loads(p.read_text())["data"]["title"]
+        for p in Path("results/main").glob("*/result.json")
+    ]
+    assert sorted(titles) == ["number 0", "number 1"]
+
+
 def test_jobs_that_differ_in_seeds_alone_are_one_run_with_all_of_them(gnexp):
     assert gnexp("train", "-m", *TINY, "seeds=[0],[2],[1]", "workers=1").code == 0
     result = json.loads((only_run() / "result.json").read_text())

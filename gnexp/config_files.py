@@ -1,0 +1,37 @@
+"""What may be typed: the YAML files of `configs`, and the keys of a command."""
+
+import dataclasses
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from gnexp.config import CUSTOM
+
+
+def config_folder() -> Path:
+    """Return the folder of YAML files: the checkout's for an editable install, or the wheel's."""
+    package = Path(__file__).resolve().parent
+    checkout = package.parent / "configs"
+    return checkout if (checkout / "train.yaml").is_file() else package / "configs"
+
+
+def norm_names() -> list[str]:
+    """Return the names of gnexp's own norms, without importing them."""
+    names = sorted(path.stem for path in (config_folder() / "norm").glob("*.yaml"))
+    return [name for name in names if name != CUSTOM]
+
+
+def norm_options(name: str) -> list[str]:
+    """Return the options of a norm of gnexp, as they are typed."""
+    options = OmegaConf.load(config_folder() / "norm" / f"{name}.yaml")
+    return [f"norm.{key}" for key in options if key != "name"]
+
+
+def keys_of(schema: type, prefix: str = "") -> list[str]:
+    """Return the names of all keys of a config, nested ones with dots."""
+    names = []
+    for field in dataclasses.fields(schema):
+        names.append(prefix + field.name)
+        if dataclasses.is_dataclass(field.type):
+            names += keys_of(field.type, f"{prefix}{field.name}.")
+    return names
