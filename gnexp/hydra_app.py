@@ -5,6 +5,7 @@ starts the first.
 """
 
 import contextlib
+import logging
 import os
 import re
 import shlex
@@ -238,8 +239,13 @@ def _collect(command: str, arguments: list[str]) -> tuple[list[HydraJob], bool]:
 
 @contextlib.contextmanager
 def _hydra_arguments(command: str, arguments: list[str], scratch: str) -> Iterator[None]:
-    """Show Hydra its command line, let it raise, and keep what it writes in a scratch folder."""
+    """Show Hydra its command line, let it raise, and keep what it writes in a scratch folder.
+
+    It may send all that anybody logs to the standard output of this moment, which ends here.
+    """
     before_argv, before_full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
     # The completion that is installed is for the program's name, each of its words.
     program = "gnexp" if "-sc" in arguments else f"gnexp {command}"
     sys.argv = [program, *arguments, f"hydra.sweep.dir={scratch}"]
@@ -248,6 +254,8 @@ def _hydra_arguments(command: str, arguments: list[str], scratch: str) -> Iterat
         yield
     finally:
         sys.argv = before_argv
+        root.handlers[:] = handlers
+        root.setLevel(level)
         GlobalHydra.instance().clear()
         if before_full is None:
             del os.environ["HYDRA_FULL_ERROR"]

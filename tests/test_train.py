@@ -4,6 +4,7 @@ import contextlib
 import csv
 import functools
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -467,11 +468,16 @@ def test_hydra_still_shows_the_config_and_its_help(gnexp, workdir):
     assert list(workdir.iterdir()) == []
 
 
-def test_a_question_is_answered_however_it_is_typed(gnexp, workdir):
-    for words in (["--hel"], ["-h"], ["-cjob"], ["--version"], ["--info", "searchpath"]):
-        answer = gnexp("train", *words)
-        assert answer.code == 0, words
-        assert len(answer.out) > 10, words
+@pytest.mark.parametrize(
+    "words", ["--hel", "-h", "-cjob", "--version", "--info searchpath"], ids=lambda words: words
+)
+def test_a_question_is_answered_however_it_is_typed_and_changes_no_logging(words, gnexp, workdir):
+    root = logging.getLogger()
+    before = root.level, list(root.handlers)
+    answer = gnexp("train", *words.split())
+    assert answer.code == 0
+    assert len(answer.out) > 10
+    assert (root.level, list(root.handlers)) == before
     assert list(workdir.iterdir()) == []
 
 
