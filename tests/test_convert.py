@@ -428,6 +428,8 @@ def test_groups_that_do_not_divide_are_refused_with_the_layer_and_the_valid_valu
         ({"norm": "gm"}, r"^norm=gm is unknown; did you mean gn\?"),
         ({"norm": "bn", "groups": 8}, "groups=8: norm=bn has no groups"),
         ({"only": "batches"}, "only=batches is unknown; nearest: batch"),
+        ({"only": 5}, r"only=5 must be a name, or a list of names such as \['batch'\]"),
+        ({"leave": 5}, "leave=5 must be a name, or a list"),
         ({"affine": "drop"}, "affine=drop is unknown"),
         ({"eps": "old"}, "eps=old must be"),
         ({"epsilon": 1e-3}, "epsilon is not an option of norm=gn; nearest: eps"),

@@ -4,7 +4,7 @@ Shapes: N examples, C channels, T tokens, H and W pixels.
 """
 
 import re
-from collections.abc import Collection, Sequence, Set
+from collections.abc import Collection, Iterable, Sequence, Set
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
@@ -70,7 +70,7 @@ def find_norms(
     module, for what may normalize and is not known.
     """
     kinds = _kinds(only)
-    leave = (leave,) if isinstance(leave, str) else leave
+    leave = _names("leave", leave, "head")
     modules = _by_identity(model)
     _refuse_wrapped(modules)
     unknown = [name for name in leave if name not in {n for names, _ in modules for n in names}]
@@ -126,10 +126,19 @@ def _traced(model: nn.Module, norms: Set[str], example: Any) -> Traced:
         raise ValueError(f"the model does not take the example: {told(error)}") from error
 
 
+def _names(key: str, value: str | Iterable[str], example: str) -> tuple[str, ...]:
+    """Return one name, or several, as a tuple."""
+    if not isinstance(value, Iterable):
+        raise ValueError(
+            f"{key}={value!r} must be a name, or a list of names such as [{example!r}]"
+        )
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
 def _kinds(only: str | Sequence[str] | None) -> tuple[str, ...]:
     if only is None:
         return FAMILIES
-    kinds = (only,) if isinstance(only, str) else tuple(only)
+    kinds = _names("only", only, KINDS[0])
     for kind in kinds:
         if kind not in KINDS:
             near = get_close_matches(str(kind), KINDS, n=1, cutoff=0.0)[0]
