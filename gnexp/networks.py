@@ -13,13 +13,16 @@ from gnexp.build import images_of, recipe
 from gnexp.config import CUSTOM, ModelConfig, TrainConfig, is_foreign
 from gnexp.models.foreign import build_foreign, constructor, examine, with_norms
 from gnexp.models.norm_sites import Found
+from gnexp.models.norm_sources import pools_of
 from gnexp.models.resnet import build_model
 from gnexp.models.start import start
 from gnexp.norms.layers import momentum_of_batch
 from gnexp.norms.registry import NORMS, build_norm, group_count
-from gnexp.norms.trial import try_norm
+from gnexp.norms.trial import pooled_axes, try_norm
 from gnexp.own_code import import_target, own_factory, said_norm
 from gnexp.seeding import derived_seed, generator
+
+MOST_TRIED = 64  # examples by which the user's own norm shows what it pools over
 
 
 def norm_factory(config: TrainConfig, trains: bool = False) -> Callable[[int], nn.Module]:
@@ -105,6 +108,27 @@ def groups_per_layer(config: TrainConfig) -> dict[str, int]:
     return counts
 
 
+def pools(config: TrainConfig) -> str | None:
+    """Return the axes, letters of "nchw", over which some layer of the network has a statistic.
+
+    Of the norm: by the table, or by trial at each width where it is the user's own; of the layers
+    that a foreign model keeps: by their kind. None where the trial raised.
+    """
+    entry = NORMS.get(config.norm["name"])
+    found = {*(entry.pools if entry else "")}
+    if is_foreign(config.model):
+        found |= {*_foreign(config)[1]}
+    if entry is None:
+        build, examples = norm_factory(config), min(max(config.batch, 2), MOST_TRIED)
+        try:
+            with torch.random.fork_rng(devices=[]):
+                for channels in dict.fromkeys(norm_sites(config).values()):
+                    found |= {*pooled_axes(build(channels), channels, examples)}
+        except Exception:  # whatever the user's code does with a batch that was not asked for
+            return None
+    return "".join(axis for axis in "nchw" if axis in found)
+
+
 def network_start(config: TrainConfig) -> dict[str, Any]:
     """Return the keywords of `start`: what the config asks of a new network, or its norm does.
 
@@ -145,18 +169,25 @@ def _said(model: ModelConfig) -> str:
 
 def _foreign_norms(config: TrainConfig) -> Found:
     """Return the norm layers of a foreign model at the size of the images; looked at once."""
+    return _foreign(config)[0]
+
+
+def _foreign(config: TrainConfig) -> tuple[Found, str]:
+    """Return the norm layers of a foreign model, and the axes that those it keeps pool over."""
     images = images_of(config.data)
     shape, classes = tuple(images.x_train.shape[1:]), len(images.classes)
     return _examined(json.dumps(dataclasses.asdict(config.model), sort_keys=True), shape, classes)
 
 
 @functools.lru_cache(maxsize=8)
-def _examined(model: str, shape: tuple[int, ...], num_classes: int) -> Found:
+def _examined(model: str, shape: tuple[int, ...], num_classes: int) -> tuple[Found, str]:
     asked = ModelConfig(**json.loads(model))
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         built = _new_foreign(asked, num_classes)
-    return examine(built, shape, num_classes, _said(asked))
+    found = examine(built, shape, num_classes, _said(asked))
+    kept = {axis for left in found.left for axis in pools_of(built.get_submodule(left.name))}
+    return found, "".join(sorted(kept))
 
 
 def _foreign_model(

@@ -17,7 +17,13 @@ from gnexp import build, networks, privacy, starting, stepping
 from gnexp.checkpoints import State, save_states
 from gnexp.config import TrainConfig, asked_for, is_private, tested_on
 from gnexp.gradient_rows import own_gradients
-from gnexp.last_weights import class_head, class_rows, end_numbers, measure_asked_for
+from gnexp.last_weights import (
+    class_head,
+    class_rows,
+    end_numbers,
+    measure_asked_for,
+    right_images,
+)
 from gnexp.loggers import follow
 from gnexp.provenance import version
 from gnexp.schedule import Replica, Step
@@ -223,7 +229,8 @@ class Trainings:
         if why:
             numbers["why"] = why
         else:
-            numbers |= end_numbers(config, model, self.images, scores)
+            numbers |= right_images(scores, self.images, numbers["test_acc"])
+            numbers |= end_numbers(config, model, self.images, replica.seed, scores)
             self._measure_end(replica, model, scores)
         with run.writing():  # the classes are of all seeds so far
             run.add_result(replica.seed, numbers, **head, **class_head(run, self.images))
@@ -303,6 +310,7 @@ def result_head(config: TrainConfig, run: Run, model: nn.Module | None = None) -
         "gnexp": version(),
         "config": run.config(),
         "groups_per_layer": networks.groups_per_layer(config),
+        "pools": networks.pools(config),
         **({"conversion": lines} if (lines := networks.conversion_report(config)) else {}),
         "data": {
             "title": images.title,

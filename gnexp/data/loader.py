@@ -124,6 +124,18 @@ def crop_flip(x_NCHW: Tensor, offsets_N2: Tensor, flips_N: Tensor, pad: int) -> 
     return padded.flatten(2).gather(2, index).reshape(x_NCHW.shape)
 
 
+def augmented(x_NCHW: Tensor, augment: str, source: torch.Generator) -> Tensor:
+    """Return the images, each cropped and mirrored as drawn from `source`, in their dtype.
+
+    augment: a name of AUGMENTATIONS; with "none" nothing is drawn. source: a CPU generator.
+    """
+    pad, flip = augmentation(augment)
+    if not (pad or flip):
+        return x_NCHW
+    offsets_N2, flips_N = _draw_augmentation(len(x_NCHW), pad, flip, source)
+    return crop_flip(x_NCHW, offsets_N2.to(x_NCHW.device), flips_N.to(x_NCHW.device), pad)
+
+
 def normalize(
     x_NCHW: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype = torch.float32
 ) -> Tensor:
@@ -139,14 +151,10 @@ def draw_batches(
 
     A larger k begins with the same batches, and another `augment` has the same images.
     """
-    pad, flip = augmentation(augment)
     choice = generator(seed, purpose)
     crops = generator(seed, f"{purpose} augmentation")
     device = images.x_train.device
     for _ in range(k):
         index = torch.randint(0, len(images.y_train), (batch,), generator=choice).to(device)
-        x_NCHW = images.x_train[index]
-        if pad or flip:
-            offsets_N2, flips_N = _draw_augmentation(batch, pad, flip, crops)
-            x_NCHW = crop_flip(x_NCHW, offsets_N2.to(device), flips_N.to(device), pad)
+        x_NCHW = augmented(images.x_train[index], augment, crops)
         yield normalize(x_NCHW, images.mean, images.std), images.y_train[index]

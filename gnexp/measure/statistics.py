@@ -1,8 +1,8 @@
 """Test accuracy and loss under other statistics than the running ones that training left behind.
 
 The running statistics, by which a layer normalizes in evaluation mode, give way to those of the
-training images ("population"), of the test batch ("batch"), or to their own mixture with those of
-the test image itself ("example").
+training images, as training augments them ("population_augmented") or not ("population"), of the
+test batch ("batch"), or to their own mixture with those of the test image itself ("example").
 
 Shapes: N images, C channels, H, W pixels, K classes, M batches of B images each, m of one pass.
 """
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gnexp.data.loader import DeviceImages, normalize
+from gnexp.data.loader import DeviceImages, augmented, normalize
 from gnexp.measure.per_example import MOST_COMPANIONS, find_mixing_layer
 from gnexp.measure.population import (
     Forward,
@@ -31,7 +31,7 @@ from gnexp.training.evaluate import Scores, evaluate, images_of_a_pass
 from gnexp.training.precision import autocast
 from gnexp.training.replicas import Stack, refusal
 
-STATISTICS = ("population", "batch", "example")
+STATISTICS = ("population_augmented", "population", "batch", "example")
 POPULATION = 2048  # training images that stand for all of them
 MOST_BYTES = 2**30  # of activations in the one pass over the population
 _TOGETHER_ON_CPU = 16  # images in a pass of several batches: more would not fit in its caches
@@ -45,18 +45,22 @@ def other_scores(
     batch: int,
     precision: str = "fp32",
     *,
+    augment: str,
+    seed: int,
     plain: Scores | None = None,
 ) -> dict[str, Scores | None]:
     """Score the test images with other statistics in the layers that have running ones.
 
-    "population": of 2,048 unaugmented training images (the same ones always; all if fewer), layer
-    by layer, the earlier layers using theirs already. "batch": of the test images in batches of
-    `batch`, the training batch; see `batch_logits`. "example": see `example_statistics`.
+    "population_augmented": of 2,048 training images (the same ones always; all if fewer), augmented
+    as `augment` says by draws of `seed`, layer by layer, the earlier layers using theirs already;
+    the images are like those that training normalized. "population": of the same images without
+    augmentation. "batch": of the test images in batches of `batch`, the training batch; see
+    `batch_logits`. "example": see `example_statistics`.
 
-    None marks what cannot be said: "population" where `population_statistics` raises NoPopulation,
-    "example" where a layer with running statistics is no stock BatchNorm2d, and all three where a
-    layer without running statistics makes an example depend on its training batch. If no layer
-    does, nothing is to be replaced: all three are `plain`, the result of `evaluate` at this
+    None marks what cannot be said: both "population" ones where `population_statistics` raises
+    NoPopulation, "example" where a layer with running statistics is no stock BatchNorm2d, and all
+    where a layer without running statistics makes an example depend on its training batch. If no
+    layer does, nothing is to be replaced: all are `plain`, the result of `evaluate` at this
     precision, computed if not given. Leaves no trace in the model. A diverged model has nan losses.
     Raises ValueError if batch < 1.
     """
@@ -73,8 +77,13 @@ def other_scores(
     logits_NK = batch_logits(model, images, batch, precision).float()
     hits = (logits_NK.argmax(dim=1) == images.y_test).double().mean()
     loss = F.cross_entropy(logits_NK, images.y_test)
+    population = _population_scores(model, images, precision, "none", seed)
+    same = augment == "none"
     return {
-        "population": _population_scores(model, images, precision),
+        "population_augmented": (
+            population if same else _population_scores(model, images, precision, augment, seed)
+        ),
+        "population": population,
         "batch": Scores(hits.item(), loss.item(), logits_NK),
         "example": _example_scores(model, images, batch, precision),
     }
@@ -97,16 +106,24 @@ def _from_uint8(model: nn.Module, images: DeviceImages, precision: str) -> Forwa
 
 
 def population_chunks(
-    model: nn.Module, images: DeviceImages, precision: str, most: int = POPULATION
+    model: nn.Module,
+    images: DeviceImages,
+    precision: str,
+    most: int = POPULATION,
+    *,
+    augment: str = "none",
+    seed: int = 0,
 ) -> tuple[Forward, Sequence[Tensor]]:
     """Return a forward pass from uint8 images, and the images that stand for all training images.
 
-    They are 2,048, the same ones always, or all if fewer; or the first `most` of them. In so many
-    chunks that memory is bounded; see `population_statistics`, which takes both.
+    They are 2,048, the same ones always, or all if fewer; or the first `most` of them. augment:
+    crop and mirror each as training does, by draws of `seed`. In so many chunks that memory is
+    bounded; see `population_statistics`, which takes both.
     """
     count = len(images.x_train)
     index_N = torch.randperm(count, generator=generator(0, "population"))[:POPULATION][:most]
     x_NCHW = images.x_train[index_N.to(images.x_train.device)]
+    x_NCHW = augmented(x_NCHW, augment, generator(seed, "population augmentation"))
     forward = _from_uint8(model, images, precision)
     _, bytes_of_one = dry_pass(model, forward, x_NCHW[:1])
     fits = _LIVE * bytes_of_one * len(x_NCHW) <= MOST_BYTES
@@ -114,8 +131,10 @@ def population_chunks(
     return forward, x_NCHW.split(len(x_NCHW) if fits else at_once)
 
 
-def _population_scores(model: nn.Module, images: DeviceImages, precision: str) -> Scores | None:
-    forward, chunks = population_chunks(model, images, precision)
+def _population_scores(
+    model: nn.Module, images: DeviceImages, precision: str, augment: str, seed: int
+) -> Scores | None:
+    forward, chunks = population_chunks(model, images, precision, augment=augment, seed=seed)
     try:
         with population_statistics(model, chunks, forward):
             return evaluate(model, images, precision=precision)

@@ -76,6 +76,7 @@ LEFT_ALONE = {
     _TORCH + "normalization.CrossMapLRN2d": "it divides by neighbouring channels",
     _TIMM + "grn.GlobalResponseNorm": "it gates channels by their norms",
 }
+_POOLS = {"batch": "nhw", "group": "chw", "instance": "hw", "layer": "c"}
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _FUSED = ("torch.ao.nn.", "torch.nn.intrinsic", "torch.nn.quantized", "torch.nn.qat")
 
@@ -87,6 +88,20 @@ def _path(kind: type) -> str:
 def left_alone(module: nn.Module) -> str | None:
     """Return why a layer that is called a norm is not one, None for every other module."""
     return LEFT_ALONE.get(_path(type(module)))
+
+
+def pools_of(module: nn.Module) -> str:
+    """Return the axes, letters of "nchw", that share a statistic in a layer that was left.
+
+    "" for what is no normalization layer, such as a convolution with standardized filters.
+    """
+    if left_alone(module):
+        return "chw" if type(module).__name__ == "GlobalResponseNorm" else "c"
+    source = source_of(module)
+    if source is None:
+        return ""
+    over_maps = source.family == "layer" and len(getattr(module, "normalized_shape", ())) > 1
+    return "chw" if over_maps else _POOLS[source.family]
 
 
 def source_of(module: nn.Module) -> Source | None:

@@ -1,7 +1,9 @@
-"""One small forward and backward pass, by which a norm that no network can use is found early.
+"""A few small passes through a norm: whether a network can use it, and what it pools over.
 
 Shapes: N examples, C channels, H and W pixels.
 """
+
+import copy
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +36,54 @@ def try_norm(layer: nn.Module, channels: int, examples: int = 2) -> None:
         raise ValueError(f"has a gradient that is not finite, at normal values of {shape}")
     with torch.no_grad():
         _output(layer.eval(), x_NCHW.detach(), "evaluation")
+
+
+@torch.no_grad()
+def pooled_axes(layer: nn.Module, channels: int, examples: int = 2) -> str:
+    """Return the axes, letters of "nchw", along which a new layer mixes values in training.
+
+    An axis is among them when another value at its first or last index changes the output at some
+    other index of that axis, by more than 1e-6 of the output's rms; so is "n" when another batch
+    before changes the output. examples: at least 2. Parameters are moved off their start first,
+    since a gamma of zero would hide everything. Draws of the layer are the same in every pass. The
+    layer itself, and the global random state, are left as they were. Raises what the layer raises.
+    """
+    draw = torch.Generator().manual_seed(0)
+    shape = (examples, channels, SIDE, SIDE)
+    x_NCHW, other_NCHW = (torch.randn(shape, generator=draw) for _ in range(2))
+    other_NCHW = 3 * other_NCHW + 1
+    moved = copy.deepcopy(layer).train()
+    for parameter in moved.parameters():
+        parameter.add_(0.1 * torch.randn(parameter.shape, generator=draw))
+
+    def output(*batches: Tensor) -> Tensor:
+        """Return the output for the last batch, after those before it."""
+        trial = copy.deepcopy(moved)
+        for batch in batches:
+            torch.default_generator.manual_seed(0)
+            y_NCHW = trial(batch * 1)
+        return y_NCHW.double()
+
+    def differs(a: Tensor, b: Tensor) -> bool:
+        return bool((a - b).abs().max() > 1e-6 * a.square().mean().sqrt())
+
+    def mixes(axis: int) -> bool:
+        for index in {0, shape[axis] - 1} if shape[axis] > 1 else ():
+            changed = x_NCHW.clone()
+            changed.select(axis, index).copy_(other_NCHW.select(axis, index))
+            others = [i for i in range(shape[axis]) if i != index]
+            if differs(
+                *(y.index_select(axis, torch.tensor(others)) for y in (y_NCHW, output(changed)))
+            ):
+                return True
+        return False
+
+    with torch.random.fork_rng(devices=[]):
+        y_NCHW = output(x_NCHW)
+        found = {letter for axis, letter in enumerate("nchw") if mixes(axis)}
+        if differs(output(x_NCHW, x_NCHW), output(other_NCHW, x_NCHW)):
+            found.add("n")
+    return "".join(letter for letter in "nchw" if letter in found)
 
 
 def _output(layer: nn.Module, x_NCHW: Tensor, mode: str) -> Tensor:
