@@ -61,6 +61,14 @@ class Tokens(nn.Module):
     def forward(self, x):
         return self.fc(self.norm(self.patches(x).flatten(2).transpose(1, 2)).mean(dim=1))
 
+class WithTokens(Tokens):
+    def __init__(self, num_classes):
+        super().__init__(num_classes)
+        self.bn = nn.BatchNorm2d(3)
+
+    def forward(self, x):
+        return super().forward(self.bn(x))
+
 class OfItsOwn(nn.BatchNorm2d):
     def forward(self, x):
         return 2 * super().forward(x)
@@ -108,6 +116,22 @@ def test_a_model_of_torchvision_trains_and_is_stored_with_its_groups(gnexp):
     assert "epoch 1" not in again.out + again.err
     assert runs() == [folder]
     assert (folder / "result.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("model", "norm", "pools"),
+    [
+        ("Net", "bn", "nhw"),
+        ("Net", "in", "hw"),
+        ("Net", "bn_frozen", ""),
+        ("WithTokens", "in", "chw"),  # whose layer norm of tokens stays
+        ("WithTokens", "none", "c"),
+    ],
+)
+def test_pools_are_those_of_the_norm_and_of_the_layers_that_the_model_keeps(
+    own, model, norm, pools
+):
+    assert networks.pools(config(f"own_models.{model}", norm)) == pools
 
 
 def test_an_interrupted_run_of_a_foreign_model_goes_on_to_the_same_numbers(gnexp, own, monkeypatch):

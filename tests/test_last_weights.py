@@ -5,10 +5,14 @@ import json
 import numpy as np
 import pytest
 
-from gnexp.study.store import Run
+from gnexp import build
+from gnexp.config import restore
+from gnexp.study.cells import cells
+from gnexp.study.store import Run, load_study
 
 SMALL = ("model=resnet8", "model.width=8", "data.train_limit=120", "data.test_limit=60")
 SMALL += ("epochs=1", "gradients=0", "batch=4", "lr=0.5")
+OTHERS = ("population_augmented", "population", "batch", "example")
 SHIFT = ("shift.corruptions=[fog,pure_contrast]", "shift.severities=[1,5]", "shift.images=20")
 
 
@@ -24,10 +28,10 @@ def numbers(workdir, seed=0):
 def test_every_result_says_what_other_statistics_would_have_given(gnexp, workdir):
     assert gnexp("train", "norm=bn", *SMALL).code == 0
     found = numbers(workdir)
-    losses = [found[f"test_loss{end}"] for end in ("", "_population", "_batch", "_example")]
+    losses = [found[f"test_loss{end}"] for end in ("", *(f"_{name}" for name in OTHERS))]
     assert all(np.isfinite(losses))
-    assert len(set(losses)) == 4  # four different evaluations
-    assert all(0 <= found[f"test_acc_{name}"] <= 1 for name in ("population", "batch", "example"))
+    assert len(set(losses)) == 5  # five different evaluations
+    assert all(0 <= found[f"test_acc_{name}"] <= 1 for name in OTHERS)
     assert 0 <= found["ece"] <= 1
 
 
@@ -35,9 +39,53 @@ def test_every_result_says_what_other_statistics_would_have_given(gnexp, workdir
 def test_without_running_statistics_all_evaluations_are_one(norm, gnexp, workdir):
     assert gnexp("train", f"norm={norm}", *SMALL).code == 0
     found = numbers(workdir)
-    for name in ("population", "batch", "example"):
+    for name in OTHERS:
         assert found[f"test_acc_{name}"] == found["test_acc"]
         assert found[f"test_loss_{name}"] == pytest.approx(found["test_loss"], rel=1e-6)  # float32
+
+
+def test_a_decomposition_without_augmented_images_is_completed_by_measure(gnexp, workdir):
+    assert gnexp("train", "norm=bn", *SMALL).code == 0
+    run, before = only_run(workdir), numbers(workdir)
+    run.add_result(0, {k: v for k, v in before.items() if not k.endswith("_augmented")})
+    assert gnexp("measure", "what=[decomposition]", "workers=1").code == 0
+    for key in ("test_acc_population_augmented", "test_loss_population_augmented", "correct"):
+        assert numbers(workdir)[key] == before[key]
+
+
+def test_without_augmentation_both_kinds_of_population_statistics_agree(gnexp, workdir):
+    assert gnexp("train", "norm=bn", "data.augment=none", *SMALL).code == 0
+    found = numbers(workdir)
+    assert found["test_loss_population_augmented"] == found["test_loss_population"]
+    assert found["test_loss_population"] != found["test_loss"]
+
+
+def test_every_result_says_which_test_images_are_right(gnexp, workdir):
+    assert gnexp("train", "norm=bn", "seeds=2", *SMALL).code == 0
+    run = only_run(workdir)
+    (cell,) = cells(load_study(run.folder.parent))
+    found = cell.correct
+    assert set(found) == {0, 1}
+    for seed, right in found.items():
+        assert (right.dtype, right.shape) == (bool, (60,))
+        assert right.mean() == numbers(workdir, seed)["test_acc"]
+    classes = {
+        seed: [row for row in run.rows("classes.csv") if row["seed"] == seed] for seed in found
+    }
+    images = build.images_of(restore(run.result()["config"]).data)
+    for seed, rows in classes.items():
+        for row in rows:
+            its = found[seed][images.y_test == images.classes.index(row["class"])]
+            assert its.mean() == pytest.approx(row["accuracy"], abs=1e-12)
+    assert not np.array_equal(found[0], found[1])
+
+
+def test_a_seed_without_a_record_of_its_images_is_left_out(gnexp, workdir):
+    assert gnexp("train", "norm=gn", "seeds=2", *SMALL).code == 0
+    run = only_run(workdir)
+    run.add_result(1, {k: v for k, v in numbers(workdir, 1).items() if k != "correct"})
+    (cell,) = cells(load_study(run.folder.parent))
+    assert set(cell.correct) == {0}
 
 
 def test_the_classes_of_every_run_are_stored_with_the_gap_that_chance_would_give(gnexp, workdir):
@@ -66,7 +114,7 @@ def test_what_an_older_result_lacks_is_measured_later_with_the_same_digits(gnexp
     after = run.result()
     assert after["classes"] == before["classes"]
     for seed, found in after["seeds"].items():
-        for key in ("test_acc_population", "test_loss_population", "test_loss_example"):
+        for key in (f"test_{what}_{name}" for what in ("acc", "loss") for name in OTHERS):
             assert found[key] == before["seeds"][seed][key]
         assert found["ece"] == pytest.approx(before["seeds"][seed]["ece"], abs=1e-3)  # float16
     assert (run.folder / "checkpoint.pt").read_bytes() == checkpoint
@@ -170,5 +218,6 @@ def test_numbers_of_a_diverged_seed_are_left_out(gnexp, workdir):
     found = numbers(workdir)
     assert found["status"] == "diverged"
     assert "test_acc_population" not in found
+    assert "correct" not in found
     assert only_run(workdir).rows("classes.csv") == []
     assert json.loads((only_run(workdir).folder / "result.json").read_text())

@@ -16,6 +16,7 @@ from gnexp.norms.layers import ChannelAffine
 from gnexp.norms.probes import stock_pools, values_per_statistic
 from gnexp.norms.reference import normalize_backward_reference, normalize_reference
 from gnexp.norms.registry import NORMS, build_norm, group_count
+from gnexp.norms.trial import pooled_axes
 
 FIVE = ("bn", "gn", "ln", "in", "none")  # whose backward formula is written out by hand too
 SHAPES = [(4, 16, 5, 7), (1, 16, 6, 6), (3, 16, 1, 2), (2, 48, 2, 3), (5, 16, 4, 1)]
@@ -191,6 +192,70 @@ def test_an_example_sees_its_batch_exactly_when_the_norm_pools_over_n(name, x_NC
     strangers = torch.cat([x_NCHW[:1], 3 * x_NCHW[1:] + 1])  # same first example, other batch
     same = torch.allclose(layer(x_NCHW)[0], layer(strangers)[0], rtol=0, atol=1e-12)  # float64
     assert same == ("n" not in NORMS[name].pools)
+
+
+@pytest.mark.parametrize("name", NORMS)
+@pytest.mark.parametrize("examples", [2, 5])
+def test_a_trial_finds_the_axes_that_the_table_names(name, examples):
+    layer = build_norm(name, num_channels=16)
+    before = [tensor.clone() for tensor in layer.state_dict().values()]
+    random_state = torch.get_rng_state()
+    found = pooled_axes(layer, 16, examples)
+    if name == "brn":  # divides by running statistics, which pixels change only where r is clipped
+        assert "n" in found
+        assert {*found} <= {*"nhw"}
+    else:  # the last step of Online Norm scales an example by its mean square over channels too
+        assert found == ("nchw" if name == "online" else NORMS[name].pools)
+    assert all(map(torch.equal, before, layer.state_dict().values()))
+    assert torch.equal(torch.get_rng_state(), random_state)
+
+
+class Gated(nn.Module):
+    """Mean over examples alone, behind a gain that starts at zero; draws noise in training."""
+
+    def __init__(self):
+        super().__init__()
+        self.gain = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x):
+        return self.gain * (x - x.mean(dim=0, keepdim=True)) + 0.1 * torch.rand_like(x)
+
+
+class Causal(nn.Module):
+    """An example is centred by the mean of those before it in the batch."""
+
+    def forward(self, x):
+        return x - x.cumsum(dim=0) / torch.arange(1, len(x) + 1).view(-1, 1, 1, 1)
+
+
+class Remembering(nn.Module):
+    """Centred by the mean of the batches before, not of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(()))
+
+    def forward(self, x):
+        y = x - self.mean
+        self.mean = 0.99 * self.mean + 0.01 * x.detach().mean()
+        return y
+
+
+@pytest.mark.parametrize(
+    ("layer", "axes"),
+    [
+        (Gated(), "n"),
+        (Causal(), "n"),
+        (Remembering(), "n"),
+        (nn.Dropout(0.5), ""),
+        (nn.PReLU(), ""),
+        (nn.Softmax(dim=3), "w"),
+        (nn.GroupNorm(16, 16), "hw"),
+        (nn.LayerNorm((8,)), "w"),
+    ],
+)
+def test_a_trial_finds_what_any_layer_mixes(layer, axes):
+    assert pooled_axes(layer, 16) == axes
 
 
 @pytest.mark.parametrize("name", NORMS)

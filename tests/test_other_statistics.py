@@ -1,4 +1,4 @@
-"""Accuracy under population, batch and example statistics: each is what its definition says.
+"""Accuracy under population, batch and example statistics: each is as its definition says.
 
 Shape suffixes: N images, C channels, H, W pixels, B images of a batch.
 """
@@ -16,7 +16,7 @@ from gnexp.data.loader import DeviceImages, normalize
 from gnexp.data.sources import Images
 from gnexp.measure import population, statistics
 from gnexp.measure.population import population_statistics, running_layers
-from gnexp.measure.statistics import STATISTICS, batch_logits, example_statistics, other_scores
+from gnexp.measure.statistics import STATISTICS, batch_logits, example_statistics
 from gnexp.models.resnet import build_model, initialize
 from gnexp.norms.registry import NORMS, build_norm
 from gnexp.training.evaluate import evaluate
@@ -79,6 +79,11 @@ def resnet(name: str, dtype=torch.float64) -> nn.Module:
     model = build_model("resnet8", norm, num_classes=3, width=4)
     initialize(model, torch.Generator().manual_seed(0))
     return scatter(model).to(dtype)
+
+
+def other_scores(model, images, batch, precision="fp32", augment="none", seed=0, plain=None):
+    how = {"augment": augment, "seed": seed, "plain": plain}
+    return statistics.other_scores(model, images, batch, precision, **how)
 
 
 def train_images(images, dtype=torch.float64):
@@ -250,7 +255,7 @@ def test_a_layer_that_is_called_twice_has_no_population_statistics_and_is_named(
         ):
             pass
     scores = other_scores(model, images, 2)
-    assert scores["population"] is None
+    assert scores["population"] is scores["population_augmented"] is None
     assert scores["batch"] is not None
 
 
@@ -309,6 +314,115 @@ def test_the_population_is_a_fixed_random_subset_of_the_training_images(images, 
     assert 60 not in seen
     monkeypatch.setattr(statistics, "POPULATION", 2048)
     assert not torch.equal(first.logits_NK, other_scores(model, images, 2)["population"].logits_NK)
+
+
+# The same of augmented images
+
+
+def population_of(images, augment, seed=0):
+    """Return the images as the model gets them, in one batch, in float64."""
+    seen = []
+    model = net()
+    model.register_forward_pre_hook(lambda module, args: seen.append(args[0].clone()))
+    forward, chunks = statistics.population_chunks(
+        model, images, "fp32", augment=augment, seed=seed
+    )
+    seen.clear()
+    for chunk in chunks:
+        forward(chunk)
+    return torch.cat(seen)
+
+
+def precise_bn(model, batches):
+    """Set running statistics by the recipe of fvcore's PreciseBN: one pass in training mode.
+
+    The mean is E[x] and the variance E[x^2] - E[x]^2 of the batches' means and biased variances.
+    A layer's input is that of training mode, normalized by its own batch: with several batches
+    later layers see other values than in evaluation mode; with one batch they see the same.
+    """
+    layers = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    sums = {layer: [0.0, 0.0] for layer in layers}
+
+    def collect(layer, args, kwargs):
+        (x,) = (*args, *kwargs.values())
+        mean, square = x.mean(dim=(0, 2, 3)), x.square().mean(dim=(0, 2, 3))
+        sums[layer][0] += len(x) * mean
+        sums[layer][1] += len(x) * square
+
+    hooks = [layer.register_forward_pre_hook(collect, with_kwargs=True) for layer in layers]
+    with torch.no_grad():
+        model.train()
+        for batch in batches:
+            model(batch)
+        for hook in hooks:
+            hook.remove()
+        total = sum(map(len, batches))
+        for layer, (mean, square) in sums.items():
+            layer.running_mean.copy_(mean / total)
+            layer.running_var.copy_(square / total - (mean / total) ** 2)
+    return model.eval()
+
+
+@pytest.mark.parametrize("build", [net, partial(resnet, "bn")])
+def test_augmented_statistics_are_those_of_precise_bn_in_one_batch(images, build):
+    model = build(dtype=torch.float32)
+    x_NCHW = population_of(images, "crop_flip", seed=3).float()
+    recipe = precise_bn(copy.deepcopy(model), [x_NCHW])
+    forward, chunks = statistics.population_chunks(
+        model, images, "fp32", augment="crop_flip", seed=3
+    )
+    assert len(chunks) == 1
+    with population_statistics(model, chunks, forward) as found:
+        assert set(found) == set(running_layers(model))
+        for name, (mean_C, var_C) in found.items():
+            layer = recipe.get_submodule(name)
+            # float32; a mean near zero is known to the spread of what was averaged
+            off = (mean_C - layer.running_mean).abs() / var_C.sqrt()
+            assert off.max() < 1e-5
+            torch.testing.assert_close(layer.running_var.double(), var_C, rtol=1e-5, atol=0)
+    logits = other_scores(model, images, 2, augment="crop_flip", seed=3)["population_augmented"][2]
+    x_test = normalize(images.x_test, images.mean, images.std)
+    with torch.no_grad():
+        torch.testing.assert_close(logits, recipe(x_test), rtol=1e-4, atol=1e-4)  # float32
+
+
+def test_in_several_batches_precise_bn_agrees_at_the_first_layer_only(images):
+    model, x_NCHW = net(), population_of(images, "crop_flip")
+    recipe = precise_bn(copy.deepcopy(model), x_NCHW.split(2))
+    with population_statistics(model, x_NCHW.split(10)) as found:
+        mean_C, var_C = found["first"]
+        torch.testing.assert_close(recipe.first.running_mean, mean_C, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(recipe.first.running_var, var_C, rtol=1e-9, atol=1e-9)
+        assert not torch.allclose(recipe.later.running_var, found["later"][1], rtol=1e-2)
+
+
+@pytest.mark.parametrize("augment", ["crop_flip", "crop"])
+def test_augmented_images_are_crops_of_the_padded_training_images_by_the_seed(images, augment):
+    drawn = {seed: population_of(images, augment, seed) for seed in (0, 0, 1)}
+    assert torch.equal(drawn[0], population_of(images, augment, 0))
+    assert not torch.equal(drawn[0], drawn[1])
+    x = images.x_train.numpy()
+    padded = np.pad(x, ((0, 0), (0, 0), (4, 4), (4, 4)))
+    mirrored, seen = 0, set()
+    back = drawn[0] * images.std.double() + images.mean.double()
+    got = {image.tobytes() for image in (back * 255).round().byte().numpy()}
+    for image in padded:
+        crops = {(i, j): image[:, i : i + 8, j : j + 8] for i in range(9) for j in range(9)}
+        kept = [place for place, crop in crops.items() if crop.tobytes() in got]
+        turned = [place for place, crop in crops.items() if crop[..., ::-1].tobytes() in got]
+        assert kept or turned
+        mirrored += not kept
+        seen |= {*kept}
+    assert len(got) == 60  # each training image once
+    assert 15 < mirrored < 45 if augment == "crop_flip" else mirrored == 0
+    assert len(seen) > 15
+
+
+def test_without_augmentation_both_population_scores_are_one(images):
+    scores = other_scores(net(), images, 2, augment="none", seed=5)
+    assert scores["population_augmented"] is scores["population"]
+    scores = other_scores(net(), images, 2, augment="crop_flip", seed=5)
+    assert not torch.equal(scores["population_augmented"][2], scores["population"][2])
 
 
 # Statistics of the test batch
@@ -493,7 +607,7 @@ def test_example_statistics_need_stock_layers(images):
     assert other_scores(net(Named), images, 2)["example"] is not None
 
 
-# All three
+# All of them
 
 
 @pytest.mark.parametrize("batch", [1, 3])
@@ -502,13 +616,13 @@ def test_scoring_leaves_the_model_bit_identical(images, build, batch, monkeypatc
     model = build(dtype=torch.float32).train()
     next(iter(running_layers(model).values())).eval()  # a mixed state must come back too
     before = snapshot(model)
-    scores = other_scores(model, images, batch)
+    scores = other_scores(model, images, batch, augment="crop_flip")
     assert snapshot(model) == before
     assert set(scores) == set(STATISTICS)
     plain = evaluate(copy.deepcopy(model), images).logits_NK
     assert not any(torch.allclose(s.logits_NK, plain, atol=1e-3) for s in scores.values())
     monkeypatch.setattr(statistics, "MOST_BYTES", 20_000)
-    other_scores(model, images, batch)
+    other_scores(model, images, batch, augment="crop_flip")
     assert snapshot(model) == before
 
 

@@ -16,7 +16,9 @@ import numpy as np
 import pytest
 import yaml
 
-from gnexp import shared_weights, trainings
+from gnexp import networks, shared_weights, trainings
+from gnexp.config import TrainConfig, resolve
+from gnexp.norms import trial
 from gnexp.norms.registry import NORMS
 from gnexp.study.store import COVARIANCE_COLUMNS, GRADIENTS_COLUMNS, METRICS_COLUMNS, Run
 from gnexp.workers import WorkerDied, run_in_processes
@@ -227,6 +229,15 @@ def test_an_own_norm_trains_like_any_other_with_the_keys_typed_for_it(gnexp, own
     assert "MyNorm, batch 10" in answer.out
     config = yaml.safe_load((only_run() / "config.yaml").read_text())
     assert config["norm"] == {"name": "custom", "_target_": f"{own_norm}.MyNorm", "power": 3}
+    assert Run(only_run()).result()["pools"] == "chw"
+
+
+def test_an_own_norm_whose_trial_fails_has_unknown_pools(own_norm, monkeypatch):
+    own = {"name": "custom", "_target_": f"{own_norm}.Moody"}
+    config = resolve(TrainConfig(norm=own, batch=2))
+    assert networks.pools(config) == "chw"
+    monkeypatch.setattr(trial, "SIDE", 32)  # where the layer raises
+    assert networks.pools(config) is None
 
 
 def test_an_own_norm_that_draws_its_weights_starts_the_same_every_time(gnexp, own_norm):

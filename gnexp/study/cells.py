@@ -4,15 +4,19 @@ A cell is one configuration with all its seeds. A series is the cells of one nor
 batch size alone (or in what follows from it), and so make one line of a figure.
 """
 
+import base64
 import json
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gnexp.study import statistics
 from gnexp.study.store import Record, Study
+
+if TYPE_CHECKING:
+    import numpy as np
 
 NORM_LABELS = {
     **{"bn": "BN", "gn": "GN", "ln": "LN", "in": "IN", "ln2d": "LN2d", "rms": "RMSNorm"},
@@ -91,6 +95,21 @@ class Cell:
     @property
     def test_images(self) -> int:
         return int(self.record.result.get("data", {}).get("test") or 0)
+
+    @property
+    def correct(self) -> dict[int, "np.ndarray"]:
+        """Return {seed: whether each test image is right}, in stored order, where it is recorded.
+
+        bool (N,); the mean of one is its seed's test_acc. Complete seeds alone.
+        """
+        import numpy as np
+
+        found = {}
+        for row in self.of("complete"):
+            if text := row.get("correct"):
+                bits = np.frombuffer(base64.b64decode(text), dtype=np.uint8)
+                found[row["seed"]] = np.unpackbits(bits, count=self.test_images).astype(bool)
+        return found
 
     def accuracy(self) -> tuple[statistics.Interval, str]:
         """Return the survivors' mean with its 95 % interval, and what the interval is over."""
