@@ -63,7 +63,8 @@ def _data_text(config: TrainConfig) -> str:
 def single_line(run: PlannedRun, steps: list[Step], workers: int) -> str:
     """Return the line that says what will run and about how long it takes."""
     config = run.config
-    parameters = sum(p.numel() for p in networks.seeded_model(config, 2, 0).parameters())
+    model = networks.seeded_model(config, len(build.images_of(config.data).classes), seed=0)
+    parameters = sum(p.numel() for p in model.parameters())
     accumulated = f" on each of {config.devices} devices" if config.devices > 1 else ""
     if config.update_batch != config.batch:
         accumulated += f" in updates of {config.update_batch}"

@@ -83,6 +83,27 @@ def test_the_passport_quoted_in_the_readme_is_the_published_one():
         assert quoted == [gn["measured"], gn["verdict"], bn["measured"], bn["verdict"]]
 
 
+def test_the_readme_counts_the_statements_of_the_published_passport():
+    with open(ROOT / "results" / "reference" / "check" / "check.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    statements = {(row["claim"], row["statement"]) for row in rows}
+    section = README.split("## What the article claims, what we measured")[1].split("\n## ")[0]
+    quoted = [line for line in section.splitlines() if re.match(r"\| \d+ \|", line)]
+    norms = len({row["norm"] for row in rows})
+    assert f"{len(quoted)} of {len(statements)} statements, each for {norms} norms" in section
+
+
+def test_a_bench_of_a_modified_tree_says_so_where_it_is_quoted():
+    section = README.split("## How fast it is")[1].split("\n## ")[0]
+    quoted = re.findall(r"\]\((results/reference/\S+/bench\.md)\)", section)
+    versions = [re.search(r"gnexp \S+ \((.*?)\)", (ROOT / path).read_text())[1] for path in quoted]
+    assert len(versions) == 3
+    for version in versions:
+        commit, _, changed = version.partition(", ")
+        told = re.search(rf"{commit[:7]}( with uncommitted\s+changes)?", section)
+        assert bool(told[1]) == bool(changed)
+
+
 def test_the_list_of_norms_is_that_of_the_table():
     path = ROOT / "scripts" / "norm_table.py"
     spec = importlib.util.spec_from_file_location("norm_table", path)

@@ -52,6 +52,16 @@ def numbers(folder):
     return metrics, rows_of(folder / "gradients.csv")
 
 
+def test_the_first_line_counts_parameters_with_the_data_s_ten_classes(gnexp):
+    answer = gnexp("train", "model=resnet8", *TINY[2:])
+    # 16, 32 and 64 channels: the stem, two 3 x 3 convolutions a block, gammas and betas, and fc.
+    stem, norms = 3 * 9 * 16, 2 * (3 * 16 + 2 * 32 + 2 * 64)
+    blocks = 9 * (16 * 16 + 16 * 16 + 16 * 32 + 32 * 32 + 32 * 64 + 64 * 64)
+    expected = stem + norms + blocks + 64 * 10 + 10
+    assert f", {expected:,} parameters | " in answer.out
+    assert json.loads((only_run() / "result.json").read_text())["parameters"] == expected
+
+
 def test_a_run_leaves_the_files_that_are_promised(gnexp):
     answer = gnexp("train", *TINY)
     assert answer.code == 0

@@ -14,6 +14,7 @@ from gnexp.data.sources import hold_out, load_images
 from gnexp.study.choice import best_rate
 from gnexp.study.store import load_study
 from gnexp.study.tuning import good_region, tuned_cells
+from gnexp.study.tuning_tables import tuning_tables
 from gnexp.training.loop import Recipe
 
 QUICK = ("model=resnet8", "model.width=8", "data.train_limit=100", "data.test_limit=40")
@@ -317,6 +318,23 @@ def test_the_good_region_ends_where_accuracy_has_fallen_by_two_points():
     assert region["good_open"] == ""
     flat = good_region({0.1: 0.5, 0.2: 0.5, 0.8: 0.1}, 0.1)
     assert (flat["good_lo"], flat["good_open"]) == (0.1, "lo")
+
+
+@pytest.mark.parametrize(
+    ("means", "rates", "octaves"),
+    [
+        ({0.1: 0.5, 0.2: 0.5, 0.8: 0.1}, "<= 0.1 to 0.21", ">= 1.1"),
+        ({0.025: 0.1, 0.1: 0.5, 0.2: 0.5}, "0.093 to >= 0.2", ">= 1.1"),
+        ({0.1: 0.5, 0.4: 0.5}, "<= 0.1 to >= 0.4", ">= 2.0"),
+        ({0.05: 0.4, 0.1: 0.5, 0.2: 0.4}, "0.087 to 0.11", "0.4"),
+    ],
+)
+def test_a_good_region_that_ends_where_the_grid_does_is_shown_as_a_lower_bound(
+    means, rates, octaves
+):
+    row = good_region(means, 0.1)
+    shown = {column.header: column.text for column in tuning_tables([], [])["chosen_rates"].shown}
+    assert (shown["Good rates"](row), shown["Octaves"](row)) == (rates, octaves)
 
 
 def test_a_fixed_number_of_updates_gives_every_batch_size_as_many(gnexp):

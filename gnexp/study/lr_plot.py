@@ -9,6 +9,7 @@ from gnexp.study import drawing
 from gnexp.study.cells import BASE, norm_rank, series_label
 from gnexp.study.drawing import COLUMN_IN, PAGE_IN
 from gnexp.study.rendering import Row
+from gnexp.study.tuning import octaves
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,7 +26,8 @@ CAPTIONS = {
     "good_region": "Learning rates within 2 points of the best mean accuracy on images held out, "
     "by norm and batch size, and how many octaves they span; of means over the tuning seeds, "
     "without an interval. Marker: the chosen rate (open: the smallest or largest tried). An arrow, "
-    "and + beside the octaves: the region reaches the last rate tried and may go on.",
+    "and >= beside the octaves: the region reaches the last rate tried and may go on, so that its "
+    "octaves are a lower bound.",
 }
 PANELS = 4  # beside one another
 BAR_IN = 0.135
@@ -123,7 +125,7 @@ def _bar(axis: "Axes", y: float, row: Row, style: dict[str, Any]) -> None:
     axis.plot([row["lr"]], [y], style["marker"], **look, markeredgewidth=0.6, zorder=4)
     place = {"xy": (1.0, y), "xycoords": axis.get_yaxis_transform(), "va": "center", "ha": "left"}
     place |= {"xytext": (3, 0), "textcoords": "offset points"}  # beside the bars, never on one
-    text = f"{row['good_octaves']:.1f}{'+' if row['good_open'] else ''}"
+    text = octaves(row["good_octaves"], row["good_open"])
     axis.annotate(text, **place, fontsize=TICK_PT, annotation_clip=False)
 
 

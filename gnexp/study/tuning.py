@@ -251,6 +251,11 @@ def good_region(means: Mapping[float, float], best: float) -> dict[str, Any]:
     }
 
 
+def octaves(width: float, good_open: str) -> str:
+    """Return a good region's width for people: ">= 2.4" where an end is the last rate tried."""
+    return f"{'>= ' if good_open else ''}{width:.1f}"
+
+
 def _border(
     rates: Sequence[float], means: Mapping[float, float], least: float
 ) -> tuple[float, bool]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from gnexp.study.cells import BASE, Cell
 from gnexp.study.rendering import Column, Row, Table, percent, plain
 from gnexp.study.tables import key_columns
-from gnexp.study.tuning import Tuned, choice_rows, tuning_rows
+from gnexp.study.tuning import Tuned, choice_rows, octaves, tuning_rows
 
 NAMES = ("chosen_rates", "tuning")
 
@@ -40,7 +40,7 @@ def _chosen_table(rows: list[Row], key: list[str], named: list[Column]) -> Table
         Column("Chosen rate", lambda r: plain(r["lr"]) + (" (edge)" if r["at_edge"] else "")),
         Column("Rates tried", lambda r: plain(r["rates"])),
         Column("Good rates", _good),
-        Column("Octaves", lambda r: f"{r['good_octaves']:.1f}{'+' * bool(r['good_open'])}"),
+        Column("Octaves", _octaves),
         Column("Validation accuracy (%)", _measured("validation")),
         Column("Test accuracy, tuned (%)", _measured("test")),
         Column("n", lambda r: plain(r["n_test"] or None)),
@@ -53,9 +53,9 @@ def _chosen_table(rows: list[Row], key: list[str], named: list[Column]) -> Table
         " on images held out of the training set, over the tuning seeds and never on test images; "
         "test accuracies are of other seeds, trained on the whole set. Edge: the smallest or "
         "largest rate tried was the best. Good rates: accuracy within 2 points of the best, linear"
-        " in log2 of the rate between those tried; < and > where the region reaches the last one. "
-        "Gained: tuned minus untuned, paired over seeds, with 95 % interval. A diverged seed counts"
-        " at chance."
+        " in log2 of the rate between those tried. A region that reaches the last rate tried may go"
+        " on: <= and >= mark that end, and its octaves are a lower bound. Gained: tuned minus "
+        "untuned, paired over seeds, with 95 % interval. A diverged seed counts at chance."
     )
     title = "Learning rates chosen"
     return Table("chosen_rates", title, caption, columns, shown, rows, _UNTOLD)
@@ -82,9 +82,13 @@ def _tuning_table(rows: list[Row], key: list[str], named: list[Column]) -> Table
 
 
 def _good(row: Row) -> str:
-    lo = "< " if row["good_open"] in ("lo", "both") else ""
-    hi = " >" if row["good_open"] in ("hi", "both") else ""
-    return f"{lo}{plain(row['good_lo'], 2)} to {plain(row['good_hi'], 2)}{hi}"
+    lo = "<= " if row["good_open"] in ("lo", "both") else ""
+    hi = ">= " if row["good_open"] in ("hi", "both") else ""
+    return f"{lo}{plain(row['good_lo'], 2)} to {hi}{plain(row['good_hi'], 2)}"
+
+
+def _octaves(row: Row) -> str:
+    return octaves(row["good_octaves"], row["good_open"])
 
 
 def _measured(name: str) -> Callable[[Row], str]:
