@@ -51,7 +51,7 @@ def tuning(norms=("bn", "gn")):
 
 def parts():
     rows = []
-    for kind in ("running", "population"):
+    for kind in ("running", "population_augmented"):
         for batch in BATCHES:
             numbers = dict(zip(("fall", "norm_part", "optimizer_part"), (0.1, 0.06, 0.04)))
             numbers |= {"reference": 0.8, "fixed": 0.74, "equal": 0.7}

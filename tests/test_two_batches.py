@@ -72,7 +72,7 @@ def two_rules(norm_loss, optimizer_loss, diverged=(), gain=0.0):
             cell.key["update_batch"] = 64 if update == "64" else cell.key["batch"]
             repaired = gain * norm_loss.get(cell.key["batch"], 0) / POINTS
             for row in cell.of("complete"):
-                row["test_acc_population"] = row["test_acc"] + repaired
+                row["test_acc_population_augmented"] = row["test_acc"] + repaired
         lines.append(
             Series(f"BN, update {update}", "bn", {**line.key, "update": update}, line.cells)
         )
@@ -96,7 +96,7 @@ def test_the_parts_of_the_fall_are_those_that_were_planted():
 def test_population_statistics_stand_beside_the_running_ones_where_they_differ():
     rows = two_batches_rows(two_rules({1: 30}, {1: 5}, gain=0.5))
     running, population = rows
-    assert [row["statistics"] for row in rows] == ["running", "population"]
+    assert [row["statistics"] for row in rows] == ["running", "population_augmented"]
     assert population["norm_part"] == pytest.approx(running["norm_part"] - 0.15, abs=1e-12)
     assert population["optimizer_part"] == pytest.approx(running["optimizer_part"], abs=1e-12)
     assert (

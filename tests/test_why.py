@@ -53,11 +53,15 @@ def add(study, norm, batch, seeds, name=None, diverged=(), head=None, **changes)
     return run
 
 
-def under(running, population=None, example=None):
-    """Return accuracies under running, population, batch and example statistics."""
+def under(running, population=None, example=None, plain=None):
+    """Return accuracies under running, population, batch and example statistics.
+
+    plain: under population statistics of images that are not augmented.
+    """
     population = running if population is None else population
     example = population if example is None else example
-    numbers = {"test_acc": running, "test_acc_population": population}
+    numbers = {"test_acc": running, "test_acc_population_augmented": population}
+    numbers["test_acc_population"] = population if plain is None else plain
     return {**numbers, "test_acc_batch": population, "test_acc_example": example}
 
 
@@ -130,13 +134,14 @@ def test_intervals_are_those_of_the_paired_t_test(tmp_path):
         found = (row[f"{part}_damage_lo"], row[f"{part}_damage_hi"])
         assert found == pytest.approx(tuple(interval), rel=REL)
     level = stats.t.interval(0.95, 2, loc=running[1].mean(), scale=stats.sem(running[1]))
-    found = (row["accuracy_population_lo"], row["accuracy_population_hi"])
+    found = tuple(row[f"accuracy_population_augmented{end}"] for end in ("_lo", "_hi"))
     assert found == pytest.approx(level, rel=REL)
 
 
 def test_a_loss_that_rises_is_damage(tmp_path):
-    add(tmp_path, "bn", 32, {0: {**under(0.8), "test_loss": 0.5, "test_loss_population": 0.4}})
-    add(tmp_path, "bn", 2, {0: {**under(0.8), "test_loss": 1.5, "test_loss_population": 0.7}})
+    repaired = "test_loss_population_augmented"
+    add(tmp_path, "bn", 32, {0: {**under(0.8), "test_loss": 0.5, repaired: 0.4}})
+    add(tmp_path, "bn", 2, {0: {**under(0.8), "test_loss": 1.5, repaired: 0.7}})
     row = damage(tmp_path, LOSS)[2]
     assert row["training_damage_nats"] == pytest.approx(0.3, abs=ABS)
     assert row["evaluation_damage_nats"] == pytest.approx(0.7, abs=ABS)
@@ -177,7 +182,11 @@ def test_rounding_of_another_batch_size_is_no_pooling(tmp_path):
             for s in (0, 1)
         }
         for numbers in seeds.values():
-            numbers |= {"test_loss_batch": 0.6, "test_loss_example": 0.6}
+            numbers |= {
+                "test_loss_population_augmented": 0.6000001,
+                "test_loss_batch": 0.6,
+                "test_loss_example": 0.6,
+            }
         add(tmp_path, "gn", batch, seeds)
     assert not damage(tmp_path)[1]["pools"]
 
@@ -214,16 +223,44 @@ def damage_note(study, batch, reference=32):
 def test_what_cannot_be_split_says_why(tmp_path):
     add(tmp_path, "bn", 32, {s: under(0.8) for s in (0, 1)})
     add(tmp_path, "bn", 2, {0: under(0.7, 0.75), 1: {"test_acc": 0.7}})
-    add(tmp_path, "bn", 4, {s: {"test_acc": 0.7, "test_acc_population": None} for s in (0, 1)})
+    none = dict.fromkeys(("test_acc_population_augmented", "test_acc_population"))
+    add(tmp_path, "bn", 4, {s: {"test_acc": 0.7, **none} for s in (0, 1)})
     add(tmp_path, "bn", 8, {5: under(0.7, 0.75)})
     found = damage(tmp_path)
     assert "not measured for seed 1" in found[2]["note"]
-    assert (found[2]["n_shared"], found[2]["n"], found[2]["n_population"]) == (1, 2, 1)
-    assert found[4]["note"] == "population statistics not measured for seeds 0, 1"
+    assert (found[2]["n_shared"], found[2]["n"], found[2]["n_population_augmented"]) == (1, 2, 1)
+    lacking = "population statistics of augmented images not measured for seeds 0, 1"
+    assert found[4]["note"] == lacking
     assert math.isnan(found[4]["total_damage"])
     assert found[8]["note"] == "no seed in common with the reference"
     assert damage_note(tmp_path, 2, reference=64) == "no batch 64 in its series"
     assert damage_note(tmp_path, 32) == "the reference"
+
+
+def test_only_statistics_of_augmented_images_split_the_damage(tmp_path):
+    add(tmp_path, "bn", 32, {s: under(0.8, 0.8, plain=0.7) for s in (0, 1)})
+    add(tmp_path, "bn", 2, {s: under(0.6, 0.75, plain=0.5) for s in (0, 1)})
+    row = damage(tmp_path)[2]
+    assert row["training_damage"] == pytest.approx(0.05, abs=ABS)
+    assert row["evaluation_damage"] == pytest.approx(0.15, abs=ABS)
+    assert row["accuracy_population"] == pytest.approx(0.5, abs=ABS)
+
+
+@pytest.mark.parametrize("lacks", [2, 32])
+def test_a_run_without_augmented_statistics_shows_its_levels_and_is_not_split(tmp_path, lacks):
+    for batch, running, population in ((32, 0.8, 0.8), (2, 0.6, 0.75)):
+        seeds = {s: under(running, population, plain=0.5) for s in (0, 1)}
+        for numbers in seeds.values():
+            if batch == lacks:
+                del numbers["test_acc_population_augmented"]
+        add(tmp_path, "bn", batch, seeds)
+    for measure, suffix in ((ACCURACY, ""), (LOSS, "_nats")):
+        row = damage(tmp_path, measure)[2]
+        parts = [row[f"{part}_damage{suffix}"] for part in ("total", "training", "evaluation")]
+        assert np.isnan(parts).all()
+        assert "population statistics of augmented images not measured" in row["note"]
+    assert damage(tmp_path)[2]["accuracy_population"] == pytest.approx(0.5, abs=ABS)
+    assert damage_sentences(list(damage(tmp_path).values())) == []
 
 
 def test_a_diverged_seed_alone_does_not_speak_for_unmeasured_ones(tmp_path):

@@ -1,8 +1,9 @@
 """What a small batch costs, split into what training spoiled and what evaluation spoils.
 
-A network is tested under several statistics: `running`, those it reports with; `population`,
-recomputed over the training images with its final weights; `batch`, those of the test batches;
-`example`, those of each test image alone. Where a network keeps no statistics, all four agree.
+A network is tested under several statistics: `running`, those it reports with;
+`population_augmented`, recomputed with its final weights over training images, augmented as in
+training; `population`, the same without augmentation; `batch`, those of the test batches;
+`example`, those of each test image alone. Where a network keeps no statistics, all agree.
 """
 
 import math
@@ -14,9 +15,11 @@ from gnexp.study.cells import Cell, Series, accuracy_interval
 from gnexp.study.rendering import percent
 
 Row = dict[str, Any]
-Pairs = dict[int, tuple[float, float]]  # seed: under running, under population statistics
+Pairs = dict[int, tuple[float, float]]  # seed: under running, under REPAIRED statistics
 
-STATISTICS = ("running", "population", "batch", "example")
+STATISTICS = ("running", "population_augmented", "population", "batch", "example")
+# Training normalized augmented images: the statistics of others would be a damage of their own.
+REPAIRED = "population_augmented"
 ACCURACY, LOSS = "accuracy", "loss"
 PARTS = ("total", "training", "evaluation")
 ENDS = ("", "_lo", "_hi")
@@ -46,11 +49,12 @@ def damage_rows(lines: Sequence[Series], reference_batch: int, measure: str) -> 
     both cells share, diverged ones at chance under every statistic (accuracy 1/classes, loss
     ln classes), 95 % t interval of the differences:
 
-      training   = population(reference) - population(B)
-      evaluation = [population - running](B) - [population - running](reference)
+      training   = repaired(reference) - repaired(B)
+      evaluation = [repaired - running](B) - [repaired - running](reference)
       total      = running(reference) - running(B) = training + evaluation
 
-    with the signs turned for the loss. A series with nothing but `running` gives no row.
+    with the signs turned for the loss; `repaired` is `population_augmented`, and a seed without it
+    has no damage. A series with nothing but `running` gives no row.
     `pools`: its statistics make a difference somewhere, so they pool over images; n_at_chance: how
     many of the shared seeds diverged, in either cell.
     """
@@ -149,8 +153,8 @@ def _damages(cell: Cell, reference: Cell | None, reference_batch: int, measure: 
     sign = 1 if measure == ACCURACY else -1
     gaps = [(sign * (there[s][0] - here[s][0]), sign * (there[s][1] - here[s][1])) for s in shared]
     total = statistics.t_interval([running for running, _ in gaps])
-    training = statistics.t_interval([population for _, population in gaps])
-    evaluation = statistics.t_interval([running - population for running, population in gaps])
+    training = statistics.t_interval([repaired for _, repaired in gaps])
+    evaluation = statistics.t_interval([running - repaired for running, repaired in gaps])
     values = dict(none)
     for column, interval in zip(columns, (total, training, evaluation)):
         values |= interval.columns(column)
@@ -159,12 +163,12 @@ def _damages(cell: Cell, reference: Cell | None, reference_batch: int, measure: 
 
 
 def _pairs(cell: Cell, measure: str) -> Pairs:
-    """Return {seed: (running, population)}; nothing where no seed's population was measured."""
+    """Return {seed: (running, repaired)}; nothing where no seed's repaired level was measured."""
     found = {}
     for row in cell.of("complete"):
-        running, population = (_level(row, s, measure) for s in ("running", "population"))
-        if running is not None and population is not None:
-            found[row["seed"]] = (running, population)
+        running, repaired = (_level(row, s, measure) for s in ("running", REPAIRED))
+        if running is not None and repaired is not None:
+            found[row["seed"]] = (running, repaired)
     if found or not cell.of("complete"):
         at_chance = chance(cell, measure)
         found |= {row["seed"]: (at_chance, at_chance) for row in cell.of("diverged")}
@@ -178,7 +182,10 @@ def _notes(
     for name, one, pairs in (("", cell, here), ("the reference: ", reference, there)):
         lacking = [row["seed"] for row in one.of("complete") if row["seed"] not in pairs]
         if lacking:
-            notes.append(f"{name}population statistics not measured for {_named(sorted(lacking))}")
+            notes.append(
+                f"{name}population statistics of augmented images not measured for "
+                f"{_named(sorted(lacking))}"
+            )
     if not shared and not notes:
         notes.append("no seed in common with the reference")
     alone = sorted(here.keys() - there.keys()) if shared and not notes else []

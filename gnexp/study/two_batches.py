@@ -14,14 +14,15 @@ from typing import Any
 from gnexp.study.cells import Cell, Series, accuracy_interval, key_text, series_label
 from gnexp.study.damage import pools_images
 from gnexp.study.inference import paired_difference
-from gnexp.study.rendering import Column, Cut, Row, Table, get, percent
+from gnexp.study.rendering import Column, Cut, Row, Table, percent
 
 EQUAL = "= batch"  # the update rule of a series, as cells.series names it
-RUNNING, POPULATION = "running", "population"
+RUNNING, POPULATION = "running", "population_augmented"
 PARTS = ("fall", "norm_part", "optimizer_part")
 LEVELS = ("reference", "fixed", "equal")
 ENDS = ("", "_lo", "_hi")
-_NUMBERS = {RUNNING: "test_acc", POPULATION: "test_acc_population"}
+_SHOWN = {RUNNING: "running", POPULATION: "population"}
+_NUMBERS = {RUNNING: "test_acc", POPULATION: "test_acc_population_augmented"}
 
 
 def two_batches_rows(lines: Sequence[Series]) -> list[Row]:
@@ -30,9 +31,9 @@ def two_batches_rows(lines: Sequence[Series]) -> list[Row]:
     Parts of the fall: positive where accuracy is lost, 0..1, paired over the n seeds of all three
     cells, diverged ones at chance (n_at_chance of them), with 95 % t intervals, each on its own
     (nan for one seed, or without spread). Levels: accuracy of the seeds that did not diverge, as
-    elsewhere. `population` rows: the same with statistics recomputed over training images after
-    the training, where that makes a difference and was measured. A batch without its two partners
-    gives no row.
+    elsewhere. POPULATION rows: the same with statistics recomputed over augmented training images
+    after the training, where that makes a difference and was measured. A batch without its two
+    partners gives no row.
     """
     found = list(_pairs(lines))
     keys = [_shared(equal) for equal, _ in found]
@@ -92,7 +93,7 @@ def two_batches_table(
     columns += [f"{level}{end}" for level in LEVELS for end in (*ENDS, "_n")]
     shown = [
         *shown_key,
-        Column("Statistics", get("statistics"), False),
+        Column("Statistics", lambda row: _SHOWN[row["statistics"]], False),
         Column("Accuracy, batch = update batch (%)", _estimate("reference")),
         Column("batch inside it (%)", _estimate("fixed")),
         Column("update = batch, too (%)", _estimate("equal")),
@@ -107,8 +108,9 @@ def two_batches_table(
         "beyond, when the update too has only these images and the learning rate follows it; for "
         "BN this holds how the two act together. Paired over n seeds, 95 % t intervals, each on "
         "its own; negative: gained. Population: with statistics recomputed over training images, "
-        "since the running ones average over as many images but other spans of training. Norms "
-        "that do not mix examples compute the same update at every batch: their part is rounding, "
+        "augmented as in training, since the running ones average over as many images but other "
+        "spans of training. Norms that do not mix examples compute the same update at every batch: "
+        "their part is rounding, "
         "grown by training. Accuracies are of the seeds that did not diverge; in the parts a "
         "diverged seed counts at chance."
     )

@@ -42,8 +42,9 @@ def _decomposition(
     caption = (
         f"{_damage_caption(reference)} A diverged seed counts in the damage at chance, under every "
         "statistic. Beside it the test accuracy under running (as reported), population "
-        "(recomputed over the training images), test batch and single-image statistics: mean over "
-        "the n seeds that did not diverge, 95 % interval (one seed: Wilson's over the test images)."
+        "(recomputed over training images, augmented as in training, or plain), test batch and "
+        "single-image statistics: mean over the n seeds that did not diverge, 95 % interval (one "
+        "seed: Wilson's over the test images)."
     )
     columns = _damage_columns(key, damage.ACCURACY)
     title = "Where the accuracy is lost"
@@ -82,11 +83,12 @@ def _damage_shown(
 def _damage_caption(reference: int) -> str:
     return (
         f"Lost against batch {reference}, fixed beforehand, paired over shared seeds, 95 % t "
-        "intervals; total = in training (population statistics do not repair it) + in evaluation "
-        "(they do; 0 where a norm keeps no running statistics). At batch 1 a norm that pools over "
-        "the batch trains on single images, as instance norm; no population statistics can "
-        "repair that, so it is counted in training, and single-image statistics show the network "
-        "as it was trained."
+        "intervals; total = in training (population statistics of augmented training images do "
+        "not repair it) + in evaluation (they do; 0 where a norm keeps no running statistics). A "
+        "run without such statistics has no parts. At batch 1 a norm that pools over the batch "
+        "trains on single images, as instance norm; no population statistics can repair that, so "
+        "it is counted in training, and single-image statistics show the network as it was "
+        "trained."
     )
 
 
@@ -242,7 +244,8 @@ def _batches(rows: list[Row], key: Sequence[str], key_columns: Sequence[Column])
 
 _LEVELS = {
     "running": "Running",
-    "population": "Population",
+    "population_augmented": "Population",
+    "population": "Population, plain images",
     "batch": "Test batch",
     "example": "Single image",
 }
