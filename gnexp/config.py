@@ -77,11 +77,17 @@ class ShiftConfig:
 
 @dataclass
 class TuningConfig:
-    """How lr=tuned chooses a rate; `untuned` is trained beside it, so that the gap is measured."""
+    """How lr=tuned chooses a rate; `untuned` is trained beside it, so that the gap is measured.
+
+    epochs, train_limit: the budget of the trials; null is the run's own.
+    """
 
     lr: Any = field(default_factory=lambda: [0.025, 0.05, 0.1, 0.2, 0.4])
     seeds: Any = 2
     validation: Any = 0.1
+    epochs: int | None = None
+    train_limit: int | None = None
+    rule: str = "best"
     extend: int = 2
     untuned: Any = 0.1
 
@@ -335,10 +341,13 @@ def named_seeds(seeds: Any, first: int = 0) -> list[int]:
 
 def trial(config: TrainConfig, rate: float) -> TrainConfig:
     """Return the run by which a rate is judged: on images held out, with seeds of its own."""
-    data = dataclasses.replace(config.data, validation=config.tuning.validation)
-    seeds = named_seeds(config.tuning.seeds, TUNING_SEEDS_FROM)
+    tuning = config.tuning
+    limit = config.data.train_limit if tuning.train_limit is None else tuning.train_limit
+    data = dataclasses.replace(config.data, validation=tuning.validation, train_limit=limit)
+    epochs = config.epochs if tuning.epochs is None else tuning.epochs
+    seeds = named_seeds(tuning.seeds, TUNING_SEEDS_FROM)
     kept = {"gradients": 0, "gradients_at": None, "covariance": False, "measure": None}
-    return dataclasses.replace(config, lr=rate, data=data, seeds=seeds, **kept)
+    return dataclasses.replace(config, lr=rate, data=data, epochs=epochs, seeds=seeds, **kept)
 
 
 def is_foreign(model: ModelConfig) -> bool:

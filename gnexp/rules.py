@@ -46,6 +46,7 @@ INIT_STATISTICS = ("keep", "reestimate")
 AUGMENTS = ("crop_flip", "crop", "none")
 AT_END = ("shift", "batches")
 PRIVACIES = ("none", "dpsgd")
+TUNING_RULES = ("best", "one_se")
 LEAST_TUNING_SEEDS = 2  # one seed's best rate is often its luck
 LEAST_DRAWS = 4  # of gradients: deleting one of two blocks must leave a variance
 FORMATS = ("pdf", "svg", "png")
@@ -228,6 +229,9 @@ def tuning_problems(config: TrainConfig) -> list[str]:
     if tuning.validation is None:
         found.append("tuning.validation=null holds out no image; type a part, such as 0.1")
     found += _validation_problems("tuning.validation", tuning.validation)
+    found += _trial_budget_problems(config)
+    if tuning.rule not in TUNING_RULES:
+        found.append(f"tuning.rule={tuning.rule} is not one of {', '.join(TUNING_RULES)}")
     if not _is_whole(tuning.extend) or tuning.extend < 0:
         found.append(f"tuning.extend={tuning.extend} must be a whole number of 0 or more")
     if tuning.untuned is not None and not _is_positive(tuning.untuned):
@@ -242,6 +246,27 @@ def tuning_problems(config: TrainConfig) -> list[str]:
             " rate, such as lr=0.1"
         )
     return found
+
+
+def _trial_budget_problems(config: TrainConfig) -> list[str]:
+    """Return what keeps the trials of a tuned config from having a part of its budget."""
+    wholes = {"epochs": config.epochs, "train_limit": config.data.train_limit}
+    typed = {key: getattr(config.tuning, key) for key in wholes}
+    if found := count_problems({f"tuning.{key}": value for key, value in typed.items()}):
+        return found
+    typed = {key: value for key, value in typed.items() if value is not None}
+    if typed and config.updates is not None:
+        key, value = next(iter(typed.items()))
+        return [
+            f"tuning.{key}={value} excludes updates={config.updates}: give the budget in epochs="
+        ]
+    names = {"epochs": "epochs", "train_limit": "data.train_limit"}
+    return [
+        f"tuning.{key}={value} must be at most {names[key]}={wholes[key]}: a trial has the run's"
+        " budget or a part of it"
+        for key, value in typed.items()
+        if _is_whole(wholes[key]) and value > wholes[key]
+    ]
 
 
 def _validation_problems(key: str, value: Any) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 from gnexp import build, own_code
 from gnexp.config import Mistake, TrainConfig, is_tuned, run_name, trial
 from gnexp.rules import problems
-from gnexp.study.choice import Choice, best_rate, record_choices
+from gnexp.study.choice import Choice, best_rate, chosen_rate, record_choices
 from gnexp.study.files import Damaged
 from gnexp.study.store import Run
 
@@ -31,16 +31,19 @@ class Tuning:
     waiting: list[float]
 
     @property
-    def best(self) -> float | None:
-        """The rate that is ahead when all have ended, None before."""
+    def chosen(self) -> float | None:
+        """The rate that the config's rule chooses when all have ended, None before."""
         if self.waiting or not self.scores:
             return None
-        return best_rate(self.scores, self.diverged)
+        return chosen_rate(self.config.tuning.rule, self.scores, self.diverged)
 
     @property
-    def at_edge(self) -> bool:
-        """Whether the best rate is the smallest or the largest that was tried."""
-        return self.best is not None and self.best in (min(self.scores), max(self.scores))
+    def edges(self) -> list[float]:
+        """The smallest and the largest rate tried, where it is the chosen or the best one."""
+        if self.chosen is None:
+            return []
+        found = {self.chosen, best_rate(self.scores, self.diverged)}
+        return sorted(found & {min(self.scores), max(self.scores)})
 
 
 def wanted(configs: Iterable[TrainConfig]) -> list[tuple[int, TrainConfig]]:
@@ -56,18 +59,36 @@ def wanted(configs: Iterable[TrainConfig]) -> list[tuple[int, TrainConfig]]:
     try:
         return [(n, each) for n, config in enumerate(configs) for each in _wanted(config)]
     except ValueError as error:  # of the images or the norm: a mistake in what is typed
-        raise Mistake(str(error).replace("data.validation=", "tuning.validation=")) from error
+        raise Mistake(_of_trials(str(error), configs)) from error
+
+
+def _of_trials(sentence: str, configs: Iterable[TrainConfig]) -> str:
+    """Return the sentence with the keys that were typed, where it names those of a trial."""
+    sentence = sentence.replace("data.validation=", "tuning.validation=")
+    for limit in {c.tuning.train_limit for c in configs if c.tuning.train_limit is not None}:
+        sentence = sentence.replace(f"data.train_limit={limit} ", f"tuning.train_limit={limit} ")
+    return sentence
 
 
 def _wanted(config: TrainConfig) -> list[TrainConfig]:
     if not is_tuned(config):
         return [config]
+    _check_limit(config)
     now = settled_tuning(config)
     trials = [trial(config, rate) for rate in sorted({*now.scores, *now.waiting})]
-    if now.best is None:
+    if now.chosen is None:
         return trials
-    final = dict.fromkeys(r for r in (now.best, config.tuning.untuned) if r is not None)
+    final = dict.fromkeys(r for r in (now.chosen, config.tuning.untuned) if r is not None)
     return trials + [dataclasses.replace(config, lr=float(rate)) for rate in final]
+
+
+def _check_limit(config: TrainConfig) -> None:
+    """Raise ValueError when a trial would have more images than the run."""
+    limit = config.tuning.train_limit
+    if limit is not None and limit > (images := len(build.images_of(config.data).x_train)):
+        raise ValueError(
+            f"tuning.train_limit={limit} must be at most {images}, the training images of the run"
+        )
 
 
 def record(configs: Iterable[TrainConfig]) -> None:
@@ -75,7 +96,7 @@ def record(configs: Iterable[TrainConfig]) -> None:
     chosen: dict[Path, dict[str, Choice]] = {}
     for config in configs:
         now = settled_tuning(config) if is_tuned(config) else None
-        if now and now.best is not None:
+        if now and now.chosen is not None:
             choices = chosen.setdefault(Path(config.out) / config.study, {})
             choices[_name(config, 1.0)] = _choice(config, now)
     for study, choices in chosen.items():
@@ -84,19 +105,35 @@ def record(configs: Iterable[TrainConfig]) -> None:
 
 def chosen_runs(configs: Iterable[TrainConfig]) -> set[str]:
     """Return the names of the runs that a report compares: those at chosen and at typed rates."""
-    rates = [(c, settled_tuning(c).best if is_tuned(c) else c.lr) for c in configs]
+    rates = [(c, settled_tuning(c).chosen if is_tuned(c) else c.lr) for c in configs]
     return {_name(config, rate) for config, rate in rates if rate is not None}
 
 
 def _choice(config: TrainConfig, now: Tuning) -> Choice:
     untuned = None if config.tuning.untuned is None else float(config.tuning.untuned)
     return Choice(
-        run=_name(config, now.best),
-        rate=now.best,
+        run=_name(config, now.chosen),
+        rate=now.chosen,
         untuned=None if untuned is None else _name(config, untuned),
         untuned_rate=untuned,
         trials={rate: folder_of(build.resolved(trial(config, rate))).name for rate in now.scores},
+        rule=config.tuning.rule,
+        budget=_run_budget(config),
     )
+
+
+def _run_budget(config: TrainConfig) -> dict[str, Any]:
+    """Return what the run has otherwise than its trials, by the names of a cell's key."""
+
+    def keys(config: TrainConfig) -> dict[str, Any]:
+        return {
+            "epochs": config.epochs,
+            "data.train_limit": config.data.train_limit,
+            "data.checksum": build.images_of(config.data).checksum[:8],
+        }
+
+    tried = keys(trial(config, 1.0))
+    return {key: value for key, value in keys(config).items() if value != tried[key]}
 
 
 def _name(config: TrainConfig, rate: float) -> str:
@@ -108,9 +145,10 @@ def settled_tuning(config: TrainConfig) -> Tuning:
     rates = [float(rate) for rate in config.tuning.lr]
     for _ in range(config.tuning.extend):
         now = tuning(config, rates)
-        if not now.at_edge:
+        if not now.edges:
             return now
-        rates = extended(rates, now.best)
+        # The larger first: by a better rate beyond it others may be no longer near the best.
+        rates = extended(rates, now.edges[-1])
     return tuning(config, rates)
 
 

@@ -13,6 +13,7 @@ from gnexp import build, initial_weights, networks, privacy, starting, stepping
 from gnexp.config import (
     TUNING_SEEDS_FROM,
     TrainConfig,
+    TuningConfig,
     is_private,
     is_tuned,
     named_seeds,
@@ -214,18 +215,28 @@ def grid_line(runs: list[PlannedRun], todo: list[PlannedRun], workers: int) -> s
 
 def tuning_lines(configs: list[TrainConfig]) -> list[str]:
     """Return what will be done to choose the learning rates, once per way of choosing."""
-    told = Counter(
-        (tuple(c.tuning.lr), len(named_seeds(c.tuning.seeds)), c.tuning.validation, c.tuning.extend)
-        for c in configs
-        if is_tuned(c)
-    )
+    told = Counter(_told_of(c.tuning) for c in configs if is_tuned(c))
     return [
-        f"lr=tuned: {cells} cell{'s' * (cells > 1)}, each at {len(rates)} rates x {seeds} seeds on"
-        f" {_held_out_text(part)} held out of the training set"
-        f"{f', up to {more} rates more where the best is at the edge' * (more > 0)}; then the"
-        " chosen rate on the whole set with other seeds"
-        for (rates, seeds, part, more), cells in told.items()
+        f"lr=tuned: {cells} cell{'s' * (cells > 1)}, {trials}; then {chosen} on the whole set with"
+        " other seeds"
+        for (trials, chosen), cells in told.items()
     ]
+
+
+def _told_of(tuning: TuningConfig) -> tuple[str, str]:
+    """Return (how the rates are tried, which of them is chosen), in words."""
+    more, seeds = tuning.extend, len(named_seeds(tuning.seeds))
+    budget = [f"{tuning.epochs} epoch{'s' * (tuning.epochs > 1)}"] if tuning.epochs else []
+    budget += [f"{tuning.train_limit:,} training images"] if tuning.train_limit else []
+    each = f"{seeds} seeds of {' and '.join(budget)}" if budget else f"{seeds} seeds"
+    trials = (
+        f"each at {len(tuning.lr)} rates x {each} on"
+        f" {_held_out_text(tuning.validation)} held out of the training set"
+        f"{f', up to {more} rates more where the best is at the edge' * (more > 0)}"
+    )
+    if tuning.rule == "best":
+        return trials, "the chosen rate"
+    return trials, "the smallest rate within one standard error of the best"
 
 
 def _held_out_text(part: float) -> str:
@@ -240,14 +251,14 @@ def choice_lines(configs: list[TrainConfig]) -> list[str]:
             continue
         now, plain = settled_tuning(config), build.resolved(trial(config, 1.0))
         head = f"{describe_norm(plain)}, batch {config.batch}: "
-        if now.best is None:
+        if now.chosen is None:
             lines.append(head + "no rate chosen, since not every trial has ended")
             continue
-        mean = 100 * statistics.mean(now.scores[now.best])
-        edge = ", at the edge of the rates" if now.at_edge else ""
+        mean = 100 * statistics.mean(now.scores[now.chosen])
+        edge = ", at the edge of the rates" if now.edges else ""
         lines.append(
-            f"{head}lr={now.best:g} of {len(now.scores)} rates{edge}"
-            f" ({mean:.1f} % on the images held out, {len(now.scores[now.best])} seeds)"
+            f"{head}lr={now.chosen:g} of {len(now.scores)} rates{edge}"
+            f" ({mean:.1f} % on the images held out, {len(now.scores[now.chosen])} seeds)"
         )
     return lines
 

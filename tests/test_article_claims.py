@@ -28,14 +28,15 @@ def rows_with(table, *words, **wanted):
     return [r for r in found if all(r[k] == v for k, v in wanted.items())]
 
 
-def study_of(folder, accuracies, n=5, scatter=0.001):
+def study_of(folder, accuracies, n=5, scatter=0.001, update_batch=None):
     """Write a run per (norm, batch): accuracies around the given ones, the same for each norm."""
     noise = np.linspace(-scatter, scatter, n)
     for index, ((norm, batch), level) in enumerate(accuracies.items()):
         values = level + np.roll(noise, index)
-        settings = config(norm, batch, seeds=list(range(n)))
+        settings = config(norm, batch, seeds=list(range(n)), update_batch=update_batch or batch)
         final = dict(enumerate(values.tolist()))
-        add_run(folder, f"{norm}-b{batch}", settings, range(n), accuracies=final)
+        name = f"{norm}-b{batch}-u{update_batch or batch}"
+        add_run(folder, name, settings, range(n), accuracies=final)
     return folder
 
 
@@ -120,6 +121,66 @@ def test_a_smaller_rise_of_the_error_than_bns_is_robustness(tmp_path):
     verdicts = {of: row["verdict"] for of, row in found.items()}
     assert verdicts == {"GN(8)": HOLDS, "LN": UNDECIDED, "IN": FAILS}
     assert found["GN(8)"]["value"] == pytest.approx(-0.06, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("rises", "verdict"),
+    [
+        ([0.080, 0.085, 0.075], FAILS),  # 8 points lost
+        ([0.001, 0.002, 0.003], HOLDS),
+        ([0.000, 0.012, 0.024], UNDECIDED),
+    ],
+)
+def test_invariance_of_a_layer_is_held_against_images_of_lower_contrast(tmp_path, rises, verdict):
+    for norm in ("bn", "gn"):
+        run = add_run(tmp_path / "s", norm, config(norm, 2), accuracies={0: 0.4, 1: 0.4, 2: 0.4})
+        rows = [
+            {"seed": seed, "corruption": name, "severity": severity, "n": 1000, "loss": 1.0}
+            | {"accuracy": 0.4 - lost}
+            for seed, rise in enumerate(rises)
+            for name, severity, lost in (("clean", 0, 0.0), ("pure_contrast", 1, rise))
+        ]
+        run.add_rows("shift.csv", rows)
+    (row,) = rows_with(claims_of(tmp_path / "s"), "contrast is lowered")  # not of BN, which pools
+    assert (row["of"], row["verdict"], row["batch"]) == ("GN(8)", verdict, 2)
+    interval = stats.t.interval(0.95, 2, loc=np.mean(rises), scale=stats.sem(rises))
+    assert (row["lo"], row["hi"]) == pytest.approx(interval, rel=1e-9)  # a family of one
+    share = f"{100 * np.mean(rises) / 0.3:.1f} % ["
+    assert f"{share}" in row["note"]
+    assert "of the accuracy above chance is lost" in row["note"]
+
+
+def test_a_claim_on_batch_sizes_names_the_norm_alone_only_under_one_update_batch(tmp_path):
+    levels = {(norm, b): 0.8 for norm in ("bn", "gn") for b in (2, 4, 32)}
+    together = claims_of(study_of(tmp_path / "a", levels))
+    fixed = claims_of(study_of(tmp_path / "b", levels, update_batch=32))
+    for words, count in (("does not depend", 1), ("BN loses", 2), ("GN is the more", 2)):
+        for table, said in ((together, "norm and optimizer together"), (fixed, "norm alone")):
+            rows = rows_with(table, words)
+            assert len(rows) == count
+            assert all(f", {said}" in row["claim"] for row in rows)
+    assert "norm alone in updates of 32 images" in rows_with(fixed, "BN loses")[0]["claim"]
+
+
+@pytest.mark.parametrize(
+    ("updates", "sentence"),
+    [
+        ([None], "follows the batch size: norm and optimizer together are behind"),
+        ([32], "All batch sizes share one update_batch: the norm alone is behind"),
+        ([None, 32], "Where update_batch follows the batch size, norm and optimizer together are"),
+    ],
+)
+def test_captions_of_what_a_batch_costs_name_the_optimizer_unless_it_is_fixed(
+    tmp_path, updates, sentence
+):
+    for update in updates:
+        levels = {("gn", b): 0.8 for b in (2, 32)}
+        study_of(tmp_path / "s", levels, update_batch=update)
+    study = load_study(tmp_path / "s")
+    cells = grouping.cells(study)
+    tables = build_tables(study, cells, grouping.series(cells), 32)
+    for name in ("flatness", "robustness"):
+        assert sentence in tables[name].caption
 
 
 def test_an_exponent_holds_only_when_its_whole_simultaneous_interval_is_near_what_was_said(demo):

@@ -11,7 +11,7 @@ import pytest
 from gnexp import build, tuning
 from gnexp.config import DataConfig, ModelConfig, TrainConfig, TuningConfig
 from gnexp.data.sources import hold_out, load_images
-from gnexp.study.choice import best_rate
+from gnexp.study.choice import best_rate, chosen_rate, recorded_choices
 from gnexp.study.store import load_study
 from gnexp.study.tuning import good_region, tuned_cells
 from gnexp.study.tuning_tables import tuning_tables
@@ -178,6 +178,83 @@ def test_two_ways_of_tuning_in_one_study_never_share_their_trials(gnexp):
     assert float(row["validation"]) == pytest.approx(max(map(np.mean, last.values())), abs=1e-12)
 
 
+BUDGET = ("epochs=3", "tuning.epochs=2", "tuning.train_limit=60", "tuning.validation=20")
+
+
+def test_trials_have_their_part_of_the_budget_and_the_chosen_rate_is_trained_at_the_whole(gnexp):
+    words = [word for word in TUNED if word != "epochs=1"]
+    typed = (*words, *BUDGET, "tuning.lr=[0.05,0.4]", "tuning.untuned=0.2")
+    answer = gnexp("train", *typed)
+    assert answer.code == 0
+    assert "2 seeds of 2 epochs and 60 training images on 20 images held out" in answer.out
+    for folder in Path("results/main").glob("gn-*"):
+        result = json.loads((folder / "result.json").read_text())
+        trial = result["config"]["data"]["validation"] is not None
+        rows = [row for row in table(folder / "metrics.csv") if row["seed"] in ("0", "1000")]
+        seen = [int(row["examples_seen"]) for row in rows]
+        assert seen == ([40, 80] if trial else [100, 200, 300])
+        assert (result["data"]["train"], result["data"]["test"]) == (
+            (40, 20) if trial else (100, 40)
+        )
+        # The schedule is that of the trial: the last update's rate is near 0 at its own end.
+        assert float(rows[-1]["lr"]) < 0.35 * max(float(row["lr"]) for row in rows)
+    (row,) = table("results/main/report/chosen_rates.csv")
+    assert [row[c] for c in ("trial_epochs", "trial_images", "run_epochs", "run_images")] == [
+        *("2", "40", "3", "100")
+    ]
+    assert (row["n_test"], row["n_untuned"]) == ("2", "2")
+    assert {row["trial_images"] for row in table("results/main/report/tuning.csv")} == {"40"}
+    page = Path("results/main/report/index.html").read_text()
+    assert "with a part of the budget (2 epochs of 40 images)" in page
+    (accuracy,) = table("results/main/report/accuracy.csv")
+    assert not {"epochs", "data.train_limit", "data.checksum"} & {*accuracy}
+    assert "to train" not in gnexp("train", *typed).out
+
+
+def test_trials_at_a_part_of_the_budget_serve_runs_of_every_budget_and_never_those_at_another(
+    gnexp,
+):
+    common = [word for word in TUNED if word != "epochs=1"]
+    common += ["tuning.lr=[0.05,0.4]", "tuning.untuned=null"]
+    assert gnexp("train", "-m", *common, "epochs=2,3", "tuning.epochs=1").code == 0
+    trials = [c for c in configs() if c["data"]["validation"] is not None]
+    assert sorted((c["lr"], c["epochs"]) for c in trials) == [(0.05, 1), (0.4, 1)]
+    accuracy = table("results/main/report/accuracy.csv")
+    assert sorted(row["epochs"] for row in accuracy) == ["2", "3"]
+    chosen = table("results/main/report/chosen_rates.csv")
+    assert sorted((row["epochs"], row["run_epochs"], row["n_test"]) for row in chosen) == [
+        ("2", "2", "2"),
+        ("3", "3", "2"),
+    ]
+    assert gnexp("train", *common, "epochs=3").code == 0
+    trials = [c for c in configs() if c["data"]["validation"] is not None]
+    assert sorted({(c["lr"], c["epochs"]) for c in trials}) == [
+        *((0.05, 1), (0.05, 3), (0.4, 1), (0.4, 3))
+    ]
+
+
+def test_one_se_is_written_down_with_the_choice_and_told_in_the_report(gnexp):
+    """Of rates at which next to nothing is learned the best is hardly better than the smallest."""
+    words = ("tuning.rule=one_se", "tuning.lr=[1e-9,2e-9]", "tuning.untuned=null")
+    answer = gnexp("train", *TUNED, *words)
+    assert answer.code == 0
+    assert "then the smallest rate within one standard error of the best on the whole" in answer.out
+    (choice,) = recorded_choices(Path("results/main"))
+    scores = accuracies()
+    assert (choice.rule, choice.rate) == ("one_se", chosen_rate("one_se", scores))
+    (row,) = table("results/main/report/chosen_rates.csv")
+    assert (row["rule"], float(row["lr"])) == ("one_se", choice.rate)
+    page = Path("results/main/report/index.html").read_text()
+    assert "as the smallest within one standard error of the best" in page
+
+
+def test_choices_that_were_written_down_before_there_were_rules_are_those_of_the_best(tmp_path):
+    entry = {"run": "a", "rate": 0.1, "untuned": None, "untuned_rate": None, "trials": {"0.1": "b"}}
+    (tmp_path / "tuning.json").write_text(json.dumps({"cells": {"c": entry}}))
+    (choice,) = recorded_choices(tmp_path)
+    assert (choice.rule, choice.budget, choice.trials) == ("best", {}, {0.1: "b"})
+
+
 def test_an_untuned_rate_of_ones_own_is_what_the_gap_is_measured_against(gnexp):
     words = ("tuning.lr=[0.1,0.4]", "tuning.untuned=0.03")
     assert gnexp("train", *TUNED, *words).code == 0
@@ -230,7 +307,8 @@ def test_a_rate_at_which_a_trial_diverged_is_scored_at_chance_and_not_chosen(gne
 def test_an_interrupted_choice_goes_on_and_ends_with_the_numbers_it_would_have_had(
     gnexp, monkeypatch
 ):
-    words = (*TUNED, "tuning.lr=[0.05,0.2]", "stack=1")
+    words = (*TUNED, "tuning.lr=[0.05,0.2]", "tuning.train_limit=60", "tuning.validation=20")
+    words += ("stack=1",)
     assert gnexp("train", *words, "study=whole").code == 0
     from gnexp import trainings
 
@@ -284,6 +362,17 @@ def test_a_failed_trial_leaves_the_rate_unchosen_and_is_listed(gnexp, monkeypatc
         (["tuning.validation=null"], "tuning.validation=null holds out no image"),
         (["tuning.validation=1.5"], "tuning.validation=1.5 must be a fraction below 1"),
         (["tuning.validation=3"], "tuning.validation=3 holds out 3 of 100 training images"),
+        (["tuning.epochs=0"], "tuning.epochs=0 must be a whole number of at least 1"),
+        (["tuning.epochs=2"], "tuning.epochs=2 must be at most epochs=1: a trial has the run's"),
+        (["tuning.train_limit=0"], "tuning.train_limit=0 must be a whole number of at least 1"),
+        (["tuning.train_limit=101"], "tuning.train_limit=101 must be at most data.train_limit=100"),
+        (["tuning.train_limit=4"], "tuning.train_limit=4 must be 10 to 50000 for shapes10"),
+        (["tuning.epochs=1", "updates=3"], "tuning.epochs=1 excludes updates=3"),
+        (
+            ["data.train_limit=null", "tuning.train_limit=6000"],
+            "tuning.train_limit=6000 must be at most 5120, the training images of the run",
+        ),
+        (["tuning.rule=first"], "tuning.rule=first is not one of best, one_se"),
         (["tuning.extend=-1"], "tuning.extend=-1 must be a whole number of 0 or more"),
         (["tuning.untuned=0"], "tuning.untuned=0 must be a rate"),
         (["data.validation=0.1"], "leave data.validation= out"),
@@ -300,6 +389,27 @@ def test_what_cannot_be_tuned_is_refused_in_a_sentence(gnexp, words, sentence):
 
 def test_the_smallest_of_equally_good_rates_is_chosen():
     assert best_rate({0.2: [0.5], 0.1: [0.4, 0.6], 0.4: [0.3]}) == 0.1
+
+
+def test_one_se_chooses_the_smallest_rate_within_one_standard_error_of_the_best_mean():
+    """Deviations of .01 * sqrt(2) at every rate: the error of a mean of two is .01 by hand."""
+    means = {0.05: 0.77, 0.1: 0.7902, 0.2: 0.795, 0.4: 0.8, 0.8: 0.79}
+    scores = {rate: [mean - 0.01, mean + 0.01] for rate, mean in means.items()}
+    assert chosen_rate("best", scores) == 0.4
+    assert chosen_rate("one_se", scores) == 0.1
+    nearer = {**scores, 0.1: [0.7798 - 0.01, 0.7798 + 0.01]}
+    assert chosen_rate("one_se", nearer) == 0.2
+
+
+def test_the_standard_error_is_pooled_over_the_rates_and_knows_nothing_of_those_that_diverged():
+    """The best rate's own seeds agree to the digit; those of the others do not."""
+    scores = {0.1: [0.76, 0.80], 0.2: [0.80, 0.80], 0.4: [0.1, 0.9]}
+    # sd = sqrt((0.04^2 / 2 + 0) / 2) = 0.02, over sqrt(2): 0.0141, less than the 0.02 between them
+    assert chosen_rate("one_se", scores, {0.4}) == 0.2
+    assert chosen_rate("one_se", scores) == 0.1
+    wider = {**scores, 0.1: [0.75, 0.81]}  # 0.0212
+    assert chosen_rate("one_se", wider, {0.4}) == 0.1
+    assert chosen_rate("one_se", {0.1: [0.1, 0.1], 0.2: [0.1, 0.1]}, {0.1, 0.2}) == 0.1
 
 
 def test_a_rate_that_diverged_is_chosen_only_where_every_rate_did():

@@ -330,6 +330,36 @@ def test_the_rise_is_paired_over_seeds_and_a_worse_clean_network_is_not_less_rob
     assert (condition["n"], condition["images"]) == (3, 500)
 
 
+def test_the_share_lost_is_that_of_the_accuracy_above_chance_with_fieller_s_interval(tmp_path):
+    pure = {("pure_contrast", 3): 0.2}
+    table = add_shift(tmp_path, "gn", 2, 0.4, {**steps(), **pure}, scatter=0.02)
+    (row,) = summary_rows(cells_of(tmp_path))
+    assert row["chance"] == 0.1
+    clean = np.array([a["clean", 0] for a in table.values()])
+    for suffix, corrupted in (
+        ("", np.array([np.mean([a[c] for c in CONDITIONS]) for a in table.values()])),
+        ("_pure_contrast", np.array([a["pure_contrast", 3] for a in table.values()])),
+    ):
+        share, lo, hi = (row[f"share_lost{suffix}{end}"] for end in ("", "_lo", "_hi"))
+        assert share == pytest.approx((clean - corrupted).sum() / (clean - 0.1).sum(), rel=REL)
+        assert lo < share < hi
+        for end in (lo, hi):  # the shares that a t test over seeds just rejects at 5 %
+            left = clean - corrupted - end * (clean - 0.1)
+            assert stats.ttest_1samp(left, 0).pvalue == pytest.approx(0.05, rel=1e-6)
+
+
+def test_a_network_at_chance_has_no_accuracy_to_lose_a_share_of(tmp_path):
+    add_shift(tmp_path, "gn", 1, 0.08, steps(0.1), scatter=0)
+    add_shift(tmp_path, "bn", 1, 0.12, steps(0.1), scatter=0.02)
+    rows = summary_rows(cells_of(tmp_path))
+    below, near = only(rows, norm="gn"), only(rows, norm="bn")
+    assert math.isnan(below["share_lost"])
+    assert "not above chance: no share lost" in below["note"]
+    assert math.isfinite(near["share_lost"])
+    assert math.isnan(near["share_lost_lo"])
+    assert "not decidedly above chance: no interval" in near["note"]
+
+
 def mce_by_hand(mine, theirs, seeds, relative):
     """Errors as arrays of (seed, corruption, severity), summed as the definition says."""
 

@@ -21,11 +21,13 @@ from gnexp.study.article_rows import (
     claim_row,
     series_name,
 )
-from gnexp.study.cells import Cell, Series, norm_label
+from gnexp.study.article_shift import contrast_claims, shift_claims
+from gnexp.study.cells import Cell, Series
 from gnexp.study.comparisons import between, untuned_note
-from gnexp.study.inference import AHEAD, ALPHA, BEHIND, UNTESTED, Estimate, estimate, simultaneous
+from gnexp.study.inference import AHEAD, BEHIND, UNTESTED, simultaneous
 from gnexp.study.noise import SEPARATE_EXAMPLES
-from gnexp.study.rendering import Column, Row, Table, percent, plain
+from gnexp.study.rendering import Column, Row, Table, plain
+from gnexp.study.two_batches import TOGETHER, optimizer_is_fixed, whose
 
 
 def article_claims(
@@ -43,7 +45,8 @@ def article_claims(
         *_between(lines, reference_batch),
         *exponent_claims(tables["exponents"].rows),
         *noisier_claims(tables["gradient_variance"].rows),
-        *_shift(tables["shift_summary"].rows),
+        *shift_claims(tables["shift_summary"].rows),
+        *contrast_claims(tables["shift_summary"].rows),
     ]
     shown = [
         Column("The article's claim", lambda r: r["claim"], False),
@@ -60,7 +63,8 @@ def article_claims(
         "What this study's own numbers say of the article's claims. Intervals are 95 %, "
         "simultaneous over the comparisons of a claim's family. Undecided: the interval leaves "
         "both open, which supports neither side. Diverged seeds count at chance where accuracies "
-        "are compared."
+        f"are compared. A claim on batch sizes says '{TOGETHER}' where update_batch follows the "
+        "batch size."
     )
     empty = "The study holds no numbers that test a claim of the article."
     return Table("article_claims", "Claims of the article", caption, COLUMNS, shown, rows, empty)
@@ -85,7 +89,10 @@ def _flat(rows: Sequence[Row]) -> list[Row]:
         note = f"flat within 1 point at {flat} of {len(tested)} batch sizes"
         if moved:
             note += "; not at " + ", ".join(str(r["batch"]) for r in moved)
-        claim = f"accuracy does not depend on the batch size: against {worst['reference_batch']}"
+        fixed = all(_same_updates(row) for row in tested)
+        whom = whose(fixed, worst["update_batch"])
+        claim = "accuracy does not depend on the batch size, "
+        claim += f"{whom}: against {worst['reference_batch']}"
         found.append(claim_row("Independence from batch size", claim, of, verdict, note=note))
         found[-1] |= _of_flatness(worst)
     return found
@@ -96,7 +103,8 @@ def _bn_falls(rows: Sequence[Row]) -> list[Row]:
     return [
         claim_row(
             "Independence from batch size",
-            f"BN loses accuracy at a batch below {SMALL}, against {row['reference_batch']}",
+            f"BN loses accuracy at a batch below {SMALL}, "
+            f"{whose(_same_updates(row), row['update_batch'])}, against {row['reference_batch']}",
             series_name(row),
             said.get(row["verdict"], UNDECIDED),
             **_of_flatness(row),
@@ -105,6 +113,10 @@ def _bn_falls(rows: Sequence[Row]) -> list[Row]:
         if row["norm"] == "bn" and row["batch"] < min(SMALL, row["reference_batch"])
         if row["p_holm"] == row["p_holm"]
     ]
+
+
+def _same_updates(row: Row) -> bool:
+    return row["update_batch"] == row["reference_update_batch"]
 
 
 def _of_flatness(row: Row) -> Row:
@@ -118,7 +130,8 @@ def _gn_leads(rows: Sequence[Row]) -> list[Row]:
     return [
         claim_row(
             "Independence from batch size",
-            f"GN is the more accurate at a batch below {SMALL}: GN - BN",
+            f"GN is the more accurate at a batch below {SMALL}, "
+            f"{whose(_fixed_updates(row, rows), row['update_batch'])}: GN - BN",
             series_name(row),
             said.get(row["verdict"], UNDECIDED),
             batch=row["batch"],
@@ -132,6 +145,13 @@ def _gn_leads(rows: Sequence[Row]) -> list[Row]:
         for row in rows
         if row["norm"] == "gn" and row["batch"] < SMALL and row["verdict"] != UNTESTED
     ]
+
+
+def _fixed_updates(row: Row, rows: Sequence[Row]) -> bool:
+    """Return whether a norm and BN at one batch were trained in updates of a larger size, or share
+    theirs with their series at other batch sizes."""
+    same = [r for r in rows if series_name(r) == series_name(row)]
+    return row["update_batch"] != row["batch"] or optimizer_is_fixed(same)
 
 
 def _between(lines: Sequence[Series], reference_batch: int) -> list[Row]:
@@ -177,57 +197,6 @@ def _between(lines: Sequence[Series], reference_batch: int) -> list[Row]:
 
 def _at(line: Series, batch: int) -> Cell | None:
     return next((c for c in line.cells if c.key["batch"] == batch and len(c.scored) > 1), None)
-
-
-def _shift(rows: Sequence[Row]) -> list[Row]:
-    """Norms without running statistics: does the error rise less than BN's under corruption?"""
-    own = ("norm", "groups", "channels_per_group")
-    key = [k for k in (rows[0] if rows else ()) if k not in own]
-    key = key[: key.index("n")] if "n" in key else []
-    cases: list[tuple[Row, Row, Estimate]] = []
-    for row in (r for r in rows if r["norm"] in SEPARATE_EXAMPLES[:-1]):
-        same = [r for r in rows if r["norm"] == "bn"]
-        keys = [k for k in key if not k.startswith("norm.") and k != "tuned"]
-        same = [r for r in same if all(r[k] == row[k] for k in keys) and r["n"] > 1]
-        if same and row["n"] > 1:
-            cases.append((row, same[0], _welch(row, same[0])))
-    said = {BEHIND: HOLDS, AHEAD: FAILS}  # a smaller rise is what the article promises
-    return [
-        claim_row(
-            "Robustness to distribution shift",
-            "the error rises less than BN's on corrupted images: norm - BN",
-            series_name(row),
-            said.get(adjusted.verdict, UNDECIDED),
-            batch=row["batch"],
-            value=difference.difference,
-            lo=adjusted.lo,
-            hi=adjusted.hi,
-            n=f"{row['n']} and {bn['n']}",
-            family=adjusted.family,
-            note=_corrupted(row, bn),
-        )
-        for (row, bn, difference), adjusted in zip(cases, simultaneous([d for *_, d in cases]))
-        if adjusted.verdict != UNTESTED
-    ]
-
-
-def _corrupted(row: Row, bn: Row) -> str:
-    told = f"accuracy on them {percent(row['corrupted'])} % and {percent(bn['corrupted'])} %"
-    if {row.get("tuned"), bn.get("tuned")} == {True, False}:
-        told += f"; the rate of {norm_label(bn if row['tuned'] else row)} was not tuned"
-    return told
-
-
-def _welch(a: Row, b: Row) -> Estimate:
-    """Return the difference of two mean rises, from their means, t intervals and n."""
-    squares = []
-    for row in (a, b):
-        half = (row["rise_hi"] - row["rise_lo"]) / 2
-        squares.append((half / statistics.t_quantile(1 - ALPHA / 2, row["n"] - 1)) ** 2)
-    total = sum(squares)
-    parts = sum(square**2 / (row["n"] - 1) for square, row in zip(squares, (a, b)))
-    dof = total**2 / parts if parts else math.nan
-    return estimate(a["rise"] - b["rise"], math.sqrt(total), dof)
 
 
 def _measured(row: Row) -> str:

@@ -57,6 +57,8 @@ _RENAMED = {"model.name": "model", "data.name": "data"}
 _WITH_PRIVACY = ("privacy.", "data.mean", "data.std")
 # Across these a comparison of batch sizes means nothing, even where they follow the batch size.
 _NEVER_ONE_SERIES = ("model", "data", "norm.", "model.", "data.", "init_")
+# Trials may have a part of the budget of the runs that they choose a rate for.
+_OF_A_BUDGET = ("epochs", "updates", "data.train_limit", "data.checksum")
 _OF_A_NORM = ("norm.", "init_statistics")  # and so compared among runs of one norm alone
 _NOT_TYPED = "default"  # what an option of the user's own norm is, if it was not typed
 _OF_A_MODEL = "model.code"  # and so compared among runs of one model alone
@@ -286,8 +288,10 @@ def varying(study: Study) -> list[str]:
 
     A norm's own keys count only when they differ within one norm, and those of private training
     within it. A key that a run lacks (made by an older version) differs from nothing, except an
-    option of the user's own norm, which was then not typed.
+    option of the user's own norm, which was then not typed. The budget of trials counts only where
+    there is nothing but trials.
     """
+    judged = not all(map(is_trial, study.runs))
     values: dict[str, dict[str, set[str]]] = {}
     own: dict[str, dict[str, str]] = {}  # what was typed of each own norm, by its name
     for record in study.runs:
@@ -301,6 +305,8 @@ def varying(study: Study) -> list[str]:
             compared = {**own[norm_name(record.config)], **compared}
             compared.pop("norm.name", None)
         for key, value in compared.items():
+            if key in _OF_A_BUDGET and judged and is_trial(record):
+                continue
             within = _within(key, record.config)
             values.setdefault(key, {}).setdefault(within, set()).add(key_text(value))
     return sorted(k for k, by in values.items() if any(len(seen) > 1 for seen in by.values()))

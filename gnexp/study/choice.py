@@ -1,12 +1,17 @@
-"""Which learning rate a cell is given: the rule, and what of it a study writes down."""
+"""Which learning rate a cell is given: the rules, and what of it a study writes down."""
 
 import dataclasses
+import math
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
+from gnexp.study import statistics
 from gnexp.study.files import Damaged, read_json, write_json
 from gnexp.study.store import alone_in
 
+BEST, ONE_SE = "best", "one_se"
 CHOICES = "tuning.json"  # in the study's folder
 
 
@@ -15,7 +20,8 @@ class Choice:
     """What was chosen for one cell: the runs, by name, at the chosen rate and at the untuned one.
 
     trials: {rate: name of its run}, of those that were compared. untuned is None where no untuned
-    rate was asked for.
+    rate was asked for. rule: that of `chosen_rate`. budget: what the run has otherwise than its
+    trials, by the names of a cell's key (epochs, data.train_limit, data.checksum).
     """
 
     run: str
@@ -23,6 +29,27 @@ class Choice:
     untuned: str | None
     untuned_rate: float | None
     trials: dict[float, str]
+    rule: str = BEST
+    budget: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def chosen_rate(
+    rule: str, scores: Mapping[float, Sequence[float]], diverged: Collection[float] = ()
+) -> float:
+    """Return the rate that a rule chooses: "best" or "one_se"; arguments as of `best_rate`.
+
+    one_se: the smallest rate whose mean is within one standard error of the best mean. The error
+    is sd / sqrt(n), n being the trials at the best rate, sd that within rates, pooled over the
+    cell's rates: of two seeds alone it would be mostly luck. A rate that is never chosen, because
+    a training diverged, adds nothing to it.
+    """
+    best = best_rate(scores, diverged)
+    if rule != ONE_SE:
+        return best
+    rates = _candidates(scores, diverged)
+    sd, dof = statistics.pooled_sd([scores[rate] for rate in rates])
+    error = sd / math.sqrt(len(scores[best])) if dof else 0.0
+    return next(rate for rate in rates if fmean(scores[rate]) >= fmean(scores[best]) - error)
 
 
 def best_rate(scores: Mapping[float, Sequence[float]], diverged: Collection[float] = ()) -> float:
@@ -32,8 +59,13 @@ def best_rate(scores: Mapping[float, Sequence[float]], diverged: Collection[floa
     training at chance. diverged: rates at which a training diverged; where others are left none of
     them is chosen, however lucky its other trainings were: who takes the rate wants it to train.
     """
-    rates = sorted(rate for rate in scores if rate not in diverged) or sorted(scores)
-    return max(rates, key=lambda rate: sum(scores[rate]) / len(scores[rate]))
+    return max(_candidates(scores, diverged), key=lambda rate: fmean(scores[rate]))
+
+
+def _candidates(
+    scores: Mapping[float, Sequence[float]], diverged: Collection[float]
+) -> list[float]:
+    return sorted(rate for rate in scores if rate not in diverged) or sorted(scores)
 
 
 def record_choices(study: Path, choices: Mapping[str, Choice]) -> None:

@@ -9,6 +9,7 @@ from gnexp.study.comparisons import TESTED, Setting, Versus, norm_rows, settings
 from gnexp.study.inference import AHEAD, BEHIND, UNDECIDED, seeds_columns
 from gnexp.study.losses import SMALL, loss_rows
 from gnexp.study.rendering import Column, Cut, Row, Table, get, percent, plain
+from gnexp.study.two_batches import optimizer_is_fixed, whose_sentence
 
 NAMES = ("norm_comparisons", "break_even", "robustness")
 FAMILY = (
@@ -32,7 +33,7 @@ def evidence_tables(
     return [
         _norm_comparisons(found, key, shown_key),
         _break_even(found, whole, shown),
-        _robustness(loss_rows(lines, reference_batch), reference_batch, whole, shown),
+        _robustness(lines, reference_batch, whole, shown),
     ]
 
 
@@ -123,8 +124,10 @@ def _several(pairs: Sequence[Versus]) -> list[Versus]:
 
 
 def _robustness(
-    rows: list[Row], reference: int, key: Sequence[str], shown_key: list[Column]
+    lines: Sequence[Series], reference: int, key: Sequence[str], shown_key: list[Column]
 ) -> Table:
+    rows = loss_rows(lines, reference)
+    whose = whose_sentence(optimizer_is_fixed(c.key for c in line.cells) for line in lines)
     columns = [*key, "series", "reference_batch"]
     for batch in SMALL:
         columns += [f"loss_{batch}", f"loss_{batch}_lo", f"loss_{batch}_hi", f"n_{batch}"]
@@ -144,10 +147,10 @@ def _robustness(
     ]
     caption = (
         f"Accuracy lost as the batch shrinks from {reference}, fixed beforehand: paired over the "
-        "seeds of both, with 95 % t intervals, each on its own. Per halving: each seed's least-"
-        "squares slope of accuracy on log2(batch) over the batch sizes up to the reference. A "
-        "diverged seed counts at chance. SD pooled over cells without diverged seeds; seeds: how "
-        "many give a mean accuracy a 95 % interval of half a point either way (range: from the "
+        f"seeds of both, with 95 % t intervals, each on its own. {whose} Per halving: each seed's "
+        "least-squares slope of accuracy on log2(batch) over the batch sizes up to the reference."
+        " A diverged seed counts at chance. SD pooled over cells without diverged seeds; seeds: how"
+        " many give a mean accuracy a 95 % interval of half a point either way (range: from the "
         "95 % interval of the SD)."
     )
     title, empty = "What is lost as the batch shrinks", "No seed is finished yet."

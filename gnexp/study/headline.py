@@ -11,6 +11,7 @@ from gnexp.study.failing import failing_sentences
 from gnexp.study.inference import UNTESTED
 from gnexp.study.rendering import percent
 from gnexp.study.store import Study
+from gnexp.study.two_batches import whose
 
 Row = dict[str, Any]
 MANY = 6  # series beyond which one sentence each would be a table
@@ -63,7 +64,8 @@ def _small_batches(lines: Sequence[Series], reference_batch: int) -> list[str]:
         row = next(r for r in rows if _is_of(r, smallest) and r["reference_update_batch"] == update)
         text = f"{line.label}: {_level(smallest)} against {_level(reference)}"
         if row["method"]:
-            text += f"; difference {_points(row)}: {row['verdict']}."
+            whom = whose(row["update_batch"] == update, update)
+            text += f"; difference {_points(row)} ({whom}): {row['verdict']}."
         else:
             text += ". Whether they differ takes at least two seeds each."
         sentences.append(text)

@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 
 USUAL_RATE = 0.1  # the protocol's, whose tick is written wherever there is room for any
 CAPTIONS = {
-    "accuracy_vs_lr": "Accuracy on images held out of training against the learning rate (times "
-    "update batch / 128), a panel per batch size: mean over the tuning seeds, diverged ones at "
-    "chance, with 95 % t intervals, which may leave the panel where seeds are few. Large: the "
-    "chosen rate; large and open: chosen, but the smallest or largest tried, so a better one may "
-    "lie beyond. Crosses: rates at which a seed diverged. The interval is not adjusted for "
-    "choosing the best.",
+    "accuracy_vs_lr": "Accuracy on images held out of training, after a trial's budget, against "
+    "the learning rate (times update batch / 128), a panel per batch size: mean over the tuning "
+    "seeds, diverged ones at chance, with 95 % t intervals, which may leave the panel where seeds "
+    "are few. Large: the chosen rate; large and open: chosen, but it or the best is the smallest "
+    "or largest tried, so a better one may lie beyond. Crosses: rates at which a seed diverged. "
+    "The interval is not adjusted for choosing the best.",
     "good_region": "Learning rates within 2 points of the best mean accuracy on images held out, "
     "by norm and batch size, and how many octaves they span; of means over the tuning seeds, "
-    "without an interval. Marker: the chosen rate (open: the smallest or largest tried). An arrow, "
-    "and >= beside the octaves: the region reaches the last rate tried and may go on, so that its "
-    "octaves are a lower bound.",
+    "without an interval. Marker: the chosen rate (open: it or the best is the smallest or largest "
+    "tried). An arrow, and >= beside the octaves: the region reaches the last rate tried and may "
+    "go on, so that its octaves are a lower bound.",
 }
 PANELS = 4  # beside one another
 BAR_IN = 0.135

@@ -115,6 +115,7 @@ SECTIONS = (
         "Shifted test images",
         (
             _figure("shift"),
+            _figure("shift_share"),
             _figure("shift_by_corruption", wide=True),
             _table("shift_summary"),
             _table("shift", "Every corruption and severity"),

@@ -1,7 +1,9 @@
 """What corrupted test images cost: per condition, in sum, and relative to a reference norm.
 
 A network that is worse on clean images is not for that less robust. So beside the accuracy stands
-the rise: the error on corrupted images minus that network's error on the same clean ones.
+the rise: the error on corrupted images minus that network's error on the same clean ones. A network
+near chance cannot rise by much: beside the rise stands the share lost, the rise over the accuracy
+above chance on clean images, (clean - corrupted) / (clean - 1 / classes).
 """
 
 import math
@@ -29,10 +31,10 @@ _OF_THE_NORM = ("norm", "groups", "channels_per_group")
 
 
 def condition_rows(cells: Sequence[Cell]) -> list[Row]:
-    """Return one row per cell and condition: accuracy, loss (nats) and rise with 95 % intervals.
+    """Return one row per cell and condition: accuracy, loss (nats), rise and share lost.
 
-    Over the n complete seeds measured there; the rise over those with clean images too
-    (n_rise), paired. A diverged seed has no network to measure and is left out.
+    With 95 % intervals, over the n complete seeds measured there; rise and share over those with
+    clean images too (n_rise), paired. A diverged seed has no network to measure and is left out.
     """
     rows = []
     for cell in cells:
@@ -42,13 +44,12 @@ def condition_rows(cells: Sequence[Cell]) -> list[Row]:
             images = min(row["n"] for row in here.values())
             accuracy, over = accuracy_interval([r["accuracy"] for r in here.values()], images)
             loss = statistics.t_interval([row["loss"] for row in here.values()])
-            rise = statistics.t_interval(
-                [
-                    seeds[seed][CLEAN]["accuracy"] - row["accuracy"]
-                    for seed, row in here.items()
-                    if CLEAN in seeds[seed]
-                ]
-            )
+            pairs = [
+                (seeds[seed][CLEAN]["accuracy"], row["accuracy"])
+                for seed, row in here.items()
+                if CLEAN in seeds[seed]
+            ]
+            rise = statistics.t_interval([clean - found for clean, found in pairs])
             row = {**cell.key, "corruption": condition[0], "severity": condition[1]}
             row |= {"n": accuracy.n, "images": images}
             row |= {"n_diverged": len(cell.of("diverged"))}
@@ -56,19 +57,21 @@ def condition_rows(cells: Sequence[Cell]) -> list[Row]:
             row |= loss.columns("loss_nats")
             if condition != CLEAN:
                 row |= rise.columns("rise") | {"n_rise": rise.n}
+                row |= share_lost(pairs, cell.classes).columns("share_lost")
             rows.append(row)
     return rows
 
 
 def summary_rows(cells: Sequence[Cell]) -> list[Row]:
-    """Return one row per cell: clean and mean corrupted accuracy, rise, mCE, relative mCE.
+    """Return one row per cell: clean and mean corrupted accuracy, rise, share lost, mCE and more.
 
     Over the standard corruptions x severities that were measured, and over the n seeds that have
     all of these; n_left_out lack some. mce is the mean over corruptions of
     sum_s error / sum_s error of the reference; relative_mce the same of the rises; both paired
     over the n_shared seeds of cell and reference, sums over seeds first, jackknife intervals.
     The reference is REFERENCE_NORM in the same cell but for the norm, where there is one. nan where
-    a rise of the reference is not positive. rise_NAME: of each corruption that is not standard.
+    a rise of the reference is not positive. rise_NAME, share_lost_NAME: of each corruption that is
+    not standard.
     After Hendrycks & Dietterich 2019, whose reference is AlexNet.
     """
     tables = {id(cell): accuracies(cell) for cell in cells}
@@ -81,11 +84,14 @@ def summary_rows(cells: Sequence[Cell]) -> list[Row]:
         whole, conditions = _whole(tables[id(cell)])
         row = {**cell.key, "n": len(whole), "n_left_out": len(tables[id(cell)]) - len(whole)}
         row |= {"n_diverged": len(cell.of("diverged"))}
-        row |= _levels(list(whole.values()), conditions)
+        row |= _levels(list(whole.values()), conditions, cell.classes)
         row |= _relative(cell, conditions, whole, cells, tables)
+        row["note"] = "; ".join(filter(None, (_unbounded(row), row["note"])))
         for name in apart:
+            pairs = _of_corruption(cell, name)
             rise = corruption_rise(cell, name)
             row |= rise.columns(f"rise_{name}") | {f"n_rise_{name}": rise.n}
+            row |= share_lost(pairs, cell.classes).columns(f"share_lost_{name}")
         rows.append(row)
     return rows
 
@@ -100,13 +106,38 @@ def accuracies(cell: Cell) -> dict[int, Accuracies]:
 
 def corruption_rise(cell: Cell, corruption: str) -> Interval:
     """Return the rise of the error under one corruption, mean over its severities, over seeds."""
+    return statistics.t_interval([a - b for a, b in _of_corruption(cell, corruption)])
+
+
+def _of_corruption(cell: Cell, corruption: str) -> list[tuple[float, float]]:
+    """Return (clean, corrupted) accuracy of every seed, the latter's mean over severities."""
     seeds = [a for a in accuracies(cell).values() if CLEAN in a]
     wanted = {c for a in seeds for c in a if c[0] == corruption}
     whole = [a for a in seeds if wanted and wanted <= a.keys()]
-    return statistics.t_interval([_mean(a[CLEAN] - a[c] for c in wanted) for a in whole])
+    return [(a[CLEAN], _mean(a[c] for c in wanted)) for a in whole]
 
 
-def _levels(whole: Sequence[Mapping[Condition, float]], conditions: Sequence[Condition]) -> Row:
+def share_lost(pairs: Sequence[tuple[float, float]], classes: int) -> Interval:
+    """Return the share of the accuracy above chance that is lost, sums over seeds, Fieller's 95 %.
+
+    pairs: (clean, corrupted) accuracy of each seed; chance is 1 / classes. 0: nothing is lost, 1:
+    all above chance is; below 0 corruption helps, above 1 it ends below chance. nan where the mean
+    clean accuracy is not above chance; no interval where that is not decided (or one seed).
+    """
+    return statistics.ratio_interval([(a - b, a - 1 / classes) for a, b in pairs])
+
+
+def _unbounded(row: Row) -> str:
+    if row["share_lost"] != row["share_lost"] and row["rise"] == row["rise"]:
+        return "clean accuracy is not above chance: no share lost"
+    if row["n"] > 1 and row["share_lost"] == row["share_lost"] and math.isnan(row["share_lost_lo"]):
+        return "clean accuracy is not decidedly above chance: no interval of the share lost"
+    return ""
+
+
+def _levels(
+    whole: Sequence[Mapping[Condition, float]], conditions: Sequence[Condition], classes: int
+) -> Row:
     row: Row = {"corruptions": len({name for name, _ in conditions})}
     row["severities"] = " ".join(map(str, sorted({s for _, s in conditions})))
     clean = [a[CLEAN] for a in whole]
@@ -114,7 +145,8 @@ def _levels(whole: Sequence[Mapping[Condition, float]], conditions: Sequence[Con
     rise = [a - b for a, b in zip(clean, corrupted)]  # shorter where nothing standard is measured
     for name, values in (("clean", clean), ("corrupted", corrupted), ("rise", rise)):
         row |= statistics.t_interval(values).columns(name)
-    return row
+    row |= share_lost(list(zip(clean, corrupted)), classes).columns("share_lost")
+    return row | {"chance": 1 / classes}
 
 
 def _relative(

@@ -3,6 +3,7 @@
 Student's t throughout, because seeds are few. What too few values cannot give is nan, not a guess.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Hashable, Sequence
@@ -96,6 +97,27 @@ def jackknife(n: int, statistic: Callable[[Sequence[int]], float]) -> Interval:
     spread = t_interval(left_out).sd
     half = t_quantile(0.975, n - 1) * spread * (n - 1) / math.sqrt(n)
     return Interval(whole, math.nan, n, whole - half, whole + half)
+
+
+def ratio_interval(pairs: Sequence[tuple[float, float]]) -> Interval:
+    """Return sum a / sum b of n pairs (a, b) with Fieller's 95 % interval.
+
+    It holds the ratios r for which the t test of mean(a - r b) = 0 does not reject, so it covers as
+    that test does, however near 0 b comes. The ratio is nan unless mean b is positive; the interval
+    is nan for n = 1, and where it has no ends, the t interval of mean b reaching 0. sd: nan.
+    """
+    n = len(pairs)
+    a, b = np.asarray(pairs, dtype=np.float64).reshape(n, 2).T
+    mean_a, mean_b = (float(x.mean()) if n else math.nan for x in (a, b))
+    none = Interval(mean_a / mean_b if mean_b > 0 else math.nan, math.nan, n, math.nan, math.nan)
+    if n < 2:
+        return none
+    (s_aa, s_ab), (_, s_bb) = t_quantile(0.975, n - 1) ** 2 / n * np.cov(a, b)
+    lead, half, last = mean_b**2 - s_bb, mean_a * mean_b - s_ab, mean_a**2 - s_aa
+    if not (mean_b > 0 and lead > 0):
+        return none
+    root = math.sqrt(max(half**2 - lead * last, 0.0))
+    return dataclasses.replace(none, lo=(half - root) / lead, hi=(half + root) / lead)
 
 
 def binomial_interval(accuracy: float, n: int, level: float = 0.95) -> tuple[float, float]:

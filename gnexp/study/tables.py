@@ -11,7 +11,7 @@ from gnexp.study.held_out import TEST, VALIDATION, judged_on, worded_table
 from gnexp.study.inference import with_images
 from gnexp.study.rendering import Column, Cut, Row, Table, get, percent
 from gnexp.study.store import Study
-from gnexp.study.two_batches import two_batches_table
+from gnexp.study.two_batches import two_batches_table, whose_sentence
 from gnexp.study.why_tables import why_tables
 
 ACCURACY_COLUMNS = ("n", "n_diverged", "mean", "sd", "lo", "hi", "interval")
@@ -124,10 +124,12 @@ def _flatness(rows: list[Row], key: list[str], reference: int) -> Table:
     ]
     if any(row["differs"] for row in rows):
         shown.append(Column("Also differs", get("differs"), False))
+    fixed = [row["update_batch"] == row["reference_update_batch"] for row in rows]
+    whose = whose_sentence(fixed)
     caption = (
-        f"Each batch size against batch {reference}, fixed beforehand. All rows are one family "
-        "with Holm's adjustment, and the simultaneous intervals agree with it. Flat within 1 "
-        "point: the difference lies inside +-1 point by two one-sided tests, at 5 % after Holm; "
+        f"Each batch size against batch {reference}, fixed beforehand. {whose} All rows are one "
+        "family with Holm's adjustment, and the simultaneous intervals agree with it. Flat within"
+        " 1 point: the difference lies inside +-1 point by two one-sided tests, at 5 % after Holm; "
         "otherwise lower or higher when Holm rejects at 5 %. SD pooled over the norm's "
         "batch sizes, or each cell's own (Welch) where seeds diverged or spreads are too unequal; "
         "beside it the paired t over common seeds. A diverged seed counts at chance."

@@ -13,7 +13,7 @@ from typing import Any
 
 from gnexp.study import statistics
 from gnexp.study.cells import Cell, cells, is_trial, key_text, norm_label, row_order, varying
-from gnexp.study.choice import Choice, recorded_choices
+from gnexp.study.choice import BEST, Choice, best_rate, recorded_choices
 from gnexp.study.comparisons import scored_by_seed
 from gnexp.study.files import Damaged
 from gnexp.study.rendering import Row
@@ -38,9 +38,25 @@ class Tuned:
         return self.choice.rate
 
     @property
+    def best(self) -> float:
+        """The rate with the best mean, which is the chosen one under the rule of that name."""
+        if self.choice.rule == BEST:
+            return self.rate
+        diverged = [rate for rate, cell in self.trials.items() if cell.of("diverged")]
+        return best_rate({rate: cell.scored for rate, cell in self.trials.items()}, diverged)
+
+    @property
     def at_edge(self) -> bool:
-        """Whether the chosen rate is the smallest or the largest tried: a better one may lie on."""
-        return self.rate in (min(self.trials), max(self.trials))
+        """Whether the chosen or the best rate is the smallest or the largest tried.
+
+        Then a better one may lie beyond.
+        """
+        return bool({self.rate, self.best} & {min(self.trials), max(self.trials)})
+
+    @property
+    def trial_budget(self) -> tuple[int, int]:
+        """The epochs of each trial, and the images of an epoch."""
+        return _budget(next(iter(self.trials.values())))
 
 
 def parted(study: Study) -> tuple[Study, Study]:
@@ -73,8 +89,26 @@ def trial_sentences(study: Study, tuned: Sequence[Tuned]) -> list[str]:
     told += f". The rates of {', '.join(sorted(untuned))} were not tuned" if untuned else ""
     return [
         f"The learning rates of {len(tuned)} cells were chosen by {seeds} trainings on images held"
-        f" out of the training set{told}."
+        f" out of the training set{_budget_told(tuned)}{_rule_told(tuned)}{told}."
     ]
+
+
+def _rule_told(tuned: Sequence[Tuned]) -> str:
+    """Return how many were chosen by another rule than the best mean, "" without any."""
+    some = [each for each in tuned if each.choice.rule != BEST]
+    those = "" if len(some) == len(tuned) else f", in {len(some)} of them"
+    return f"{those}, as the smallest within one standard error of the best" if some else ""
+
+
+def _budget_told(tuned: Sequence[Tuned]) -> str:
+    """Return which part of the budget trials had, "" where all had the whole."""
+    some = [each for each in tuned if each.choice.budget]
+    if not some:
+        return ""
+    budgets = sorted({each.trial_budget for each in some})
+    shown = ", ".join(f"{epochs} epochs of {images:,} images" for epochs, images in budgets)
+    those = "" if len(some) == len(tuned) else f", those of {len(some)} cells"
+    return f"{those} with a part of the budget ({shown})"
 
 
 def judged_cells(study: Study) -> list[Cell]:
@@ -99,7 +133,9 @@ def tuned_cells(study: Study) -> list[Tuned]:
         trials = {c.record.config.get("lr"): c for c in some if c.scored}
         if len(trials) > 1 and choice.rate in trials:
             ordered = {rate: trials[rate] for rate in sorted(trials)}
-            found.append(Tuned(_without_rate(some[0]), ordered, choice))
+            key = _without_rate(some[0])
+            key |= {name: value for name, value in choice.budget.items() if name in key}
+            found.append(Tuned(key, ordered, choice))
     return sorted(found, key=lambda each: row_order(each.key))
 
 
@@ -166,6 +202,7 @@ def tuning_rows(tuned: Iterable[Tuned]) -> list[Row]:
                 {
                     **each.key,
                     "lr": rate,
+                    **dict(zip(("trial_epochs", "trial_images"), each.trial_budget)),
                     "n": interval.n,
                     "n_diverged": len(cell.of("diverged")),
                     **{k: getattr(interval, k) for k in ("mean", "sd", "lo", "hi")},
@@ -190,6 +227,7 @@ def choice_rows(tuned: Iterable[Tuned], judged: Sequence[Cell]) -> list[Row]:
     for each in tuned:
         means = {lr: statistics.t_interval(c.scored).mean for lr, c in each.trials.items()}
         found = by_key.get(key_text(each.key), {})
+        run = _budget(found[each.rate]) if each.rate in found else (None, None)
         untuned = each.choice.untuned_rate
         best = tried[key_text(each.key), each.rate]
         rows.append(
@@ -198,7 +236,10 @@ def choice_rows(tuned: Iterable[Tuned], judged: Sequence[Cell]) -> list[Row]:
                 "lr": each.rate,
                 "rates": len(each.trials),
                 "at_edge": each.at_edge,
-                **good_region(means, each.rate),
+                **good_region(means, each.best),
+                "rule": each.choice.rule,
+                **dict(zip(("trial_epochs", "trial_images"), each.trial_budget)),
+                **dict(zip(("run_epochs", "run_images"), run)),
                 "n_tuning": best["n"],
                 **{f"validation{end}": best[k] for end, k in _ENDS.items()},
                 **_level(found.get(each.rate), "test"),
@@ -208,6 +249,11 @@ def choice_rows(tuned: Iterable[Tuned], judged: Sequence[Cell]) -> list[Row]:
             }
         )
     return rows
+
+
+def _budget(cell: Cell) -> tuple[int, int]:
+    """Return the epochs of a run, and the images of an epoch."""
+    return cell.record.config["epochs"], cell.record.result["data"]["train"]
 
 
 def _level(cell: Cell | None, name: str) -> dict[str, Any]:

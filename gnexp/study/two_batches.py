@@ -8,7 +8,7 @@ the statistics see fewer images; from F to E the optimizer does too:
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from gnexp.study.cells import Cell, Series, accuracy_interval, key_text, series_label
@@ -16,6 +16,7 @@ from gnexp.study.damage import pools_images
 from gnexp.study.inference import paired_difference
 from gnexp.study.rendering import Column, Cut, Row, Table, percent
 
+TOGETHER = "norm and optimizer together"
 EQUAL = "= batch"  # the update rule of a series, as cells.series names it
 RUNNING, POPULATION = "running", "population_augmented"
 PARTS = ("fall", "norm_part", "optimizer_part")
@@ -23,6 +24,35 @@ LEVELS = ("reference", "fixed", "equal")
 ENDS = ("", "_lo", "_hi")
 _SHOWN = {RUNNING: "running", POPULATION: "population"}
 _NUMBERS = {RUNNING: "test_acc", POPULATION: "test_acc_population_augmented"}
+
+
+def optimizer_is_fixed(keys: Iterable[Mapping[str, Any]]) -> bool:
+    """Return whether cells of several batch sizes share one update_batch.
+
+    keys: of the cells. Only then is the norm alone behind what the batch size changes; where
+    update_batch follows the batch size, the optimizer is too.
+    """
+    keys = list(keys)
+    several = len({key["batch"] for key in keys}) > 1
+    return several and len({key["update_batch"] for key in keys}) == 1
+
+
+def whose(fixed: bool, update_batch: int) -> str:
+    """Return who is behind what a batch size changes, to be set between commas."""
+    return f"norm alone in updates of {update_batch} images" if fixed else TOGETHER
+
+
+def whose_sentence(fixed: Iterable[bool]) -> str:
+    """Return who is behind what batch sizes change; fixed: of each series, see above."""
+    kinds = set(fixed)
+    if kinds == {True}:
+        return "All batch sizes share one update_batch: the norm alone is behind the difference."
+    if True not in kinds:
+        return f"update_batch follows the batch size: {TOGETHER} are behind the difference."
+    return (
+        f"Where update_batch follows the batch size, {TOGETHER} are behind the difference; in "
+        "updates of one size it is the norm alone."
+    )
 
 
 def two_batches_rows(lines: Sequence[Series]) -> list[Row]:

@@ -27,6 +27,9 @@ CAPTIONS = {
     "shift": "Rise of the error on corrupted images over the clean error of the same networks, "
     "mean over the standard corruptions measured, against batch size, with 95 % intervals over "
     "seeds (one seed: none). A network whose clean accuracy is near chance has little to lose.",
+    "shift_share": "The same rise as a share of the clean accuracy above chance (1 / classes), all "
+    "that a network has to lose: sums over seeds with Fieller's 95 % interval (one seed: none). "
+    "Cells whose clean accuracy is not decidedly above chance are left out.",
     "shift_by_corruption": "The rise in points under each corruption, mean over its severities, "
     "at the smallest and at the reference batch; small: half of the 95 % interval over seeds "
     "(absent: one seed). Below the line: corruptions that are not standard.",
@@ -52,6 +55,7 @@ def why_figures(
     return {
         "decomposition": lambda: decomposition(damages, lines, reference_batch),
         "shift": lambda: shift(summary, lines),
+        "shift_share": lambda: shift_share(summary, lines),
         "shift_by_corruption": lambda: shift_by_corruption(lines, reference_batch),
         "classes": lambda: class_gaps(tables["classes"].rows, lines),
         "batches": lambda: in_other_batches(tables["batches"].rows, lines, reference_batch),
@@ -62,6 +66,18 @@ def shift(rows: Sequence[Row], lines: Sequence[Series]) -> "Figure | None":
     """Rise of the error under the standard corruptions against batch size, a line per series."""
     figure = _against_batch(rows, lines, "rise", "Rise of the error under\ncorruption (points)")
     if figure is not None:
+        name_lines(figure, figure.axes[0])
+    return figure
+
+
+def shift_share(rows: Sequence[Row], lines: Sequence[Series]) -> "Figure | None":
+    """Share of the accuracy above chance that the standard corruptions take, against batch size."""
+    bounded = [row for row in rows if row["n"] == 1 or _is_number(row["share_lost_lo"])]
+    title = "Accuracy above chance lost\nunder corruption (%)"
+    figure = _against_batch(bounded, lines, "share_lost", title)
+    if figure is not None:
+        low, high = figure.axes[0].get_ylim()
+        figure.axes[0].set_ylim(max(low, -20), min(high, 120))
         name_lines(figure, figure.axes[0])
     return figure
 

@@ -8,6 +8,7 @@ from gnexp.study.cells import Cell, Series
 from gnexp.study.classes import class_rows
 from gnexp.study.rendering import Column, Cut, Row, Table, get, percent
 from gnexp.study.robustness import condition_rows, summary_rows
+from gnexp.study.two_batches import whose_sentence
 
 ColumnCut = Callable[[str], Cut]
 NAMES = ("decomposition", "decomposition_loss", "shift", "shift_summary", "classes", "batches")
@@ -40,8 +41,8 @@ def _decomposition(
     rows = damage.damage_rows(lines, reference, damage.ACCURACY)
     shown = _damage_shown(key_columns, damage.ACCURACY, "%", "points", _percent)
     caption = (
-        f"{_damage_caption(reference)} A diverged seed counts in the damage at chance, under every "
-        "statistic. Beside it the test accuracy under running (as reported), population "
+        f"{_damage_caption(reference, rows)} A diverged seed counts in the damage at chance, under "
+        "every statistic. Beside it the test accuracy under running (as reported), population "
         "(recomputed over training images, augmented as in training, or plain), test batch and "
         "single-image statistics: mean over the n seeds that did not diverge, 95 % interval (one "
         "seed: Wilson's over the test images)."
@@ -57,8 +58,8 @@ def _decomposition_loss(
     rows = damage.damage_rows(lines, reference, damage.LOSS)
     shown = _damage_shown(key_columns, damage.LOSS, "nats", "nats", _fixed)
     caption = (
-        f"The same for the test loss in nats (one seed: no interval). {_damage_caption(reference)} "
-        "A diverged seed counts in the damage as ln(classes)."
+        "The same for the test loss in nats (one seed: no interval). "
+        f"{_damage_caption(reference, rows)} A diverged seed counts in the damage as ln(classes)."
     )
     columns = _damage_columns(key, damage.LOSS)
     title, name = "Where the loss comes from", "decomposition_loss"
@@ -80,7 +81,8 @@ def _damage_shown(
     ]
 
 
-def _damage_caption(reference: int) -> str:
+def _damage_caption(reference: int, rows: Sequence[Row]) -> str:
+    whom = whose_sentence(row["update_batch"] == row["reference_update_batch"] for row in rows)
     return (
         f"Lost against batch {reference}, fixed beforehand, paired over shared seeds, 95 % t "
         "intervals; total = in training (population statistics of augmented training images do "
@@ -88,7 +90,7 @@ def _damage_caption(reference: int) -> str:
         "run without such statistics has no parts. At batch 1 a norm that pools over the batch "
         "trains on single images, as instance norm; no population statistics can repair that, so "
         "it is counted in training, and single-image statistics show the network as it was "
-        "trained."
+        f"trained. {whom}"
     )
 
 
@@ -105,7 +107,7 @@ def _damage_columns(key: Sequence[str], measure: str) -> list[str]:
 def _shift(rows: list[Row], key: Sequence[str], key_columns: Sequence[Column]) -> Table:
     columns = [
         *(*key, "corruption", "severity", "n", "n_diverged", "images"),
-        *_three("accuracy", "loss_nats", "rise"),
+        *_three("accuracy", "loss_nats", "rise", "share_lost"),
         *("n_rise", "interval"),
     ]
     shown = [
@@ -115,6 +117,7 @@ def _shift(rows: list[Row], key: Sequence[str], key_columns: Sequence[Column]) -
         Column("Accuracy (%)", _estimate("accuracy", _percent)),
         Column("Loss (nats)", _estimate("loss_nats", _fixed)),
         Column("Rise of the error (points)", _estimate("rise", _percent, "n_rise")),
+        Column("Share lost (%)", _estimate("share_lost", _share, "n_rise")),
         Column("n", get("n")),
         Column("Diverged", get("n_diverged")),
         Column("Images", get("images")),
@@ -123,7 +126,7 @@ def _shift(rows: list[Row], key: Sequence[str], key_columns: Sequence[Column]) -
         "Test accuracy on corrupted images, running statistics: mean over n seeds with 95 % "
         "interval (one seed: Wilson's over its test images for the accuracy, none for the rest). "
         "Rise: error minus that of the same networks on the same clean images, paired over seeds. "
-        "Diverged seeds are left out."
+        f"{_SHARE} Diverged seeds are left out."
     )
     title = "Every corruption and severity"
     return Table("shift", title, caption, columns, shown, rows, _NO_SHIFT)
@@ -134,8 +137,9 @@ def _shift_summary(rows: list[Row], key: Sequence[str], key_columns: Sequence[Co
     apart = [k for k in apart if not k.endswith(("_lo", "_hi"))]
     columns = [
         *(*key, "n", "n_left_out", "n_diverged", "corruptions", "severities"),
-        *_three("clean", "corrupted", "rise"),
-        *("reference", "n_shared", *_three("mce", "relative_mce", *apart)),
+        *_three("clean", "corrupted", "rise", "share_lost"),
+        *("chance", "reference", "n_shared", *_three("mce", "relative_mce", *apart)),
+        *_three(*(f"share_lost_{k.removeprefix('rise_')}" for k in apart)),
         *(*(f"n_{k}" for k in apart), "note"),
     ]
     shown = [
@@ -143,6 +147,7 @@ def _shift_summary(rows: list[Row], key: Sequence[str], key_columns: Sequence[Co
         Column("Clean (%)", _estimate("clean", _percent)),
         Column("Corrupted (%)", _estimate("corrupted", _percent)),
         Column("Rise of the error (points)", _estimate("rise", _percent)),
+        Column("Share lost (%)", _estimate("share_lost", _share)),
         Column("n", get("n")),
         Column("Corruptions", get("corruptions")),
         Column("Severities", get("severities")),
@@ -150,13 +155,7 @@ def _shift_summary(rows: list[Row], key: Sequence[str], key_columns: Sequence[Co
         Column("Relative mCE (%)", _estimate("relative_mce", _percent)),
         Column("mCE relative to", get("reference"), False),
         Column("Shared seeds", get("n_shared")),
-        *(
-            Column(
-                f"Rise, {k.removeprefix('rise_').replace('_', ' ')} (points)",
-                _estimate(k, _percent, f"n_{k}"),
-            )
-            for k in apart
-        ),
+        *(column for k in apart for column in _apart(k.removeprefix("rise_"))),
         Column("Note", get("note"), False),
     ]
     caption = (
@@ -165,8 +164,8 @@ def _shift_summary(rows: list[Row], key: Sequence[str], key_columns: Sequence[Co
         "error on clean images of the same network, is the column to compare. mCE: errors summed "
         "over severities over those of BN at the same batch size, averaged over corruptions "
         "(Hendrycks & Dietterich 2019, with another reference); relative mCE: the same of the "
-        "rises. Where that BN is itself damaged, both flatter the others; and where clean "
-        "accuracy is near chance there is little left to lose: look at both. Means over n seeds "
+        f"rises. {_SHARE} Where that BN is itself damaged, both mCE flatter the others; "
+        "and where clean accuracy is near chance few points are left to lose. Means over n seeds "
         "that have every condition, 95 % t intervals (one seed: none); mCE paired over shared "
         "seeds, jackknife. Corruptions that are not standard stand apart and enter no mean. "
         "Diverged seeds are left out."
@@ -251,6 +250,11 @@ _LEVELS = {
 }
 _PARTS = {"total": "Total damage", "training": "In training", "evaluation": "In evaluation"}
 _NO_STATISTICS = "No statistics but the running ones were evaluated."
+_SHARE = (
+    "Share lost: the rise over the clean accuracy above chance, (clean - corrupted) / (clean - 1 / "
+    "classes), sums over seeds, Fieller's 95 % interval (none where clean accuracy is not decidedly"
+    " above chance)."
+)
 _NO_SHIFT = "No shifted test images were measured: gnexp measure what=shift does."
 
 
@@ -260,6 +264,19 @@ def _three(*names: str) -> list[str]:
 
 def _percent(column: str) -> Cut:
     return lambda row: percent(row.get(column), 2)
+
+
+def _share(column: str) -> Cut:
+    return lambda row: percent(row.get(column), 1)
+
+
+def _apart(name: str) -> list[Column]:
+    """Return the columns of a corruption that is not standard."""
+    words, n = name.replace("_", " "), f"n_rise_{name}"
+    return [
+        Column(f"Rise, {words} (points)", _estimate(f"rise_{name}", _percent, n)),
+        Column(f"Share lost, {words} (%)", _estimate(f"share_lost_{name}", _share, n)),
+    ]
 
 
 def _fixed(column: str) -> Cut:
