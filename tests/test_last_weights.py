@@ -1,14 +1,19 @@
 """What every run says of its last weights, and what `gnexp measure` adds without training again."""
 
+import base64
 import json
 
 import numpy as np
 import pytest
+import torch
 
 from gnexp import build
-from gnexp.config import restore
+from gnexp.config import DataConfig, restore
+from gnexp.data.loader import DeviceImages
+from gnexp.last_weights import right_images
 from gnexp.study.cells import cells
 from gnexp.study.store import Run, load_study
+from gnexp.training.evaluate import Scores
 
 SMALL = ("model=resnet8", "model.width=8", "data.train_limit=120", "data.test_limit=60")
 SMALL += ("epochs=1", "gradients=0", "batch=4", "lr=0.5")
@@ -78,6 +83,17 @@ def test_every_result_says_which_test_images_are_right(gnexp, workdir):
             its = found[seed][images.y_test == images.classes.index(row["class"])]
             assert its.mean() == pytest.approx(row["accuracy"], abs=1e-12)
     assert not np.array_equal(found[0], found[1])
+
+
+def test_images_that_do_not_give_the_reported_accuracy_are_not_recorded():
+    shapes = build.images_of(DataConfig(train_limit=20, test_limit=20))
+    images = DeviceImages(shapes)
+    logits_NK = torch.nn.functional.one_hot(images.y_test, 10).float()
+    logits_NK[:5] = logits_NK[:5].roll(1, dims=1)
+    scores = Scores(0.75, 1.0, logits_NK)
+    packed = base64.b64decode(right_images(scores, images, 0.75)["correct"])
+    assert np.unpackbits(np.frombuffer(packed, np.uint8))[:20].tolist() == [0] * 5 + [1] * 15
+    assert right_images(scores, images, 0.7) == {}
 
 
 def test_a_seed_without_a_record_of_its_images_is_left_out(gnexp, workdir):
