@@ -441,6 +441,8 @@ def identity(config: TrainConfig, data_checksum: str, code_checksum: str | None)
     keys["data"]["checksum"] = data_checksum
     later = NORM_ADDED_LATER.items() if config.norm.get("name") != CUSTOM else ()
     keys["norm"] = {k: v for k, v in keys["norm"].items() if (k, v) not in later}
+    if changes := _changes(config):
+        keys["changes"] = changes
     if code_checksum:
         keys["code"] = code_checksum
         if config.norm.get("name") == CUSTOM:
@@ -448,6 +450,19 @@ def identity(config: TrainConfig, data_checksum: str, code_checksum: str | None)
         if config.model._target_ is not None:
             keys["model"]["_target_"] = config.model._target_.rsplit(".", 1)[-1]
     return keys
+
+
+def _changes(config: TrainConfig) -> list[str]:
+    """Return what gives other numbers than when runs of these keys were first named.
+
+    Part of the hash, so that a run is never taken for one that was stored before the change.
+    """
+    norm = config.norm.get("name")
+    without_a_norm = norm in ("none", "none_fixup")
+    made = {
+        "controls keep bfloat16": without_a_norm and config.precision == "bf16",
+    }
+    return [change for change, concerns in made.items() if concerns]
 
 
 def run_name(config: TrainConfig, data_checksum: str, code_checksum: str | None = None) -> str:

@@ -5,6 +5,7 @@ import torch
 from gnexp import build, networks, own_code
 from gnexp.config import (
     CUSTOM,
+    NORM_ADDED_LATER,
     TAKES_GROUPS,
     CheckConfig,
     TrainConfig,
@@ -51,7 +52,7 @@ def label_of(config: CheckConfig) -> str:
     )
     defaults = {}
     if name in NORMS:
-        defaults = {**NORMS[name].options, "momentum_rule": NORMS[name].momentum_rule}
+        defaults = {**NORMS[name].options, **NORM_ADDED_LATER}
     typed = [
         f"{key}={value}"
         for key, value in config.norm.items()

@@ -17,6 +17,7 @@ from gnexp.norms.probes import stock_pools, values_per_statistic
 from gnexp.norms.reference import normalize_backward_reference, normalize_reference
 from gnexp.norms.registry import NORMS, build_norm, group_count
 from gnexp.norms.trial import pooled_axes
+from gnexp.training.precision import autocast
 
 FIVE = ("bn", "gn", "ln", "in", "none")  # whose backward formula is written out by hand too
 SHAPES = [(4, 16, 5, 7), (1, 16, 6, 6), (3, 16, 1, 2), (2, 48, 2, 3), (5, 16, 4, 1)]
@@ -421,7 +422,7 @@ def test_probing_leaves_weights_buffers_flags_hooks_and_random_state_as_they_wer
 def test_the_yaml_of_a_norm_holds_the_defaults_of_the_table(name):
     typed = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
     assert typed.pop("name") == name
-    assert typed.pop("momentum_rule", "batches") == NORMS[name].momentum_rule
+    assert typed.pop("momentum_rule", "batches") == "batches"  # of all norms alike
     # The number of groups is a key of the run, and the total is told by the training.
     told = {k: v for k, v in NORMS[name].options.items() if k != "num_groups" and v is not None}
     assert typed == told
@@ -444,3 +445,39 @@ def test_a_layer_of_half_precision_takes_inputs_of_its_own_dtype(name, dtype):
     assert y.dtype == x.grad.dtype == dtype
     torch.testing.assert_close(y.double(), exact(x_NCHW), rtol=2**-5, atol=2**-5)
     assert layer.eval()(x).dtype == dtype
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_under_bf16_every_layer_gives_bf16_as_batch_norm_does(name):
+    x_NCHW = draw(8, 16, 4, 4)
+    exact, layer = build_norm(name, 16).double(), build_norm(name, 16)
+    for mode in (True, False):
+        with autocast(torch.device("cpu"), "bf16"):
+            y = layer.train(mode)(x_NCHW.bfloat16())
+        assert y.dtype == torch.bfloat16
+        expected = exact.train(mode)(x_NCHW.bfloat16().double())
+        torch.testing.assert_close(y.double(), expected, rtol=2**-7, atol=2**-7)  # bfloat16
+
+
+@pytest.mark.parametrize("name", ["bn", "none", "none_fixup"])
+def test_under_bf16_a_control_computes_and_remembers_as_batch_norm_does(name):
+    """Gamma's gradient is summed in float32; the backward pass keeps one bfloat16 activation."""
+    source = torch.Generator().manual_seed(0)
+    x = torch.randn(8, 16, 4, 4, generator=source).bfloat16().requires_grad_()
+    slope = torch.randn(8, 16, 4, 4, generator=source).bfloat16()
+    layer, kept = build_norm(name, 16), []
+    with torch.no_grad():
+        layer.weight.uniform_(0.5, 1.5, generator=source)
+    hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t)
+    with autocast(torch.device("cpu"), "bf16"), hooks:
+        y = layer(x)
+    y.backward(slope)
+    activations = [tensor for tensor in kept if tensor.numel() >= x.numel()]
+    assert [tensor.dtype for tensor in activations] == [torch.bfloat16]
+    assert x.grad.dtype == torch.bfloat16
+    assert layer.weight.grad.dtype == layer.bias.grad.dtype == torch.float32
+    if name != "bn":
+        gamma, wide = layer.weight.detach().double()[:, None, None], slope.double()
+        expected = (wide * x.detach().double()).sum((0, 2, 3))
+        torch.testing.assert_close(layer.weight.grad.double(), expected, rtol=1e-5, atol=1e-5)
+        assert torch.equal(x.grad, (wide * gamma).bfloat16())

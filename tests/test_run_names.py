@@ -139,6 +139,18 @@ def test_a_list_of_rates_is_one_run_per_rate_and_together_sets_several_keys():
     assert dataclasses.replace(second, lr=0.1) == first
 
 
+# Names of before a change that gave these runs other numbers.
+OUTDATED: dict[str, dict] = {
+    "none-b32-tiny-c98f0108": {"norm": {"name": "none"}, "precision": "bf16"},
+    "none_fixup-b32-tiny-7bb19889": {"norm": {"name": "none_fixup"}, "precision": "bf16"},
+}
+
+
+def test_a_run_whose_numbers_have_changed_has_another_name_than_before():
+    assert [old for old, keys in OUTDATED.items() if name(**keys) == old] == []
+    assert [old[:-8] for old in OUTDATED] == [name(**keys)[:-8] for keys in OUTDATED.values()]
+
+
 def test_the_momentum_rule_is_part_of_a_name_only_where_it_is_not_what_it_was():
     plain = name(norm=dict(BN))
     assert name(norm={**BN, "momentum_rule": "batches"}) == plain

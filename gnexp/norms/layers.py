@@ -122,7 +122,11 @@ def instance_norm(num_channels: int, *, eps: float = DEFAULT_EPS) -> nn.Module:
 
 
 class ChannelAffine(nn.Module):
-    """y = gamma_c * x + beta_c: what remains of a norm when the standardization is left out."""
+    """y = gamma_c * x + beta_c: what remains of a norm when the standardization is left out.
+
+    Under autocast a bfloat16 input stays bfloat16, as it does under batch norm, with gamma, beta
+    and the arithmetic in float32.
+    """
 
     def __init__(self, num_channels: int) -> None:
         super().__init__()
@@ -131,7 +135,11 @@ class ChannelAffine(nn.Module):
         self.bias = nn.Parameter(torch.zeros(num_channels))
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        return torch.addcmul(self.bias[:, None, None], x_NCHW, self.weight[:, None, None])
+        weight_C11, bias_C11 = self.weight[:, None, None], self.bias[:, None, None]
+        if x_NCHW.dtype == weight_C11.dtype:
+            return torch.addcmul(bias_C11, x_NCHW, weight_C11)
+        # No addcmul: CUDA's autocast would keep a float32 copy of x for the backward pass.
+        return (x_NCHW * weight_C11 + bias_C11).to(x_NCHW.dtype)
 
     def extra_repr(self) -> str:
         return str(self.num_channels)

@@ -37,7 +37,6 @@ class Norm:
     parameters: those of a layer, each with the value it starts with in every channel.
     stacked: (module type, its stacked form); without one a layer is stacked by torch.func.
     channels_last: whether training on a CPU is faster in that layout, by measurement.
-    momentum_rule: of what a momentum is the weight where nothing is typed, as in the norm's YAML.
     weight_standardization, initialization: what the norm asks of the network around it; see
     `gnexp.networks`. exact_gradient: whether backward gives the slope of forward.
     """
@@ -50,7 +49,6 @@ class Norm:
     parameters: Mapping[str, float] = field(default_factory=lambda: dict(GAMMA_BETA))
     stacked: tuple[type[nn.Module], Callable[..., nn.Module]] | None = None
     channels_last: bool = False
-    momentum_rule: str = "batches"
     weight_standardization: bool = False
     initialization: str = "he"
     exact_gradient: bool = True
@@ -148,7 +146,6 @@ NORMS: dict[str, Norm] = {
     ),
     "brn": Norm(
         batch_norms.batch_renorm,
-        momentum_rule="examples",
         pools="nhw",
         source="Ioffe 2017, arXiv:1702.03275",
         label="Batch Renorm",
