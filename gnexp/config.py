@@ -122,6 +122,7 @@ class PrivacyConfig:
     epsilon: float | None = None
     delta: float | None = None
     clip: float | None = None
+    noise: str | None = None
 
 
 ADDED_LATER["privacy"] = dataclasses.asdict(PrivacyConfig())
@@ -460,6 +461,7 @@ def _changes(config: TrainConfig) -> list[str]:
     norm = config.norm.get("name")
     without_a_norm = norm in ("none", "none_fixup")
     made = {
+        "scalars at a tenth": norm == "none_fixup" or config.initialization == "fixup",
         "controls keep bfloat16": without_a_norm and config.precision == "bf16",
     }
     return [change for change, concerns in made.items() if concerns]

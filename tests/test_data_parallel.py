@@ -97,6 +97,32 @@ def test_two_batches_of_two_are_one_of_four_to_synchronized_bn_and_to_gn(channel
         assert largest_difference(step.model(replica), alone) < 1e-9
 
 
+def test_a_layer_that_learns_slower_does_so_on_every_device(channel):
+    model, (x, y) = network("none"), updates(1, 1, images=4)
+    slow = copy.deepcopy(model)
+    for layer in slow.modules():
+        if not isinstance(layer, nn.Conv2d | nn.Linear):
+            layer.rate_factor = 0.1
+    full, tenth = (trained_on_two(channel, [m], x, y).model(0).state_dict() for m in (model, slow))
+    before = model.state_dict()
+    for name, weights in before.items():
+        moved, expected = tenth[name] - weights, full[name] - weights
+        expected = expected / 10 if "norm" in name else expected
+        torch.testing.assert_close(moved, expected, rtol=0, atol=1e-12)  # float64
+    follower = trained_on_two(channel, [slow], *updates(1, 3, images=4))
+    alone = copy.deepcopy(slow).train()
+    groups = [
+        {"params": [p], "lr": 0.01 if "norm" in name else 0.1}
+        for name, p in alone.named_parameters()
+    ]
+    sgd = torch.optim.SGD(groups, lr=0.1, nesterov=True, **OPTIONS)
+    for x_N, y_N in zip(*(each[0] for each in updates(1, 3, images=4)), strict=True):
+        sgd.zero_grad()
+        F.cross_entropy(alone(x_N), y_N).backward()
+        sgd.step()
+    assert largest_difference(follower.model(0), alone) < 1e-9  # float64
+
+
 def test_bn_sees_the_batch_of_its_own_device(channel):
     model = network("bn")
     x, y = updates(1, 4, images=4)

@@ -123,7 +123,12 @@ def trained_alone(norm, batch, update_batch, replicas=3, model="resnet8"):
     for r, lr in enumerate(LRS[:replicas]):
         one = net(norm, r, model).train()
         rate = lr * update_batch / 128
-        optimizer = torch.optim.SGD(one.parameters(), rate, 0.9, weight_decay=5e-4, nesterov=True)
+        slow = [norm == "none_fixup" and "norm" in name for name, _ in one.named_parameters()]
+        groups = [
+            {"params": [p], "lr": rate / 10 if is_slow else rate}
+            for p, is_slow in zip(one.parameters(), slow, strict=True)
+        ]
+        optimizer = torch.optim.SGD(groups, rate, 0.9, weight_decay=5e-4, nesterov=True)
         for x_N, y_N in zip(x[r], y[r], strict=True):
             optimizer.zero_grad()
             count = update_batch // batch
@@ -135,6 +140,27 @@ def trained_alone(norm, batch, update_batch, replicas=3, model="resnet8"):
 
 
 LRS = (0.1, 0.1, 0.3)
+
+
+def test_scalars_of_fixup_move_at_a_tenth_of_the_rate_by_nesterovs_formula():
+    """In a stack, beside other rates; the last parameters, of the classifier, move at the full."""
+    x, y = data(3, 5, 4)
+    together = train(stacked([net("none_fixup", r) for r in range(3)], 4, lrs=LRS), x, y, LRS)
+    for r, lr in enumerate(LRS):
+        alone = net("none_fixup", r).train()
+        weights = dict(alone.named_parameters())
+        scalars = {name for name, tensor in weights.items() if "norm" in name}
+        assert {tensor.ndim for name, tensor in weights.items() if name in scalars} == {1}
+        assert {"fc.weight", "fc.bias"} < weights.keys() - scalars
+        velocity = {name: torch.zeros_like(tensor) for name, tensor in weights.items()}
+        for x_N, y_N in zip(x[r], y[r], strict=True):
+            slopes = torch.autograd.grad(F.cross_entropy(alone(x_N), y_N), list(weights.values()))
+            for (name, tensor), slope in zip(weights.items(), slopes, strict=True):
+                rate = lr * 4 / 128 * (0.1 if name in scalars else 1.0)
+                decayed = slope + 5e-4 * tensor.detach()
+                velocity[name] = 0.9 * velocity[name] + decayed
+                tensor.data -= rate * (decayed + 0.9 * velocity[name])
+        assert distance(together[r], alone.state_dict()) < FLOAT64
 
 
 @pytest.mark.parametrize("batch", [1, 4])

@@ -143,6 +143,8 @@ def test_a_list_of_rates_is_one_run_per_rate_and_together_sets_several_keys():
 OUTDATED: dict[str, dict] = {
     "none-b32-tiny-c98f0108": {"norm": {"name": "none"}, "precision": "bf16"},
     "none_fixup-b32-tiny-7bb19889": {"norm": {"name": "none_fixup"}, "precision": "bf16"},
+    "none_fixup-b32-tiny-987848e4": {"norm": {"name": "none_fixup"}},
+    "none-b32-tiny-a9888864": {"norm": {"name": "none"}, "initialization": "fixup"},
 }
 
 

@@ -14,6 +14,8 @@ from gnexp.models.blocks import ResidualBlock
 from gnexp.models.resnet import initialize, zero_last_gamma
 from gnexp.models.weight_standardization import standardize_weights
 
+SCALAR_RATE = 0.1  # of Fixup's biases and multipliers, over the rate of the weights
+
 
 def start(
     model: nn.Module,
@@ -54,8 +56,10 @@ def fixup(model: nn.Module) -> None:
     Of L residual branches of m convolutions each, the first m - 1 are multiplied by
     L^(-1 / (2m - 2)), the last is set to zero, and so is the classifier `fc`. The scalar biases and
     multipliers of the source are per channel here: beta and gamma of the layers that stand where
-    norms would. Raises ValueError, before anything is changed, without a residual block.
-    Source: Zhang et al. 2019, arXiv:1901.09321.
+    norms would. They train at a tenth of the rate, as in the authors' code, which by its name slows
+    the classifier's bias too; here that one has the full rate, as under every norm.
+    Raises ValueError, before anything is changed, without a residual block.
+    Source: Zhang et al. 2019, arXiv:1901.09321; cifar/cifar_train.py of hongyi-zhang/Fixup.
     """
     branches = [
         [layer for layer in block.children() if isinstance(layer, nn.Conv2d)]
@@ -74,3 +78,6 @@ def fixup(model: nn.Module) -> None:
         classifier = model.get_submodule("fc")
         classifier.weight.zero_()
         classifier.bias.zero_()
+    for layer in model.modules():
+        if not isinstance(layer, nn.Conv2d | nn.Linear):
+            layer.rate_factor = SCALAR_RATE  # of its own parameters, if it has any

@@ -1,6 +1,8 @@
-"""The learning rate of every update: the scaling with its size, warm-up and decay."""
+"""The learning rate of every update: scaled with its size, warmed up, decayed; its factors."""
 
 import math
+
+from torch import nn
 
 
 def peak_rate(lr: float, rule: str, update_batch: int) -> float:
@@ -25,3 +27,16 @@ def learning_rate(seen: int, total: int, peak: float, warmup: float, schedule: s
     if schedule == "constant":
         return peak
     return 0.5 * peak * (1 + math.cos(math.pi * (seen - ramp) / (total - ramp)))
+
+
+def rate_factors(model: nn.Module) -> list[float]:
+    """Return by what the rate is multiplied for each of a model's parameters, in the model's order.
+
+    1, or the `rate_factor` of the layer that holds the parameter, as `models.start.fixup` sets it.
+    """
+    of = {
+        id(parameter): float(getattr(layer, "rate_factor", 1.0))
+        for layer in model.modules()
+        for parameter in layer.parameters(recurse=False)
+    }
+    return [of[id(parameter)] for parameter in model.parameters()]

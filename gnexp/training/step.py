@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torch.optim.sgd import sgd
 
 from gnexp.training.precision import autocast
+from gnexp.training.rates import rate_factors
 from gnexp.training.replicas import Stack
 
 MOST_IMAGES = 512  # of 32x32 pixels, of one replica in one forward pass
@@ -63,6 +64,7 @@ class StackedStep:
         self._forward = torch.compile(self.stack) if compiled else self.stack
         self.execution = "compile" if compiled else "eager"
         self.momentum, self.weight_decay = momentum, weight_decay
+        self._factors = rate_factors(self.models[0])
         self._spans = [
             self._span(first, end) for first, end in _spans_of_equal(lrs or [0.0] * self.replicas)
         ]
@@ -135,8 +137,11 @@ class StackedStep:
             parameters = self.stack.parameter_parts(first, end)
         velocities = [torch.zeros_like(p) if self.momentum else None for p in parameters]
         on_cuda = self.device.type == "cuda"  # there a number would be baked into a captured update
-        rate = torch.zeros((), device=self.device) if on_cuda else None
-        return _Span(first, end, whole, parameters, velocities, rate)
+        rates = {
+            factor: torch.zeros((), device=self.device) if on_cuda else None
+            for factor in dict.fromkeys(self._factors)
+        }
+        return _Span(first, end, whole, parameters, velocities, rates)
 
     @torch.no_grad()
     def _descend(self, rates_R: Sequence[float] | Tensor) -> None:
@@ -148,22 +153,27 @@ class StackedStep:
                 gradients = [parameter.grad for parameter in self.stack.held]
             else:
                 gradients = self.stack.gradient_parts(span.first, span.end)
-            used = [i for i, gradient in enumerate(gradients) if gradient is not None]
             # Every norm's gamma and beta are decayed like all other weights: like for like. From
             # zero velocity the first update is what PyTorch's is without one. The function, since
             # torch.optim.SGD costs 0.1 ms more per update, and a second of imports.
-            sgd(
-                [span.parameters[i] for i in used],
-                [gradients[i] for i in used],
-                [span.velocities[i] for i in used],
-                fused=True,
-                weight_decay=self.weight_decay,
-                momentum=self.momentum,
-                lr=float(rates[0]) if span.rate is None else span.rate.fill_(rates[0]),
-                dampening=0.0,
-                nesterov=self.momentum > 0,
-                maximize=False,
-            )
+            for factor, rate in span.rates.items():
+                used = [
+                    i
+                    for i, gradient in enumerate(gradients)
+                    if gradient is not None and self._factors[i] == factor
+                ]
+                sgd(
+                    [span.parameters[i] for i in used],
+                    [gradients[i] for i in used],
+                    [span.velocities[i] for i in used],
+                    fused=True,
+                    weight_decay=self.weight_decay,
+                    momentum=self.momentum,
+                    lr=_times(rates[0], factor, rate),
+                    dampening=0.0,
+                    nesterov=self.momentum > 0,
+                    maximize=False,
+                )
 
     def take_sums(self) -> list[tuple[float, int]]:
         """Return each replica's (sum of losses, number of hits) since the last call."""
@@ -208,7 +218,7 @@ class StackedStep:
     def tensors(self) -> list[Tensor]:
         """Return every tensor that an update changes."""
         velocities = [v for span in self._spans for v in span.velocities if v is not None]
-        rates = [span.rate for span in self._spans if span.rate is not None]
+        rates = [r for span in self._spans for r in span.rates.values() if r is not None]
         own = [tensor.detach() for tensor in self.stack.state_dict().values()]
         return [*own, *velocities, *rates, self.loss_sum_R, self.hits_R]
 
@@ -218,7 +228,7 @@ class _Span:
     """Replicas `first` to `end` - 1, which have one rate, and what SGD changes of them.
 
     whole: all replicas, whose tensors are the stack's own; else they are views (end - first, ...).
-    velocities: None each without momentum. rate: a tensor where updates are captured.
+    velocities: None each without momentum. rates: by factor, a tensor where updates are captured.
     """
 
     first: int
@@ -226,7 +236,15 @@ class _Span:
     whole: bool
     parameters: list[Tensor]
     velocities: list[Tensor | None]
-    rate: Tensor | None
+    rates: dict[float, Tensor | None]
+
+
+def _times(rate: float | Tensor, factor: float, held: Tensor | None) -> float | Tensor:
+    """Return the rate times the factor: a number, or in the tensor that is held for it."""
+    if held is None:
+        return float(rate) * factor
+    held.fill_(rate)
+    return held if factor == 1.0 else held.mul_(factor)
 
 
 def _spans_of_equal(values: Sequence[float]) -> list[tuple[int, int]]:
