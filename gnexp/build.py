@@ -26,9 +26,14 @@ def images_of(data: DataConfig) -> Images:
 def resolved(config: TrainConfig) -> TrainConfig:
     """Return `config.resolve`d, with the epochs that a fixed number of updates takes.
 
-    And with the checksum of the weights that it starts from.
+    And with the checksum of the weights that it starts from, and the delta of private training.
     """
     config = resolve(config)
+    if is_private(config) and config.privacy.delta is None:
+        delta = default_delta(len(images_of(config.data).x_train))
+        config = dataclasses.replace(
+            config, privacy=dataclasses.replace(config.privacy, delta=delta)
+        )
     if config.init_from is not None:
         study = Path(config.out) / config.study
         checksum = initial_weights.checksum_of(config.init_from, study, config.init_checksum)
@@ -37,6 +42,11 @@ def resolved(config: TrainConfig) -> TrainConfig:
         return config
     used = len(images_of(config.data).x_train) // config.update_batch
     return dataclasses.replace(config, epochs=-(-config.updates // max(1, used)))
+
+
+def default_delta(train_size: int) -> float:
+    """Return N^-1.1 of N training images, to three digits, which are the same on every machine."""
+    return float(f"{train_size**-1.1:.3g}")
 
 
 @functools.lru_cache(maxsize=2)
@@ -103,4 +113,5 @@ def recipe(config: TrainConfig) -> Recipe:
         precision=config.precision,
         augment=config.data.augment,
         poisson=is_private(config),
+        secret=config.privacy.noise == "secret",
     )

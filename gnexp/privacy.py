@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from gnexp.build import default_delta
 from gnexp.config import TrainConfig, norm_label
 from gnexp.measure.per_example import find_mixing_layer
 
@@ -20,18 +21,13 @@ if TYPE_CHECKING:
 TRIAL = 3  # images of the trial with hooks; two would hide what is wrong between others
 
 
-def delta(config: TrainConfig, train_size: int) -> float:
-    """Return the delta that is typed, or 1 / training images."""
-    return 1 / train_size if config.privacy.delta is None else config.privacy.delta
-
-
 def budget(config: TrainConfig, train_size: int) -> "Budget":
     """Return what a resolved private run may spend; train_size counts as public."""
     from gnexp.training.budget import Budget
 
     return Budget(
         epsilon=config.privacy.epsilon,
-        delta=delta(config, train_size),
+        delta=config.privacy.delta,
         sampling_rate=config.update_batch / train_size,
         updates=config.epochs * (train_size // config.update_batch),
     )
@@ -51,8 +47,29 @@ def step(
         config.weight_decay,
         clip=config.privacy.clip,
         noise_multiplier=budget(config, train_size).noise_multiplier(),
-        seed=seed,
+        seed=None if config.privacy.noise == "secret" else seed,
     )
+
+
+def neighbours(train_size: int) -> str:
+    """Return what data sets epsilon tells apart, as the accountant assumes it.
+
+    Sampling rate and expected batch are the same for both, so that N is no secret; and one image
+    more in a larger set may change which N are chosen of it.
+    """
+    return (
+        f"one image added to or removed from the {train_size:,} that are trained on, whose number"
+        " and choice count as public"
+    )
+
+
+NOISE = {
+    "seeded": "noise and sampling follow from the seed: who knows it can undo both",
+    "secret": (
+        "noise and sampling are from the system's entropy and not stored: a run that is resumed"
+        " draws anew"
+    ),
+}
 
 
 def record(config: TrainConfig, train_size: int, updates: int) -> dict[str, Any]:
@@ -67,7 +84,8 @@ def record(config: TrainConfig, train_size: int, updates: int) -> dict[str, Any]
         "clip": config.privacy.clip,
         "sampling_rate": plan.sampling_rate,
         "accountant": ACCOUNTANT,
-        "neighbours": "one image added or removed",
+        "neighbours": neighbours(train_size),
+        "noise": f"{config.privacy.noise}: {NOISE[config.privacy.noise]}",
         "opacus": metadata.version("opacus"),
     }
 
@@ -80,6 +98,12 @@ def problems(
     model: as it is initialized. x_NCHW, y_N: some normalized training images and their labels, on
     the model's device.
     """
+    if config.privacy.delta >= 1 / train_size:
+        return [
+            f"privacy.delta={config.privacy.delta:g} must be below 1 / {train_size:,} training"
+            f" images = {1 / train_size:.3g}: at that delta, publishing one of them as it is would"
+            f" count as private; leave it out for {default_delta(train_size):g}"
+        ]
     try:
         importlib.import_module("opacus")
     except ImportError as error:
@@ -102,7 +126,7 @@ def problems(
         budget(config, train_size).noise_multiplier()
     except ValueError as error:
         return [
-            f"privacy.epsilon={config.privacy.epsilon:g} at delta {delta(config, train_size):.2e}"
+            f"privacy.epsilon={config.privacy.epsilon:g} at delta {config.privacy.delta:.2e}"
             f" cannot be kept ({error}); use a larger privacy.epsilon, such as 1"
         ]
     return []

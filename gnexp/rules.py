@@ -47,6 +47,7 @@ AUGMENTS = ("crop_flip", "crop", "none")
 AT_END = ("shift", "batches")
 PRIVACIES = ("none", "dpsgd")
 TUNING_RULES = ("best", "one_se")
+NOISES = ("seeded", "secret")
 LEAST_TUNING_SEEDS = 2  # one seed's best rate is often its luck
 LEAST_DRAWS = 4  # of gradients: deleting one of two blocks must leave a variance
 FORMATS = ("pdf", "svg", "png")
@@ -494,7 +495,7 @@ def _privacy_problems(config: TrainConfig) -> list[str]:
     found = []
     ranges = {
         "epsilon": (math.inf, "a positive number, such as 8"),
-        "delta": (1, "above 0 and below 1, such as 1e-5, or null for 1 / training images"),
+        "delta": (1, "above 0 and below 1, such as 1e-5, or null for N^-1.1 of N training images"),
         "clip": (math.inf, "a positive number, such as 1.0"),
     }
     for key, (high, rule) in ranges.items():
@@ -503,6 +504,8 @@ def _privacy_problems(config: TrainConfig) -> list[str]:
             continue
         if value is None or not 0 < value < high:
             found.append(f"privacy.{key}={value} must be {rule}")
+    if config.privacy.noise not in NOISES:
+        found.append(f"privacy.noise={config.privacy.noise} is not one of {', '.join(NOISES)}")
     return found + _outside_budget(config)
 
 

@@ -1,8 +1,10 @@
-"""Independent random streams, each named by a seed, a purpose and counters."""
+"""Independent random streams, each named by a seed, a purpose and counters; and secret numbers."""
 
 import hashlib
+import os
 
 import torch
+from torch import Tensor
 
 
 def derived_seed(seed: int, purpose: str, *counters: int) -> int:
@@ -19,3 +21,20 @@ def derived_seed(seed: int, purpose: str, *counters: int) -> int:
 def generator(seed: int, purpose: str, *counters: int) -> torch.Generator:
     """Return a CPU generator for this stream: the same draws on every device."""
     return torch.Generator().manual_seed(derived_seed(seed, purpose, *counters))
+
+
+def secret_uniform(count: int) -> Tensor:
+    """Return (count,) float64 numbers within (0, 1), ends excluded, of the system's entropy.
+
+    No seed gives them again: a generator of PyTorch is seeded with 32 bits on a CPU, which can be
+    tried out, and its state follows from its numbers.
+    """
+    drawn = torch.tensor(bytearray(os.urandom(8 * count)), dtype=torch.uint8).view(torch.int64)
+    # Of 52 bits, a half more is still exact: with 53 the largest would be rounded to 1.
+    return (drawn & (2**52 - 1)).double().add_(0.5).mul_(2.0**-52)
+
+
+def secret_normal(like: Tensor) -> Tensor:
+    """Return standard normal numbers of the system's entropy, shaped and placed like a tensor."""
+    drawn = torch.special.ndtri(secret_uniform(like.numel()))
+    return drawn.view(like.shape).to(like)

@@ -83,6 +83,7 @@ class Trainings:
         if self.note:
             names = ", ".join(replica.name for replica in self.replicas)
             emit({"kind": "note", "text": f"{names}: {self.note}"})
+        self.secret = self.config.privacy.noise == "secret"
         self.going = dict(zip(self.places, self.replicas, strict=True))
         # What a seed gave so far goes with its checkpoint: a damaged table is filled from there.
         self.rows: dict[int, dict[str, list[dict[str, Any]]]] = {
@@ -119,14 +120,21 @@ class Trainings:
         last: dict[int, Epoch] = {}
         for results in epochs:
             self.check()
-            for place, replica in list(self.going.items()):
+            for place, replica in self.going.items():
                 last[place] = results[place]
+                row = _row(results[place], replica.seed)
+                self.rows[place]["metrics"].append(row)
+            # What was shown must not be drawn anew after a kill: epsilon would count it once.
+            if stored_first := self.secret and not results[0].diverged:
+                self._checkpoint(results[0].epoch)
+            for place, replica in list(self.going.items()):
                 diverged = self._epoch_done(place, replica, results[place])
                 follow(Run(replica.folder), replica.seed, replica.config.logger)
                 if diverged:
                     self._finish(place, replica, results[place])
                     del self.going[place]
-            self._checkpoint(results[0].epoch)
+            if not stored_first:
+                self._checkpoint(results[0].epoch)
             if not self.going:
                 return
         for place, replica in self.going.items():
@@ -145,6 +153,12 @@ class Trainings:
             run, state = Run(replica.folder), self.states[replica.name]
             self.rows[place] = state.get("rows") or _stored_rows(run, replica.seed, self.epoch)
             refill(run, self.rows[place])
+            if self.secret and self.epoch < self.config.epochs:
+                self.note = (
+                    f"noise and sampling were drawn anew from epoch {self.epoch + 1}, update"
+                    f" {self.updates + 1} on: privacy.noise=secret stores none of what it drew"
+                )
+                self.emit({"kind": "note", "text": f"{replica.name}: {self.note}"})
 
     def _resumed(self) -> Pause | None:
         if not self.updates:
@@ -160,8 +174,7 @@ class Trainings:
 
     def _epoch_done(self, place: int, replica: Replica, epoch: Epoch) -> bool:
         """Store what an epoch gave one replica; return whether it diverged."""
-        row = _row(epoch, replica.seed)
-        self.rows[place]["metrics"].append(row)
+        row = self.rows[place]["metrics"][-1]
         Run(replica.folder).add_metrics([row])
         self.emit({"kind": "epoch", "run": replica.run, "on": tested_on(replica.config), **row})
         if epoch.diverged:

@@ -147,18 +147,25 @@ def privacy_lines(runs: list[PlannedRun]) -> list[str]:
     private = [run.config for run in runs if is_private(run.config)]
     if not private:
         return []
-    planned = {}
+    planned, also = {}, {}
     for config in private:
-        plan = privacy.budget(config, len(build.images_of(config.data).x_train))
+        size = len(build.images_of(config.data).x_train)
+        plan = privacy.budget(config, size)
         planned[plan, config.privacy.clip] = (
             f"DP-SGD: noise multiplier {plan.noise_multiplier():.3g}, clip {config.privacy.clip:g},"
             f" sampling rate {plan.sampling_rate:.3g}, {plan.updates:,} updates for epsilon"
             f" {plan.epsilon:g} at delta {plan.delta:.2e}"
         )
+        noise = config.privacy.noise
+        other = "; privacy.noise=secret draws them from the system's entropy"
+        also[f"DP-SGD: {privacy.NOISE[noise]}{other * (noise == 'seeded')}"] = None
+        also[f"DP-SGD: neighbours differ in {privacy.neighbours(size)}"] = None
     return [
         *planned.values(),
+        *also,
         "DP-SGD: epsilon is of one training's weights and what follows from them, such as test"
-        " accuracy; releasing several adds up, and train_loss and train_acc are not covered",
+        " accuracy; releasing several, or one trained anew, adds up, and train_loss and train_acc"
+        " are not covered",
     ]
 
 
@@ -191,7 +198,9 @@ def _spent_text(seeds: list[dict[str, Any]]) -> str:
         return ""
     most = max(spent, key=lambda numbers: numbers["epsilon_spent"])
     each = " by each seed" if len(spent) > 1 else ""
-    return f", epsilon {most['epsilon_spent']:.4g} spent{each} at delta {most['delta']:.2e}"
+    seeded = any(numbers["noise"].startswith("seeded") for numbers in spent)
+    unless = ", against anyone who does not know the seed" if seeded else ""
+    return f", epsilon {most['epsilon_spent']:.4g} spent{each} at delta {most['delta']:.2e}{unless}"
 
 
 def grid_line(runs: list[PlannedRun], todo: list[PlannedRun], workers: int) -> str:

@@ -5,12 +5,15 @@ import importlib
 import itertools
 import json
 import math
+import shutil
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from scipy import stats
+from torch import nn
 from torch.nn import functional as F
 
 from gnexp import trainings
@@ -28,6 +31,7 @@ from gnexp.data.sources import Images
 from gnexp.models.resnet import build_model, initialize
 from gnexp.norms.registry import build_norm
 from gnexp.rules import problems
+from gnexp.seeding import secret_normal, secret_uniform
 from gnexp.study import plots
 from gnexp.study.cells import cells, series
 from gnexp.study.store import load_study
@@ -92,6 +96,23 @@ def test_without_clipping_and_noise_an_update_is_the_batch_gradient(norm):
     torch.testing.assert_close(moved(step_of(model(norm), clip=1e9), x, y), expected, **EXACT)
 
 
+def test_a_layer_that_learns_slower_does_so_privately_too():
+    x, y = batch(5)
+    trained = model("none")
+    for layer in trained.modules():
+        if not isinstance(layer, nn.Conv2d | nn.Linear):
+            layer.rate_factor = 0.1
+    slow = torch.tensor(
+        ["norm" in n for n, p in trained.named_parameters() for _ in range(p.numel())]
+    )
+    slope = gradient(model("none"), x, y) / EXPECTED
+    step = step_of(trained, clip=1e9, momentum=0.9)
+    change = moved(step, x, y)  # Nesterov's from rest: 1 + 0.9 gradients
+    torch.testing.assert_close(change, -1.9 * slope * (1 - 0.9 * slow.double()), **EXACT)
+    momenta = torch.cat([velocity.flatten() for velocity in step.state(0)["momentum"]])
+    torch.testing.assert_close(momenta, slope, **EXACT)  # in the order of the parameters
+
+
 def test_every_image_moves_the_weights_by_its_clipped_gradient_and_no_more():
     x, y = batch(6)
     alone = [gradient(model(), x[n : n + 1], y[n : n + 1]) for n in range(6)]
@@ -115,9 +136,10 @@ def test_how_many_images_share_a_pass_does_not_change_the_numbers(norm):
         torch.testing.assert_close(part, whole, **EXACT)
 
 
-def test_noise_has_the_standard_deviation_that_is_accounted_for():
+@pytest.mark.parametrize("seed", [0, None])
+def test_noise_has_the_standard_deviation_that_is_accounted_for(seed):
     clip, multiplier, updates = 0.5, 3.0, 4
-    step = step_of(model(), clip=clip, noise=multiplier)
+    step = step_of(model(), clip=clip, noise=multiplier, seed=seed)
     nothing = batch(0)  # an update without images is noise alone
     drawn = torch.stack([moved(step, *nothing) for _ in range(updates)]) * EXPECTED / clip
     count = drawn.numel()  # 76,000: standard errors are multiplier / sqrt(count) and, below, less
@@ -136,6 +158,27 @@ def test_noise_is_of_its_seed_and_update():
     assert not torch.equal(noise[0], noise[1])
     torch.testing.assert_close(noise[0], noise[2], **EXACT)
     assert not torch.allclose(moved(again, *nothing), noise[2])
+
+
+def test_secret_noise_is_of_no_seed_and_clips_as_seeded_noise_does():
+    x, y = batch(6)
+    first, second = (step_of(model(), noise=1.0, seed=None) for _ in range(2))
+    for step in (first, second):
+        torch.manual_seed(0)
+        assert step.optimizer.generator is None
+    assert not torch.allclose(moved(first, x, y), moved(second, x, y))
+    quiet = [moved(step_of(model(), clip=0.3, seed=seed), x, y) for seed in (None, 0)]
+    torch.testing.assert_close(*quiet, **EXACT)
+
+
+def test_secret_numbers_are_uniform_and_never_an_end_of_the_interval(monkeypatch):
+    drawn = secret_uniform(100_000)
+    assert stats.kstest(drawn.numpy(), "uniform").pvalue > 1e-6
+    assert stats.kstest(secret_normal(drawn.float()).numpy(), "norm").pvalue > 1e-6
+    for byte in (b"\x00", b"\xff"):  # the least and the largest that there can be
+        monkeypatch.setattr("os.urandom", lambda count, byte=byte: byte * count)
+        assert 0 < secret_uniform(1).item() < 1
+        assert math.isfinite(secret_normal(torch.zeros(1, dtype=torch.float64)).item())
 
 
 def test_momentum_and_weight_decay_come_after_the_noise():
@@ -161,12 +204,13 @@ def small_images(count=400):
     return DeviceImages(data, mean=[0.5] * 3, std=[0.25] * 3)
 
 
-def test_every_image_is_drawn_independently_at_the_rate_that_is_accounted_for():
+@pytest.mark.parametrize("secret", [False, True])
+def test_every_image_is_drawn_independently_at_the_rate_that_is_accounted_for(secret):
     images, size, expected = small_images(), 400, 40
     drawn = [
         y[0, 0]
         for epoch in range(1, 41)
-        for _, y in poisson_updates(images, 0, epoch, expected, "none")
+        for _, y in poisson_updates(images, 0, epoch, expected, "none", secret=secret)
     ]
     assert len(drawn) == 40 * (size // expected)
     counts = torch.tensor([len(y) for y in drawn], dtype=torch.float64)
@@ -187,6 +231,17 @@ def test_a_drawn_image_looks_as_it_does_in_normal_training():
     for x, y in poisson_updates(images, 3, 2, 40, "crop_flip"):
         for image, label in zip(x[0, 0], y[0, 0].tolist()):
             torch.testing.assert_close(image, known[label], rtol=0, atol=0)
+
+
+def test_secret_samples_are_others_at_each_call():
+    images = small_images()
+    drawn = [
+        [y.flatten().tolist() for _, y in poisson_updates(images, 0, 1, 40, "none", secret=secret)]
+        for secret in (True, True, False, False)
+    ]
+    assert drawn[0] != drawn[1]
+    assert drawn[2] == drawn[3]
+    assert len({str(each) for each in drawn}) == 3
 
 
 def test_an_epoch_that_is_entered_later_goes_on_with_the_same_draws():
@@ -253,18 +308,30 @@ def numbers(folder):
 def test_a_private_run_says_what_it_spent(gnexp):
     answer = gnexp("train", *QUICK, "privacy.clip=0.5", "seeds=2")
     assert answer.code == 0, answer.err
-    first, second = answer.out.splitlines()[2:4]
+    first, second, third, fourth = answer.out.splitlines()[2:6]
     assert first.startswith("DP-SGD: noise multiplier")
-    assert "train_acc are not covered" in second
+    assert "noise and sampling follow from the seed: who knows it can undo both" in second
+    assert "privacy.noise=secret draws them from the system's entropy" in second
+    assert "one image added to or removed from the 60 that are trained on" in third
+    assert "train_acc are not covered" in fourth
     closing = answer.out.strip().splitlines()[-1]
     (folder,) = runs()
     seed = numbers(folder)["0"]
-    assert f"epsilon {seed['epsilon_spent']:.4g} spent by each seed at delta 1.67e-02" in closing
+    spent = f"epsilon {seed['epsilon_spent']:.4g} spent by each seed at delta 1.11e-02"
+    assert f"{spent}, against anyone who does not know the seed" in closing
     assert 7.99 < seed["epsilon_spent"] <= 8
-    plan = Budget(8.0, 1 / 60, 20 / 60, 6)
+    plan = Budget(8.0, 0.0111, 20 / 60, 6)  # 60 ** -1.1 is 0.01107
     assert seed["noise_multiplier"] == plan.noise_multiplier()
-    assert (seed["delta"], seed["sampling_rate"], seed["clip"]) == (1 / 60, 20 / 60, 0.5)
-    assert (seed["accountant"], seed["neighbours"]) == ("rdp", "one image added or removed")
+    assert (seed["delta"], seed["sampling_rate"], seed["clip"]) == (0.0111, 20 / 60, 0.5)
+    assert seed["accountant"] == "rdp"
+    assert seed["neighbours"].startswith(
+        "one image added to or removed from the 60 that are trained"
+    )
+    assert seed["noise"] == (
+        "seeded: noise and sampling follow from the seed: who knows it can undo both"
+    )
+    stored = json.loads((folder / "result.json").read_text())["config"]["privacy"]
+    assert (stored["delta"], stored["noise"]) == (0.0111, "seeded")
     assert [float(row["train_acc"]) <= 1 for row in rows(folder)] == [True] * 4
     assert rows(folder)[1] != rows(folder)[3]
     assert not (folder / "gradients.csv").exists(), "they would be outside the budget"
@@ -309,6 +376,84 @@ def test_a_private_run_that_was_stopped_ends_with_the_numbers_it_would_have_had(
     for name, weights in states[0]["model"].items():
         assert torch.equal(weights, states[1]["model"][name]), name
     assert numbers(whole)["0"]["epsilon_spent"] == numbers(stopped)["0"]["epsilon_spent"]
+
+
+SECRET = (*QUICK, "privacy.noise=secret", "checkpoint_minutes=0")
+
+
+def test_secret_runs_of_one_seed_differ_and_store_nothing_to_repeat_them(gnexp, monkeypatch):
+    """Stopped within an epoch, one folder gives two ends: what it holds does not decide them."""
+
+    def stop(run, states):
+        stored(run, states)
+        if states[0].get("updates"):
+            raise Stop
+
+    stored = trainings.save_states
+    with monkeypatch.context() as patch:
+        patch.setattr(trainings, "save_states", stop)
+        with pytest.raises(Stop):
+            gnexp("train", *SECRET, "study=first")
+    (folder,) = runs("results/first")
+    state = torch.load(folder / "checkpoint.pt", weights_only=True)["0"]
+    assert (state["updates"], state["sums"][2:]) == (1, [20, 20]), "not how many were drawn"
+    shutil.copytree("results/first", "results/second")
+    for study in ("first", "second"):
+        answer = gnexp("train", *SECRET, f"study={study}")
+        assert answer.code == 0, answer.err
+        told = "noise and sampling were drawn anew from epoch 1, update 2 on: privacy.noise=secret"
+        assert told in answer.out + answer.err
+        (seed,) = numbers(runs(f"results/{study}")[0]).values()
+        assert told in seed["note"]
+        assert seed["noise"].startswith("secret: noise and sampling are from the system's entropy")
+    folders = [runs(f"results/{study}")[0] for study in ("first", "second")]
+    weights = [torch.load(f / "checkpoint.pt", weights_only=True)["0"]["model"] for f in folders]
+    assert not torch.equal(weights[0]["fc.weight"], weights[1]["fc.weight"])
+    # Six updates made these weights, whatever else was made and lost before.
+    from opacus.accountants import RDPAccountant
+
+    accountant = RDPAccountant()
+    accountant.history = [(seed["noise_multiplier"], 20 / 60, 6)]
+    bound = accountant.get_epsilon(0.0111, alphas=list(budget.ORDERS))
+    assert seed["epsilon_spent"] == pytest.approx(bound, rel=1e-9)
+    assert seed["epsilon_spent"] <= 8
+
+
+def test_what_a_secret_run_has_shown_is_stored_and_so_never_drawn_again(gnexp, monkeypatch):
+    """Else epsilon would count an epoch once whose accuracy was seen twice."""
+    stored = trainings.save_states
+
+    def stop(run, states):
+        if not states[0].get("updates"):  # the end of an epoch is not stored
+            raise Stop
+        stored(run, states)
+
+    seen = {}
+    for noise in ("seeded", "secret"):
+        with monkeypatch.context() as patch:
+            patch.setattr(trainings, "save_states", stop)
+            with pytest.raises(Stop):
+                gnexp("train", *QUICK, f"privacy.noise={noise}", f"study={noise}")
+        (folder,) = runs(f"results/{noise}")
+        seen[noise] = len(rows(folder)) if (folder / "metrics.csv").exists() else 0
+    assert seen == {"seeded": 1, "secret": 0}
+    assert gnexp("train", *QUICK, "privacy.noise=secret", "study=secret").code == 0
+    assert len(rows(runs("results/secret")[0])) == 2
+
+
+def test_delta_is_part_of_the_name_and_follows_from_the_images_that_are_trained_on(gnexp):
+    quick = [word for word in QUICK if not word.startswith(("data.train", "epochs"))]
+    words = (*quick, "epochs=1", "data.train_limit=60")
+    assert gnexp("train", *words).code == 0
+    assert gnexp("train", *words, "privacy.delta=0.0111").code == 0
+    assert len(runs()) == 1, "typed, it is the same run"
+    assert gnexp("train", *words, "privacy.delta=0.0112").code == 0
+    assert gnexp("train", *quick, "epochs=1", "data.train_limit=80").code == 0
+    stored = [json.loads((f / "result.json").read_text())["config"]["privacy"] for f in runs()]
+    expected = [0.0111, 0.0112, float(f"{80**-1.1:.3g}")]
+    assert sorted(each["delta"] for each in stored) == sorted(expected)
+    held_out = gnexp("train", *words, "data.validation=0.5", "privacy.delta=0.03")
+    assert held_out.code == 0, "thirty images are trained on, and 1 / 30 is above it"
 
 
 def test_a_norm_that_mixes_examples_is_refused_with_the_reason(gnexp):
@@ -422,6 +567,11 @@ def test_without_opacus_one_sentence_says_how_to_get_it(gnexp, monkeypatch):
         ("privacy.epsilon=0", "privacy.epsilon=0.0 must be a positive number, such as 8"),
         ("privacy.epsilon=much", "privacy.epsilon=much must be a number"),
         ("privacy.epsilon=1e-7", "cannot be kept"),
+        (
+            "privacy.delta=0.017",
+            "privacy.delta=0.017 must be below 1 / 60 training images = 0.0167",
+        ),
+        ("privacy.noise=quiet", "privacy.noise=quiet is not one of seeded, secret"),
         ("privacy.epsilom=1", "did you mean privacy.epsilon"),
     ],
 )
@@ -443,7 +593,7 @@ def config_of(keys=None, **privacy):
     )
 
 
-DPSGD = {"name": "dpsgd", "epsilon": 8.0, "clip": 1.0}
+DPSGD = {"name": "dpsgd", "epsilon": 8.0, "clip": 1.0, "noise": "seeded"}
 
 
 @pytest.mark.parametrize(
@@ -457,7 +607,16 @@ DPSGD = {"name": "dpsgd", "epsilon": 8.0, "clip": 1.0}
         ({"delta": 0.0}, "privacy.delta=0.0 must be above 0 and below 1"),
         ({"delta": 1.0}, "privacy.delta=1.0 must be above 0 and below 1"),
         ({"clip": 0.0}, "privacy.clip=0.0 must be a positive number"),
-        ({"name": "none", "clip": None}, "epsilon=8.0 needs privacy=dpsgd: without it training"),
+        ({"noise": "random"}, "privacy.noise=random is not one of seeded, secret"),
+        ({"noise": None}, "privacy.noise=None is not one of seeded, secret"),
+        (
+            {"name": "none", "clip": None, "noise": None},
+            "epsilon=8.0 needs privacy=dpsgd: without it training",
+        ),
+        (
+            {"name": "none", "epsilon": None, "clip": None, "noise": "secret"},
+            "privacy.noise=secret needs privacy=dpsgd: without it training",
+        ),
     ],
 )
 def test_a_budget_that_makes_no_sense_gets_one_sentence(privacy, told):

@@ -16,7 +16,7 @@ from gnexp.data.loader import (
     epoch_order,
     normalize,
 )
-from gnexp.seeding import generator
+from gnexp.seeding import generator, secret_uniform
 
 BLOCK = 256  # images of one replica that are augmented at once: a batch of 1 would be all overhead
 
@@ -68,21 +68,27 @@ def poisson_updates(
     augment: str,
     dtype: torch.dtype = torch.float32,
     first: int = 0,
+    secret: bool = False,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the epoch's updates of one replica one by one as (x_1UNCHW, y_1UN), U = 1, any N >= 0.
 
     Each of the size // update_batch updates of an epoch holds every training image with probability
     update_batch / size, independently of the others and of the updates before: the sampling that
     the privacy accounting of DP-SGD assumes. What is drawn depends on (seed, epoch, update) alone,
-    an image's augmentation on (seed, epoch). first: the update to begin with.
+    or where it is secret on the system's entropy; an image's augmentation on (seed, epoch). first:
+    the update to begin with.
     """
     size, device = len(images.x_train), images.x_train.device
     pad, flip = augmentation(augment)
     offsets_M2, flips_M = epoch_augmentation(size, seed, epoch, pad, flip)
     for update in range(first, size // update_batch):
-        source = generator(seed, "poisson", epoch, update)
         # In float64 a rate is met to 1e-16; float32 has too few values between 0 and a small rate.
-        drawn_M = torch.rand(size, generator=source, dtype=torch.float64) < update_batch / size
+        if secret:
+            uniform_M = secret_uniform(size)
+        else:
+            source = generator(seed, "poisson", epoch, update)
+            uniform_M = torch.rand(size, generator=source, dtype=torch.float64)
+        drawn_M = uniform_M < update_batch / size
         at_N = drawn_M.nonzero().flatten()
         offsets, flips = offsets_M2[at_N].to(device), flips_M[at_N].to(device)
         at_N = at_N.to(device)

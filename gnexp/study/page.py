@@ -20,7 +20,9 @@ LONG, HEAVY = 400, 600_000  # rows that a table on the page has at most; bytes o
 WIDE_TEXT = 42  # letters beyond which a cell breaks its line
 PRIVATE = (
     "runs with an epsilon were trained with DP-SGD: each training's weights, and what follows from "
-    "them, as test accuracy, are (epsilon, delta)-private for one image added or removed; "
+    "them, as test accuracy, are (epsilon, delta)-private for one image added to or removed "
+    "from those that were trained on, whose number and choice count as public; where noise is "
+    "seeded (privacy.noise), against anyone who does not know the seed; "
     "releasing several adds up, and train loss and accuracy are not covered"
 )
 VERSION_KEYS = ("gnexp", "commit", "python", "torch", "numpy", "device", "threads", "determinism")

@@ -1,8 +1,10 @@
 """What DP-SGD costs in privacy, by Opacus' accountant of Renyi differential privacy (RDP).
 
-Neighbouring data sets differ in one image that is added or removed. The accountant composes the
-Gaussian mechanism under Poisson sampling: its bounds hold for any number of updates, without the
-discretization of tighter ones. Source: Mironov et al. 2019, arXiv:1908.10530.
+Neighbouring data sets differ in one image that is added or removed: the noise is scaled to `clip`,
+by which one image's presence moves a sum (a replaced one moves it by twice as much). The accountant
+composes the Gaussian mechanism under Poisson sampling at a fixed rate: its bounds hold for any
+number of updates, without the discretization of tighter ones. Source: Mironov et al. 2019,
+arXiv:1908.10530.
 """
 
 import functools

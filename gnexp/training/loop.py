@@ -34,6 +34,7 @@ class Recipe:
     precision: str = "fp32"
     augment: str = "crop_flip"
     poisson: bool = False  # each update draws its images anew; of one replica, see poisson_updates
+    secret: bool = False  # Poisson samples come from the system's entropy
 
     def examples_per_epoch(self, train_size: int) -> int:
         """The images used in one epoch: the last partial update is dropped.
@@ -208,7 +209,14 @@ def _train_one(
     if recipe.poisson:
         (seed,) = seeds
         blocks = poisson_updates(
-            images, seed, epoch, recipe.update_batch, recipe.augment, step.dtype, first
+            images,
+            seed,
+            epoch,
+            recipe.update_batch,
+            recipe.augment,
+            step.dtype,
+            first,
+            recipe.secret,
         )
     else:
         sizes = recipe.batch, recipe.update_batch

@@ -1,12 +1,15 @@
 """DP-SGD: updates from clipped per-example gradients and noise, by Opacus.
 
-Neighbouring data sets differ in one image added or removed. An update is
+Neighbouring data sets differ in one image, added to or removed from those that are trained on: see
+`training.budget`. An update is
 (sum of g_i * min(1, clip / |g_i|) + noise) / expected batch over the images i that Poisson sampling
 drew, with noise of standard deviation noise_multiplier * clip in every parameter; momentum and
 weight decay come after it. Source: Abadi et al. 2016, arXiv:1607.00133.
 
-The noise comes from a seeded generator, so that a run can be repeated and resumed. The guarantee
-is therefore that of the algorithm: it does not hold against somebody who knows the seed.
+Seeded noise lets a run be repeated and resumed. The guarantee is then that of the algorithm: it
+does not hold against somebody who knows the seed. Secret noise is from the system's entropy, and
+nothing that is stored gives it again. Neither hides what the rounding of floating point numbers may
+give away, as the secure mode of Opacus does.
 
 Shapes: U updates, N images of one update, C colours, H, W pixels, K classes.
 """
@@ -22,7 +25,8 @@ from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gnexp.seeding import derived_seed
+from gnexp.seeding import derived_seed, secret_normal
+from gnexp.training.rates import rate_factors
 from gnexp.training.step import Tick, no_tick
 
 
@@ -31,7 +35,8 @@ class PrivateStep:
 
     batch: the most images of one pass, which changes only rounding, as no image of a model that
     takes part here depends on the others. expected_batch: images of an update on average. The noise
-    of update k comes from (seed, k) alone.
+    of update k comes from (seed, k) alone, or without a seed from the system's entropy. A layer's
+    `rate_factor` multiplies the rate of its own parameters.
     """
 
     replicas = 1
@@ -48,7 +53,7 @@ class PrivateStep:
         *,
         clip: float,
         noise_multiplier: float,
-        seed: int,
+        seed: int | None,
     ) -> None:
         """Train `model` itself, on its device. noise_multiplier: over `clip`; 0 is not private."""
         self.batch, self.expected_batch, self.seed = batch, expected_batch, seed
@@ -56,9 +61,9 @@ class PrivateStep:
         self._hooked = GradSampleModule(model, loss_reduction="sum")
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self.device, self.dtype = self._parameters[0].device, self._parameters[0].dtype
-        self.optimizer = DPOptimizer(
+        self.optimizer = (_SecretlyNoised if seed is None else DPOptimizer)(
             torch.optim.SGD(
-                self._parameters,
+                _groups_of_a_rate(model),
                 lr=0.0,
                 momentum=momentum,
                 weight_decay=weight_decay,
@@ -67,7 +72,7 @@ class PrivateStep:
             noise_multiplier=noise_multiplier,
             max_grad_norm=clip,
             expected_batch_size=expected_batch,
-            generator=torch.Generator(self.device),
+            generator=torch.Generator(self.device) if seed is not None else None,
         )
         # From zero velocity the first update is what it is without one.
         self._velocities = [torch.zeros_like(p) for p in self._parameters] if momentum else []
@@ -75,7 +80,7 @@ class PrivateStep:
             self.optimizer.state[parameter]["momentum_buffer"] = velocity
         self.updates = 0
         self._loss_sum = torch.zeros((), device=self.device, dtype=torch.float64)
-        self._hits = torch.zeros((), device=self.device, dtype=torch.int64)
+        self._hits = torch.zeros((), device=self.device, dtype=torch.float64)
         self._images = self._expected = 0
 
     def run(
@@ -92,9 +97,11 @@ class PrivateStep:
 
     def update(self, x_NCHW: Tensor, y_N: Tensor, rate: float) -> None:
         """Update the weights once, by the N images that were drawn; none is as good a draw."""
-        self.optimizer.param_groups[0]["lr"] = rate
-        noise_seed = derived_seed(self.seed, "privacy noise", self.updates)
-        self.optimizer.generator.manual_seed(noise_seed)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["rate_factor"]
+        if self.seed is not None:
+            noise_seed = derived_seed(self.seed, "privacy noise", self.updates)
+            self.optimizer.generator.manual_seed(noise_seed)
         firsts = range(0, max(1, len(y_N)), self.batch)
         for first in firsts:
             part = slice(first, first + self.batch)
@@ -141,9 +148,13 @@ class PrivateStep:
         """Return copies of what is needed to go on, at any update; see StackedStep.state.
 
         "sums" hold (sum of losses, hits, images drawn, images expected); "noised", the updates
-        made since the training began, says whose noise is next.
+        made since the training began, says whose noise is next. How many images were drawn is
+        secret where the draws are: the sums are then scaled to the expected ones.
         """
         sums = [self._loss_sum.item(), self._hits.item(), self._images, self._expected]
+        if self.seed is None:
+            scale = self._expected / max(1, self._images)
+            sums = [sums[0] * scale, sums[1] * scale, self._expected, self._expected]
         return {
             "model": {k: v.detach().clone() for k, v in self._model.state_dict().items()},
             "momentum": [velocity.clone() for velocity in self._velocities],
@@ -161,6 +172,27 @@ class PrivateStep:
         self._loss_sum.fill_(loss_sum)
         self._hits.fill_(hits)
         self.updates = state["noised"]
+
+
+def _groups_of_a_rate(model: nn.Module) -> list[dict[str, object]]:
+    """Return the trained parameters as the optimizer takes them, one group per rate factor."""
+    groups: dict[float, list[nn.Parameter]] = {}
+    for parameter, factor in zip(model.parameters(), rate_factors(model), strict=True):
+        if parameter.requires_grad:
+            groups.setdefault(factor, []).append(parameter)
+    return [{"params": group, "rate_factor": factor} for factor, group in groups.items()]
+
+
+class _SecretlyNoised(DPOptimizer):
+    """Opacus' optimizer, with noise from the system's entropy."""
+
+    def add_noise(self) -> None:
+        multiplier, self.noise_multiplier = self.noise_multiplier, 0.0
+        super().add_noise()  # none: only what else it does with the sums
+        self.noise_multiplier = multiplier
+        for parameter in self.params:
+            noise = secret_normal(parameter.grad).mul_(multiplier * self.max_grad_norm)
+            parameter.grad += noise
 
 
 @contextmanager
