@@ -6,6 +6,7 @@ import functools
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -551,3 +552,29 @@ def test_measuring_a_run_whose_checkpoint_is_gone_fails_with_the_reason(gnexp):
     answer = gnexp("measure", "gradients_at=[1,5]", "gradients=8")
     assert answer.code == 1
     assert "no checkpoint of seed 0" in answer.out
+
+
+def test_a_published_copy_without_checkpoints_goes_on_and_gives_the_same_numbers(
+    gnexp, monkeypatch
+):
+    """A round was interrupted, its folder copied without weights and logits, and finished there."""
+    words = (*TINY, "precision=bf16", "workers=1")
+    for study in ("whole", "cut"):
+        assert gnexp("train", *words, f"study={study}").code == 0
+    assert gnexp("train", *words, "study=whole", "seeds=3").code == 0
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(trainings.Trainings, "_finish", killed)
+        assert gnexp("train", *words, "study=cut", "seeds=3").code == 130
+    interrupted = numbers(only_run("results/cut"))[0]
+    assert {row["seed"] for row in interrupted} == {"0", "1", "2"}
+    left_out = shutil.ignore_patterns("checkpoint.pt", "logits.npz", "*.lock*", ".lock*", "report")
+    shutil.copytree("results/cut", "elsewhere/cut", ignore=left_out)
+    kept = Run(only_run("elsewhere/cut")).result()["seeds"]["0"]
+    answer = gnexp("train", *words, "study=cut", "out=elsewhere", "seeds=3")
+    assert answer.code == 0
+    assert Run(only_run("elsewhere/cut")).result()["seeds"]["0"] == kept
+    assert numbers(only_run("elsewhere/cut")) == numbers(only_run("results/whole"))
