@@ -1,6 +1,7 @@
 """Claim 6 of the passport: hyperplane, sphere, and what is lost."""
 
 import functools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 from passport_norms import AlmostInvariant, ForgetsEps, Own, WrongGroups, subject
 from torch import Tensor, nn
 
-from gnexp.passport.finding import FAILS, HOLDS, Finding, Measured, only_when
+from gnexp.passport.finding import FAILS, HOLDS, VACUOUS, Finding, Measured, only_when
 from gnexp.passport.geometry import jacobian, measure
 from gnexp.passport.subject import Misbehaved
 
@@ -221,3 +222,37 @@ def test_the_global_random_state_is_left_alone():
     before = torch.get_rng_state()
     measure(subject("gn"))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+MANY = only_when("a statistic has more than two values")
+
+
+@pytest.mark.parametrize(
+    ("norm", "verdict", "told"),
+    [
+        ("bn", MANY, "signs alone or nothing at N = 2; refused at N = 1"),
+        ("gn", MANY, "signs alone or nothing at C = 16;"),  # 2 channels in each of 8 groups
+        ("ln", HOLDS, ""),
+        ("in", FAILS, "signs alone or nothing at N = 2, 8; refused at N = 1"),  # one value
+        ("none", VACUOUS, ""),
+    ],
+)
+def test_on_one_pixel_outputs_are_signs_where_a_statistic_has_two_values(norm, verdict, told):
+    finding = row(norm, "few_values_1")
+    assert finding.verdict == verdict
+    assert finding.measured.startswith(told)
+    assert row(norm, "few_values_2").verdict == (VACUOUS if norm == "none" else HOLDS)
+
+
+def test_the_spread_of_outputs_is_that_of_numpy_s_standardized_values():
+    found = {}
+    for channels in (16, 32, 64):
+        for n in (1, 2, 8):
+            of = replace(subject("gn"), channels=channels)
+            x = 1e3 * of.features("geometry few", n, 1, 1).numpy().reshape(n * 8, -1)
+            y = x - x.mean(1, keepdims=True)
+            y = np.abs(y / y.std(1, keepdims=True))  # eps is 1e-5, variances 1e5 and more
+            found[channels, n] = y.std() / np.sqrt((y**2).mean())
+    assert max(found[16, n] for n in (1, 2, 8)) < 1e-6  # 1 and -1
+    least = min(spread for (channels, _), spread in found.items() if channels > 16)
+    assert row("gn", "few_values_1").measured.endswith(f"else {least:.2g} or more")

@@ -12,7 +12,7 @@ from passport_norms import BROKEN, Own, subject
 from torch import nn
 
 from gnexp.passport import network_noise, stability
-from gnexp.passport.finding import FAILS, HOLDS, NOT_MEASURED, UNDECIDED, Measured
+from gnexp.passport.finding import FAILS, HOLDS, NOT_MEASURED, UNDECIDED, VACUOUS, Measured
 from gnexp.passport.network_noise import measure_network
 from gnexp.passport.power_law import Variance, fit, predicted, variance_over_draws
 from gnexp.passport.sets import Sets
@@ -83,8 +83,10 @@ def test_the_rule_of_values_per_statistic_gets_the_verdict_it_deserves(norm):
     result = layer(norm)
     grows = norm not in ("bn", "in")  # whether a larger C means more values per statistic
     assert row(result, "channels").expected == ("exponent -1" if grows else "exponent 0")
-    assert row(result, "channels").verdict == (FAILS if grows else HOLDS)
+    assert row(result, "channels").verdict == (FAILS if grows else VACUOUS)
     assert bool(row(result, "channels").note)
+    assert ("there is no statistic" in row(result, "batch").note) == (norm == "none")
+    assert ("compared with its like" in row(result, "layer_batch_2").note) == (norm == "bn")
     assert row(result, "pixels").verdict == PIXELS_ONLY_WHEN
     assert row(result, "batch").verdict == (HOLDS if norm == "bn" else FAILS)
     assert row(result, "layer_batch_2").verdict == FAILS

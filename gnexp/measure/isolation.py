@@ -141,10 +141,11 @@ def moves_of_clipped_sum(
 
 
 def sensitivity_bound(batch: int, clip: float, mixes: bool) -> float:
-    """Return a bound on how far replacing one example moves the clipped sum of `batch` gradients.
+    """Return a proven upper bound on how far replacing one of `batch` examples moves the sum.
 
-    A term's norm is at most `clip`, so it moves by at most 2 clip. Where examples do not mix,
-    one term depends on the replaced example; where they do, each of the `batch` terms may, and
-    clipping promises no more than 2 batch clip.
+    Of clipped gradients: a term's norm is at most `clip`, so it moves by at most 2 clip. Where
+    examples do not mix, one term depends on the replaced example; where they do, each of the
+    `batch` terms may, and clipping promises no more than 2 batch clip. No estimate: how far below
+    the true sensitivity lies is not known; `moves_of_clipped_sum` finds lower bounds of it.
     """
     return 2.0 * clip * (batch if mixes else 1)

@@ -30,8 +30,9 @@ RELATIVE_PRECISION = 1e-4
 
 @functools.lru_cache
 def noise_multiplier(epsilon: float, delta: float, examples: int, batch: int, steps: int) -> float:
-    """Return noise over replacement sensitivity that makes `steps` steps (epsilon, delta)-private.
+    """Return the noise that makes `steps` steps (epsilon, delta)-private, over a sensitivity.
 
+    That is a proven upper bound of the sensitivity under replacement: a found move is none.
     Each step adds Gaussian noise to a function of `batch` of `examples` examples, drawn without
     replacement; neighbors differ in one example, replaced. The result suffices, and is at most
     1e-4 (relative) above the least that this accountant lets suffice. Raises ImportError when

@@ -26,7 +26,17 @@ import torch
 from torch import Tensor, nn
 
 from gnexp.measure.gradients import block_jackknife
-from gnexp.passport.finding import HOLDS, Finding, Measured, Point, at_most, inside
+from gnexp.passport.finding import (
+    HOLDS,
+    VACUOUS,
+    Finding,
+    Measured,
+    Point,
+    at_most,
+    inside,
+    vacuous,
+)
+from gnexp.passport.sets import NO_STATISTIC, takes_no_statistic
 from gnexp.passport.subject import Subject, rms, twin
 from gnexp.study.statistics import t_quantile
 
@@ -49,7 +59,10 @@ def measure(subject: Subject) -> Measured:
     result = Measured()
     with torch.random.fork_rng(devices=[]):
         training = _exact(subject, subject.layer())
-        result.findings += _independence(training, _exact(subject, subject.layer().eval()))
+        rows = _independence(training, _exact(subject, subject.layer().eval()))
+        if takes_no_statistic(subject):
+            rows = [vacuous(row, NO_STATISTIC) for row in rows]
+        result.findings += rows
         changes_BK22 = _changes(subject)
     for j, replaced in enumerate(REPLACED):
         for i, what in enumerate(WHATS):
@@ -172,7 +185,7 @@ def _falls(what: str, replaced: str, squares: dict[int, Tensor]) -> Finding:
     value = lo = hi = math.nan
     note = ""
     if largest <= EXACT:
-        measured, verdict = f"no dependence (largest change {largest:.2g})", HOLDS
+        measured, verdict = f"no dependence (largest change {largest:.2g})", VACUOUS
         note = "no dependence at any batch size: nothing is left to fall"
     else:
         value, lo, hi = _exponent(replaced, squares)

@@ -47,11 +47,12 @@ CLAIMS = {
         Claim(
             *(5, "invariance", "Invariance", "Property 3"),
             main=("unchanged_group", "unchanged_channel", "unchanged_batch_channel")
-            + ("eps_predicts", "network_scale"),
+            + ("eps_predicts", "network_scale", "trained_contrast"),
+            networks=True,
         ),
         Claim(
             *(6, "geometry", "Geometry", "Geometric interpretation"),
-            main=("radius", "lost", "sum_of_outputs", "sum_per_channel"),
+            main=("radius", "lost", "sum_of_outputs", "sum_per_channel", "few_values_1"),
         ),
         Claim(
             *(7, "flow", "Gradient flow", "Training dynamics 1"),

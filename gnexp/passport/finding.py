@@ -6,9 +6,10 @@ decide nothing.
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 HOLDS, FAILS, UNDECIDED, NOT_MEASURED = "holds", "fails", "undecided", "not measured"
+VACUOUS = "holds vacuously"  # for want of what the sentence speaks of
 
 
 def only_when(condition: str) -> str:
@@ -56,6 +57,16 @@ class Finding:
     tolerance: str = ""
     n: int | None = None
     note: str = ""
+
+
+def vacuous(finding: Finding, why: str) -> Finding:
+    """Return a row that holds for want of what it speaks of, with the reason in its note.
+
+    A row that does not hold is returned as it is.
+    """
+    if finding.verdict != HOLDS:
+        return finding
+    return replace(finding, verdict=VACUOUS, note="; ".join(filter(None, (why, finding.note))))
 
 
 @dataclass(frozen=True)

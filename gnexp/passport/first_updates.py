@@ -11,6 +11,7 @@ U updates.
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -85,16 +86,23 @@ def _images(subject: Subject) -> torch.Tensor:
 def _losses(subject: Subject, rate: float, seeds: int, zero_gamma: bool) -> np.ndarray:
     """Return the training loss before each update, (S, U)."""
     nets = [subject.network(MODEL, seed=seed, zero_gamma=zero_gamma) for seed in range(seeds)]
-    shape = tuple(_images(subject).shape[1:])
     try:
-        together = not draws_random_numbers(nets[0], shape) and refusal(nets, shape) is None
-        parts = [range(seeds)] if together else [range(s, s + 1) for s in range(seeds)]
+        parts = sharing_a_step(nets, tuple(_images(subject).shape[1:]))
         with torch.random.fork_rng(devices=[]):
             losses = [_train(subject, [nets[s] for s in part], part, rate) for part in parts]
     except Exception as error:
         raise Misbehaved(f"training raised {type(error).__name__}: {error}") from error
     losses_SU = np.nan_to_num(np.concatenate(losses), nan=DIVERGED, posinf=DIVERGED)
     return losses_SU.clip(max=DIVERGED)
+
+
+def sharing_a_step(nets: Sequence[nn.Module], shape: tuple[int, ...]) -> list[range]:
+    """Return which of these networks train in one step: all together, or each alone.
+
+    shape: (C, H, W) of an image.
+    """
+    together = not draws_random_numbers(nets[0], shape) and refusal(nets, shape) is None
+    return [range(len(nets))] if together else [range(r, r + 1) for r in range(len(nets))]
 
 
 def _train(subject: Subject, nets: list[nn.Module], seeds: range, rate: float) -> np.ndarray:

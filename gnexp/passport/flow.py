@@ -31,8 +31,16 @@ from gnexp.passport.finding import (
     Point,
     at_most,
     only_when,
+    vacuous,
 )
-from gnexp.passport.sets import sets_claimed, sets_used, variance_of, with_equal_sets
+from gnexp.passport.sets import (
+    NO_STATISTIC,
+    sets_claimed,
+    sets_used,
+    takes_no_statistic,
+    variance_of,
+    with_equal_sets,
+)
 from gnexp.passport.subject import Misbehaved, Subject
 
 EXACT = 1e-9  # relative, float64
@@ -143,7 +151,7 @@ def _mates(subject: Subject, result: Measured) -> None:
     by_size = [scale(n) for n in BATCHES]
     for n, value in zip(BATCHES, by_size, strict=True):
         result.points.append(Point("batch size", "measured", n, value / by_size[-1]))
-    several = _range(by_size[1:])
+    several, nothing = _range(by_size[1:]), takes_no_statistic(subject)
     for statement, text, what, values, note in (
         (
             "batch_mates",
@@ -161,19 +169,18 @@ def _mates(subject: Subject, result: Measured) -> None:
         ),
     ):
         spread = _range(values)
-        result.findings.append(
-            Finding(
-                statement,
-                text,
-                f"range of |dx| / |dy| of one example (largest over smallest, minus 1): {what}",
-                "0",
-                f"{spread:.2g} (|dx| / |dy| from {min(values):.3g} to {max(values):.3g})",
-                at_most(spread, EXACT),
-                value=spread,
-                tolerance=f"{EXACT:g}",
-                note=note,
-            )
+        row = Finding(
+            statement,
+            text,
+            f"range of |dx| / |dy| of one example (largest over smallest, minus 1): {what}",
+            "0",
+            f"{spread:.2g} (|dx| / |dy| from {min(values):.3g} to {max(values):.3g})",
+            at_most(spread, EXACT),
+            value=spread,
+            tolerance=f"{EXACT:g}",
+            note=note,
         )
+        result.findings.append(vacuous(row, NO_STATISTIC) if nothing else row)
 
 
 def _range(values: list[float]) -> float:

@@ -19,9 +19,26 @@ import torch
 from torch import Tensor
 
 from gnexp.passport.core import eps_of
-from gnexp.passport.finding import FAILS, HOLDS, Finding, Measured, Point, at_most, only_when
-from gnexp.passport.sets import Sets, sets_claimed, sets_used, variance_of, with_equal_sets
-from gnexp.passport.subject import Misbehaved, Subject, affine
+from gnexp.passport.finding import (
+    FAILS,
+    HOLDS,
+    VACUOUS,
+    Finding,
+    Measured,
+    Point,
+    at_most,
+    only_when,
+)
+from gnexp.passport.sets import (
+    NO_STATISTIC,
+    Sets,
+    sets_claimed,
+    sets_used,
+    takes_no_statistic,
+    variance_of,
+    with_equal_sets,
+)
+from gnexp.passport.subject import Misbehaved, Subject, affine, rms
 
 EXACT = 1e-9  # of float64 numbers of size 1, after sums over up to 10,000 of them
 RADIUS_TOLERANCE = 1e-6  # relative
@@ -35,6 +52,9 @@ PIXELS = 2  # height and width: the Jacobian stays below 800 x 800
 FEW_CHANNELS = (16, 32, 64)
 MEASURED_ON = "4 examples of 5x7 pixels"
 FLOOR = 1e-16  # for log axes
+FEW_PIXELS, FEW_BATCHES = (1, 2), (1, 2, 8)
+FAR_ABOVE_EPS = 1e3  # times features of size 1
+SIGNS = 1e-3  # relative spread of |output| below which it is one number
 TINY = 1e-300  # a Jacobian of zeros has lost everything
 
 
@@ -50,11 +70,73 @@ def measure(subject: Subject) -> Measured:
         spectra = {n: _spectrum(small, n) for n in BATCHES}
         result.findings += [_lost(small, spectra), _lost_per_example(spectra)]
         result.findings += [*_sizes(spectra), *_identities(subject)]
+        result.findings += [_few_values(subject, side) for side in FEW_PIXELS]
     for n, values in spectra.items():
         for rank, value in enumerate(values.tolist(), start=1):
             x, y = rank / len(values), max(value, FLOOR)
             result.points.append(Point("singular values", f"N = {n}", x, y))
     return result
+
+
+def _few_values(subject: Subject, side: int) -> Finding:
+    """Measure whether outputs of small maps carry magnitudes, or signs alone.
+
+    Two values per statistic leave x1 > x2 or x1 < x2: outputs are 1 and -1 whatever the inputs. One
+    value leaves nothing. Found as the relative spread of |output| over all values of the batch.
+    """
+    spreads: dict[tuple[int, int], float] = {}
+    refused, few = [], []
+    for channels in FEW_CHANNELS:
+        small = dataclasses.replace(subject, channels=channels)
+        try:
+            small.layer()
+        except Misbehaved:
+            continue
+        sets = sets_used(small)
+        for n in FEW_BATCHES:
+            x_NCHW = FAR_ABOVE_EPS * small.features("geometry few", n, side, side)
+            try:
+                y_NCHW = small.apply(small.layer(), x_NCHW).detach().abs()
+            except Misbehaved:  # as batch norm of PyTorch is for one value per channel
+                refused.append((channels, n))
+                continue
+            spread = rms(y_NCHW - y_NCHW.mean()) / max(rms(y_NCHW), TINY)
+            spreads[channels, n] = spread if rms(y_NCHW) > SIGNS else 0.0  # else it is rounding
+            if sets is not None and sets.rows(x_NCHW).shape[1] <= 2:
+                few.append((channels, n))
+    alone = [at for at, spread in spreads.items() if not spread > SIGNS]
+    verdict = FAILS if alone or refused else HOLDS
+    if verdict == FAILS and set(alone) == set(few) and len(alone) < len(spreads):
+        verdict = only_when("a statistic has more than two values")
+    told = [f"signs alone or nothing at {_places(alone)}"] * bool(alone)
+    told += [f"refused at {_places(refused)}"] * bool(refused)
+    others = [spread for at, spread in spreads.items() if at not in alone]
+    told += [f"{'else ' * bool(told)}{min(others):.2g} or more" for _ in others[:1]]
+    finding = Finding(
+        f"few_values_{side}",
+        f"statistics are of many values: on maps of {side}x{side} the output carries more than"
+        " signs",
+        f"relative spread of |output|, 0 where outputs are signs alone; C = 16, 32 and 64 where it"
+        f" can be built, N = {_listed(list(FEW_BATCHES))}, inputs far above eps",
+        "above 0",
+        "; ".join(told),
+        verdict,
+        value=min(spreads.values(), default=float("nan")),
+        tolerance=f"{SIGNS:g}, at every C and N",
+    )
+    if takes_no_statistic(subject):  # whatever else it does to large inputs
+        return dataclasses.replace(finding, verdict=VACUOUS, note=NO_STATISTIC)
+    return finding
+
+
+def _places(at: list[tuple[int, int]]) -> str:
+    """Return (channels, examples) for people: "N = 2", "C = 16" or each by itself."""
+    by_c, by_n = sorted({c for c, _ in at}), sorted({n for _, n in at})
+    if len(at) == len(by_c) * len(FEW_BATCHES):
+        return f"C = {_listed(by_c)}"
+    if len(at) == len(by_c) * len(by_n) and len(by_c) > 1:
+        return f"N = {_listed(by_n)}"
+    return ", ".join(f"C = {c} N = {n}" for c, n in at)
 
 
 def _judged(

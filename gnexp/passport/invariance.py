@@ -26,6 +26,7 @@ from gnexp.passport.sets import (
     with_equal_sets,
 )
 from gnexp.passport.subject import Misbehaved, Subject, affine, rms, twin
+from gnexp.passport.trained import trained_findings
 
 EXAMPLES = 4
 DRAWS = 8  # of a and b: where one set holds everything, one a may be too near 1 to tell
@@ -56,6 +57,7 @@ def measure(subject: Subject) -> Measured:
         result.findings += [_sign_flip(subject, sets), _vanishing(subject, sets)]
         result.findings += [_eps_predicts(subject, sets), *_network(subject)]
         result.points += _curves(subject, sets)
+    result.findings += trained_findings(subject)
     return result
 
 

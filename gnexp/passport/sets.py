@@ -14,6 +14,9 @@ MEAN_TOLERANCE = 1e-9  # of standardized float64 values
 # eps leaves the variance at s / (s + eps); the features' s is 0.2 or more, and eps 1e-3 or less.
 VARIANCE_TOLERANCE = 1e-2
 DEFAULT_GROUPS = 8
+PLACES = 4  # at which a layer without a statistic is told from others
+UNCHANGED = 1e-10  # of float64 numbers of size 1
+NO_STATISTIC = "no value of the output depends on another one of the input: there is no statistic"
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,30 @@ def sets_used(subject: Subject) -> Sets | None:
     y_NCHW = subject.apply(subject.layer(), x_NCHW)
     found = (s for s in candidates(subject.channels) if s.standardized_in(y_NCHW))
     return next(found, None)
+
+
+def takes_no_statistic(subject: Subject) -> bool:
+    """Return whether no value of the output depends on another value of the input than its own.
+
+    Found by measurement, in training mode: of the input all values but one are replaced, the same
+    one of the output must stay. What is said of a norm's statistics is vacuous for such a layer.
+    """
+    x_NCHW, other_NCHW = (subject.features(f"statistic {name}", 3) for name in ("x", "other"))
+    g = subject.generator("statistic places")
+
+    def output(input_NCHW: Tensor) -> Tensor:
+        torch.default_generator.manual_seed(subject.seed)  # for layers that draw
+        return subject.apply(subject.layer(), input_NCHW).detach()
+
+    with torch.random.fork_rng(devices=[]):
+        y_NCHW = output(x_NCHW)
+        for _ in range(PLACES):
+            at = tuple(torch.randint(size, (), generator=g).item() for size in x_NCHW.shape)
+            mixed_NCHW = other_NCHW.clone()
+            mixed_NCHW[at] = x_NCHW[at]
+            if (output(mixed_NCHW)[at] - y_NCHW[at]).abs() > UNCHANGED:
+                return False
+    return True
 
 
 def sets_claimed(subject: Subject) -> Sets:

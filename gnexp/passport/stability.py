@@ -27,7 +27,16 @@ import torch
 from torch import Tensor
 
 from gnexp.norms.registry import build_norm
-from gnexp.passport.finding import HOLDS, NOT_MEASURED, Finding, Measured, Point, inside, only_when
+from gnexp.passport.finding import (
+    HOLDS,
+    NOT_MEASURED,
+    VACUOUS,
+    Finding,
+    Measured,
+    Point,
+    inside,
+    only_when,
+)
 from gnexp.passport.network_noise import measure_network
 from gnexp.passport.power_law import (
     MUCH_LESS,
@@ -42,7 +51,13 @@ from gnexp.passport.power_law import (
     variance_over_draws,
     worst,
 )
-from gnexp.passport.sets import divisors, sets_claimed, sets_used
+from gnexp.passport.sets import (
+    NO_STATISTIC,
+    divisors,
+    sets_claimed,
+    sets_used,
+    takes_no_statistic,
+)
 from gnexp.passport.subject import Subject, affine, twin
 
 BATCH, HEIGHT, WIDTH = 2, 4, 8  # of a single layer, where they are not varied
@@ -83,6 +98,10 @@ def measure_layer(subject: Subject, result: Measured) -> None:
     _channels(subject, result)
     _pixels(subject, result)
     _batch(subject, result)
+    if takes_no_statistic(subject):
+        for place, row in enumerate(result.findings):
+            told = f"{NO_STATISTIC}: expected is what {sets_claimed(subject)} would give"
+            result.findings[place] = replace(row, note="; ".join(filter(None, (told, row.note))))
     result.findings.append(_small_batch(subject))
 
 
@@ -105,6 +124,8 @@ def _channels(subject: Subject, result: Measured) -> None:
         what=f"{what}, N = {BATCH}, {HEIGHT}x{WIDTH} pixels",
         note=same if values[0] == values[-1] else "",
     )
+    if values[0] == values[-1] and result.findings[-1].verdict == HOLDS:
+        result.findings[-1] = replace(result.findings[-1], verdict=VACUOUS)
 
 
 def _regrouped(subject: Subject) -> list[Setting]:
@@ -234,13 +255,16 @@ def _small_batch(subject: Subject) -> Finding:
     ratio = ours["gamma"].value / theirs["gamma"].value
     half = NORMAL * math.hypot(ours["gamma"].error, theirs["gamma"].error)
     lo, hi = ratio * math.exp(-half), ratio * math.exp(half)
+    used = sets_used(subject)
+    pools_alike = used is not None and used.scope == "batch_channel"
+    like = "the norm pools as BatchNorm does and is compared with its like; " if pools_alike else ""
     times = ours["gamma"].value * SMALL_BATCH * HEIGHT * WIDTH
     return Finding(
         **common,
         measured=ratio_text(ratio, lo, hi),
         verdict=inside(lo, hi, 0.0, MUCH_LESS),
         **{"value": ratio, "lo": lo, "hi": hi},
-        note=f"variance times N H W is {times:.3g}",
+        note=f"{like}variance times N H W is {times:.3g}",
     )
 
 

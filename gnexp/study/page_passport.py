@@ -30,7 +30,7 @@ def passport_counts(out: Path) -> tuple[list[str], list[tuple[str, list[str]]]] 
     for number, title in sorted(claims):
         texts = []
         for norm in norms:
-            kinds = ("holds", ONLY_WHEN, "fails", "undecided")
+            kinds = ("holds", ONLY_WHEN, "holds vacuously", "fails", "undecided")
             told = [(counts[number, norm, kind], kind) for kind in kinds]
             texts.append(", ".join(f"{n} {kind}" for n, kind in told if n) or "not measured")
         table.append((f"{number}. {title}", texts))

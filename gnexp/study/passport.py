@@ -19,7 +19,8 @@ READING = """\
 A verdict is what a number says, never what a norm is called: a number without chance in it is held
 against the tolerance of its row; one with chance in it *holds* only when its whole 95 % interval
 lies inside the tolerance, *fails* when none of it does, and is *undecided* between. *holds only
-when ...* names the condition under which the sentence is true. Layers are measured in float64 and
+when ...* names the condition under which the sentence is true; *holds vacuously* says that the norm
+has nothing of what the sentence speaks of, as its note tells. Layers are measured in float64 and
 training mode, as black boxes; a network's claim says what it was measured on."""
 
 

@@ -185,7 +185,8 @@ CAPTIONS = {
     "stability": "Variance of gradients, with 95 % intervals where they are bounded; noise / signal"
     " has none.",
     "isolation": "How far replacing one example moves the others' logits; how far it moves the sum"
-    " of clipped gradients, as measured and as proven.",
+    " of clipped gradients: the largest move that was found, a lower bound, and the proven upper"
+    " bound.",
 }
 
 
