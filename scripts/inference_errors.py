@@ -1,8 +1,8 @@
 """Simulate how often the report's comparisons err, hold the truth, and decide.
 
 python scripts/inference_errors.py [repetitions] writes results/reference/inference/errors.csv,
-images.csv and errors.png. Studies are drawn cell by cell; variances are moderated by gnexp's own
-function, the rest is computed here on arrays (tests/test_inference.py ties one to the other).
+images.csv, seeds.csv and errors.png. Studies are drawn cell by cell; variances are moderated by
+gnexp, the rest is computed here on arrays (tests/test_inference.py ties one to the other).
 
 Shapes: R repetitions (studies), S seeds, G cells, M comparisons of a family, N test images.
 """
@@ -16,7 +16,7 @@ import pandas as pd
 from scipy.special import ndtr, stdtr, stdtrit
 from scipy.stats import beta
 
-from gnexp.study.spread import SCATTERED, moderate
+from gnexp.study.spread import KEPT, SCATTERED, moderate
 
 FOLDER = Path(__file__).parents[1] / "results" / "reference"
 SWEEP, SHORT, TWO = (1, 2, 4, 8, 16, 32, 64), (1, 2, 4, 8, 32), (1, 32)
@@ -105,6 +105,9 @@ def compare(x_RSG, own_G, pairs):
     va, vb = (variance_RG[:, k] / n_RG[:, k] for k in (a, b))
     total = np.maximum(va + vb, 1e-30)
     dof = total**2 / (va**2 / dof_RG[:, a] + vb**2 / dof_RG[:, b] + 1e-60)
+    least = np.minimum(dof_RG[:, a], dof_RG[:, b])
+    shared = (dof_RG[:, a] > n_RG[:, a] - 1) | (dof_RG[:, b] > n_RG[:, b] - 1)
+    dof = np.where(shared, least + KEPT * (dof - least), dof)
     return mean_RG[:, a] - mean_RG[:, b], np.sqrt(total), dof
 
 
@@ -126,18 +129,18 @@ def decide(d, se, dof):
     return rejected, lo, hi
 
 
-def own_variance(scenario, norms, batches):
+def own_variance(scenario, norms, batches, pooling=(0,)):
     """Return (G,) the cells known to scatter: BN's at small batches, those with a diverged seed."""
-    own = np.array([a == 0 and b <= SCATTERED for a in range(norms) for b in batches])
+    own = np.array([a in pooling and b <= SCATTERED for a in range(norms) for b in batches])
     own[-1] |= scenario.diverged
     return own
 
 
-def simulate(rng, scenario, norms, batches, n_G, repetitions, sd_G=None):
+def simulate(rng, scenario, norms, batches, n_G, repetitions, sd_G=None, pooling=(0,)):
     """Yield a row per family: error without any true difference, coverage and power with some."""
     cells = norms * len(batches)
     sd_G = spreads(scenario, norms, batches) if sd_G is None else sd_G
-    own_G = own_variance(scenario, norms, batches)
+    own_G = own_variance(scenario, norms, batches, pooling)
     equal_G = np.full(cells, LEVEL)
 
     def decided(mean_G, pairs, sd_G=sd_G):
@@ -179,7 +182,7 @@ def simulate(rng, scenario, norms, batches, n_G, repetitions, sd_G=None):
 
 
 def published():
-    """Yield (study, norms, batches, spreads (G,), seeds (G,)) of the published studies' grids."""
+    """Yield (study, norms, batches, spreads, seeds, means (G,), labels, pooling norms)."""
     from gnexp.study.cells import series
     from gnexp.study.comparisons import settings
     from gnexp.study.store import load_study
@@ -192,7 +195,11 @@ def published():
         batches = tuple(cell.key["batch"] for cell in lines[0].cells)
         cells = [cell for line in lines for cell in line.cells]
         sd = np.array([np.std(cell.scored, ddof=1) for cell in cells])
-        yield name, len(lines), batches, sd, np.array([len(cell.scored) for cell in cells])
+        n, mean = ([of(cell.scored) for cell in cells] for of in (len, np.mean))
+        labels = [line.label for line in lines]
+        pools = [line.cells[0].record.result.get("pools") for line in lines]
+        pooling = [i for i, axes in enumerate(pools) if axes is None or "n" in axes]
+        yield name, len(lines), batches, sd, np.array(n), np.array(mean), labels, pooling
 
 
 def table(repetitions):
@@ -207,11 +214,35 @@ def table(repetitions):
                 rows += [
                     head | r for r in simulate(rng, scenario, norms, batches, n_G, repetitions)
                 ]
-    for name, norms, batches, sd, n_G in published():
+    for name, norms, batches, sd, n_G, *_, pooling in published():
         rng = np.random.default_rng([*name.encode()])
         head = {"scenario": f"spreads of {name}", "cells": len(sd), "n": str(n_G[0])}
-        found = simulate(rng, SCENARIOS[0], norms, batches, n_G, repetitions, sd)
+        found = simulate(rng, SCENARIOS[0], norms, batches, n_G, repetitions, sd, pooling)
         rows += [head | row for row in found]
+    return pd.DataFrame(rows)
+
+
+def seeds_table(repetitions):
+    """Return the rows of seeds.csv: how often GN's lead over BN at batch 1 is decided with n seeds.
+
+    Means and spreads are those of the published studies; n the seeds in every cell.
+    """
+    rows = []
+    for name, norms, batches, sd, _, mean, labels, pooling in published():
+        gn = next((i for i, label in enumerate(labels) if label.startswith("GN(")), None)
+        if gn is None or 1 not in batches:
+            continue
+        pairs = family(AGAINST_BN, norms, batches)
+        at = pairs.index((gn * len(batches) + batches.index(1), batches.index(1)))
+        own = own_variance(SCENARIOS[0], norms, batches, pooling)
+        lead = mean[pairs[at][0]] - mean[pairs[at][1]]
+        for n in (3, 4, 5, 6, 8):
+            rng = np.random.default_rng([n, *name.encode()])
+            x = draw(rng, SCENARIOS[0], sd, mean, np.full(len(sd), n), repetitions)
+            rejected, *_ = decide(*compare(x, own, pairs))
+            head = {"study": name, "comparisons": len(pairs), "lead": lead}
+            head |= {"sd_bn": sd[pairs[at][1]], "n": n}
+            rows.append(head | bounded("decided", rejected[:, at]))
     return pd.DataFrame(rows)
 
 
@@ -305,11 +336,13 @@ def main(repetitions):
     rows.to_csv(folder / "errors.csv", index=False, float_format="%.4f")
     images = images_table(repetitions)
     images.to_csv(folder / "images.csv", index=False, float_format="%.4f")
+    seeds = seeds_table(repetitions)
+    seeds.to_csv(folder / "seeds.csv", index=False, float_format="%.4f")
     draw_figure(rows, folder / "errors.png")
     worst = rows.sort_values("error", ascending=False).groupby("family").head(4)
     print(worst[["family", "scenario", "cells", "n", "error", "error_hi"]].to_string(index=False))
     print(rows.groupby("family")["coverage"].min().to_string())
-    print(images.to_string(index=False))
+    print(images.to_string(index=False), seeds.to_string(index=False), sep="\n")
 
 
 if __name__ == "__main__":

@@ -145,7 +145,7 @@ def test_the_family_counts_only_comparisons_with_a_p():
 def moderated_by_hand(variance, dof, shared):
     """Smyth's estimates by a root finder, with the weights of the module's text, cell by cell."""
     gives = [i for i, (v, s) in enumerate(zip(variance, shared)) if s and v > 0]
-    most = min(4.0, max(0.0, (len(gives) - 4) / 4))
+    most = min(4.0, max(0.0, (len(gives) - 6) / 4))
     if most == 0:
         return list(variance), list(dof)
     e = [math.log(variance[i]) - special.digamma(dof[i] / 2) + math.log(dof[i] / 2) for i in gives]
@@ -158,7 +158,7 @@ def moderated_by_hand(variance, dof, shared):
     found = []
     for v, d, s in zip(variance, dof, shared):
         own = prior if v == 0 else v
-        found.append(((w * prior + d * own) / (w + d), d + 0.4 * w) if s else (v, d))
+        found.append(((w * prior + d * own) / (w + d), d + 0.5 * w) if s else (v, d))
     return [list(column) for column in zip(*found)]
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from gnexp.study import statistics
 from gnexp.study.samples import Sample, image_variance
+from gnexp.study.spread import KEPT
 
 ALPHA = 0.05
 MODERATED, WELCH = "moderated", "Welch"
@@ -87,8 +88,9 @@ def contrast(terms: Iterable[tuple[float, Sample]]) -> Difference:
     """Return sum weight x mean of the samples; 1 and -1 make a difference.
 
     se^2 = sum weight^2 variance / n + the variance over test images; degrees of freedom by
-    Satterthwaite over all of these. Where a sample has one value, or no seed has any spread (all at
-    chance, say), interval and p are nan: equal values of every seed tell nothing of the spread.
+    Satterthwaite over both, those of the seeds as in gnexp.study.spread. Where a sample has one
+    value, or no seed has any spread (all at chance, say), interval and p are nan: equal values of
+    every seed tell nothing of the spread.
     """
     terms = tuple(terms)
     value = math.fsum(w * sample.mean for w, sample in terms)
@@ -99,7 +101,7 @@ def contrast(terms: Iterable[tuple[float, Sample]]) -> Difference:
     if min(s.n for _, s in terms) < 2:
         nothing = [math.nan] * 3
         return Difference(value, math.nan, 0.0, *nothing, **counts, why=TOO_FEW)
-    seeds, dof = satterthwaite([(w * w * s.variance / s.n, s.dof) for w, s in terms])
+    seeds, dof = _over_seeds(terms)
     images, images_dof, how = image_variance(terms)
     se, total_dof = satterthwaite([(seeds**2, dof), (images, images_dof)])
     found = estimate(value, se if seeds > 1e-12 else 0.0, total_dof, limit)
@@ -113,6 +115,21 @@ def contrast(terms: Iterable[tuple[float, Sample]]) -> Difference:
         **{"welch_lo": welch.lo, "welch_hi": welch.hi, "welch_p": welch.p},
         why="" if found.p == found.p else NO_SPREAD,
     )
+
+
+def _over_seeds(
+    terms: Sequence[tuple[float, Sample]], seeds: int | None = None
+) -> tuple[float, float]:
+    """Return the standard error over seeds and its dof, were there so many `seeds` in each cell."""
+    parts = [
+        (w * w * s.variance / (seeds or s.n), s.dof if seeds is None else seeds - 1 + s.prior_dof)
+        for w, s in terms
+    ]
+    se, dof = satterthwaite(parts)
+    if any(s.prior_dof for _, s in terms):  # see gnexp.study.spread
+        least = min(part for _, part in parts)
+        dof = least + KEPT * (dof - least)
+    return se, dof
 
 
 def paired_difference(a: Mapping[int, float], b: Mapping[int, float]) -> Estimate:
@@ -250,7 +267,7 @@ def seeds_to_decide(one: Difference, family: int) -> tuple[int | float, int | fl
     """
     if one.p != one.p or not one.terms:
         return math.nan, math.nan
-    _, dof = satterthwaite([(w * w * s.variance / s.n, s.dof) for w, s in one.terms])
+    _, dof = _over_seeds(one.terms)
     first = max(s.n for _, s in one.terms) + 1
     found = []
     for factor in _sd_factors(dof, 0.5):
@@ -260,8 +277,8 @@ def seeds_to_decide(one: Difference, family: int) -> tuple[int | float, int | fl
 
 
 def _decides(one: Difference, family: int, n: int, factor: float) -> bool:
-    parts = [(w * w * s.variance * factor**2 / n, n - 1.0 + s.prior_dof) for w, s in one.terms]
-    se, dof = satterthwaite([*parts, (one.se_images**2, math.inf)])
+    seeds, dof = _over_seeds(one.terms, n)
+    se, dof = satterthwaite([((factor * seeds) ** 2, dof), (one.se_images**2, math.inf)])
     return abs(one.difference) > statistics.t_quantile(1 - ALPHA / (2 * family), dof) * se
 
 

@@ -11,7 +11,9 @@ was 8 to 12 % where a cell scatters fourfold, spreads differ log-normally, or th
 
 - w is at most LARGEST_WEIGHT, and grows with the number of cells that the prior is made from:
   (cells - FEWEST) / CELLS_PER_WEIGHT; with FEWEST cells or fewer nothing is shared, which is Welch;
-- the prior counts with CREDIT of its weight as degrees of freedom, since it is itself estimated;
+- the prior counts with CREDIT of its weight as degrees of freedom, since it is itself estimated,
+  and of what Satterthwaite adds to the smaller degrees of freedom of a comparison KEPT is kept,
+  since three seeds know little of which of two spreads is the larger;
 - a cell keeps its own variance where a larger one is known to occur: norms that pool over examples
   at batch 1 and 2 (as `pools` of the run says; a run that does not say counts as pooling), and
   cells with a diverged seed. A cell without any spread takes the prior and gives nothing.
@@ -24,9 +26,10 @@ import numpy as np
 from gnexp.study.cells import Cell
 
 LARGEST_WEIGHT = 4.0
-FEWEST = 4  # cells; a prior from so few misleads more than it helps
+FEWEST = 6  # cells; a prior from so few misleads more than it helps
 CELLS_PER_WEIGHT = 4.0
-CREDIT = 0.4
+CREDIT = 0.5
+KEPT = 0.7
 SCATTERED = 2  # the largest batch at which a norm that pools over examples may scatter
 
 
