@@ -10,10 +10,11 @@ from gnexp.study.cells import Cell, Series, norm_label
 def make_series(norm, accuracies, groups=None, **key):
     """Return a Series of {batch: accuracies in percent, one per seed; None for a diverged one}.
 
-    key: what else its cells share; tuned, of cells alone, may be {batch: whether its rate was}.
+    key: what else its cells share. test: how many images they are tested on, so many that they
+    hardly matter, 0 for unknown. tuned, of cells alone, may be {batch: whether its rate was}.
     """
-    tuned = key.pop("tuned", None)
-    record = SimpleNamespace(result={"data": {"classes": list("abcdefghij"), "test": 10000}})
+    tuned, test = key.pop("tuned", None), key.pop("test", 1_000_000)
+    pools = "nhw" if norm in ("bn", "brn") else "chw"
     named = {"norm": norm, "groups": groups, "channels_per_group": None}
     cells = []
     for batch, values in sorted(accuracies.items()):
@@ -26,7 +27,8 @@ def make_series(norm, accuracies, groups=None, **key):
         cell_key = {**named, "batch": batch, "update_batch": batch, **rest}
         if tuned is not None:
             cell_key["tuned"] = tuned[batch] if isinstance(tuned, dict) else tuned
-        cells.append(Cell(cell_key, record, seeds))
+        result = {"data": {"classes": list("abcdefghij"), "test": test}, "pools": pools}
+        cells.append(Cell(cell_key, SimpleNamespace(result=result, config={}), seeds))
     shared = {**named, "update": "= batch", **key}
     return Series(norm_label(named), norm, shared, cells)
 

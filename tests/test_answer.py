@@ -60,7 +60,7 @@ def test_a_clear_winner_is_used_everywhere():
 def test_a_tie_is_not_decided_and_says_how_many_seeds_would():
     first, second = told(bn(FLAT, sd=1.0), gn(sd=1.0))
     assert first.startswith("The data do not decide between GN with 8 groups and BN at batch 1, 2")
-    assert re.search(r"About \d+ seeds of each would narrow", second)
+    assert re.search(r"(\d+ to|More than) .*seeds of each would", second)
 
 
 def test_a_lead_that_is_not_there_is_claimed_in_at_most_5_percent_of_studies():
@@ -110,16 +110,6 @@ def test_a_norm_is_not_the_one_to_use_where_another_is_decidedly_above_it(at_1):
         assert first.startswith("At every batch size compared (1, 8 and 32), use GN with 8 groups")
         assert first.endswith(", but IN cannot be told from it throughout.")
         assert "use IN" not in second
-
-
-def test_a_norm_above_the_one_that_leads_bn_is_named_though_bn_is_not_told_from_it():
-    bn = make_series("bn", {1: [60.0, 50.0, 55.0, 57.0, 53.0]})
-    ln = make_series("ln", {1: [70.0, 70.5, 67.0, 69.5, 66.0]})
-    seen = make_series("in", {1: [80.0, 80.5001]})  # of two seeds: +20 and +30 over BN
-    first, second = told(bn, ln, seen)
-    assert first.startswith("At batch 1, LN leads BN: +")
-    assert first.endswith(", but IN is higher there.")
-    assert "use " not in first + second
 
 
 def test_every_other_norm_is_said_to_be_led_only_where_each_was_compared():

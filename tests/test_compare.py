@@ -2,6 +2,7 @@
 
 import csv
 import itertools
+import math
 import re
 import zlib
 
@@ -122,36 +123,20 @@ def test_a_rate_that_follows_the_batch_size_does_not_keep_cells_from_being_match
     assert (row["first"], row["second"]) == ("0.1", "0.05, 0.4")
 
 
-def test_differences_of_other_models_are_those_of_welch(out):
+def test_a_difference_adds_the_images_of_both_studies_to_the_spread_of_the_seeds(out):
     for row in accuracy_rows(pairs_of(out)):
         a, b = (accuracies(out, s, row["norm"], row["batch"]) for s in "ab")
-        oracle = stats.ttest_ind(b, a, equal_var=False)
-        interval = oracle.confidence_interval(0.95)
-        assert row["method"] == "Welch"
-        assert row["difference"] == pytest.approx(np.mean(b) - np.mean(a), abs=1e-12)
-        assert (row["lo95"], row["hi95"]) == pytest.approx((interval.low, interval.high), abs=1e-9)
-        assert row["p"] == pytest.approx(oracle.pvalue, rel=1e-6)
-
-
-def test_seeds_are_paired_where_model_and_images_are_the_same(tmp_path):
-    first, second = draws(0.7, 1, n=5, sd=0.05), draws(0.01, 2, n=5, sd=0.002)
-    second = [a + d for a, d in zip(first, second)]
-    add_run(tmp_path / "a", "gn", 2, first)
-    add_run(tmp_path / "b", "gn", 2, second, epochs=8)
-    (row,) = accuracy_rows(pairs_of(tmp_path))
-    interval = stats.ttest_rel(second, first).confidence_interval(0.95)
-    assert (row["method"], row["n_pairs"]) == ("paired t", 5)
-    assert (row["lo95"], row["hi95"]) == pytest.approx((interval.low, interval.high), abs=1e-9)
-
-
-@pytest.mark.parametrize(
-    "other", [{"model": "resnet20"}, {"checksum": "other"}, {"checksum": None}], ids=str
-)
-def test_seeds_are_never_paired_across_models_or_images(tmp_path, other):
-    add_run(tmp_path / "a", "gn", 2, draws(0.7, 1))
-    add_run(tmp_path / "b", "gn", 2, draws(0.7, 2), **other)
-    (row,) = accuracy_rows(pairs_of(tmp_path))
-    assert (row["method"], row["n_pairs"]) == ("Welch", 0)
+        difference = np.mean(b) - np.mean(a)
+        seeds = sum(np.var(x, ddof=1) / 4 for x in (a, b))  # four cells a study: each its own
+        images = sum(np.mean(x) * (1 - np.mean(x)) / 1000 for x in (a, b))
+        dof = (seeds + images) ** 2 / (
+            sum((np.var(x, ddof=1) / 4) ** 2 / 3 for x in (a, b)) + images**2 / 999
+        )
+        interval = stats.t.interval(0.95, dof, difference, math.sqrt(seeds + images))
+        assert (row["method"], row["images"]) == ("Welch", "bound")
+        assert row["difference"] == pytest.approx(difference, abs=1e-12)
+        assert (row["lo95"], row["hi95"]) == pytest.approx(interval, abs=1e-9)
+        assert row["se_images"] == pytest.approx(math.sqrt(images), rel=1e-9)
 
 
 def test_a_diverged_seed_counts_at_chance_in_the_difference_and_is_told(tmp_path):
@@ -168,15 +153,17 @@ def test_a_diverged_seed_counts_at_chance_in_the_difference_and_is_told(tmp_path
     assert "n = 2, 1 of 3 diverged" in (tmp_path / "report/a-vs-b/comparison.md").read_text()
 
 
-def test_the_cost_of_a_batch_is_compared_seed_by_seed(out):
+def test_the_costs_of_a_batch_are_compared_by_the_spread_of_all_four_cells(out):
     for row in cost_rows(pairs_of(out), 32):
-        costs = [
-            np.subtract(accuracies(out, s, row["norm"], 2), accuracies(out, s, row["norm"], 32))
-            for s in "ab"
-        ]
-        interval = stats.ttest_ind(costs[1], costs[0], equal_var=False).confidence_interval(0.95)
-        assert (row["first_cost"], row["second_cost"]) == pytest.approx([c.mean() for c in costs])
-        assert (row["lo95"], row["hi95"]) == pytest.approx((interval.low, interval.high), abs=1e-9)
+        cells = [accuracies(out, s, row["norm"], b) for s in "ba" for b in (2, 32)]
+        signs = (1, -1, -1, 1)
+        difference = sum(sign * np.mean(x) for sign, x in zip(signs, cells))
+        costs = [np.mean(cells[i]) - np.mean(cells[i + 1]) for i in (2, 0)]
+        assert (row["first_cost"], row["second_cost"]) == pytest.approx(costs, abs=1e-12)
+        assert row["difference"] == pytest.approx(difference, abs=1e-12)
+        seeds = math.sqrt(sum(np.var(x, ddof=1) / 4 for x in cells))
+        assert row["se_seeds"] == pytest.approx(seeds, rel=1e-9)
+        assert (row["lo95"] + row["hi95"]) / 2 == pytest.approx(difference, abs=1e-9)
     assert [row["verdict"] for row in cost_rows(pairs_of(out), 32)] == ["higher", "undecided"]
 
 
@@ -200,33 +187,35 @@ def test_the_mean_over_cells_is_one_number_per_seed(out):
         for s in "ab"
     ]
     interval = stats.ttest_ind(means[1], means[0], equal_var=False).confidence_interval(0.95)
-    found = overall(pairs_of(out))
+    found, *seeds = overall(pairs_of(out))
+    assert seeds == [4, 4]
     assert (found.lo, found.hi) == pytest.approx((interval.low, interval.high), abs=1e-9)
 
 
 def test_verdicts_are_adjusted_for_the_number_of_comparisons(tmp_path):
     """One comparison with p = 0.03 is decided alone, and not among ten."""
-    first = [0.70, 0.71, 0.72, 0.73]
-    second = [a + d for a, d in zip(first, (0.01, 0.02, 0.04, 0.05))]
-    add_run(tmp_path / "a", "gn", 1, first)
-    add_run(tmp_path / "b", "gn", 1, second, epochs=8)
-    assert [r["verdict"] for r in accuracy_rows(pairs_of(tmp_path))] == ["higher"]
+    many = {"test": 10**7}
+    first, second = [0.70, 0.71, 0.72, 0.73], [0.726, 0.736, 0.746, 0.756]
+    add_run(tmp_path / "a", "gn", 1, first, **many)
+    add_run(tmp_path / "b", "gn", 1, second, epochs=8, **many)
+    (row,) = accuracy_rows(pairs_of(tmp_path))
+    assert row["verdict"] == "higher"
+    assert row["p"] == pytest.approx(stats.ttest_ind(second, first).pvalue, rel=0.01)
     for batch in range(2, 11):
-        add_run(tmp_path / "a", "gn", batch, draws(0.7, batch))
-        add_run(tmp_path / "b", "gn", batch, draws(0.7, batch + 20), epochs=8)
+        add_run(tmp_path / "a", "gn", batch, draws(0.7, batch), **many)
+        add_run(tmp_path / "b", "gn", batch, draws(0.7, batch + 20), epochs=8, **many)
     row = row_at(accuracy_rows(pairs_of(tmp_path)), "gn", 1)
     assert (row["verdict"], row["family"]) == ("undecided", 10)
-    assert row["p"] == pytest.approx(stats.ttest_rel(second, first).pvalue)
     assert row["p"] < 0.05 < row["p_holm"]
     assert row["lo_simultaneous"] < 0 < row["lo95"]
 
 
-def test_a_study_and_its_copy_differ_in_nothing_and_no_interval_is_made_up(tmp_path):
+def test_a_study_and_its_copy_differ_in_nothing(tmp_path):
     for study in "ab":
         add_run(tmp_path / study, "gn", 2, [0.7, 0.71, 0.72])
     assert what_differs(*both(tmp_path)) == []
     _, found = build_comparison(tmp_path, ["a", "b"])
-    assert "+0.00 points (n = 3 seeds of a and 3 of b); no interval: no spread" in found[0]
+    assert "+0.00 points, 95 % interval over seeds [-2.27, 2.27] (n = 3 seeds of a" in found[0]
     page = (tmp_path / "report/a-vs-b/index.html").read_text()
     assert "Nothing that is recorded of the two studies differs." in page
 

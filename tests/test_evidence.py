@@ -39,13 +39,13 @@ def test_norms_are_compared_with_bn_batch_by_batch_all_in_one_family():
     assert [(r["norm"], r["batch"], r["family"]) for r in rows] == [
         *(("gn", 1, 5), ("gn", 2, 5), ("gn", 32, 5), ("ln", 2, 5), ("ln", 32, 5))
     ]
-    assert "one family" in table.caption
+    assert "Family 'norm against BN'" in table.caption
     # Holm by hand over all five.
     steps = [(5 - i) * p for i, p in enumerate(sorted(r["p"] for r in rows))]
     holm = np.minimum(1, np.maximum.accumulate(steps))
     assert sorted(r["p_holm"] for r in rows) == pytest.approx(holm, rel=1e-9)
-    paired = stats.ttest_rel(gn.cells[1].accuracies, bn.cells[1].accuracies)
-    assert rows[1]["p"] == pytest.approx(paired.pvalue, rel=1e-9)
+    welch = stats.ttest_ind(gn.cells[1].accuracies, bn.cells[1].accuracies, equal_var=False)
+    assert rows[1]["welch_p"] == pytest.approx(welch.pvalue, rel=1e-9)
     assert rows[0]["verdict"] == "ahead"
 
 
@@ -109,7 +109,7 @@ def test_a_diverged_seed_counts_at_chance():
     gn = make_series("gn", {1: [71.0, 62.0, 80.0]}, groups=8)
     (row,) = tables(bn, gn)["norm_comparisons"].rows
     assert row["difference"] == pytest.approx((0.01 + 0.02 + 0.70) / 3)
-    assert (row["n_pairs"], row["n_diverged"], row["n_diverged_bn"]) == (3, 0, 1)
+    assert (row["n_a"], row["n_diverged"], row["n_diverged_bn"]) == (3, 0, 1)
 
 
 def test_the_break_even_batch_is_where_the_mean_difference_crosses_0():
@@ -155,10 +155,11 @@ def test_one_seed_has_no_break_even():
     assert crossing({1: 9, 2: -5}, n=1).text == "not tested"
 
 
-def test_losses_and_the_slope_per_halving_are_those_of_each_seed():
+def test_losses_are_welchs_in_a_small_setting_and_the_slope_per_halving_is_that_of_each_seed():
     values = {1: [50.0, 52.0, 51.0], 2: [60.0, 61.0, 65.0], 8: [70, 72, 74], 32: [80, 79, 84]}
-    (row,) = loss_rows([make_series("bn", {**values, 64: [0.0, 0.0, 0.0]})], 32)
-    lost = stats.t.interval(0.95, 2, np.mean([20, 18, 19]), stats.sem([20, 18, 19]))
+    (row,) = loss_rows([make_series("bn", {**values, 64: [0.0, 0.0, 0.0]}, test=0)], 32)
+    # Four cells with a spread, one of them at batch 2 under BN: too few to share any.
+    lost = stats.ttest_ind(values[32], values[2], equal_var=False).confidence_interval()
     assert (100 * row["loss_2_lo"], 100 * row["loss_2_hi"]) == pytest.approx(lost, rel=1e-9)
     slopes = [np.polyfit([0, 1, 3, 5], [values[b][s] for b in values], 1)[0] for s in range(3)]
     assert 100 * row["per_halving"] == pytest.approx(np.mean(slopes), rel=1e-9)
@@ -199,14 +200,6 @@ def test_every_batch_size_against_the_reference_is_one_family_over_all_norms():
     for row in rows:
         rejected = row["p_holm"] <= 0.05
         assert rejected == (row["lo_simultaneous"] >= 0 or row["hi_simultaneous"] <= 0)
-        paired = stats.ttest_rel(*(c.accuracies for c in _cells([bn, gn], row)))
-        assert row["paired_p"] == pytest.approx(paired.pvalue, rel=1e-9)
-
-
-def _cells(lines, row):
-    (line,) = [line for line in lines if line.norm == row["norm"]]
-    by_batch = {cell.key["batch"]: cell for cell in line.cells}
-    return by_batch[row["batch"]], by_batch[32]
 
 
 def test_no_verdict_of_flatness_rests_on_a_p_that_is_not_adjusted():

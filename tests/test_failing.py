@@ -17,7 +17,7 @@ def study(**changed):
         means = {1: 60, 8: 60, 32: 60, **changed.get(norm, {})}
         drawn = draw({batch: mean or 60 for batch, mean in means.items()}, seed=seed)
         lost = {batch: [None, *drawn[batch][1:]] for batch, mean in means.items() if mean is None}
-        found.append(make_series(norm, {**drawn, **lost}))
+        found.append(make_series(norm, {**drawn, **lost}, test=10_000))
     return found
 
 

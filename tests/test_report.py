@@ -61,7 +61,12 @@ def add_run(study, name, settings, seeds=(0, 1, 2), diverged=(), accuracies=None
         {"commit": commit, "dirty": False, "gnexp": "0.1.0", "torch": "2.14.1", "device": "cpu"}
         | {"command": "gnexp train -m norm=bn,gn", "started": "2026-11-22T16:00:00"}
     )
-    data = {"title": "Shapes <10>", "checksum": "0123456789abcdef", "train": 5120, "test": 1000}
+    data = {
+        "title": "Shapes <10>",
+        "checksum": "0123456789abcdef",
+        "train": 5120,
+        "test": 1_000_000,
+    }
     head = {"run": name, "gnexp": "0.1.0", "config": settings, "parameters": 123}
     head |= {"groups_per_layer": {}, "data": {**data, "classes": CLASSES}}
     norm, batch = settings["norm"]["name"], settings["batch"]
@@ -213,12 +218,15 @@ def test_a_diverged_seed_leaves_the_mean_and_is_counted(demo, report):
 
 def test_a_comparison_counts_a_diverged_seed_at_chance_and_does_not_pool_it(demo, report):
     cells = {c.record.name: c for c in grouping.cells(load_study(demo))}
-    difference = np.mean([*cells["bn-b1"].accuracies, 0.1]) - np.mean(cells["bn-b32"].accuracies)
+    scored = [*cells["bn-b1"].accuracies, 0.1]
+    difference = np.mean(scored) - np.mean(cells["bn-b32"].accuracies)
     row = only(rows_of(report["flatness.csv"]), norm="bn", batch="1")
     assert float(row["difference"]) == pytest.approx(difference, rel=1e-12)
-    assert (row["method"], row["n_diverged"]) == ("Welch", "1")
+    assert row["n_diverged"] == "1"
+    own = np.var(scored, ddof=1) / 3  # next to which three seeds of the reference hardly count
+    assert float(row["se_seeds"]) == pytest.approx(math.sqrt(own), rel=0.01)
     other = only(rows_of(report["flatness.csv"]), norm="bn", batch="2")
-    assert (other["method"], other["verdict"]) == ("pooled sd", "lower")
+    assert (other["method"], other["verdict"]) == ("moderated", "lower")
     assert only(rows_of(report["flatness.csv"]), norm="in", batch="8")["verdict"].startswith("flat")
 
 

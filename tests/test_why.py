@@ -482,7 +482,8 @@ def test_the_gap_is_taken_after_averaging_over_seeds(tmp_path):
     assert row["mean"] == pytest.approx(2.12 / 3, abs=ABS)
     assert (row["chance_gap"], row["chance_gap_95"], row["gap_p"]) == (0.02, 0.04, 0.3)
     expected = stats.t.interval(0.95, 1, loc=0.04, scale=stats.sem([0.02, 0.06]))
-    assert (row["ece_lo"], row["ece_hi"]) == pytest.approx(expected, rel=REL)
+    # an error is at least 0
+    assert (row["ece_lo"], row["ece_hi"]) == pytest.approx((0, expected[1]), rel=REL)
 
 
 def test_a_class_without_test_images_takes_no_part(tmp_path):

@@ -205,7 +205,7 @@ def _without_bn(setting: Setting) -> list[str]:
     best, cell = max(there, key=lambda one: words.mean(one[1]))
     there.sort(key=lambda one: one[0] is not best)  # so that its differences are its leads
     pairs = [(a, b) for i, a in enumerate(there) for b in there[i + 1 :]]
-    found = [between(a[1], b[1]) for a, b in pairs]
+    found = [between(a[1], b[1], setting.samples) for a, b in pairs]
     told, alike, few, rest = [], [], [], []
     for (a, b), one, adjusted in zip(pairs, found, simultaneous(found)):
         if a[0] is best:

@@ -59,7 +59,7 @@ def places(setting: Setting) -> list[Place]:
     with_bn = dict(sorted(with_bn.items()))
     ahead = {b: [i for i, one in its.items() if _is(one, AHEAD)] for b, its in with_bn.items()}
     ahead = {batch: leading for batch, leading in ahead.items() if leading}
-    among = _among(lines) if ahead and len(lines) > 1 else {}
+    among = _among(setting, lines) if ahead and len(lines) > 1 else {}
     chosen = _chosen(with_bn, ahead, among)
     main = max(chosen.values(), key=[*chosen.values()].count) if chosen else None
     found = []
@@ -75,7 +75,7 @@ def _is(one: Versus, verdict: str) -> bool:
     return one.adjusted.verdict == verdict
 
 
-def _among(lines: Sequence[Series]) -> dict[int, dict[tuple[int, int], str]]:
+def _among(setting: Setting, lines: Sequence[Series]) -> dict[int, dict[tuple[int, int], str]]:
     """Return {batch: {(i, j): verdict of line i minus line j}}, all of it one family."""
     cells = [{cell.key["batch"]: cell for cell in line.cells} for line in lines]
     asked = [
@@ -85,7 +85,9 @@ def _among(lines: Sequence[Series]) -> dict[int, dict[tuple[int, int], str]]:
         for batch in mine
         if batch in cells[j]
     ]
-    found = simultaneous([between(cells[i][batch], cells[j][batch]) for batch, i, j in asked])
+    found = simultaneous(
+        [between(cells[i][batch], cells[j][batch], setting.samples) for batch, i, j in asked]
+    )
     opposite = {AHEAD: BEHIND, BEHIND: AHEAD}
     verdicts: dict[int, dict[tuple[int, int], str]] = {}
     for (batch, i, j), adjusted in zip(asked, found):

@@ -1,12 +1,11 @@
 """The words for a study that does not decide between BN and the best of the other norms."""
 
-import math
 from collections.abc import Sequence
 
 from gnexp.study import answer_words as words
 from gnexp.study.answer_leads import Place
 from gnexp.study.comparisons import Setting, Versus
-from gnexp.study.inference import ALPHA, BEHIND, UNDECIDED, seeds_needed
+from gnexp.study.inference import BEHIND, MOST_SEEDS, UNDECIDED, seeds_to_decide
 
 MOST = 5  # names in one list
 
@@ -45,12 +44,9 @@ def tie(found: Sequence[Place], setting: Setting) -> list[str]:
 
 
 def _would_decide(pairs: Sequence[Versus]) -> str:
-    several = [one.difference for one in pairs if one.difference.n_pairs > 1]
-    steps = [one for one in several if one.sd > 0]
-    dof = sum(one.n_pairs - 1 for one in steps)
-    if not dof:
-        return "more seeds would"
-    sd = math.sqrt(sum((one.n_pairs - 1) * one.sd**2 for one in steps) / dof)
-    alpha = ALPHA / (2 * pairs[0].adjusted.family)
-    seeds = f"about {words.count(seeds_needed(sd, alpha=alpha))} seeds of each"
-    return f"{seeds} would narrow the intervals to half a point either way"
+    widest = max(pairs, key=lambda one: abs(one.difference.difference))
+    low, high = seeds_to_decide(widest.difference, widest.adjusted.family)
+    if low > MOST_SEEDS:
+        return f"more than {MOST_SEEDS} seeds of each would be needed"
+    most = str(high) if high <= MOST_SEEDS else f"more than {MOST_SEEDS}"
+    return f"{low} to {most} seeds of each would decide the largest difference"

@@ -71,8 +71,8 @@ def points(one: Versus, signed: bool = False, place: str = "", rival: str = "BN"
     if not signed and d < 0:
         d, lo, hi = -d, -hi, -lo
     size = f"{100 * d:{'+' * signed}.1f} points{place}"
-    pairs, a, b = one.difference.n_pairs, one.difference.n_a, one.difference.n_b
-    n = str(pairs) if pairs >= 2 else f"{a} and {b}"
+    a, b = one.difference.n_a, one.difference.n_b
+    n = str(a) if a == b else f"{a} and {b}"
     lost = ""
     for who, cell in (("it", one.cell), (rival, one.other)):
         diverged = len(cell.of("diverged"))

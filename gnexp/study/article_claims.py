@@ -23,7 +23,7 @@ from gnexp.study.article_rows import (
 )
 from gnexp.study.article_shift import contrast_claims, shift_claims
 from gnexp.study.cells import Cell, Series
-from gnexp.study.comparisons import between, untuned_note
+from gnexp.study.comparisons import all_samples, between, untuned_note
 from gnexp.study.inference import AHEAD, BEHIND, UNTESTED, simultaneous
 from gnexp.study.noise import SEPARATE_EXAMPLES
 from gnexp.study.rendering import Column, Row, Table, plain
@@ -170,7 +170,8 @@ def _between(lines: Sequence[Series], reference_batch: int) -> list[Row]:
         here = [_at(line, reference_batch) for line in (gn, *ends) if line]
         if len(here) == 3 and all(here):
             cases.append((gn, *here))
-    differences = [between(cell, end) for _, cell, *ends in cases for end in ends]
+    known = all_samples(lines)
+    differences = [between(cell, end, known) for _, cell, *ends in cases for end in ends]
     adjusted = simultaneous(differences)
     found = []
     for index, (line, cell, ln, instance) in enumerate(cases):

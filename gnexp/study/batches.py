@@ -40,6 +40,7 @@ def _row(cell: Cell, place: tuple[str, str, int], here: Sequence[Row]) -> Row:
     accuracy, over = accuracy_interval([row["accuracy"] for row in here], images)
     known = [row for row in here if math.isfinite(row["expected"])]
     change = statistics.t_interval([row["accuracy"] - row["expected"] for row in known])
+    change = change.within(-1, 1)
     changes = [row["logit_change"] for row in here if math.isfinite(row["logit_change"])]
     return {
         **{"statistics": kind, "composition": composition, "at_batch": at_batch},

@@ -139,11 +139,11 @@ class Series:
 
 
 def accuracy_interval(accuracies: Sequence[float], images: int) -> tuple[statistics.Interval, str]:
-    """Return the mean over seeds with its 95 % interval, and what the interval is over.
+    """Return the mean over seeds with its 95 % interval in [0, 1], and what the interval is over.
 
     One seed: Wilson's interval over its test images, which says nothing about other seeds.
     """
-    interval = statistics.t_interval(accuracies)
+    interval = statistics.t_interval(accuracies).within(0.0, 1.0)
     if interval.n != 1:
         return interval, "t over seeds" if interval.n else ""
     lo, hi = statistics.binomial_interval(interval.mean, images)

@@ -25,7 +25,7 @@ def class_rows(cells: Sequence[Cell]) -> list[Row]:
         table = class_accuracies(cell)
         if not table and not ece:
             continue
-        calibration = statistics.t_interval(ece)
+        calibration = statistics.t_interval(ece).within(0, 1)
         row = {**cell.key, "n_diverged": len(cell.of("diverged")), **_gap(cell, table)}
         row |= calibration.columns("ece") | {"n_ece": calibration.n}
         rows.append(row)
@@ -44,12 +44,15 @@ def _gap(cell: Cell, table: dict[int, dict[str, tuple[float, int]]]) -> Row:
     # Only seeds with all classes: a class missing in one would be averaged over other seeds.
     names = sorted({name for of in table.values() for name in of})
     whole = [of for of in table.values() if names and set(of) == set(names)]
-    mean = statistics.t_interval([math.fsum(a for a, _ in of.values()) / len(of) for of in whole])
+    means = [math.fsum(a for a, _ in of.values()) / len(of) for of in whole]
+    mean = statistics.t_interval(means).within(0, 1)
     row = {"n": len(whole), "n_left_out": len(table) - len(whole), "classes": len(names)}
     images = [count for of in whole for _, count in of.values()]
     row |= {"images_per_class": min(images) if images else None}
     row |= mean.columns("mean")
-    of_class = {name: statistics.t_interval([of[name][0] for of in whole]) for name in names}
+    of_class = {
+        name: statistics.t_interval([of[name][0] for of in whole]).within(0, 1) for name in names
+    }
     if whole:
         worst = min(names, key=lambda name: of_class[name].mean)
         best = max(names, key=lambda name: of_class[name].mean)

@@ -3,7 +3,7 @@
 Everywhere the difference is the second study minus the first.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,15 +14,24 @@ from gnexp.study.cells import (
     cell_key,
     key_text,
     norm_label,
+    series,
     series_label,
     varying,
 )
-from gnexp.study.inference import AHEAD, BEHIND, Difference, paired_difference, simultaneous
-from gnexp.study.statistics import t_interval
+from gnexp.study.comparisons import all_samples, between, scored_by_seed
+from gnexp.study.inference import (
+    AHEAD,
+    BEHIND,
+    Difference,
+    Estimate,
+    contrast,
+    simultaneous,
+    welch_difference,
+)
+from gnexp.study.samples import Sample
 from gnexp.study.store import Record, Study
 
 Row = dict[str, Any]
-Scores = Mapping[int, float]
 
 VERSION_KEYS = ("gnexp", "commit", "python", "torch", "numpy", "device", "threads", "determinism")
 _TOLD_AS_DATA = ("data", "data.checksum", "data.train_limit", "data.test_limit", "data.size")
@@ -100,45 +109,26 @@ def labelled(both: Sequence[Sequence[Series]], told: Sequence[str]) -> list[list
     ]
 
 
-def scores(cell: Cell) -> dict[int, float]:
-    """Return {seed: test accuracy 0..1}, a diverged seed at chance."""
-    complete = {row["seed"]: row["test_acc"] for row in cell.of("complete")}
-    diverged = {row["seed"]: 1 / cell.classes for row in cell.of("diverged")}
-    return {seed: v for seed, v in (complete | diverged).items() if v is not None}
-
-
-def share_seeds(pair: Pair) -> bool:
-    """Return whether one seed means one draw in both cells: same model, images and test set.
-
-    Then it starts from the same weights and sees the images in the same order.
-    """
-    first, second = (cell.record for cell in (pair.first, pair.second))
-    checksums = [record.result.get("data", {}).get("checksum") for record in (first, second)]
-    held_out = [record.config.get("data", {}).get("validation") for record in (first, second)]
-    same_images = None not in checksums and checksums[0] == checksums[1]
-    same_images = same_images and held_out[0] == held_out[1]
-    return same_images and first.config.get("model") == second.config.get("model")
-
-
-def difference(first: Scores, second: Scores, paired: bool) -> Difference:
-    """Return the mean of `second` minus that of `first`, paired over common seeds if asked."""
-    if not paired:  # seeds of other names have no partner
-        first = {("first", seed): value for seed, value in first.items()}
-    return paired_difference(second, first)
-
-
-def overall(pairs: Sequence[Pair]) -> Difference:
-    """Return the difference of the mean over all pairs, which a seed has in each study.
+def overall(pairs: Sequence[Pair]) -> tuple[Estimate, int, int]:
+    """Return the difference of the mean over all pairs (Welch), and the seeds of second and first.
 
     Seeds, not cells, are what repeats: cells of one seed share its initial weights. Seeds that lack
     a cell are left out.
     """
-    means: list[Scores] = []
-    for side in ("first", "second"):
-        of_cells = [scores(getattr(pair, side)) for pair in pairs]
+    means: list[list[float]] = []
+    for side in ("second", "first"):
+        of_cells = [scored_by_seed(getattr(pair, side)) for pair in pairs]
         seeds = sorted(set.intersection(*(set(scores) for scores in of_cells)) if of_cells else ())
-        means.append({seed: sum(s[seed] for s in of_cells) / len(of_cells) for seed in seeds})
-    return difference(*means, all(map(share_seeds, pairs)))
+        means.append([sum(s[seed] for s in of_cells) / len(of_cells) for seed in seeds])
+    return welch_difference(*means), len(means[0]), len(means[1])
+
+
+def _known(pairs: Sequence[Pair]) -> dict[int, Sample]:
+    """Return the samples of both studies' cells, each moderated over the settings of its own."""
+    return {
+        **all_samples(series([pair.first for pair in pairs])),
+        **all_samples(series([pair.second for pair in pairs])),
+    }
 
 
 def accuracy_rows(pairs: Sequence[Pair]) -> list[Row]:
@@ -146,9 +136,8 @@ def accuracy_rows(pairs: Sequence[Pair]) -> list[Row]:
 
     Accuracies are of the seeds that did not diverge; in the difference those count at chance.
     """
-    differences = [
-        difference(scores(pair.first), scores(pair.second), share_seeds(pair)) for pair in pairs
-    ]
+    known = _known(pairs)
+    differences = [between(pair.second, pair.first, known) for pair in pairs]
     rows = []
     for pair, tested in zip(pairs, _tested(differences)):
         row: Row = {**pair.key, "label": norm_label(pair.key)}
@@ -163,28 +152,26 @@ def accuracy_rows(pairs: Sequence[Pair]) -> list[Row]:
 def cost_rows(pairs: Sequence[Pair], reference_batch: int) -> list[Row]:
     """Return a row per pair away from the reference batch: what the batch costs in each study.
 
-    A cost is accuracy minus that at the reference batch, seed by seed over the seeds of both; the
-    difference of two costs says whether the studies agree on what the batch size does.
+    A cost is accuracy minus that at the reference batch; the difference of two costs says whether
+    the studies agree on what the batch size does.
     """
+    known = _known(pairs)
     found = []
     for pair in pairs:
         if pair.key["batch"] == reference_batch:
             continue
         reference = next((p for p in pairs if _is_reference(p, pair, reference_batch)), None)
         if reference is not None:
-            costs = [
-                _minus(scores(getattr(pair, side)), scores(getattr(reference, side)))
-                for side in ("first", "second")
-            ]
-            if all(costs):
-                found.append((pair, costs, difference(*costs, share_seeds(pair))))
+            sides = [(p.first, p.second) for p in (pair, reference)]
+            costs = [between(a, b, known) for a, b in zip(*sides)]
+            terms = zip((-1.0, 1.0, 1.0, -1.0), (cell for side in sides for cell in side))
+            found.append((pair, costs, contrast((w, known[id(cell)]) for w, cell in terms)))
     rows = []
     for (pair, costs, _), tested in zip(found, _tested([d for _, _, d in found])):
         row: Row = {**pair.key, "label": norm_label(pair.key), "reference_batch": reference_batch}
         for name, cost in zip(("first", "second"), costs):
-            interval = t_interval(list(cost.values()))
-            row |= {f"{name}_n": interval.n, f"{name}_cost": interval.mean}
-            row |= {f"{name}_lo": interval.lo, f"{name}_hi": interval.hi}
+            row |= {f"{name}_n": min(cost.n_a, cost.n_b), f"{name}_cost": cost.difference}
+            row |= {f"{name}_lo": cost.lo, f"{name}_hi": cost.hi}
         rows.append({**row, **tested})
     return rows
 
@@ -196,16 +183,13 @@ def _is_reference(candidate: Pair, pair: Pair, reference_batch: int) -> bool:
     return candidate.key == {**pair.key, "batch": reference_batch, "update_batch": update}
 
 
-def _minus(a: Scores, b: Scores) -> dict[int, float]:
-    return {seed: a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())}
-
-
 def _tested(differences: Sequence[Difference]) -> list[Row]:
     words = {AHEAD: HIGHER, BEHIND: LOWER}
     return [
         {
             "difference": d.difference,
-            **{"lo95": d.lo, "hi95": d.hi, "method": d.method, "n_pairs": d.n_pairs},
+            **{"lo95": d.lo, "hi95": d.hi, "method": d.method, "dof": d.dof},
+            **{"se_seeds": d.se_seeds, "se_images": d.se_images, "images": d.images},
             **{"p": d.p, "p_holm": adjusted.p_holm, "family": adjusted.family},
             **{"lo_simultaneous": adjusted.lo, "hi_simultaneous": adjusted.hi},
             "verdict": words.get(adjusted.verdict, adjusted.verdict)

@@ -5,18 +5,19 @@ from collections.abc import Sequence
 
 from gnexp.study.cells import BASE, Cell, is_trial, norm_label
 from gnexp.study.compare import HIGHER, LOWER, Alone, Pair, overall
+from gnexp.study.evidence import sources
 from gnexp.study.held_out import TEST, VALIDATION
-from gnexp.study.inference import PAIRED, UNDECIDED
+from gnexp.study.inference import NO_SPREAD, TOO_FEW, UNDECIDED
 from gnexp.study.rendering import Column, Cut, Row, Table, percent, plain
 
 Names = Sequence[str]
 TESTED = (
-    *("difference", "lo95", "hi95", "method", "n_pairs", "p", "p_holm", "family"),
-    *("lo_simultaneous", "hi_simultaneous", "verdict"),
+    *("difference", "lo95", "hi95", "method", "se_seeds", "se_images", "images", "dof", "p"),
+    *("p_holm", "family", "lo_simultaneous", "hi_simultaneous", "verdict"),
 )
 _TESTS = (
-    "Paired t over the seeds of both studies where model and images are the same, so that a seed "
-    "is one draw in both; else Welch's t. Simultaneous: all intervals of this table together hold "
+    "The standard error holds the spread over seeds and the sampling of test images, as in the "
+    "reports of the studies. Simultaneous: all intervals of this table together hold "
     "their differences in 95 % of comparisons, and the verdict is Holm's at 5 % over this table. A "
     "diverged seed counts at chance."
 )
@@ -54,8 +55,8 @@ def cost_table(rows: Sequence[Row], names: Names, reference: int) -> Table:
         *_difference_columns("Difference of the costs (points)"),
     ]
     caption = (
-        f"A cost is test accuracy minus that at batch {reference}, seed by seed over the seeds of "
-        f"both, with its 95 % interval; the difference is the cost in {names[1]} minus that in "
+        f"A cost is test accuracy minus that at batch {reference}, "
+        f"with its 95 % interval; the difference is the cost in {names[1]} minus that in "
         f"{names[0]}. It says whether the studies agree on what the batch size does, whatever "
         f"their levels. {_TESTS}"
     )
@@ -127,8 +128,7 @@ def _other_tasks(first: Sequence[Cell], second: Sequence[Cell], names: Names) ->
     unlike = {k for _, k in tasks[0]} != {k for _, k in tasks[1]}
     chance = ", whose chance levels differ" if unlike else ""
     return [
-        f"The test sets differ: {told[0]}, {told[1]}{chance}. Differences are those of two tasks, "
-        "and seeds are never paired across them."
+        f"The test sets differ: {told[0]}, {told[1]}{chance}. Differences are those of two tasks."
     ]
 
 
@@ -142,17 +142,18 @@ def sentences(
 
 
 def _overall(pairs: Sequence[Pair], names: Names) -> str:
-    found = overall(pairs)
+    found, second, first = overall(pairs)
     cells = f"the {len(pairs)} cells of both" if len(pairs) > 1 else "the one cell of both"
-    lacking = [name for name, n in zip(names, (found.n_b, found.n_a)) if not n]
+    lacking = [name for name, n in zip(names, (first, second)) if not n]
     if lacking:
         return f"No seed of {' or of '.join(lacking)} has {cells}, so there is no mean over them."
-    n = f"n = {found.n_b} seed{'s' * (found.n_b != 1)} of {names[0]} and {found.n_a} of {names[1]}"
-    how = f"paired over {found.n_pairs}" if found.method == PAIRED else "not paired"
+    n = f"n = {first} seed{'s' * (first != 1)} of {names[0]} and {second} of {names[1]}"
     text = f"{names[1]} minus {names[0]}, mean over {cells}: {_signed(found.difference)} points"
-    if found.why:
-        return f"{text} ({n}); no interval: {found.why}."
-    return f"{text}, 95 % interval [{percent(found.lo, 2)}, {percent(found.hi, 2)}] ({n}, {how})."
+    if found.p != found.p:
+        why = TOO_FEW if min(first, second) < 2 else NO_SPREAD
+        return f"{text} ({n}); no interval: {why}."
+    bounds = f"[{percent(found.lo, 2)}, {percent(found.hi, 2)}]"
+    return f"{text}, 95 % interval over seeds {bounds} ({n})."
 
 
 def _counted(rows: Sequence[Row], names: Names) -> str:
@@ -239,9 +240,8 @@ def _width(row: Row) -> float:
 
 def _difference(row: Row) -> str:
     n = f"n = {row['first_n']} and {row['second_n']}"
-    how = f"paired over {row['n_pairs']}" if row["method"] == PAIRED else "not paired"
     bounds = f"[{percent(row['lo_simultaneous'], 2)}, {percent(row['hi_simultaneous'], 2)}]"
-    return f"{_signed(row['difference'])} points, simultaneous 95 % interval {bounds} ({n}, {how})"
+    return f"{_signed(row['difference'])} points, simultaneous 95 % interval {bounds} ({n})"
 
 
 def _cell(row: Row, rows: Sequence[Row]) -> str:
@@ -309,16 +309,13 @@ def _cost(side: str) -> Cut:
 
 
 def _difference_columns(header: str) -> list[Column]:
-    def n(row: Row) -> str:
-        return f"paired, {row['n_pairs']}" if row["method"] == PAIRED else row["method"]
-
     return [
         Column(header, _points("difference")),
         Column("Verdict", lambda row: str(row["verdict"]), False),
         Column("95 % interval", lambda row: _bounds(row, "lo95", "hi95")),
         Column("Simultaneous", lambda row: _bounds(row, "lo_simultaneous", "hi_simultaneous")),
         Column("Holm's p", lambda row: plain(row["p_holm"], 2)),
-        Column("By", n, False),
+        Column("Standard error: seeds, images", sources, False),
     ]
 
 

@@ -1,8 +1,9 @@
 """Differences of mean accuracy: each batch size against the reference, and norm against BN.
 
-Two families, each with Holm's adjustment: every norm against BN at every batch size, one family
-for each setting (a model, a data set, an update rule), so that the best of several norms may be
-named at the stated error rate; and every batch size against the reference batch, over all norms.
+Two families of differences, each with Holm's adjustment: norm against BN at every batch size, one
+family for each setting (a model, a data set, an update rule), so that the best of several norms may
+be named at the stated error rate; and batch against reference, over all norms. A third, the
+equivalence tests of the second.
 """
 
 import math
@@ -16,14 +17,14 @@ from gnexp.study.inference import (
     AHEAD,
     ALPHA,
     BEHIND,
-    PAIRED,
+    TOO_FEW,
     Adjusted,
     Difference,
-    estimate,
+    contrast,
     holm,
-    paired_difference,
     simultaneous,
 )
+from gnexp.study.samples import Sample, samples
 
 Row = dict[str, Any]
 # What the series of a setting may differ in; an untuned rate is told, but keeps none apart.
@@ -57,13 +58,15 @@ class Setting:
     """Series that differ in nothing but the norm: bn is BN as it comes, if it was trained.
 
     key: what the series share. pairs: (series, its comparisons with bn, ascending in batch) for
-    every series but bn itself, all of them one family.
+    every series but bn itself, all of them one family. samples: what each cell's accuracies say,
+    by id(cell), their spreads moderated over the setting.
     """
 
     key: dict[str, Any]
     lines: list[Series]
     bn: Series | None
     pairs: list[tuple[Series, list[Versus]]]
+    samples: Mapping[int, Sample]
 
 
 def scored_by_seed(cell: Cell) -> dict[int, float]:
@@ -88,6 +91,14 @@ def settings(lines: Sequence[Series]) -> list[Setting]:
     return [_setting(among) for among in found]
 
 
+def all_samples(lines: Sequence[Series]) -> dict[int, Sample]:
+    """Return {id(cell): Sample} of all settings; a cell of several is as the first has it."""
+    known: dict[int, Sample] = {}
+    for setting in settings(lines):
+        known = {**setting.samples, **known}
+    return known
+
+
 def _text(key: Mapping[str, Any]) -> str:
     return repr(sorted(key.items(), key=str))
 
@@ -108,22 +119,25 @@ def _setting(lines: list[Series]) -> Setting:
     as_it_comes = [b for b in found if b.key.get("norm.momentum_rule") in (None, "batches")]
     bn = next(iter(as_it_comes or found), None)
     others = [line for line in lines if line is not bn]
-    pairs = against(others, bn) if bn else []
+    known = samples({id(cell): cell for line in lines for cell in line.cells}.values())
+    pairs = _against(others, bn, known) if bn else []
     key = _shared(lines[0].key)
     if len({repr(line.key.get("lr")) for line in lines}) > 1:
         key.pop("lr")
-    return Setting(key, lines, bn, pairs)
+    return Setting(key, lines, bn, pairs, known)
 
 
 def _shared(key: Mapping[str, Any]) -> Row:
     return {k: v for k, v in key.items() if k not in _OF_THE_SERIES and not k.startswith("norm.")}
 
 
-def against(lines: Sequence[Series], other: Series) -> list[tuple[Series, list[Versus]]]:
+def _against(
+    lines: Sequence[Series], other: Series, known: Mapping[int, Sample]
+) -> list[tuple[Series, list[Versus]]]:
     """Return each line minus other at the batch sizes of both, ascending; all are one family."""
     theirs = {cell.key["batch"]: cell for cell in other.cells}
     shared = [[c for c in line.cells if c.key["batch"] in theirs] for line in lines]
-    found = [[between(c, theirs[c.key["batch"]]) for c in cells] for cells in shared]
+    found = [[between(c, theirs[c.key["batch"]], known) for c in cells] for cells in shared]
     adjusted = iter(simultaneous([one for differences in found for one in differences]))
     return [
         (
@@ -137,13 +151,19 @@ def against(lines: Sequence[Series], other: Series) -> list[tuple[Series, list[V
     ]
 
 
-def between(a: Cell, b: Cell) -> Difference:
-    """Compare two cells' accuracy, a minus b, paired by seed; diverged seeds count at chance."""
-    return paired_difference(scored_by_seed(a), scored_by_seed(b))
+def between(a: Cell, b: Cell, known: Mapping[int, Sample]) -> Difference:
+    """Return the difference of two cells' accuracies, a minus b; diverged seeds count at chance.
+
+    known: of their setting. A cell without a finished seed makes it nan.
+    """
+    if id(a) not in known or id(b) not in known:
+        nothing = [math.nan] * 6
+        return Difference(*nothing, why=TOO_FEW)
+    return contrast([(1.0, known[id(a)]), (-1.0, known[id(b)])])
 
 
 def tested_columns(difference: Difference, adjusted: Adjusted) -> Row:
-    """Return a comparison's columns: the paired difference, Welch's, Holm's, and the verdict."""
+    """Return a comparison's columns: the difference and its sources of error, Holm's, Welch's."""
     return {
         **{k: getattr(difference, k) for k in TESTED if hasattr(difference, k)},
         "p_holm": adjusted.p_holm,
@@ -154,9 +174,9 @@ def tested_columns(difference: Difference, adjusted: Adjusted) -> Row:
 
 
 TESTED = (
-    *("method", "n_pairs", "n_a", "n_b", "correlation", "difference", "lo", "hi", "p"),
-    *("welch_difference", "welch_lo", "welch_hi", "welch_p"),
-    *("p_holm", "lo_simultaneous", "hi_simultaneous", "family"),
+    *("method", "n_a", "n_b", "difference", "se_seeds", "se_images", "images", "dof", "lo", "hi"),
+    *("p", "p_holm", "lo_simultaneous", "hi_simultaneous", "family"),
+    *("welch_lo", "welch_hi", "welch_p"),
 )
 
 
@@ -193,35 +213,25 @@ def untuned_note(*cells: Cell) -> str:
 def flatness_rows(lines: Sequence[Series], reference_batch: int) -> list[Row]:
     """Return one row per series and batch size other than the reference, which was fixed before.
 
-    Diverged seeds count at chance. difference to p: by the standard deviation pooled over the
-    series' cells; with diverged seeds, or cells that scatter too unequally to pool, by the two
-    cells' own spreads (Welch). p_holm, *_simultaneous: the same in the family of all rows.
-    paired_*: beside it, paired t over the n_pairs seeds of both. verdict: flat when Holm over the
-    equivalence tests of all rows rejects at 5 %, lower or higher when Holm over p does, else
-    undecided.
+    Diverged seeds count at chance. difference to p: as `contrast` has it. p_holm, *_simultaneous:
+    the same in the family of all rows. verdict: flat when Holm over the equivalence tests of all
+    rows rejects at 5 %, lower or higher when Holm over p does, else undecided.
     `differs`: other settings that differ from the reference. A series without a cell at the
     reference batch gives no row.
     """
-    rows = []
+    known = {id(line): setting.samples for setting in settings(lines) for line in setting.lines}
+    rows, found = [], []
     for line in lines:
         reference = next((c for c in line.cells if c.key["batch"] == reference_batch), None)
-        if reference is None:
-            continue
-        steady = [c.scored for c in line.cells if not c.of("diverged")]
-        pooled = statistics.pooled_sd(steady)
-        poolable = not statistics.spreads_differ(steady)
-        for cell in line.cells:
-            if cell is reference:
-                continue
-            pool = poolable and not cell.of("diverged") and not reference.of("diverged")
-            rows.append(_flatness_row(cell, reference, pooled if pool else None))
-    return _as_family(rows)
+        for cell in line.cells if reference else ():
+            if cell is not reference:
+                found.append(between(cell, reference, known[id(line)]))
+                rows.append(_flatness_row(cell, reference, found[-1]))
+    return _as_family(rows, found)
 
 
-def _flatness_row(cell: Cell, reference: Cell, pooled: tuple[float, int] | None) -> Row:
-    comparison, method, used = _compare(cell, reference, pooled)
-    pairs = between(cell, reference)
-    paired = pairs.method == PAIRED
+def _flatness_row(cell: Cell, reference: Cell, one: Difference) -> Row:
+    lo90, hi90, p_equivalence = statistics.equivalence(one.difference, one.se, one.dof)
     return {
         **cell.key,
         "reference_batch": reference.key["batch"],
@@ -229,44 +239,24 @@ def _flatness_row(cell: Cell, reference: Cell, pooled: tuple[float, int] | None)
         "n": len(cell.scored),
         "n_reference": len(reference.scored),
         "n_diverged": len(cell.of("diverged")) + len(reference.of("diverged")),
-        **{k: v for k, v in vars(comparison).items() if k != "verdict"},
-        **{"sd": used[0], "dof": used[1], "method": method, "se": used[2]},
-        "n_pairs": pairs.n_pairs,
-        "paired_difference": pairs.difference if paired else math.nan,
-        "paired_lo": pairs.lo if paired else math.nan,
-        "paired_hi": pairs.hi if paired else math.nan,
-        "paired_p": pairs.p if paired else math.nan,
+        "accuracy_reference": math.fsum(reference.scored) / max(1, len(reference.scored)),
+        **{"difference": one.difference, "lo90": lo90, "hi90": hi90, "lo95": one.lo},
+        **{"hi95": one.hi, "p_equivalence": p_equivalence, "p": one.p},
+        **{k: getattr(one, k) for k in ("method", "se_seeds", "se_images", "images", "dof")},
         "differs": ", ".join(_differing(cell, reference)),
     }
 
 
-def _as_family(rows: list[Row]) -> list[Row]:
+def _as_family(rows: list[Row], found: Sequence[Difference]) -> list[Row]:
     flat = holm([row["p_equivalence"] for row in rows])
-    found = [estimate(row["difference"], row.pop("se"), row["dof"]) for row in rows]
     said = {AHEAD: statistics.HIGHER, BEHIND: statistics.LOWER}
-    for row, one, adjusted, p_flat in zip(rows, found, simultaneous(found), flat):
-        row |= {"p": one.p, "p_holm": adjusted.p_holm, "p_equivalence_holm": p_flat}
+    for row, adjusted, p_flat in zip(rows, simultaneous(found), flat):
+        row |= {"p_holm": adjusted.p_holm, "p_equivalence_holm": p_flat}
         row |= {"lo_simultaneous": adjusted.lo, "hi_simultaneous": adjusted.hi}
         row |= {"family": adjusted.family}
         decided = said.get(adjusted.verdict, statistics.UNDECIDED)
         row["verdict"] = statistics.FLAT if p_flat < ALPHA else decided
     return rows
-
-
-def _compare(
-    a: Cell, b: Cell, pooled: tuple[float, int] | None
-) -> tuple[statistics.Comparison, str, tuple[float, float, float]]:
-    x, y = a.scored, b.scored
-    difference = sum(x) / len(x) - sum(y) / len(y) if x and y else math.nan
-    if min(len(x), len(y)) < 2:
-        return statistics.compare_means(difference, math.nan, 0), "", (math.nan, 0, math.nan)
-    if pooled is not None:
-        sd, dof = pooled
-        se = sd * math.sqrt(1 / len(x) + 1 / len(y))
-        return statistics.compare_means(difference, se, dof), "pooled sd", (sd, dof, se)
-    se, dof = statistics.welch(x, y)
-    own_sd = statistics.t_interval(x).sd
-    return statistics.compare_means(difference, se, dof), "Welch", (own_sd, dof, se)
 
 
 def _differing(cell: Cell, reference: Cell) -> list[str]:

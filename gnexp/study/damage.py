@@ -157,6 +157,9 @@ def _damages(cell: Cell, reference: Cell | None, reference_batch: int, measure: 
     evaluation = statistics.t_interval([running - repaired for running, repaired in gaps])
     values = dict(none)
     for column, interval in zip(columns, (total, training, evaluation)):
+        if measure == ACCURACY:  # the last is a difference of two differences
+            limit = 2 if interval is evaluation else 1
+            interval = interval.within(-limit, limit)
         values |= interval.columns(column)
     values[columns[0]] = training.mean + evaluation.mean  # exactly, not but for rounding
     return {**values, "note": note}

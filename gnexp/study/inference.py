@@ -1,28 +1,40 @@
-"""Paired differences, families of them, and how many seeds an answer takes.
+"""Differences of mean accuracy, families of them, and how many seeds an answer takes.
 
-A seed fixes the initialization and the order of the images, so the same seed of two norms, or of
-two batch sizes, makes a pair. What too few values or no spread cannot give is nan, not a guess.
+Two sources of error stand in a difference: the seeds, whose spread is moderated over a setting (or
+each cell's own, which is Welch's test; gnexp.study.spread), and the sampling of the test images
+(gnexp.study.samples). Seeds are no blocks: a seed fixes the initialization and the order of the
+images, yet accuracies of one seed under two norms, or at two batch sizes, correlate by -.09 to .22
+on average in the published studies, and pairing leaves n - 1 degrees of freedom for nothing.
+What too few values or no spread cannot give is nan, not a guess.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from gnexp.study import statistics
+from gnexp.study.samples import Sample, image_variance
+from gnexp.study.spread import KEPT
 
 ALPHA = 0.05
-PAIRED, WELCH = "paired t", "Welch"
+MODERATED, WELCH = "moderated", "Welch"
 AHEAD, BEHIND, UNDECIDED, UNTESTED = "ahead", "behind", "undecided", "not tested"
 NO_SPREAD, TOO_FEW = "no spread between seeds", "fewer than two seeds"
+# The families: each keeps the chance of any false decision in it at ALPHA.
+AGAINST_BN, ALL_PAIRS = "norm against BN", "all pairs"
+AGAINST_REFERENCE, EQUIVALENCE = "batch against reference", "equivalence"
 HALF_WIDTH = 0.005  # half a point of accuracy
-MOST_SEEDS = 1_000_000
+MOST_SEEDS = 30  # beyond which no number of seeds is advised
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A difference, its standard error and degrees of freedom, 95 % interval alone, and p."""
+    """A difference, its standard error and degrees of freedom, 95 % interval alone, and p.
+
+    limit: the largest size that it can have; intervals end there.
+    """
 
     difference: float
     se: float
@@ -30,27 +42,31 @@ class Estimate:
     lo: float
     hi: float
     p: float
+    limit: float = 1.0
 
 
 @dataclass(frozen=True)
 class Difference(Estimate):
-    """Mean of a minus mean of b by the primary method, and Welch's beside it.
+    """A weighted sum of cells' mean accuracies, mostly one minus another, and its sources of error.
 
-    method: PAIRED over the n_pairs common seeds where there are two, else WELCH, else "".
-    sd: of the paired differences. correlation: of the pairs. why: what kept it from a p, or "".
+    method: MODERATED, WELCH, or "" where a cell has one seed. n_a, n_b: the fewest seeds on the
+    side that counts and on the side that is taken off. se_seeds, se_images: the two sources, se
+    being the root of the sum of their squares; images: how the second is known (CROSSED, BOUND,
+    or "" where the test images are not counted). welch_*: from each cell's own spread over seeds
+    alone, beside it. why: what kept it from a p, or "". terms: what it is made of.
     """
 
-    method: str
-    n_pairs: int
-    n_a: int
-    n_b: int
-    sd: float
-    correlation: float
-    welch_difference: float
-    welch_lo: float
-    welch_hi: float
-    welch_p: float
-    why: str
+    method: str = ""
+    n_a: int = 0
+    n_b: int = 0
+    se_seeds: float = math.nan
+    se_images: float = 0.0
+    images: str = ""
+    welch_lo: float = math.nan
+    welch_hi: float = math.nan
+    welch_p: float = math.nan
+    why: str = ""
+    terms: tuple[tuple[float, Sample], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -68,47 +84,100 @@ class Adjusted:
     verdict: str
 
 
-def paired_difference(a: Mapping[int, float], b: Mapping[int, float]) -> Difference:
-    """Compare {seed: value} with {seed: value}, a minus b.
+def contrast(terms: Iterable[tuple[float, Sample]]) -> Difference:
+    """Return sum weight x mean of the samples; 1 and -1 make a difference.
 
-    Paired t over the seeds of both: mean d, se = sd(d)/sqrt(n), n - 1 degrees of freedom. Welch
-    over all seeds of each. Where a method finds no spread its interval and p are nan: equal
-    values of every seed (all at chance, say) tell nothing of the spread.
+    se^2 = sum weight^2 variance / n + the variance over test images; degrees of freedom by
+    Satterthwaite over both, those of the seeds as in gnexp.study.spread. Where a sample has one
+    value, or no seed has any spread (all at chance, say), interval and p are nan: equal values of
+    every seed tell nothing of the spread.
     """
-    seeds = sorted(a.keys() & b.keys())
-    x, y = np.array([a[s] for s in seeds]), np.array([b[s] for s in seeds])
-    pairs = statistics.t_interval(x - y)
-    welch_se, welch_dof = statistics.welch([*a.values()], [*b.values()])
-    apart = float(np.mean([*a.values()]) - np.mean([*b.values()])) if a and b else math.nan
-    welch = estimate(apart, welch_se, welch_dof)
-    if len(seeds) >= 2:
-        method, d, se, dof = PAIRED, pairs.mean, pairs.sd / math.sqrt(pairs.n), pairs.n - 1.0
-    else:
-        method = WELCH if welch_dof > 0 else ""
-        d, se, dof = apart, welch_se, welch_dof
-    found = estimate(d, se, dof)
-    why = "" if found.p == found.p else NO_SPREAD if dof > 0 else TOO_FEW
-    counts = (len(seeds), len(a), len(b), pairs.sd, _correlation(x, y))
-    beside = (apart, welch.lo, welch.hi, welch.p)
-    return Difference(*vars(found).values(), method, *counts, *beside, why)
+    terms = tuple(terms)
+    value = math.fsum(w * sample.mean for w, sample in terms)
+    plus, minus = ([s for w, s in terms if (w > 0) == positive] for positive in (True, False))
+    limit = max(sum(w for w, _ in terms if w > 0), -sum(w for w, _ in terms if w < 0))
+    n_a, n_b = (min((s.n for s in side), default=0) for side in (plus, minus))
+    counts = {"limit": limit, "n_a": n_a, "n_b": n_b, "terms": terms}
+    if min(s.n for _, s in terms) < 2:
+        nothing = [math.nan] * 3
+        return Difference(value, math.nan, 0.0, *nothing, **counts, why=TOO_FEW)
+    seeds, dof = _over_seeds(terms)
+    images, images_dof, how = image_variance(terms)
+    se, total_dof = satterthwaite([(seeds**2, dof), (images, images_dof)])
+    found = estimate(value, se if seeds > 1e-12 else 0.0, total_dof, limit)
+    own, own_dof = satterthwaite([(w * w * s.own_variance / s.n, s.n - 1.0) for w, s in terms])
+    welch = estimate(value, own, own_dof, limit)
+    moderated = any(s.prior_dof for _, s in terms)
+    return Difference(
+        **vars(found) | counts,
+        method=MODERATED if moderated else WELCH,
+        **{"se_seeds": seeds, "se_images": math.sqrt(images), "images": how},
+        **{"welch_lo": welch.lo, "welch_hi": welch.hi, "welch_p": welch.p},
+        why="" if found.p == found.p else NO_SPREAD,
+    )
 
 
-def estimate(difference: float, se: float, dof: float) -> Estimate:
-    """Return the t test of difference / se against 0; lo, hi and p are nan without spread."""
+def _over_seeds(
+    terms: Sequence[tuple[float, Sample]], seeds: int | None = None
+) -> tuple[float, float]:
+    """Return the standard error over seeds and its dof, were there so many `seeds` in each cell."""
+    parts = [
+        (w * w * s.variance / (seeds or s.n), s.dof if seeds is None else seeds - 1 + s.prior_dof)
+        for w, s in terms
+    ]
+    se, dof = satterthwaite(parts)
+    if any(s.prior_dof for _, s in terms):  # see gnexp.study.spread
+        least = min(part for _, part in parts)
+        dof = least + KEPT * (dof - least)
+    return se, dof
+
+
+def paired_difference(a: Mapping[int, float], b: Mapping[int, float]) -> Estimate:
+    """Return the mean of a - b over the seeds of both {seed: value}, with Student's interval.
+
+    For what a seed makes alike: runs whose updates are the same but for rounding, one network under
+    two statistics. Norms and batch sizes are no such pair.
+    """
+    steps = statistics.t_interval([a[s] - b[s] for s in sorted(a.keys() & b.keys())])
+    return estimate(steps.mean, steps.sd / math.sqrt(max(1, steps.n)), steps.n - 1.0)
+
+
+def welch_difference(a: Sequence[float], b: Sequence[float]) -> Estimate:
+    """Return mean(a) - mean(b) with Welch's interval: each its own spread, values of one kind."""
+    if min(len(a), len(b)) < 2:
+        apart = float(np.mean(a) - np.mean(b)) if len(a) and len(b) else math.nan
+        return estimate(apart, math.nan, 0.0)
+    parts = [(float(np.var(x, ddof=1)) / len(x), len(x) - 1.0) for x in (a, b)]
+    return estimate(float(np.mean(a) - np.mean(b)), *satterthwaite(parts))
+
+
+def satterthwaite(parts: Iterable[tuple[float, float]]) -> tuple[float, float]:
+    """Return (root of the summed variances, their degrees of freedom) of (variance, dof) parts.
+
+    dof = (sum v)^2 / sum v^2 / dof (Welch 1947; Satterthwaite 1946); all of them where no part has
+    any variance.
+    """
+    parts = [*parts]
+    total = math.fsum(v for v, _ in parts)
+    if total <= 0:
+        return 0.0, math.fsum(dof for _, dof in parts if math.isfinite(dof))
+    return math.sqrt(total), total**2 / math.fsum(v * v / dof for v, dof in parts if v > 0)
+
+
+def estimate(difference: float, se: float, dof: float, limit: float = 1.0) -> Estimate:
+    """Return the t test of difference / se against 0; lo, hi and p are nan without spread.
+
+    The interval ends at -limit and limit, beyond which no difference can lie.
+    """
     from scipy.special import stdtr
 
     # Rounding leaves 1e-17 of spread between equal values.
     if not (dof > 0 and math.isfinite(difference) and se > 1e-12):
-        return Estimate(difference, math.nan, dof, math.nan, math.nan, math.nan)
+        return Estimate(difference, math.nan, dof, math.nan, math.nan, math.nan, limit)
     half = statistics.t_quantile(1 - ALPHA / 2, dof) * se
     p = 2 * float(stdtr(dof, -abs(difference) / se))
-    return Estimate(difference, se, dof, difference - half, difference + half, p)
-
-
-def _correlation(x: np.ndarray, y: np.ndarray) -> float:
-    if len(x) < 3 or min(np.ptp(x), np.ptp(y)) < 1e-12:  # two points always lie on a line
-        return math.nan
-    return float(np.corrcoef(x, y)[0, 1])
+    lo, hi = max(difference - half, -limit), min(difference + half, limit)
+    return Estimate(difference, se, dof, lo, hi, p, limit)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -150,7 +219,7 @@ def _adjust(d: Estimate, p_holm: float, family: int) -> Adjusted:
     if p_holm != p_holm:
         return Adjusted(math.nan, math.nan, math.nan, family, UNTESTED)
     half = statistics.t_quantile(1 - ALPHA / (4 * family), d.dof) * d.se
-    lo, hi = d.difference - half, d.difference + half
+    lo, hi = max(d.difference - half, -d.limit), min(d.difference + half, d.limit)
     if p_holm > ALPHA:
         return Adjusted(p_holm, lo, hi, family, UNDECIDED)
     if d.difference > 0:
@@ -158,61 +227,87 @@ def _adjust(d: Estimate, p_holm: float, family: int) -> Adjusted:
     return Adjusted(p_holm, lo, min(hi, 0.0), family, BEHIND)
 
 
-def with_images(values: Sequence[float], images: int) -> tuple[float, float]:
+def with_images(sample: Sample) -> tuple[float, float]:
     """Return a 95 % interval for the mean accuracy over fresh seeds and fresh test images.
 
-    Var = sd^2/n + Var_images/N. Seeds share their test images, so Var_images is that of the share
-    of seeds that are right about an image: at most p(1 - p), reached when all seeds err on the
-    same images. That bound is used, so the interval is conservative. Welch-Satterthwaite degrees
-    of freedom, but never narrower than the interval over seeds, and within [0, 1]. (nan, nan) for
-    one value or unknown images.
+    Seeds by their own spread, test images as in `image_variance`; never narrower than the interval
+    over seeds, and within [0, 1]. (nan, nan) for one value, unknown images, or no spread.
     """
-    seeds = statistics.t_interval(values)
-    if seeds.n < 2 or images < 2:
+    images, images_dof, how = image_variance([(1.0, sample)])
+    seeds, dof = sample.own_variance / sample.n, sample.n - 1.0
+    if sample.n < 2 or not how or seeds + images <= 0:
         return math.nan, math.nan
-    of_seeds = seeds.sd**2 / seeds.n
-    of_images = max(seeds.mean * (1 - seeds.mean), 0.0) / images
-    total = of_seeds + of_images
-    if total == 0:
-        return math.nan, math.nan
-    dof = total**2 / (of_seeds**2 / (seeds.n - 1) + of_images**2 / (images - 1))
-    half = statistics.t_quantile(1 - ALPHA / 2, dof) * math.sqrt(total)
-    half = max(half, (seeds.hi - seeds.lo) / 2)
-    return max(0.0, seeds.mean - half), min(1.0, seeds.mean + half)
+    se, dof_both = satterthwaite([(seeds, dof), (images, images_dof)])
+    half = statistics.t_quantile(1 - ALPHA / 2, dof_both) * se
+    half = max(half, statistics.t_quantile(1 - ALPHA / 2, dof) * math.sqrt(seeds))
+    return max(0.0, sample.mean - half), min(1.0, sample.mean + half)
 
 
-def seeds_needed(sd: float, half_width: float = HALF_WIDTH, alpha: float = ALPHA) -> int | float:
-    """Return the least n >= 2 with t_{1 - alpha/2, n - 1} sd / sqrt(n) <= half_width.
+def seeds_needed(sd: float, half_width: float = HALF_WIDTH) -> int | float:
+    """Return the least n >= 2 with t_{.975, n - 1} sd / sqrt(n) <= half_width.
 
-    sd: of a seed's accuracy, or of a pair's difference, 0..1. nan for an unknown or absent spread;
-    inf beyond a million. The interval of a study of that size is as narrow when its sd is this.
+    sd: of a seed's accuracy, 0..1. nan for an unknown or absent spread; inf beyond MOST_SEEDS. The
+    interval of a study of that size is as narrow when its sd is this.
     """
     if not sd > 0:
         return math.nan
 
     def enough(n: int) -> bool:
-        return statistics.t_quantile(1 - alpha / 2, n - 1) * sd / math.sqrt(n) <= half_width
+        return statistics.t_quantile(1 - ALPHA / 2, n - 1) * sd / math.sqrt(n) <= half_width
 
-    high = 2
-    while not enough(high):
-        high *= 2
-        if high > MOST_SEEDS:
-            return math.inf
-    low = high // 2  # not enough, unless high is 2 already
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if enough(middle) else (middle, high)
-    return high
+    return next((n for n in range(2, MOST_SEEDS + 1) if enough(n)), math.inf)
 
 
-def sd_interval(sd: float, dof: float) -> tuple[float, float]:
-    """Return the 95 % interval of a standard deviation: sd sqrt(dof / chi2_{.975, .025}(dof))."""
+def seeds_to_decide(one: Difference, family: int) -> tuple[int | float, int | float]:
+    """Return the range of seeds in each cell that would decide a difference of this size.
+
+    The least n above today's with |difference| > t_{1 - 0.05/(2 family), dof} se, were difference
+    and test images as now, for the ends of the 50 % interval of the spread over seeds. inf beyond
+    MOST_SEEDS, and where the test images alone prevent it; nan where the spread is unknown.
+    """
+    if one.p != one.p or not one.terms:
+        return math.nan, math.nan
+    _, dof = _over_seeds(one.terms)
+    first = max(s.n for _, s in one.terms) + 1
+    found = []
+    for factor in _sd_factors(dof, 0.5):
+        fits = (n for n in range(first, MOST_SEEDS + 1) if _decides(one, family, n, factor))
+        found.append(next(fits, math.inf))
+    return found[0], found[1]
+
+
+def _decides(one: Difference, family: int, n: int, factor: float) -> bool:
+    seeds, dof = _over_seeds(one.terms, n)
+    se, dof = satterthwaite([((factor * seeds) ** 2, dof), (one.se_images**2, math.inf)])
+    return abs(one.difference) > statistics.t_quantile(1 - ALPHA / (2 * family), dof) * se
+
+
+def equivalence_needs(sd: float, p: float, family: int) -> tuple[int | float, int | float]:
+    """Return (seeds in each cell, test images) without which `flat within 1 point` cannot be shown.
+
+    Two one-sided tests with a margin of one point, the first of Holm's steps over `family`, at a
+    measured difference of 0: z se < 0.01. Half of se^2 to the seeds, 2 sd^2 / n, half to the test
+    images, 2 p (1 - p) / N, the conservative bound. sd: of a seed's accuracy; p: accuracy.
+    """
+    from scipy.special import ndtri
+
+    if not (sd >= 0 and 0 <= p <= 1 and family > 0):
+        return math.nan, math.nan
+    half = (0.01 / float(ndtri(1 - ALPHA / family))) ** 2 / 2
+    return max(2, math.ceil(2 * sd**2 / half)), max(2, math.ceil(2 * p * (1 - p) / half))
+
+
+def sd_interval(sd: float, dof: float, level: float = 1 - ALPHA) -> tuple[float, float]:
+    """Return an interval of a standard deviation: sd sqrt(dof / chi2_{upper, lower}(dof))."""
+    low, high = _sd_factors(dof, level) if sd > 0 and dof > 0 else (math.nan, math.nan)
+    return sd * low, sd * high
+
+
+def _sd_factors(dof: float, level: float) -> tuple[float, float]:
     from scipy.special import chdtri
 
-    if not (sd > 0 and dof > 0):
-        return math.nan, math.nan
-    upper, lower = float(chdtri(dof, ALPHA / 2)), float(chdtri(dof, 1 - ALPHA / 2))
-    return sd * math.sqrt(dof / upper), sd * math.sqrt(dof / lower)
+    upper, lower = float(chdtri(dof, (1 - level) / 2)), float(chdtri(dof, (1 + level) / 2))
+    return math.sqrt(dof / upper), math.sqrt(dof / lower)
 
 
 def seeds_columns(sd: float, dof: int, name: str = "seeds_needed") -> dict[str, float]:

@@ -49,7 +49,7 @@ def condition_rows(cells: Sequence[Cell]) -> list[Row]:
                 for seed, row in here.items()
                 if CLEAN in seeds[seed]
             ]
-            rise = statistics.t_interval([clean - found for clean, found in pairs])
+            rise = statistics.t_interval([clean - found for clean, found in pairs]).within(-1, 1)
             row = {**cell.key, "corruption": condition[0], "severity": condition[1]}
             row |= {"n": accuracy.n, "images": images}
             row |= {"n_diverged": len(cell.of("diverged"))}
@@ -106,7 +106,8 @@ def accuracies(cell: Cell) -> dict[int, Accuracies]:
 
 def corruption_rise(cell: Cell, corruption: str) -> Interval:
     """Return the rise of the error under one corruption, mean over its severities, over seeds."""
-    return statistics.t_interval([a - b for a, b in _of_corruption(cell, corruption)])
+    rises = [a - b for a, b in _of_corruption(cell, corruption)]
+    return statistics.t_interval(rises).within(-1, 1)
 
 
 def _of_corruption(cell: Cell, corruption: str) -> list[tuple[float, float]]:
@@ -144,7 +145,8 @@ def _levels(
     corrupted = [_mean(a[c] for c in conditions) for a in whole if conditions]
     rise = [a - b for a, b in zip(clean, corrupted)]  # shorter where nothing standard is measured
     for name, values in (("clean", clean), ("corrupted", corrupted), ("rise", rise)):
-        row |= statistics.t_interval(values).columns(name)
+        least = -1 if name == "rise" else 0
+        row |= statistics.t_interval(values).within(least, 1).columns(name)
     row |= share_lost(list(zip(clean, corrupted)), classes).columns("share_lost")
     return row | {"chance": 1 / classes}
 

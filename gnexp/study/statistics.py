@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-UNEQUAL_SPREAD = 0.001  # Bartlett's p below which cells are not pooled
 FLAT, LOWER, HIGHER, UNDECIDED = "flat within 1 point", "lower", "higher", "undecided"
 
 
@@ -25,22 +24,14 @@ class Interval:
     lo: float
     hi: float
 
+    def within(self, least: float, most: float) -> "Interval":
+        """Return it with ends that a quantity of this range can have; t knows of no range."""
+        lo, hi = (x if math.isnan(x) else min(max(x, least), most) for x in (self.lo, self.hi))
+        return dataclasses.replace(self, lo=lo, hi=hi)
+
     def columns(self, name: str) -> dict[str, float]:
         """Return {name: mean, name_lo, name_hi}, as the tables have it."""
         return {name: self.mean, f"{name}_lo": self.lo, f"{name}_hi": self.hi}
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A difference of two means: intervals, the equivalence test's p, and a verdict in words."""
-
-    difference: float
-    lo90: float
-    hi90: float
-    lo95: float
-    hi95: float
-    p_equivalence: float
-    verdict: str
 
 
 @dataclass(frozen=True)
@@ -151,67 +142,24 @@ def pooled_sd(cells: Sequence[Sequence[float]]) -> tuple[float, int]:
     return math.sqrt(squares / dof), dof
 
 
-def spreads_differ(cells: Sequence[Sequence[float]], p: float = UNEQUAL_SPREAD) -> bool:
-    """Return whether Bartlett's test rejects one common standard deviation at level p.
+def equivalence(
+    difference: float, se: float, dof: float, margin: float = 0.01
+) -> tuple[float, float, float]:
+    """Return (lo90, hi90, p) of two one-sided tests that a difference lies within +-margin.
 
-    A cell on the edge of failing scatters ten times more than the others; pooled with them it
-    would hide their differences and overstate its own precision. With v_i the variances, f_i =
-    n_i - 1, f and v their sum and pooled value, k cells: (f ln v - sum f_i ln v_i) /
-    (1 + (sum 1/f_i - 1/f) / 3(k - 1)) is about chi-squared with k - 1 degrees of freedom.
-    """
-    from scipy.special import chdtrc
-
-    several = [np.asarray(cell, dtype=np.float64) for cell in cells if len(cell) > 1]
-    f, v = (np.array(x) for x in ([x.size - 1 for x in several], [x.var(ddof=1) for x in several]))
-    if len(several) < 2 or not v.any():
-        return False
-    if not v.all():  # no spread at all is unlike any spread, and has no logarithm
-        return True
-    statistic = f.sum() * np.log((f * v).sum() / f.sum()) - (f * np.log(v)).sum()
-    statistic /= 1 + ((1 / f).sum() - 1 / f.sum()) / (3 * (len(f) - 1))
-    return bool(chdtrc(len(f) - 1, statistic) < p)
-
-
-def welch(a: Sequence[float], b: Sequence[float]) -> tuple[float, float]:
-    """Return (standard error, degrees of freedom) of mean(a) - mean(b), spreads unequal.
-
-    se^2 = va + vb with v = sd^2/n; dof = se^4 / (va^2/(na-1) + vb^2/(nb-1)) (Welch-Satterthwaite).
-    (nan, 0) when a sample has fewer than two values.
-    """
-    if min(len(a), len(b)) < 2:
-        return math.nan, 0.0
-    va, vb = (float(np.var(x, ddof=1)) / len(x) for x in (a, b))
-    if va + vb == 0:
-        return 0.0, float(len(a) + len(b) - 2)
-    dof = (va + vb) ** 2 / (va**2 / (len(a) - 1) + vb**2 / (len(b) - 1))
-    return math.sqrt(va + vb), dof
-
-
-def compare_means(difference: float, se: float, dof: float, margin: float = 0.01) -> Comparison:
-    """Test a difference of means for equivalence within +-margin (TOST), and against zero.
-
-    The equivalence p is the larger of the two one-sided p values; p < 0.05 exactly when the 90 %
-    interval lies inside the margin, which is the verdict 'flat within 1 point' (for the margin of
-    0.01). Otherwise 'lower' or 'higher' when the 95 % interval excludes 0, else 'undecided'.
+    p is the larger of the two one-sided p values; p < 0.05 exactly when the 90 % interval lies
+    inside the margin. nan without spread: no spread at all (every seed at chance, say) is no
+    knowledge of the spread.
     Source: SAS/STAT user's guide, TTEST procedure, "TOST equivalence test".
     """
     from scipy.special import stdtr
 
-    # No spread at all (every seed at chance, say) is no knowledge of the spread.
     if not (dof > 0 and math.isfinite(difference) and se > 0):
-        return Comparison(difference, *[math.nan] * 5, verdict=UNDECIDED)
-    t90, t95 = t_quantile(0.95, dof) * se, t_quantile(0.975, dof) * se
-    lo90, hi90, lo95, hi95 = (difference + d for d in (-t90, t90, -t95, t95))
+        return math.nan, math.nan, math.nan
+    half = t_quantile(0.95, dof) * se
     above = 1 - stdtr(dof, (difference + margin) / se)
     below = stdtr(dof, (difference - margin) / se)
-    p = float(max(above, below))
-    if -margin < lo90 and hi90 < margin:
-        verdict = FLAT
-    elif hi95 < 0 or lo95 > 0:
-        verdict = LOWER if hi95 < 0 else HIGHER
-    else:
-        verdict = UNDECIDED
-    return Comparison(difference, lo90, hi90, lo95, hi95, p, verdict)
+    return difference - half, difference + half, float(max(above, below))
 
 
 def fit_exponent(

@@ -1,15 +1,17 @@
 """The report's tables: which columns they have, what people see of them, and what they mean."""
 
 import math
-from collections.abc import Callable, Sequence
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 
 from gnexp.study import noise
 from gnexp.study.cells import BASE, NORM_LABELS, RUN_COLUMNS, Cell, Series, run_rows
 from gnexp.study.comparisons import flatness_rows
-from gnexp.study.evidence import evidence_tables
+from gnexp.study.evidence import evidence_tables, sources
 from gnexp.study.held_out import TEST, VALIDATION, judged_on, worded_table
-from gnexp.study.inference import with_images
+from gnexp.study.inference import equivalence_needs, with_images
 from gnexp.study.rendering import Column, Cut, Row, Table, get, percent
+from gnexp.study.samples import Sample, samples
 from gnexp.study.store import Study
 from gnexp.study.two_batches import two_batches_table, whose_sentence
 from gnexp.study.why_tables import why_tables
@@ -74,12 +76,12 @@ def _runs(rows: list[Row], per_group: bool) -> Table:
 
 
 def _accuracy(cells: Sequence[Cell], key: list[str]) -> Table:
-    rows = []
+    rows, known = [], samples(cells)
     for cell in cells:
         interval, over = cell.accuracy()
         numbers = {k: getattr(interval, k) for k in ("n", "mean", "sd", "lo", "hi")}
         numbers |= {"n_diverged": len(cell.of("diverged")), "interval": over}
-        lo_images, hi_images = with_images(cell.accuracies, cell.test_images)
+        lo_images, hi_images = _with_images(cell, known)
         rows.append({**cell.key, **numbers, "lo_images": lo_images, "hi_images": hi_images})
     shown = [
         *key_columns(key),
@@ -95,20 +97,28 @@ def _accuracy(cells: Sequence[Cell], key: list[str]) -> Table:
         "Test accuracy of the last epoch: mean over the n seeds that did not diverge, with its "
         "95 % interval (Student's t over seeds; for one seed Wilson's binomial interval over the "
         "test images, which says nothing about other seeds). Over seeds and test images: also for "
-        "other test images of the same kind; conservative, as if all seeds erred on the same."
+        "other test images of the same kind, from which images each seed is right about, or where "
+        "that is unknown as if all seeds erred on the same; diverged seeds leave it open."
     )
     columns = [*key, *ACCURACY_COLUMNS]
     return Table("accuracy", "Accuracy", caption, columns, shown, rows, "No seed is finished yet.")
+
+
+def _with_images(cell: Cell, known: Mapping[int, Sample]) -> tuple[float, float]:
+    """Return the interval over seeds and images of the survivors; none beside diverged seeds."""
+    if cell.of("diverged") or id(cell) not in known:
+        return math.nan, math.nan
+    return with_images(known[id(cell)])
 
 
 def _flatness(rows: list[Row], key: list[str], reference: int) -> Table:
     columns = [
         *key,
         *("reference_batch", "reference_update_batch", "n", "n_reference", "n_diverged"),
-        *("difference", "lo90", "hi90", "lo95", "hi95", "sd", "dof", "method"),
+        *("difference", "lo90", "hi90", "lo95", "hi95"),
+        *("method", "se_seeds", "se_images", "images", "dof"),
         *("p_equivalence", "p", "p_holm", "lo_simultaneous", "hi_simultaneous", "family"),
-        *("p_equivalence_holm", "n_pairs", "paired_difference", "paired_lo", "paired_hi"),
-        *("paired_p", "verdict", "differs"),
+        *("p_equivalence_holm", "verdict", "differs"),
     ]
     shown = [
         *key_columns(key),
@@ -117,9 +127,8 @@ def _flatness(rows: list[Row], key: list[str], reference: int) -> Table:
         Column("p, Holm", get("p_holm")),
         Column("95 % interval alone", _range("lo95", "hi95")),
         Column("90 % interval alone", _range("lo90", "hi90")),
-        Column("Paired over seeds", _paired),
+        Column("Standard error: seeds, images", sources),
         Column("n", lambda row: f"{row['n']} and {row['n_reference']}"),
-        Column("SD", _spread, False),
         Column("Verdict", get("verdict"), False),
     ]
     if any(row["differs"] for row in rows):
@@ -128,11 +137,11 @@ def _flatness(rows: list[Row], key: list[str], reference: int) -> Table:
     whose = whose_sentence(fixed)
     caption = (
         f"Each batch size against batch {reference}, fixed beforehand. {whose} All rows are one "
-        "family with Holm's adjustment, and the simultaneous intervals agree with it. Flat within"
-        " 1 point: the difference lies inside +-1 point by two one-sided tests, at 5 % after Holm; "
-        "otherwise lower or higher when Holm rejects at 5 %. SD pooled over the norm's "
-        "batch sizes, or each cell's own (Welch) where seeds diverged or spreads are too unequal; "
-        "beside it the paired t over common seeds. A diverged seed counts at chance."
+        "family ('batch against reference') with Holm's adjustment, and the simultaneous intervals "
+        "agree with it. Flat within 1 point: the difference lies inside +-1 point by two one-sided "
+        "tests, at 5 % after Holm over all rows (family 'equivalence'); otherwise lower or higher "
+        f"when Holm rejects at 5 %. {_needs(rows)}Standard errors as in the table of every norm "
+        "against BN. A diverged seed counts at chance."
     )
     empty = (
         f"No norm was trained both at the reference batch {reference} and at another batch size, "
@@ -286,15 +295,23 @@ def _bounds(lo: str, hi: str, cut: Callable[[str], Cut] = get) -> Cut:
     return text
 
 
-def _paired(row: Row) -> str:
+def _needs(rows: Sequence[Row]) -> str:
+    """Return with how many seeds and test images 'flat' could be shown in this family at all."""
+    known = [row for row in rows if row["se_seeds"] == row["se_seeds"]]
+    if not known:
+        return ""
+    sd = statistics.median(row["se_seeds"] * _per_seed(row) for row in known)
+    p = statistics.median(row["accuracy_reference"] for row in known)
+    seeds, images = equivalence_needs(sd, p, known[0]["family"])
     return (
-        f"{_percent('paired_difference', 2)(row)} {_range('paired_lo', 'paired_hi')(row)}".strip()
+        f"With this spread (median SD of a seed {percent(sd, 2)} points) it takes at least {seeds} "
+        f"seeds in each cell and {images:,} test images, by the conservative bound, to show any "
+        "batch size flat. "
     )
 
 
-def _spread(row: Row) -> str:
-    of = f"({row['method']})" if row["method"] else ""
-    return f"{percent(row['sd'], 2)} {of}".strip()
+def _per_seed(row: Row) -> float:
+    return (1 / row["n"] + 1 / row["n_reference"]) ** -0.5
 
 
 def _diverged(row: Row) -> str:

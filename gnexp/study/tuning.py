@@ -192,11 +192,11 @@ def tuning_rows(tuned: Iterable[Tuned]) -> list[Row]:
             [cell.scored for cell in each.trials.values() if not cell.of("diverged")]
         )
         for rate, cell in each.trials.items():
-            interval = statistics.t_interval(cell.scored)
+            interval = statistics.t_interval(cell.scored).within(0, 1)
             if sd > 0 and not cell.of("diverged"):
                 half = statistics.t_quantile(0.975, dof) * sd / math.sqrt(interval.n)
                 lo, hi = interval.mean - half, interval.mean + half
-                interval = dataclasses.replace(interval, sd=sd, lo=lo, hi=hi)
+                interval = dataclasses.replace(interval, sd=sd, lo=lo, hi=hi).within(0, 1)
             chosen = rate == each.rate
             rows.append(
                 {
@@ -257,7 +257,7 @@ def _budget(cell: Cell) -> tuple[int, int]:
 
 
 def _level(cell: Cell | None, name: str) -> dict[str, Any]:
-    interval = statistics.t_interval(cell.scored if cell else [])
+    interval = statistics.t_interval(cell.scored if cell else []).within(0, 1)
     return {f"n_{name}": interval.n, **interval.columns(name)}
 
 
@@ -272,7 +272,8 @@ def _gap(chosen: Cell | None, untuned: Cell | None) -> dict[str, Any]:
             "gap_hi": math.nan,
         }
     a, b = scored_by_seed(chosen), scored_by_seed(untuned)
-    interval = statistics.t_interval([a[seed] - b[seed] for seed in sorted({*a} & {*b})])
+    gaps = [a[seed] - b[seed] for seed in sorted({*a} & {*b})]
+    interval = statistics.t_interval(gaps).within(-1, 1)
     return {"n_gap": interval.n, **interval.columns("gap")}
 
 
