@@ -174,6 +174,21 @@ def test_a_norm_that_is_tied_at_one_batch_of_the_stretch_is_named_with_it():
     assert "not BN or IN: the first leads BN by " in first
 
 
+def test_a_norm_that_leads_nobody_is_no_leader_though_its_mean_over_a_stretch_is_the_highest():
+    z = np.array([-1.27, -0.5, 0.0, 0.5, 1.27])
+    levels = {"ln": ((80, 0.3), (78, 3)), "in": ((78, 3), (80, 0.3)), "frn": ((77, 0.3),) * 2}
+    levels["gn"] = ((79.8, 3),) * 2  # scatters, and so leads nobody
+    lines = [
+        make_series(norm, {batch: list(m + sd * z) for batch, (m, sd) in zip((4, 8), of)})
+        for norm, of in levels.items()
+    ]
+    first, second = told(*lines)[:2]
+    assert first.startswith("At batch 4, use LN, GN or IN (statistically tied), not FRN: the first")
+    assert second.startswith(
+        "At batch 8, use IN, GN or LN (statistically tied), not FRN: the first"
+    )
+
+
 def test_a_norm_with_one_seed_is_named_and_not_counted_among_those_compared():
     ln = make_series("ln", {16: [90.0], 64: [90.0]})
     sentences = told(bn({16: 80, 64: 80}), gn({16: 70, 64: 70}), ln)

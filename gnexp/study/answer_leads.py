@@ -251,8 +251,8 @@ def _as_one(run: list[Place], bn: int | None) -> Stretch | None:
     leader = max(sorted(fit), key=lambda i: math.fsum(place.mean(i) for place in run))
     one = Stretch(kind, leader, run)
     states = [TIED, CLOSE, APART] if kind == OPEN else [BEATEN]
-    most = max(len(place.among(leader, *states)) for place in run)
-    if 2 * len(one.throughout(*states)) < most:
+    common = one.throughout(*states)
+    if not common or 2 * len(common) < max(len(p.among(leader, *states)) for p in run):
         return None
     alike = len({(place.state(leader, bn), bn in place.led) for place in run}) == 1
     return one if alike or leader == bn else None
