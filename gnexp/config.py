@@ -94,9 +94,10 @@ class TuningConfig:
 
 @dataclass
 class ReportOptions:
-    """How a report is written."""
+    """How a report is written; margin: points of accuracy beyond which a lead counts."""
 
     format: Any = field(default_factory=lambda: ["png", "svg"])
+    margin: Any = 0.5
 
 
 @dataclass

@@ -149,7 +149,7 @@ def optimize(name: str, typed: str, run: Callable[[Callable[[Any], float], Path]
     run: runs Hydra with a task, in a folder that what Hydra writes goes to. Raises Mistake for the
     first job that breaks a rule.
     """
-    from gnexp.commands.report import figure_formats, make_report
+    from gnexp.commands.report import make_report
 
     _quieten(name)
     objective = _Objective(name, typed)
@@ -163,8 +163,7 @@ def optimize(name: str, typed: str, run: Callable[[Callable[[Any], float], Path]
         out, study = Path(objective.last.out), objective.last.study
         for line in _keep(Path(scratch) / RESULTS, out / study):
             print(line)
-    formats = figure_formats(objective.last.report)
-    print(make_report(out, study, objective.last.reference_batch, formats))
+    print(make_report(out, study, objective.last.reference_batch, objective.last.report))
     return objective.code
 
 

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import tempfile
 from collections.abc import Iterable, Sequence
+from operator import attrgetter
 from pathlib import Path
 
 from gnexp import build, checking, initial_weights, networks, own_code
@@ -30,8 +31,8 @@ def plan(configs: list[TrainConfig], numbers: Sequence[int] | None = None) -> li
     """
     found: list[str] = []
     good = []
-    for key in ("study", "out", "reference_batch"):
-        if len({getattr(config, key) for config in configs}) > 1:
+    for key in ("study", "out", "reference_batch", "report.margin"):
+        if len({repr(attrgetter(key)(config)) for config in configs}) > 1:
             found.append(f"{key}= takes one value per grid: its runs share one report")
     for config in configs:
         wrong = problems(config)

@@ -84,7 +84,7 @@ def problems(config: TrainConfig) -> list[str]:
     found += _privacy_problems(config) + _start_problems(config)
     found += measure_problems(config.measure) + shift_problems(config.shift)
     found += _devices_problems(config)
-    found += format_problems(config.report) + logger_problems(config.logger)
+    found += report_option_problems(config.report) + logger_problems(config.logger)
     if not found and config.update_batch and config.update_batch % config.batch:
         near = config.batch * max(1, round(config.update_batch / config.batch))
         found.append(
@@ -413,18 +413,25 @@ def study_problems(config: ReportConfig | MeasureConfig | StatusConfig) -> list[
 def report_problems(config: ReportConfig) -> list[str]:
     """Return one sentence for every rule that a report breaks."""
     found = study_problems(config) + count_problems({"reference_batch": config.reference_batch})
-    return found + format_problems(config.report) + logger_problems(config.logger)
+    return found + report_option_problems(config.report) + logger_problems(config.logger)
 
 
-def format_problems(report: ReportOptions) -> list[str]:
-    """Return what is wrong with the kinds of files that figures are written as."""
+def report_option_problems(report: ReportOptions) -> list[str]:
+    """Return what is wrong with the kinds of figure files, or with the margin of a lead."""
     formats = report.format if isinstance(report.format, list) else [report.format]
-    if formats and all(name in FORMATS for name in formats):
-        return []
-    return [
-        f"report.format={report.format} must be a list of {', '.join(FORMATS)}, such as"
-        " report.format=[pdf,png]"
-    ]
+    found = []
+    if not (formats and all(name in FORMATS for name in formats)):
+        found.append(
+            f"report.format={report.format} must be a list of {', '.join(FORMATS)}, such as"
+            " report.format=[pdf,png]"
+        )
+    margin = report.margin
+    if isinstance(margin, bool) or not (isinstance(margin, int | float) and 0 <= margin < 100):
+        found.append(
+            f"report.margin={margin} must be points of accuracy from 0 to below 100, such as"
+            " report.margin=0.5"
+        )
+    return found
 
 
 def _choice_problems(config: TrainConfig) -> list[str]:

@@ -69,6 +69,14 @@ TYPED = {
     "a key without value": (["batch"], ["batch", "key=value"]),
     "no rates": (["lr=[]"], ["lr=[]", "positive"]),
     "momentum of a norm in letters": (["norm=bn", "norm.momentum=abc"], ["norm.momentum=abc"]),
+    "a lead of less than nothing": (
+        ["report.margin=-1"],
+        ["report.margin=-1", "0 to below 100", "report.margin=0.5"],
+    ),
+    "a margin in letters": (["report.margin=half"], ["report.margin=half", "0 to below 100"]),
+    "a margin of nan": (["report.margin=nan"], ["report.margin=nan", "0 to below 100"]),
+    "a margin of true": (["report.margin=true"], ["report.margin=True", "0 to below 100"]),
+    "a grid over margins": (["-m", "report.margin=0.5,1"], ["report.margin=", "one value"]),
     "reference of no images": (["reference_batch=0"], ["reference_batch=0", "at least 1"]),
     "a model without width": (["model.width=null"], ["model.width=null", "not null"]),
     "a grid over studies": (["-m", "study=a,b"], ["study=", "one value"]),
@@ -163,6 +171,7 @@ def test_counts_below_one_are_refused_by_every_command_that_has_them(gnexp, work
     refused(gnexp("measure", "workers=0"), workdir, ["workers=0", "at least 1"])
     refused(gnexp("measure", "reference_batch=-1"), workdir, ["reference_batch=-1", "at least 1"])
     refused(gnexp("report", "reference_batch=0"), workdir, ["reference_batch=0", "at least 1"])
+    refused(gnexp("report", "report.margin=100"), workdir, ["report.margin=100", "below 100"])
 
 
 def test_an_unknown_instrument_is_refused(gnexp, workdir):

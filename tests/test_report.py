@@ -3,6 +3,7 @@
 import csv
 import math
 import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -282,7 +283,10 @@ def test_a_fixed_update_batch_and_one_that_follows_the_batch_are_two_series(tmp_
     add_run(tmp_path / "s", "b2-u64", config("gn", 2, update_batch=64))
     lines = grouping.series(grouping.cells(load_study(tmp_path / "s")))
     names = {line.label: [c.record.name for c in line.cells] for line in lines}
-    assert names == {"GN(8), update = batch": ["b2", "b64"], "GN(8), update 64": ["b2-u64", "b64"]}
+    assert names == {
+        "GN(8), update_batch=batch": ["b2", "b64"],
+        "GN(8), update_batch=64": ["b2-u64", "b64"],
+    }
     assert {row["batch"] for row in flatness_rows(lines, 64)} == {2}
 
 
@@ -478,6 +482,14 @@ def test_a_figure_of_an_earlier_report_goes_when_its_data_went(tmp_path):
     run.drop_seed(0)
     assert "accuracy_vs_batch.svg" not in build_report(tmp_path / "s")
     assert not (tmp_path / "s" / "report" / "accuracy_vs_batch.svg").exists()
+
+
+def test_another_margin_makes_the_report_anew_and_its_answer_says_it(demo, tmp_path):
+    study = shutil.copytree(demo, tmp_path / "demo")
+    assert "beyond 0.5 points" in build_report(study)["index.html"].read_text()
+    assert "beyond 2.5 points" in build_report(study, margin=0.025)["index.html"].read_text()
+    assert "beyond 2.5 points" in plain_summary(load_study(study), 32, 0.025)
+    assert "beyond 0.5 points" in build_report(study)["index.html"].read_text()
 
 
 def test_runs_of_different_versions_are_announced(tmp_path, report):

@@ -1,14 +1,12 @@
 """`gnexp report`: tables, figures and the page from what a study holds, or two side by side."""
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from gnexp.config import Mistake, ReportConfig, ReportOptions
 from gnexp.loggers import export_all, viewing_lines
 from gnexp.rules import report_problems
-from gnexp.study.freshness import FORMATS
 from gnexp.study.store import Study, load_study
 
 
@@ -19,13 +17,9 @@ def report(config: ReportConfig) -> int:
         raise Mistake("\n".join(found))
     out = Path(config.out)
     if isinstance(config.study, list):
-        print(
-            make_comparison(
-                out, config.study, config.reference_batch, figure_formats(config.report)
-            )
-        )
+        print(make_comparison(out, config.study, config.reference_batch, config.report))
     else:
-        print(make_report(out, config.study, config.reference_batch, figure_formats(config.report)))
+        print(make_report(out, config.study, config.reference_batch, config.report))
     names = config.study if isinstance(config.study, list) else [config.study]
     failed = [line for name in names for line in _logged(out / name, config.logger)]
     for line in failed:
@@ -40,9 +34,10 @@ def _as_typed(study: Any) -> Any:
     return "" if study is None else str(study)
 
 
-def figure_formats(options: ReportOptions) -> list[str]:
-    """Return the kinds of figure files that `report.format=` names."""
-    return options.format if isinstance(options.format, list) else [options.format]
+def _asked(options: ReportOptions) -> tuple[list[str], float]:
+    """Return the kinds of figure files, and the accuracy, 0..1, beyond which a lead counts."""
+    formats = options.format if isinstance(options.format, list) else [options.format]
+    return formats, options.margin / 100
 
 
 def _logged(folder: Path, logger: Any) -> list[str]:
@@ -68,7 +63,7 @@ def stored_study(out: str, name: str) -> Study:
 
 
 def make_report(
-    out: Path, study: str, reference_batch: int, formats: Sequence[str] = FORMATS
+    out: Path, study: str, reference_batch: int, options: ReportOptions | None = None
 ) -> str:
     """Build a study's report and return what to print: its accuracies, the answer, where it lies.
 
@@ -78,15 +73,18 @@ def make_report(
 
     folder = out / study
     loaded = stored_study(str(out), study)
+    formats, margin = _asked(options or ReportOptions())
     try:
-        build_report(folder, reference_batch, formats)
-        found = plain_summary(loaded, reference_batch)
+        build_report(folder, reference_batch, formats, margin)
+        found = plain_summary(loaded, reference_batch, margin)
     except (ValueError, OSError) as error:  # a corrupt file, or a report that cannot be written
         raise Mistake(f"study={study}: no report: {error}") from error
     return f"{found}\nreport: {folder / 'report' / 'index.html'}"
 
 
-def make_comparison(out: Path, names: list[str], reference_batch: int, formats: list[str]) -> str:
+def make_comparison(
+    out: Path, names: list[str], reference_batch: int, options: ReportOptions
+) -> str:
     """Build the report on two studies and return what to print: what it found, and where it lies.
 
     Raises Mistake for a study that is not there or empty, or a folder that refuses files.
@@ -95,8 +93,9 @@ def make_comparison(out: Path, names: list[str], reference_batch: int, formats: 
 
     for name in names:
         stored_study(str(out), name)
+    formats, margin = _asked(options)
     try:
-        written, found = build_comparison(out, names, reference_batch, formats)
+        written, found = build_comparison(out, names, reference_batch, formats, margin)
     except (ValueError, OSError) as error:
         raise Mistake(f"study=[{','.join(names)}]: no report: {error}") from error
     return "\n".join([*found, f"report: {written['index.html']}"])

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from gnexp import build
-from gnexp.commands.report import figure_formats, make_report
+from gnexp.commands.report import make_report
 from gnexp.config import Mistake, TrainConfig, as_dict, is_tuned
 from gnexp.execute import Task, mark_died, run_task
 from gnexp.loggers import export_all, viewing_lines
@@ -149,8 +149,8 @@ def _launch(launch: Launch, todo: dict[PlannedRun, list[int]]) -> list[tuple[str
 def _report(config: TrainConfig) -> list[tuple[str, str]]:
     """Report the study; what keeps it from being reported is a failure of what was asked for."""
     try:
-        formats = figure_formats(config.report)
-        print(make_report(Path(config.out), config.study, config.reference_batch, formats))
+        out = Path(config.out)
+        print(make_report(out, config.study, config.reference_batch, config.report))
     except Mistake as error:
         return [("report", str(error))]
     return []

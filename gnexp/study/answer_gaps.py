@@ -1,100 +1,104 @@
 """What an answer leaves out: norms that are missing, have too few seeds, or were not tuned."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from gnexp.study import answer_words as words
-from gnexp.study.cells import Cell, Series
+from gnexp.study.answer_leads import Place
+from gnexp.study.cells import Cell
 from gnexp.study.comparisons import Setting
-from gnexp.study.inference import TOO_FEW, UNTESTED
 
 MOST = 3  # clauses of one kind; the tables have them all
 
 
-def missing(lines: Sequence[Series]) -> list[str]:
+def gaps(setting: Setting, found: Sequence[Place], names: Sequence[str]) -> list[str]:
+    """Return in a list the sentence on what the answer leaves out; empty where that is nothing."""
+    told = [*_bn(setting), *_missing(setting, names), *_untested(setting, found, names)]
+    told += _untuned(setting, names)
+    return [f"{words.capital('; '.join(told))}."] if told else []
+
+
+def _bn(setting: Setting) -> list[str]:
+    if setting.bn:
+        return []
+    # At other learning rates it may have been trained.
+    return [f"BN was not {'tuned' if setting.key.get('lr') == 'tuned' else 'trained'}"]
+
+
+def _missing(setting: Setting, names: Sequence[str]) -> list[str]:
     """Return which series lack which of the batch sizes that any of them has."""
-    every = sorted({cell.key["batch"] for line in lines for cell in line.cells})
+    batches = [[c.key["batch"] for c in line.cells if c.scored] for line in setting.lines]
+    every = sorted({batch for mine in batches for batch in mine})
     told: dict[str, list[str]] = {}
-    for line in lines:
-        mine = [cell.key["batch"] for cell in line.cells]
+    for name, mine in zip(names, batches):
         lost = [batch for batch in every if batch not in mine]
         if lost:
             few = len(mine) <= len(lost)
             text = f"trained only at batch {words.spelled(mine)}"
             text = text if few else f"missing at batch {words.spelled(lost)}"
-            told.setdefault(text, []).append(words.name(line))
+            text = text if mine else "without a finished seed"
+            told.setdefault(text, []).append(name)
     if len(told) > MOST:
-        names = words.some([name for names in told.values() for name in names])
-        return [f"{names} were not trained at every batch size"]
+        all_of_them = words.some([name for names in told.values() for name in names])
+        return [f"{all_of_them} were not trained at every batch size"]
     return [f"{words.some(names)} {_were(names, text)}" for text, names in told.items()]
 
 
 def _were(names: Sequence[str], text: str) -> str:
-    if text.startswith("missing"):
+    if not text.startswith("trained"):
         return f"{'is' if len(names) == 1 else 'are'} {text}"
     return f"{'was' if len(names) == 1 else 'were'} {text}"
 
 
-def untested(setting: Setting) -> list[str]:
-    """Return which comparisons with BN have no p: one seed, or no spread between seeds."""
-    bn = {c.key["batch"] for c in setting.bn.cells if len(c.scored) < 2}
+def _untested(setting: Setting, found: Sequence[Place], names: Sequence[str]) -> list[str]:
+    """Return which norms were compared with none where they were trained beside others, and why."""
     one_seed: dict[str, list[str]] = {}
     no_spread: dict[str, list[str]] = {}
-    for line, pairs in setting.pairs:
-        lost = [one for one in pairs if one.adjusted.verdict == UNTESTED and one.batch not in bn]
-        few = [one.batch for one in lost if one.difference.why == TOO_FEW]
+    for i, name in enumerate(names):
+        here = [place for place in found if i in place.cells]
+        few = [place.batch for place in here if len(place.cells[i].scored) < 2]
         if few:
-            whole = len(few) == len(pairs)
-            where = "" if whole else f"at batch {words.spelled(few)} "
-            one_seed.setdefault(where, []).append(words.name(line))
-        alike = [one.batch for one in lost if one.batch not in few]
+            where = "" if len(few) == len(here) else f"at batch {words.spelled(few)} "
+            one_seed.setdefault(where, []).append(name)
+        alike = [p.batch for p in here if p.over and i not in p.compared and p.batch not in few]
         if alike:
-            where = f"at batch {words.spelled(alike)}"
-            no_spread.setdefault(where, []).append(words.name(line))
+            no_spread.setdefault(f"at batch {words.spelled(alike)}", []).append(name)
     told = []
-    for where, names in one_seed.items():
-        one = len(names) == 1
+    for where, of in one_seed.items():
+        is_are, was_were = ("is", "was") if len(of) == 1 else ("are", "were")
         text = (
-            f"{'has' if one else 'have'} one seed {where}and {'is' if one else 'are'} not compared"
+            f"{'has' if len(of) == 1 else 'have'} one seed {where}and {is_are} not compared there"
         )
         if not where:
-            text = f"{'was' if one else 'were'} trained with one seed and "
-            text += f"{'is' if one else 'are'} not compared"
-        told.append(f"{words.some(names)} {text}{' there' * bool(where)}")
+            text = f"{was_were} trained with one seed and {is_are} not compared"
+        told.append(f"{words.some(of)} {text}")
     told += [
-        f"{where} {words.some(names)} cannot be compared with BN (no spread between seeds)"
-        for where, names in no_spread.items()
+        f"{where} {words.some(of)} cannot be compared (no spread between seeds)"
+        for where, of in no_spread.items()
     ]
-    if bn:
-        told.append(f"BN has one seed at batch {words.spelled(sorted(bn))}, so nothing is compared")
-        told[-1] += " there"
     if len(told) > MOST:
-        names = [name for group in (one_seed, no_spread) for of in group.values() for name in of]
-        names = words.some([*dict.fromkeys(names), *["BN"] * bool(bn)])
-        return [f"{names} were not trained with enough seeds at every batch size to be compared"]
+        every = [name for group in (one_seed, no_spread) for of in group.values() for name in of]
+        return [f"{words.some([*dict.fromkeys(every)])} lack seeds to be compared everywhere"]
     return told
 
 
-def untuned(lines: Iterable[Series]) -> str:
-    """Return whose learning rates were not tuned where others' were, "" if all are alike."""
-    lines = list(lines)
-    seen = {_tuned(cell, line) for line in lines for cell in line.cells}
-    if not {True, False} <= seen:
-        return ""
+def _untuned(setting: Setting, names: Sequence[str]) -> list[str]:
+    """Return whose learning rates were not tuned where others' were; empty if all are alike."""
+    if not {True, False} <= {_tuned(cell) for line in setting.lines for cell in line.cells}:
+        return []
     told: dict[str, list[str]] = {}
-    for line in lines:
-        lost = [cell.key["batch"] for cell in line.cells if _tuned(cell, line) is False]
+    for name, line in zip(names, setting.lines):
+        lost = [cell.key["batch"] for cell in line.cells if _tuned(cell) is False]
         if lost:
             whole = len(lost) == len(line.cells)
             where = "" if whole else f" at batch {words.spelled(lost)}"
-            told.setdefault(where, []).append(words.name(line))
-    parts = [
-        f"the rate{'s' * (len(names) > 1)} of {words.some(names)} "
-        f"{'were' if len(names) > 1 else 'was'} not tuned{where}"
-        for where, names in told.items()
+            told.setdefault(where, []).append(name)
+    return [
+        f"the rate{'s' * (len(of) > 1)} of {words.some(of)} "
+        f"{'were' if len(of) > 1 else 'was'} not tuned{where}"
+        for where, of in told.items()
     ]
-    return "; ".join(parts)
 
 
-def _tuned(cell: Cell, line: Series) -> Any:
-    return cell.key.get("tuned", line.key.get("tuned"))
+def _tuned(cell: Cell) -> Any:
+    return cell.key.get("tuned")

@@ -7,6 +7,7 @@ batch size alone (or in what follows from it), and so make one line of a figure.
 import base64
 import json
 import math
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
@@ -61,6 +62,7 @@ _NEVER_ONE_SERIES = ("model", "data", "norm.", "model.", "data.", "init_")
 _OF_A_BUDGET = ("epochs", "updates", "data.train_limit", "data.checksum")
 _OF_A_NORM = ("norm.", "init_statistics")  # and so compared among runs of one norm alone
 _NOT_TYPED = "default"  # what an option of the user's own norm is, if it was not typed
+_CHECKSUMS = {"data.checksum": "images", "model.code": "model code", "norm.code": "norm code"}
 _OF_A_MODEL = "model.code"  # and so compared among runs of one model alone
 
 
@@ -257,15 +259,43 @@ def series(all_cells: Iterable[Cell]) -> list[Series]:
 
 def series_label(key: Mapping[str, Any], keys: list[Mapping[str, Any]]) -> str:
     """Return a short name for people: the norm, its groups, and what tells the series apart."""
-    label = norm_label(key)
-    told = ("norm", "groups", "channels_per_group")
-    for column, value in key.items():
+    told = [chosen(c, key[c], [other.get(c) for other in keys]) for c in telling(key, keys)]
+    return ", ".join([norm_label(key), *told])
+
+
+def telling(key: Mapping[str, Any], keys: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the columns, beyond norm and groups, that tell a series from those with these keys."""
+    found = []
+    for column in key:
         of_the_norm = column.startswith(_OF_A_NORM)  # which other norms need not have
         among = [k for k in keys if not of_the_norm or k["norm"] == key["norm"]]
-        if column not in told and len({key_text(other.get(column)) for other in among}) > 1:
-            name = column.removeprefix("norm.")
-            label += f", {name}{' ' if column == 'update' else '='}{as_typed(value)}"
-    return label
+        differ = len({key_text(other.get(column)) for other in among}) > 1
+        if differ and column not in ("norm", "groups", "channels_per_group"):
+            found.append(column)
+    return found
+
+
+def chosen(key: str, value: Any, values: Sequence[Any]) -> str:
+    """Return what a person chose: 'model=resnet8', 'from scratch'; never a checksum.
+
+    values: of the key among all that are to be told apart; those that read alike are numbered.
+    """
+    text = _chosen(key, value)
+    alike = [other for other in dict.fromkeys(values) if _chosen(key, other) == text]
+    return text if len(alike) < 2 else f"{text} (version {alike.index(value) + 1})"
+
+
+def _chosen(key: str, value: Any) -> str:
+    if key in _CHECKSUMS:
+        return _CHECKSUMS[key]
+    if key == "init_from":
+        return f"from {re.sub(r' [(][^()]*[)]$', '', str(value))}" if value else "from scratch"
+    if key == "update":
+        return f"update_batch={'batch' if value == '= batch' else value}"
+    if key == "epsilon" and value == NOT_PRIVATE:
+        return "not private"
+    key = key.removeprefix("norm.")
+    return f"{key} not set" if value is None else f"{key}={as_typed(value)}"
 
 
 def as_typed(value: Any) -> str:

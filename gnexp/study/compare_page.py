@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from gnexp.study import cells as grouping
 from gnexp.study import drawing
-from gnexp.study.answer import answer
+from gnexp.study.answer import study_answer
+from gnexp.study.answer_leads import MARGIN
 from gnexp.study.cells import BASE, Cell
 from gnexp.study.compare import accuracy_rows, cost_rows, labelled, match, what_differs
 from gnexp.study.compare_plots import CAPTIONS, accuracy_side_by_side, difference_vs_batch
@@ -49,6 +50,7 @@ def build_comparison(
     names: Sequence[str],
     reference_batch: int = 32,
     formats: Sequence[str] = FORMATS,
+    margin: float = MARGIN,
 ) -> tuple[dict[str, Path], list[str]]:
     """Write the report on two studies of `out`; return ({file name: path}, what it found).
 
@@ -63,7 +65,7 @@ def build_comparison(
     folder = comparison_folder(Path(out), names)
     folder.mkdir(parents=True, exist_ok=True)
     with alone_in(folder):
-        return _build(studies, cells, folder, reference_batch, formats)
+        return _build(studies, cells, folder, reference_batch, formats, margin)
 
 
 def _cells(study: Study) -> list[Cell]:
@@ -85,6 +87,7 @@ def _build(
     folder: Path,
     reference_batch: int,
     formats: Sequence[str],
+    margin: float,
 ) -> tuple[dict[str, Path], list[str]]:
     names = [study.name for study in studies]
     pairs, alone = match(*cells, names)
@@ -117,7 +120,10 @@ def _build(
         warnings=warnings(*cells, names),
         damage=[sentence for study in studies for sentence in study.damage],
         found=found or [tables[0].empty],
-        answers=[(name, answer(s, reference_batch)) for name, s in zip(names, lines)],
+        answers=[
+            (study.name, study_answer(study, of, reference_batch, margin))
+            for study, of in zip(studies, lines)
+        ],
         tables={table.name: table for table in tables},
         formats=list(formats),
     )

@@ -22,8 +22,7 @@ def drawn_lines(lines: Sequence[Series]) -> tuple[list[Series], str]:
     found = settings(lines)
     main = max(found, key=lambda one: sum(len(line.cells) for line in one.lines))
     shown = main.lines[:MOST]
-    of = f"the {len(shown)} {answer_words.setting(main, found)[0].lower()}"
-    of += answer_words.setting(main, found)[1:]
+    of = f"the {len(shown)} {answer_words.setting(main, found)}"
     return shown, f" Of {len(lines)} series {of} are drawn; the tables have all."
 
 

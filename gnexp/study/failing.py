@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gnexp.study import statistics
+from gnexp.study.answer_words import seeds
 from gnexp.study.cells import Cell, Series
 from gnexp.study.comparisons import flatness_rows
 from gnexp.study.rendering import percent
@@ -42,18 +43,20 @@ def _at_reference(at: dict[str, dict[int, Cell]], reference: int) -> str:
 
 
 def _at_size(here: dict[str, Cell], rows: Sequence[Row], size: int, reference: int) -> str:
-    lower: list[tuple[float, str]] = []
+    lower: list[tuple[float, str, Row]] = []
     for label, cell in here.items():
         row = next((r for r in rows if all(r.get(k) == v for k, v in cell.key.items())), None)
         if row and row["verdict"] == statistics.LOWER:
-            lower.append((row["difference"], f"{label} {_points(row)}"))
+            lower.append((row["difference"], label, row))
+    counts = {seeds(row["n"], row["n_reference"]) for *_, row in lower}
+    n = f", {next(iter(counts))}" if len(counts) == 1 else ""
     lost = [f"{label} ({why})" for label, cell in here.items() if (why := _lost(cell))]
     told = []
     if lower:
+        falls = [_fall(*one, not n) for one in sorted(lower, key=lambda one: one[:2])]
         told.append(
             f"{len(lower)} of {len(here)} are below their own accuracy at batch {reference}, "
-            f"worst first: {', '.join(text for _, text in sorted(lower))} points "
-            "(simultaneous 95 % intervals)"
+            f"worst first: {', '.join(falls)} points (simultaneous 95 % intervals{n})"
         )
     else:
         told.append(f"none of {len(here)} is decidedly below its own accuracy at {reference}")
@@ -76,6 +79,7 @@ def _lost(cell: Cell) -> str:
     return ", ".join(told)
 
 
-def _points(row: Row) -> str:
+def _fall(difference: float, label: str, row: Row, with_n: bool) -> str:
     lo, hi = percent(row["lo_simultaneous"]), percent(row["hi_simultaneous"])
-    return f"{percent(row['difference'])} [{lo}, {hi}]"
+    n = f" ({seeds(row['n'], row['n_reference'])})" * with_n
+    return f"{label} {percent(difference)} [{lo}, {hi}]{n}"

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
 
+from gnexp.study.answer_leads import MARGIN
 from gnexp.study.choice import CHOICES
 from gnexp.study.files import Damaged, read_json, write_json
 from gnexp.study.page_passport import CHECK
@@ -21,14 +22,18 @@ _LIBRARIES = ("matplotlib", "numpy", "pandas", "scipy", "jinja2")
 
 
 def is_fresh(
-    study: Study, reference_batch: int, folder: Path, formats: Sequence[str] = FORMATS
+    study: Study,
+    reference_batch: int,
+    folder: Path,
+    formats: Sequence[str] = FORMATS,
+    margin: float = MARGIN,
 ) -> bool:
     """Return whether the report in `folder` is that of these inputs, and every file still whole."""
     try:
         stamp = read_json(folder / STAMP)
     except Damaged:
         return False
-    if not stamp or stamp.get("inputs") != _inputs(study, reference_batch, formats):
+    if not stamp or stamp.get("inputs") != _inputs(study, reference_batch, formats, margin):
         return False
     files = stamp.get("files", {})
     return bool(files) and all(_digest(folder / name) == was for name, was in files.items())
@@ -40,10 +45,11 @@ def stamp(
     folder: Path,
     files: Iterable[Path],
     formats: Sequence[str] = FORMATS,
+    margin: float = MARGIN,
 ) -> None:
     """Write down of what inputs the files of this report were made."""
     digests = {path.name: _digest(path) for path in files}
-    inputs = _inputs(study, reference_batch, formats)
+    inputs = _inputs(study, reference_batch, formats, margin)
     write_json(folder / STAMP, {"inputs": inputs, "files": digests})
 
 
@@ -52,8 +58,9 @@ def files_of(folder: Path) -> dict[str, Path]:
     return {name: folder / name for name in read_json(folder / STAMP)["files"]}
 
 
-def _inputs(study: Study, reference_batch: int, formats: Sequence[str]) -> str:
-    parts = [f"reference_batch={reference_batch}", study.name, _makers(), *study.damage]
+def _inputs(study: Study, reference_batch: int, formats: Sequence[str], margin: float) -> str:
+    parts = [f"reference_batch={reference_batch}", f"margin={margin!r}", study.name, _makers()]
+    parts += study.damage
     parts += [*formats, _digest(study.folder.parent / CHECK), _digest(study.folder / CHOICES)]
     for record in study.runs:
         # Whether a seed is running or interrupted is no file's affair.

@@ -35,6 +35,12 @@ MEANINGS = {
     "interval over the test images, which says nothing about other seeds",
     "simultaneous": "of a family of comparisons: all its intervals together hold the true "
     "differences in 95 % of studies",
+    "statistically tied": "which of two norms is better is not decided: their interval, which is "
+    "simultaneous, holds 0; it may still be wide",
+    "leads": "is better by a difference that is decided, and larger than report.margin (0.5 points "
+    "unless typed)",
+    "short training": "under thirty passes over the training images: a lead may shrink or turn "
+    "with more of them",
     "undecided": "the interval leaves both open: neither a difference nor its absence is shown",
     "diverged": "a training whose loss stopped being finite: a result, counted at chance in "
     "comparisons, left out of means, and always shown",

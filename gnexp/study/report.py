@@ -6,7 +6,8 @@ from pathlib import Path
 
 from gnexp.study import cells as grouping
 from gnexp.study import drawing, lr_plot, plots, two_batches_plot
-from gnexp.study.answer import answer
+from gnexp.study.answer import study_answer
+from gnexp.study.answer_leads import MARGIN
 from gnexp.study.article_claims import article_claims
 from gnexp.study.cells import Cell, Series
 from gnexp.study.damage import damage_sentences
@@ -49,11 +50,15 @@ OPTIONAL = (*WHY, *TUNING, "two_batches")  # tables that most studies do not hav
 
 
 def build_report(
-    study_folder: Path | str, reference_batch: int = 32, formats: Sequence[str] = FORMATS
+    study_folder: Path | str,
+    reference_batch: int = 32,
+    formats: Sequence[str] = FORMATS,
+    margin: float = MARGIN,
 ) -> dict[str, Path]:
     """Write STUDY/report/ and return {file name: path}, index.html included.
 
     formats: of the figures' files, any of drawing.FORMATS; the page holds its figures itself.
+    margin: the accuracy, 0..1, beyond which a lead counts in the answer.
     Works at any moment of a study; the same files in give the same bytes out, and a report that is
     those already is left as it is. Raises ValueError when there is no such study or format.
     """
@@ -61,13 +66,13 @@ def build_report(
     folder = study.folder / "report"
     folder.mkdir(exist_ok=True)
     with alone_in(folder):
-        if is_fresh(study, reference_batch, folder, formats):
+        if is_fresh(study, reference_batch, folder, formats, margin):
             return files_of(folder)
-        return _build(study, folder, reference_batch, formats)
+        return _build(study, folder, reference_batch, formats, margin)
 
 
 def _build(
-    study: Study, folder: Path, reference_batch: int, formats: Sequence[str]
+    study: Study, folder: Path, reference_batch: int, formats: Sequence[str], margin: float
 ) -> dict[str, Path]:
     tuned = tuned_cells(study)
     judged = judged_cells(study)
@@ -94,7 +99,7 @@ def _build(
         tables,
         {name: (svg, worded(FIGURES[name], on) + left_out) for name, svg in figures.items()},
         list(dict.fromkeys(formats)),
-        answer=answer(lines, reference_batch),
+        answer=study_answer(study, lines, reference_batch, margin),
         headline=[
             *(worded(fact, on) for fact in facts),
             *trial_sentences(study, tuned),
@@ -106,7 +111,7 @@ def _build(
     )
     written.append(folder / "index.html")
     write_whole(written[-1], page)
-    stamp(study, reference_batch, folder, written, formats)
+    stamp(study, reference_batch, folder, written, formats, margin)
     return {path.name: path for path in written}
 
 
@@ -155,13 +160,13 @@ def _write_table(table: Table, folder: Path) -> list[Path]:
     return []
 
 
-def plain_summary(study: Study, reference_batch: int) -> str:
+def plain_summary(study: Study, reference_batch: int, margin: float = MARGIN) -> str:
     """Return the accuracies as aligned text, and the answer under them, a sentence a line."""
     lines = grouping.series(settled(judged_cells(study), tuned_cells(study)))
     if not lines:
         return "no seed is finished yet"
     table = _plain_table(lines, judged_on(study))
-    return "\n".join([table, *answer(lines, reference_batch)])
+    return "\n".join([table, *study_answer(study, lines, reference_batch, margin)])
 
 
 def _plain_table(lines: Sequence[Series], on: str) -> str:
