@@ -1,12 +1,13 @@
 """Simulate how often the report's comparisons err, hold the truth, and decide.
 
-python scripts/inference_errors.py [repetitions] writes results/reference/inference/errors.csv,
-images.csv, seeds.csv and errors.png. Studies are drawn cell by cell; variances are moderated by
-gnexp, the rest is computed here on arrays (tests/test_inference.py ties one to the other).
+python scripts/inference_errors.py [repetitions] writes errors.csv and .png, images.csv, seeds.csv
+and correlations.csv to results/reference/inference. Studies are drawn cell by cell; variances are
+moderated by gnexp, the rest is computed here on arrays (tests/test_inference.py ties them).
 
 Shapes: R repetitions (studies), S seeds, G cells, M comparisons of a family, N test images.
 """
 
+import itertools
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -106,8 +107,9 @@ def compare(x_RSG, own_G, pairs):
     total = np.maximum(va + vb, 1e-30)
     dof = total**2 / (va**2 / dof_RG[:, a] + vb**2 / dof_RG[:, b] + 1e-60)
     least = np.minimum(dof_RG[:, a], dof_RG[:, b])
-    shared = (dof_RG[:, a] > n_RG[:, a] - 1) | (dof_RG[:, b] > n_RG[:, b] - 1)
-    dof = np.where(shared, least + KEPT * (dof - least), dof)
+    cautious_RG = np.asarray(own_G) | (dof_RG > n_RG - 1)
+    cautious = cautious_RG[:, a] | cautious_RG[:, b]
+    dof = np.where(cautious, least + KEPT * (dof - least), dof)
     return mean_RG[:, a] - mean_RG[:, b], np.sqrt(total), dof
 
 
@@ -181,16 +183,43 @@ def simulate(rng, scenario, norms, batches, n_G, repetitions, sd_G=None, pooling
         yield row | bounded("error", flat.any(axis=1))
 
 
-def published():
-    """Yield (study, norms, batches, spreads, seeds, means (G,), labels, pooling norms)."""
+def published_settings():
+    """Yield (study, Setting) of the published studies, those with BN and more than one norm."""
     from gnexp.study.cells import series
     from gnexp.study.comparisons import settings
     from gnexp.study.store import load_study
     from gnexp.study.tuning import judged_cells, settled, tuned_cells
 
-    for name in ("cifar10-first", "cifar10-lr-fair", "cifar10-why", "all-norms"):
+    for name in ("cifar10-first", "cifar10-lr-fair", "cifar10-why", "all-norms", "fine-tune"):
         study = load_study(FOLDER / name)
-        (setting, *_) = settings(series(settled(judged_cells(study), tuned_cells(study))))
+        for setting in settings(series(settled(judged_cells(study), tuned_cells(study)))):
+            if setting.pairs:
+                yield name, setting
+
+
+def correlations_table():
+    """Return the rows of correlations.csv: how alike a seed's accuracies are in two cells, mean."""
+    from gnexp.study.comparisons import scored_by_seed
+
+    rows = []
+    for name, setting in published_settings():
+        cells = [scored_by_seed(cell) for line in setting.lines for cell in line.cells]
+        found = []
+        for a, b in itertools.combinations(cells, 2):
+            x = np.array([(a[seed], b[seed]) for seed in sorted(a.keys() & b.keys())])
+            if len(x) > 2 and np.ptp(x, axis=0).min() > 1e-9:
+                found.append(np.corrcoef(x.T)[0, 1])
+        start = setting.key.get("init_from", "")
+        rows.append({"study": name, "init_from": start, "cells": len(cells), "pairs": len(found)})
+        rows[-1]["correlation"] = np.mean(found)
+    return pd.DataFrame(rows)
+
+
+def published():
+    """Yield (study, norms, batches, spreads, seeds, means (G,), labels, pooling norms)."""
+    for name, setting in published_settings():
+        if name == "fine-tune":
+            continue  # two small settings
         lines = sorted(setting.lines, key=lambda line: line is not setting.bn)
         batches = tuple(cell.key["batch"] for cell in lines[0].cells)
         cells = [cell for line in lines for cell in line.cells]
@@ -274,7 +303,17 @@ def images_table(repetitions):
                 accuracies = right_SN.mean(axis=1)
                 own_variance = accuracies.var(ddof=1)
                 score_N, rest = over_images(right_SN)
-                fixed = (accuracies.mean(), n, own_variance, own_variance, n - 1.0, 0.0, images, "")
+                fixed = (
+                    accuracies.mean(),
+                    n,
+                    own_variance,
+                    own_variance,
+                    n - 1.0,
+                    0.0,
+                    False,
+                    images,
+                    "",
+                )
                 pair[CROSSED].append(Sample(*fixed, score_N, rest))
                 pair[BOUND].append(Sample(*fixed, None, np.nan))
             for kind, (a, b) in pair.items():
@@ -338,11 +377,14 @@ def main(repetitions):
     images.to_csv(folder / "images.csv", index=False, float_format="%.4f")
     seeds = seeds_table(repetitions)
     seeds.to_csv(folder / "seeds.csv", index=False, float_format="%.4f")
+    correlations = correlations_table()
+    correlations.to_csv(folder / "correlations.csv", index=False, float_format="%.4f")
     draw_figure(rows, folder / "errors.png")
     worst = rows.sort_values("error", ascending=False).groupby("family").head(4)
     print(worst[["family", "scenario", "cells", "n", "error", "error_hi"]].to_string(index=False))
     print(rows.groupby("family")["coverage"].min().to_string())
-    print(images.to_string(index=False), seeds.to_string(index=False), sep="\n")
+    for of in (images, seeds, correlations):
+        print(of.to_string(index=False))
 
 
 if __name__ == "__main__":

@@ -157,8 +157,8 @@ def test_one_seed_has_no_break_even():
 
 def test_losses_are_welchs_in_a_small_setting_and_the_slope_per_halving_is_that_of_each_seed():
     values = {1: [50.0, 52.0, 51.0], 2: [60.0, 61.0, 65.0], 8: [70, 72, 74], 32: [80, 79, 84]}
-    (row,) = loss_rows([make_series("bn", {**values, 64: [0.0, 0.0, 0.0]}, test=0)], 32)
-    # Four cells with a spread, one of them at batch 2 under BN: too few to share any.
+    (row,) = loss_rows([make_series("ln", {**values, 64: [0.0, 0.0, 0.0]}, test=0)], 32)
+    # Four cells with a spread: too few to share any.
     lost = stats.ttest_ind(values[32], values[2], equal_var=False).confidence_interval()
     assert (100 * row["loss_2_lo"], 100 * row["loss_2_hi"]) == pytest.approx(lost, rel=1e-9)
     slopes = [np.polyfit([0, 1, 3, 5], [values[b][s] for b in values], 1)[0] for s in range(3)]

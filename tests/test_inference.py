@@ -52,7 +52,8 @@ def sample(values, images=0, prior_dof=0.0, variance=None, **more):
     dof = len(values) - 1.0 + prior_dof
     known = {"score_N": None, "rest": math.nan, "test_set": "", **more}
     variance = own if variance is None else variance
-    return Sample(np.mean(values), len(values), own, variance, dof, prior_dof, images, **known)
+    spread = (own, variance, dof, prior_dof, False)
+    return Sample(np.mean(values), len(values), *spread, images, **known)
 
 
 def minus(a, b, **known):

@@ -3,8 +3,9 @@
 Two sources of error stand in a difference: the seeds, whose spread is moderated over a setting (or
 each cell's own, which is Welch's test; gnexp.study.spread), and the sampling of the test images
 (gnexp.study.samples). Seeds are no blocks: a seed fixes the initialization and the order of the
-images, yet accuracies of one seed under two norms, or at two batch sizes, correlate by -.09 to .22
-on average in the published studies, and pairing leaves n - 1 degrees of freedom for nothing.
+images, yet accuracies of one seed in two cells correlate by .02 to .25 on average in four published
+studies (results/reference/inference/correlations.csv): too little for what pairing costs in degrees
+of freedom, and where they correlate, not pairing errs on the safe side.
 What too few values or no spread cannot give is nan, not a guess.
 """
 
@@ -126,7 +127,7 @@ def _over_seeds(
         for w, s in terms
     ]
     se, dof = satterthwaite(parts)
-    if any(s.prior_dof for _, s in terms):  # see gnexp.study.spread
+    if any(s.prior_dof or s.scatters for _, s in terms):  # see gnexp.study.spread
         least = min(part for _, part in parts)
         dof = least + KEPT * (dof - least)
     return se, dof

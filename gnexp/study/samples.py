@@ -25,10 +25,11 @@ class Sample:
     """Accuracies of one cell, 0..1, diverged seeds at chance.
 
     mean, n: of the seeds. own_variance: of one seed's accuracy; variance, dof: the same moderated
-    over the setting (nan and 0 for one seed); prior_dof: the part of dof that the prior gave.
-    images: how many test images, 0 if unknown; test_set: which. score_N: (N,) share of seeds that
-    are right about each image, None where that is not recorded for every seed; rest: the part of
-    the variance of score_N that other seeds would not repeat.
+    over the setting (nan and 0 for one seed); prior_dof: the part of dof that the prior gave;
+    scatters: whether the cell is known to be one that may scatter more than others. images: how
+    many test images, 0 if unknown; test_set: which. score_N: (N,) share of seeds that are right
+    about each image, None where that is not recorded for every seed; rest: the part of the variance
+    of score_N that other seeds would not repeat.
     """
 
     mean: float
@@ -37,6 +38,7 @@ class Sample:
     variance: float
     dof: float
     prior_dof: float
+    scatters: bool
     images: int
     test_set: str
     score_N: np.ndarray | None
@@ -67,7 +69,8 @@ def _sample(cell: Cell, spread: tuple[float, float, float, float]) -> Sample:
     test_set = f"{record.result.get('data', {}).get('checksum')} {held_out}"
     score_N, rest = _over_images(cell)
     mean = math.fsum(scored) / len(scored)
-    return Sample(mean, len(scored), *spread, cell.test_images, test_set, score_N, rest)
+    tested = (cell.test_images, test_set, score_N, rest)
+    return Sample(mean, len(scored), *spread, keeps_own_variance(cell), *tested)
 
 
 def _over_images(cell: Cell) -> tuple[np.ndarray | None, float]:
