@@ -666,7 +666,7 @@ def test_a_grid_over_epsilon_gives_a_cell_to_each(gnexp, no_figures):
         *[("ln", 1), ("ln", 8)],
     ]
     labels = {line.label for line in series(found)}
-    assert {"GN(8), epsilon=1", "GN(8), epsilon=8", "GN(8), epsilon=none"} < labels
+    assert {"GN(8), epsilon=1", "GN(8), epsilon=8", "GN(8), not private"} < labels
     with open("results/main/report/accuracy.csv") as file:
         assert {row["epsilon"] for row in csv.DictReader(file)} == {"none", "1", "8"}
     with open("results/main/report/runs.csv") as file:
