@@ -40,7 +40,7 @@ MEANINGS = {
     "leads": "is better by a difference that is decided, and larger than report.margin (0.5 points "
     "unless typed)",
     "false by chance": "where all norms are equal, an answer names one of them, or calls a batch "
-    "size flat, lower or higher wrongly, in at most 9 % of studies (upper 95 % bound; simulated, "
+    "size flat, lower or higher wrongly, in at most 10 % of studies (upper 95 % bound; simulated, "
     "2,000 studies of each kind, 3 or 5 seeds; scripts/answer_errors.py); of a study with several "
     "settings this holds for each",
     "short training": "under thirty passes over the training images: a lead may shrink or turn "
