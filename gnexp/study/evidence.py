@@ -138,8 +138,8 @@ def _robustness(
     caption = (
         f"Accuracy lost as the batch shrinks from {reference}, fixed beforehand, with 95 % "
         f"intervals over seeds and test images, each on its own. {whose} Per halving: each seed's "
-        "least-squares slope of accuracy on log2(batch) over the batch sizes up to the reference."
-        " A diverged seed counts at chance. SD pooled over cells without diverged seeds; seeds: how"
+        "least-squares slope of accuracy on log2(batch) over the batch sizes up to the reference, "
+        "interval over seeds alone. A diverged seed counts at chance. SD pooled over cells without diverged seeds; seeds: how"
         " many give a mean accuracy a 95 % interval of half a point either way (range: from the "
         f"95 % interval of the SD), up to {MOST_SEEDS}."
     )
