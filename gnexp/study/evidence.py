@@ -139,9 +139,9 @@ def _robustness(
         f"Accuracy lost as the batch shrinks from {reference}, fixed beforehand, with 95 % "
         f"intervals over seeds and test images, each on its own. {whose} Per halving: each seed's "
         "least-squares slope of accuracy on log2(batch) over the batch sizes up to the reference, "
-        "interval over seeds alone. A diverged seed counts at chance. SD pooled over cells without diverged seeds; seeds: how"
-        " many give a mean accuracy a 95 % interval of half a point either way (range: from the "
-        f"95 % interval of the SD), up to {MOST_SEEDS}."
+        "interval over seeds alone. A diverged seed counts at chance. SD pooled over cells without "
+        "diverged seeds; seeds: how many give a mean accuracy a 95 % interval of half a point "
+        f"either way (range: from the 95 % interval of the SD), up to {MOST_SEEDS}."
     )
     title, empty = "What is lost as the batch shrinks", "No seed is finished yet."
     return Table("robustness", title, caption, columns, shown, rows, empty)
