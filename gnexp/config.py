@@ -94,7 +94,7 @@ class TuningConfig:
 
 @dataclass
 class ReportOptions:
-    """How a report is written; margin: points of accuracy beyond which a lead counts."""
+    """Keys of a report; margin: points of accuracy beyond which a lead counts."""
 
     format: Any = field(default_factory=lambda: ["png", "svg"])
     margin: Any = 0.5

@@ -16,6 +16,7 @@ from gnexp.study.rendering import Column
 KEY = ("norm", "groups", "batch", "update_batch")
 SHOWN = [Column(k, lambda row, k=k: str(row.get(k) or "")) for k in KEY]
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
+NORMS = ("bn", "gn", "ln")
 
 
 def tables(*lines):
@@ -47,6 +48,27 @@ def test_norms_are_compared_with_bn_batch_by_batch_all_in_one_family():
     welch = stats.ttest_ind(gn.cells[1].accuracies, bn.cells[1].accuracies, equal_var=False)
     assert rows[1]["welch_p"] == pytest.approx(welch.pvalue, rel=1e-9)
     assert rows[0]["verdict"] == "ahead"
+
+
+def test_the_other_pairs_of_norms_are_a_family_of_their_own_that_the_answer_is_made_from():
+    lines = [make_series("bn", draw({2: 75, 32: 80}, seed=1), test=0)]
+    lines += [
+        make_series(norm, draw({2: level, 32: level}, seed=seed), test=0)
+        for seed, (norm, level) in enumerate({"gn": 78, "ln": 76, "in": 70}.items(), 5)
+    ]
+    rows = tables(*lines)["norm_pairs"].rows
+    assert len(rows) == 6
+    assert {(r["norm"], r["against"]) for r in rows} == {
+        *(("gn", "LN"), ("gn", "IN"), ("ln", "IN"))
+    }
+    assert {r["family"] for r in rows} == {6}
+    steps = [(6 - i) * p for i, p in enumerate(sorted(r["p"] for r in rows))]
+    holm = np.minimum(1, np.maximum.accumulate(steps))
+    assert sorted(r["p_holm"] for r in rows) == pytest.approx(holm, rel=1e-9)
+    row = next(r for r in rows if (r["norm"], r["against"], r["batch"]) == ("gn", "IN", 2))
+    a, b = lines[1].cells[0].accuracies, lines[3].cells[0].accuracies
+    assert row["difference"] == pytest.approx(np.mean(a) - np.mean(b), rel=1e-9)
+    assert row["verdict"] == "ahead"
 
 
 def test_series_that_differ_in_more_than_the_norm_are_not_compared():
@@ -109,7 +131,7 @@ def test_a_diverged_seed_counts_at_chance():
     gn = make_series("gn", {1: [71.0, 62.0, 80.0]}, groups=8)
     (row,) = tables(bn, gn)["norm_comparisons"].rows
     assert row["difference"] == pytest.approx((0.01 + 0.02 + 0.70) / 3)
-    assert (row["n_a"], row["n_diverged"], row["n_diverged_bn"]) == (3, 0, 1)
+    assert (row["n_a"], row["n_diverged"], row["n_diverged_against"]) == (3, 0, 1)
 
 
 def test_the_break_even_batch_is_where_the_mean_difference_crosses_0():
@@ -214,7 +236,8 @@ NOTHING = np.random.default_rng(8).normal(80, 2, size=(30, 4))
 
 
 def test_every_table_has_its_columns_and_says_why_it_is_empty():
-    full = tables(make_series("bn", draw({1: 60})), make_series("gn", draw({1: 70}), groups=8))
+    three = [make_series(norm, draw({1: 60}), groups=8 * (norm == "gn") or None) for norm in NORMS]
+    full = tables(*three)
     assert tuple(full) == NAMES
     for table in full.values():
         assert table.rows

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from gnexp.study.cells import Cell, Series
-from gnexp.study.comparisons import Setting, Versus, between
-from gnexp.study.inference import AHEAD, BEHIND, UNDECIDED, UNTESTED, simultaneous, with_images
+from gnexp.study.comparisons import Setting, Versus
+from gnexp.study.inference import AHEAD, BEHIND, UNDECIDED, UNTESTED, with_images
 from gnexp.study.statistics import binomial_interval, t_interval
 
 MARGIN = 0.005  # accuracy; a smaller lead does not count
@@ -158,24 +158,6 @@ def flipped(one: Versus) -> Versus:
     )
 
 
-def all_pairs(setting: Setting) -> list[tuple[int, int, Versus]]:
-    """Return (i, j, i minus j) for every pair of norms but BN at every batch size, one family."""
-    others = [i for i, line in enumerate(setting.lines) if line is not setting.bn]
-    cells = {i: _by_batch(setting.lines[i]) for i in others}
-    asked = [
-        (batch, i, j)
-        for place, i in enumerate(others)
-        for j in others[place + 1 :]
-        for batch in cells[i]
-        if batch in cells[j]
-    ]
-    found = [between(cells[i][b], cells[j][b], setting.samples) for b, i, j in asked]
-    return [
-        (i, j, Versus(batch, cells[i][batch], cells[j][batch], one, adjusted))
-        for (batch, i, j), one, adjusted in zip(asked, found, simultaneous(found))
-    ]
-
-
 def _by_batch(line: Series) -> dict[int, Cell]:
     return {cell.key["batch"]: cell for cell in line.cells if cell.scored}
 
@@ -189,7 +171,8 @@ def places(setting: Setting, margin: float = MARGIN) -> list[Place]:
         for one in pairs
     ]
     over: dict[int, dict[tuple[int, int], Versus]] = {}
-    for i, j, one in (*found, *all_pairs(setting)):
+    found += [(number[id(a)], number[id(b)], one) for a, b, one in setting.other_pairs]
+    for i, j, one in found:
         if one.adjusted.verdict != UNTESTED:
             over.setdefault(one.batch, {}).update({(i, j): one, (j, i): flipped(one)})
     at: dict[int, dict[int, Cell]] = {}

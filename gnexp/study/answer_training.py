@@ -1,4 +1,4 @@
-"""How the networks of an answer were trained: how long, how well, at which learning rates."""
+"""Sentences on the training behind an answer: its length, its accuracy, its learning rates."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Which learning rate a cell is given: the rules, and what of it a study writes down."""
+"""Rules that choose a cell's learning rate, and the record that a study keeps of the choice."""
 
 import dataclasses
 import math

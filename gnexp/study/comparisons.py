@@ -6,9 +6,11 @@ be named at the stated error rate; and batch against reference, over all norms. 
 equivalence tests of the second.
 """
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from gnexp.study import statistics
@@ -67,6 +69,26 @@ class Setting:
     bn: Series | None
     pairs: list[tuple[Series, list[Versus]]]
     samples: Mapping[int, Sample]
+
+    @cached_property
+    def other_pairs(self) -> list[tuple[Series, Series, Versus]]:
+        """(first, second, first minus second) of the norms but BN, at batch sizes of both.
+
+        All of them are one family.
+        """
+        lines = [line for line in self.lines if line is not self.bn]
+        asked = [
+            (a, b, cell, other)
+            for a, b in itertools.combinations(lines, 2)
+            for cell in a.cells
+            for other in b.cells
+            if cell.key["batch"] == other.key["batch"] and cell.scored and other.scored
+        ]
+        found = [between(cell, other, self.samples) for *_, cell, other in asked]
+        return [
+            (a, b, Versus(cell.key["batch"], cell, other, one, adjusted))
+            for (a, b, cell, other), one, adjusted in zip(asked, found, simultaneous(found))
+        ]
 
 
 def scored_by_seed(cell: Cell) -> dict[int, float]:
@@ -183,22 +205,29 @@ TESTED = (
 def norm_rows(found: Sequence[Setting]) -> list[Row]:
     """Return one row per norm and batch size that BN has too: norm minus BN, 0..1."""
     return [
-        {
-            **one.cell.key,
-            "series": line.label,
-            "against": setting.bn.label,
-            **tested_columns(one.difference, one.adjusted),
-            "n_diverged": len(one.cell.of("diverged")),
-            "n_diverged_bn": len(one.other.of("diverged")),
-            "verdict": one.adjusted.verdict,
-            "note": "; ".join(
-                filter(None, (one.difference.why, untuned_note(one.cell, one.other)))
-            ),
-        }
+        _compared_row(line, setting.bn, one)
         for setting in found
         for line, pairs in setting.pairs
         for one in pairs
     ]
+
+
+def pair_rows(found: Sequence[Setting]) -> list[Row]:
+    """Return one row per pair of norms other than BN and batch size of both: first minus second."""
+    return [_compared_row(*pair) for setting in found for pair in setting.other_pairs]
+
+
+def _compared_row(line: Series, against: Series, one: Versus) -> Row:
+    return {
+        **one.cell.key,
+        "series": line.label,
+        "against": against.label,
+        **tested_columns(one.difference, one.adjusted),
+        "n_diverged": len(one.cell.of("diverged")),
+        "n_diverged_against": len(one.other.of("diverged")),
+        "verdict": one.adjusted.verdict,
+        "note": one.note,
+    }
 
 
 def untuned_note(*cells: Cell) -> str:

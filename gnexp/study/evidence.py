@@ -5,13 +5,13 @@ from typing import Any
 
 from gnexp.study.break_even import break_even
 from gnexp.study.cells import Series
-from gnexp.study.comparisons import TESTED, Setting, Versus, norm_rows, settings
+from gnexp.study.comparisons import TESTED, Setting, Versus, norm_rows, pair_rows, settings
 from gnexp.study.inference import AHEAD, BEHIND, MOST_SEEDS, UNDECIDED
 from gnexp.study.losses import SMALL, loss_rows
 from gnexp.study.rendering import Column, Cut, Row, Table, get, percent
 from gnexp.study.two_batches import optimizer_is_fixed, whose_sentence
 
-NAMES = ("norm_comparisons", "break_even", "robustness")
+NAMES = ("norm_comparisons", "norm_pairs", "break_even", "robustness")
 FAMILY = (
     "Family 'norm against BN': Holm's adjustment over all norms and batch sizes of a setting "
     "(model, data, update rule); the simultaneous intervals agree with its decisions at "
@@ -38,6 +38,7 @@ def evidence_tables(
     shown = [c for k, c in zip(key, shown_key) if k in whole]
     return [
         _norm_comparisons(found, key, shown_key),
+        _norm_pairs(found, key, shown_key),
         _break_even(found, whole, shown),
         _robustness(lines, reference_batch, whole, shown),
     ]
@@ -46,10 +47,35 @@ def evidence_tables(
 def _norm_comparisons(
     found: Sequence[Setting], key: Sequence[str], shown_key: Sequence[Column]
 ) -> Table:
-    columns = [*key, "series", "against", *TESTED, "n_diverged", "n_diverged_bn", "verdict", "note"]
-    shown = [
-        *shown_key,
-        Column("Minus BN (points)", _points("difference")),
+    caption = (
+        f"Each norm minus BN at the same batch size. {FAMILY} {SOURCES} Beside it Welch's interval "
+        "alone, over seeds. A diverged seed counts at chance. A comparison without a p has too few "
+        "seeds or no spread, and does not count in the family."
+    )
+    shown = [*shown_key, Column("Minus BN (points)", _points("difference")), *_tested()]
+    title = "Every norm against BN"
+    rows, columns = norm_rows(found), [*key, *_COMPARED]
+    return Table("norm_comparisons", title, caption, columns, shown, rows, _NO_BN)
+
+
+def _norm_pairs(found: Sequence[Setting], key: Sequence[str], shown_key: Sequence[Column]) -> Table:
+    caption = (
+        "Each norm minus each other, BN apart, at the same batch size; all of a setting are one "
+        "family ('all pairs'), Holm's adjustment and standard errors as in the table of every norm "
+        "against BN. The answer is made from these two families."
+    )
+    difference = Column("Difference (points)", _points("difference"))
+    shown = [*shown_key, Column("Minus", get("against"), False), difference, *_tested()]
+    title, empty = "Every norm against every other", "Fewer than two norms beside BN were trained."
+    rows, columns = pair_rows(found), [*key, *_COMPARED]
+    return Table("norm_pairs", title, caption, columns, shown, rows, empty)
+
+
+_COMPARED = ("series", "against", *TESTED, "n_diverged", "n_diverged_against", "verdict", "note")
+
+
+def _tested() -> list[Column]:
+    return [
         Column("Simultaneous 95 % interval", _range("lo_simultaneous", "hi_simultaneous", _points)),
         Column("p, Holm", get("p_holm")),
         Column("95 % interval alone", _range("lo", "hi", _points)),
@@ -59,14 +85,6 @@ def _norm_comparisons(
         Column("n", _seeds),
         Column("Verdict", _verdict, False),
     ]
-    caption = (
-        f"Each norm minus BN at the same batch size. {FAMILY} {SOURCES} Beside it Welch's interval "
-        "alone, over seeds. A diverged seed counts at chance. A comparison without a p has too few "
-        "seeds or no spread, and does not count in the family."
-    )
-    title = "Every norm against BN"
-    rows = norm_rows(found)
-    return Table("norm_comparisons", title, caption, columns, shown, rows, _NO_BN)
 
 
 def _break_even(found: Sequence[Setting], key: Sequence[str], shown_key: list[Column]) -> Table:
@@ -180,7 +198,7 @@ def sources(row: Row) -> str:
 
 
 def _seeds(row: Row) -> str:
-    lost = row["n_diverged"] + row["n_diverged_bn"]
+    lost = row["n_diverged"] + row["n_diverged_against"]
     return f"{row['n_a']} and {row['n_b']}" + (f", {lost} diverged" if lost else "")
 
 

@@ -60,7 +60,12 @@ SECTIONS = (
         nav="Accuracy",
         always=True,
     ),
-    Section("norms", "Every norm against BN", (_table("norm_comparisons"),), nav="Against BN"),
+    Section(
+        "norms",
+        "Every norm against BN, and against every other",
+        (_table("norm_comparisons"), _table("norm_pairs")),
+        nav="Norms compared",
+    ),
     Section("break-even", "Where they break even", (_table("break_even"),), sub=True),
     Section(
         "batch-cost",

@@ -46,7 +46,7 @@ FIGURES = {
     **lr_plot.CAPTIONS,
     **two_batches_plot.CAPTIONS,
 }
-OPTIONAL = (*WHY, *TUNING, "two_batches")  # tables that most studies do not have
+OPTIONAL = (*WHY, *TUNING, "two_batches", "norm_pairs")  # tables that most studies do not have
 
 
 def build_report(
