@@ -12,6 +12,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from evidence_series import make_series
 
 from gnexp.study import cells as grouping
 from gnexp.study import drawing
@@ -19,7 +20,7 @@ from gnexp.study.comparisons import flatness_rows
 from gnexp.study.drawing import STYLES, style_of
 from gnexp.study.noise import check_rows, exponent_rows, gradient_rows
 from gnexp.study.plots import plot_preview
-from gnexp.study.report import build_report, plain_summary
+from gnexp.study.report import MatrixCell, build_report, plain_summary
 from gnexp.study.store import Run, load_study
 
 CLASSES = list("abcdefghij")
@@ -229,6 +230,14 @@ def test_a_comparison_counts_a_diverged_seed_at_chance_and_does_not_pool_it(demo
     other = only(rows_of(report["flatness.csv"]), norm="bn", batch="2")
     assert (other["method"], other["verdict"]) == ("moderated", "lower")
     assert only(rows_of(report["flatness.csv"]), norm="in", batch="8")["verdict"].startswith("flat")
+
+
+def test_no_accuracy_of_the_matrix_reaches_beyond_0_to_100():
+    line = make_series("bn", {1: [2.0, 9.0, 30.0], 2: [60.0, 61.0, 62.0], 32: [99.0, 99.9, 95.0]})
+    texts = [MatrixCell(cell).text() for cell in line.cells]
+    assert texts[0] == "13.7 [0.0, 49.9] (3)"
+    assert texts[1].startswith("61.0+-2.5")
+    assert texts[2].endswith(", 100.0] (3)")
 
 
 def test_one_seed_has_an_interval_over_test_images_and_no_verdict(tmp_path):

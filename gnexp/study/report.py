@@ -199,14 +199,19 @@ class MatrixCell:
         interval, _ = cell.accuracy()
         self.n, self.diverged = interval.n, len(cell.of("diverged"))
         self.mean = percent(interval.mean)
-        self.half = percent((interval.hi - interval.lo) / 2)
+        half = (interval.hi - interval.lo) / 2
+        # Beyond what an accuracy can be a half would be false: both ends are shown instead.
+        within = interval.mean - half >= 0 and interval.mean + half <= 1
+        self.half = percent(half) if within else ""
+        ends = interval.lo == interval.lo and not within
+        self.ends = f"[{percent(interval.lo)}, {percent(interval.hi)}]" if ends else ""
 
     def text(self, with_n: bool = True) -> str:
         """Return '78.3+-0.4 (3)', or what became of the seeds if none survived."""
         if not self.n:
             return f"{self.diverged} diverged" if self.diverged else "-"
         lost = f", {self.diverged} of {self.n + self.diverged} diverged" if self.diverged else ""
-        number = self.mean + (f"+-{self.half}" if self.half else "")
+        number = self.mean + (f"+-{self.half}" if self.half else f" {self.ends}" * bool(self.ends))
         return number + (f" ({self.n}{lost})" if with_n or lost else "")
 
 
