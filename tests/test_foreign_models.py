@@ -69,6 +69,21 @@ class WithTokens(Tokens):
     def forward(self, x):
         return super().forward(self.bn(x))
 
+class Colliding(nn.Module):
+    """Layers under the names of kinds of parameters, one of them as in many a CIFAR ResNet."""
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, stride=2, bias=False)
+        self.gamma = nn.BatchNorm2d(8)
+        self.all = nn.Conv2d(8, 8, 3, stride=2, bias=False)
+        self.beta = nn.BatchNorm2d(8)
+        self.linear = nn.Linear(8, num_classes)
+
+    def forward(self, x):
+        x = self.gamma(self.conv(x)).relu()
+        return self.linear(self.beta(self.all(x)).relu().mean(dim=(2, 3)))
+
 class OfItsOwn(nn.BatchNorm2d):
     def forward(self, x):
         return 2 * super().forward(x)
@@ -350,3 +365,25 @@ def test_weight_standardization_leaves_convolutions_that_no_norm_follows(workdir
     kinds = {n: type(m).__name__ for n, m in networks.seeded_model(plan, 10, 0).named_modules()}
     assert kinds["features.0.0"] == "StandardizedConv2d"
     assert kinds["features.1.block.1.fc1"] == "Conv2d"  # of a squeeze-and-excitation gate
+
+
+def test_layers_with_the_names_of_kinds_train_and_leave_the_kinds_to_the_report(gnexp, own):
+    words = ("model._target_=own_models.Colliding", "norm=bn,gn", "batch=4", "epochs=1")
+    few = ("data.train_limit=24", "data.test_limit=20", "workers=1", "gradients=8")
+    answer = gnexp("train", "-m", *words, *few)
+    assert answer.code == 0, answer.err
+    layers = ("conv", "gamma", "all", "beta", "linear")
+    for folder in runs():
+        with open(folder / "gradients.csv") as file:
+            rows = [row for row in csv.DictReader(file) if row["epoch"] == "1"]
+        noise = {row["parameters"]: float(row["noise"]) for row in rows}
+        assert set(noise) == {*layers, *(f"layer:{layer}" for layer in layers)}
+        total = sum(noise[f"layer:{layer}"] for layer in layers)
+        assert noise["all"] == pytest.approx(total, rel=1e-6)
+        both = noise["layer:conv"] + noise["layer:all"]
+        assert noise["conv"] == pytest.approx(both, rel=1e-6)
+        assert noise["linear"] == pytest.approx(noise["layer:linear"], rel=1e-6)
+    assert gnexp("report").code == 0
+    with open("results/main/report/gradient_variance.csv") as file:
+        reported = {row["parameters"] for row in csv.DictReader(file)}
+    assert reported == {"all", "gamma", "beta", "conv", "linear"}

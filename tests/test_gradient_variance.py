@@ -493,6 +493,45 @@ def test_rows_come_as_all_then_kinds_then_layers():
     assert parameter_kinds(Net(Sloppy))["gamma"] == ["norm1.gamma", "norm2.gamma"]
 
 
+class Renamed(Net):
+    """The same network, with its layers under other names."""
+
+    def __init__(self, make, names):
+        super().__init__(make)
+        for old, new in names.items():
+            self.add_module(new, self._modules.pop(old))
+        self.names = names
+
+    def __getattr__(self, key):
+        names = self.__dict__.get("names", {})
+        return super().__getattr__(names.get(key, key))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        {"conv1": "conv", "norm1": "gamma", "conv2": "all", "norm2": "beta", "fc": "linear"},
+        {"conv1": "(model)", "norm1": "layer:gamma", "norm2": "gamma"},
+    ],
+)
+def test_a_layer_with_the_name_of_another_row_has_a_row_of_its_own_and_hides_none(names):
+    usual, renamed = net("gn"), Renamed(partial(build_norm, "gn", num_groups=2), names).double()
+    renamed.load_state_dict(
+        {
+            ".".join([names.get(k.split(".")[0], k.split(".")[0]), k.split(".")[1]]): v
+            for k, v in usual.state_dict().items()
+        }
+    )
+    batches = drawn(*population(8), 2, 4)
+    expected, measured = (by_name(measure_gradients(m, batches, 4, 2)) for m in (usual, renamed))
+    assert len(measured) == len(expected)
+    for row in expected:
+        mine = f"layer:{names[row]}" if row in names else row
+        for key in ("noise", "signal", "weight_norm"):
+            assert measured[mine][key] == pytest.approx(expected[row][key], rel=1e-5), row
+    assert set(by_name(per_example_covariance(renamed, *population(8)))) == set(measured)
+
+
 def test_exactly_k_mini_batches_are_taken():
     batches = iter(drawn(*population(8), batch=2, k=9))
     measure_gradients(net("gn"), batches, 8, 2)

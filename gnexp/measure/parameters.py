@@ -6,6 +6,9 @@ from torch.nn.modules.conv import _ConvNd
 KINDS = ("gamma", "beta", "conv", "linear")
 GAMMA_NAMES = ("weight", "gamma", "scale")
 BETA_NAMES = ("bias", "beta", "shift")
+WHOLE = "(model)"
+TAKEN = ("all", *KINDS, WHOLE)  # rows that no module may hide
+LAYER = "layer:"
 
 
 def parameter_kinds(model: nn.Module) -> dict[str, list[str]]:
@@ -29,21 +32,22 @@ def parameter_kinds(model: nn.Module) -> dict[str, list[str]]:
 
 
 def layer_parameters(model: nn.Module) -> dict[str, list[str]]:
-    """Names of the trainable parameters each module holds itself: module -> names, in model order.
+    """Names of the trainable parameters each module holds itself: row -> names, in model order.
 
-    Parameters of the model itself, outside any submodule, appear under "(model)". Raises
-    ValueError when a module is called like one of the kinds or "all", whose rows it would hide.
+    Parameters of the model itself, outside any submodule, appear under "(model)". A module whose
+    name another row has, as "conv", or that begins with "layer:" itself, appears as "layer:NAME".
     """
     layers: dict[str, list[str]] = {}
     for _, attribute, name, _ in _owned(model):
-        layer = name.removesuffix(attribute).removesuffix(".") or "(model)"
-        if layer in ("all", *KINDS):
-            raise ValueError(
-                f"module {layer!r} has the name of a row that sums over layers "
-                f"({', '.join(('all', *KINDS))}); rename it, e.g. to {layer + '1'!r}"
-            )
-        layers.setdefault(layer, []).append(name)
+        module = name.removesuffix(attribute).removesuffix(".")
+        layers.setdefault(_row_of(module), []).append(name)
     return layers
+
+
+def _row_of(module: str) -> str:
+    if module in TAKEN or module.startswith(LAYER):
+        return LAYER + module
+    return module or WHOLE
 
 
 def reported_groups(model: nn.Module) -> dict[str, list[str]]:
