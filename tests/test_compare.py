@@ -5,6 +5,7 @@ import itertools
 import math
 import re
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -341,10 +342,13 @@ def test_the_same_studies_give_the_same_bytes_and_nothing_of_an_earlier_report_s
     assert "accuracy_vs_batch.pdf" in before
     written, _ = build_comparison(out, ["a", "b"], formats=["png", "pdf"])
     assert {path.name: path.read_bytes() for path in written.values()} == before
+    stale = out / "report/a-vs-b/accuracy_vs_batch.pdf"
+    stale.write_bytes(b"of an earlier report")
     written, _ = build_comparison(out, ["a", "b"], formats=["svg"])
+    assert stale.read_bytes() == before[stale.name]
     there = {p.name for p in (out / "report/a-vs-b").iterdir() if not p.name.startswith(".")}
     assert there == set(written)
-    assert not any(name.endswith((".png", ".pdf")) for name in there)
+    assert {Path(name).suffix for name in there} >= {".png", ".pdf", ".svg"}
 
 
 def test_a_comparison_is_no_study_and_no_two_pairs_share_a_folder(out):

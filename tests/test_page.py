@@ -275,7 +275,36 @@ def test_the_figures_are_in_the_page_whatever_files_are_asked_for(tmp_path):
     assert "data:image/svg+xml," in files["index.html"].read_text()
     assert 'href="accuracy_vs_batch.svg"' not in files["index.html"].read_text()
     assert "accuracy_vs_batch.svg" in build_report(tmp_path / "s", formats=("svg",))
-    assert not files["accuracy_vs_batch.png"].exists()
+
+
+def test_a_format_asked_for_once_is_kept_up_to_date_with_the_study(tmp_path):
+    add_run(tmp_path / "s", "gn", config("gn", 2))
+    first = build_report(tmp_path / "s", formats=("pdf",))
+    name = "accuracy_vs_batch.pdf"
+    before = first[name].read_bytes()
+    add_run(tmp_path / "s", "bn", config("bn", 2))
+    second = build_report(tmp_path / "s")
+    assert {"accuracy_vs_batch.png", "accuracy_vs_batch.svg", name} <= set(second)
+    assert second[name].read_bytes() != before
+    assert f'href="{name}"' in second["index.html"].read_text()
+
+
+def test_the_order_in_which_formats_were_asked_for_changes_no_byte(tmp_path):
+    for study, asked in (("a/s", ("pdf", "png")), ("b/s", ("png",))):
+        add_run(tmp_path / study, "gn", config("gn", 2))
+        build_report(tmp_path / study, formats=asked)
+    one = build_report(tmp_path / "a/s", formats=("png",))
+    other = build_report(tmp_path / "b/s", formats=("pdf", "png"))
+    assert set(one) == set(other)
+    assert all(one[name].read_bytes() == other[name].read_bytes() for name in one)
+
+
+def test_a_format_whose_files_were_deleted_is_no_longer_made(tmp_path):
+    add_run(tmp_path / "s", "gn", config("gn", 2))
+    for name, path in build_report(tmp_path / "s", formats=("pdf", "png")).items():
+        if name.endswith(".pdf"):
+            path.unlink()
+    assert not any(name.endswith(".pdf") for name in build_report(tmp_path / "s"))
 
 
 def test_what_check_found_beside_the_study_is_counted_and_makes_the_report_anew(tmp_path):

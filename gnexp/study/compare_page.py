@@ -22,7 +22,7 @@ from gnexp.study.compare_tables import (
     warnings,
 )
 from gnexp.study.files import write_whole
-from gnexp.study.freshness import FORMATS
+from gnexp.study.freshness import FORMATS, formats_kept
 from gnexp.study.page import render
 from gnexp.study.rendering import Row, write_table_files
 from gnexp.study.store import Study, alone_in, load_study
@@ -55,7 +55,8 @@ def build_comparison(
     """Write the report on two studies of `out`; return ({file name: path}, what it found).
 
     The same files in give the same bytes out, and no file of an earlier report stays that this one
-    does not have. Raises ValueError when there is no such study, or one has no finished seed.
+    does not have: figures in a format that lies there are made anew. Raises ValueError when there
+    is no such study, or one has no finished seed.
     """
     studies = [load_study(Path(out) / name) for name in names]
     cells = [_cells(study) for study in studies]
@@ -65,6 +66,7 @@ def build_comparison(
     folder = comparison_folder(Path(out), names)
     folder.mkdir(parents=True, exist_ok=True)
     with alone_in(folder):
+        formats = formats_kept(formats, folder, CAPTIONS)
         return _build(studies, cells, folder, reference_batch, formats, margin)
 
 
@@ -125,7 +127,7 @@ def _build(
             for study, of in zip(studies, lines)
         ],
         tables={table.name: table for table in tables},
-        formats=list(formats),
+        formats=formats,
     )
     write_whole(written[-1], page)
     _remove_others(folder, {path.name for path in written})

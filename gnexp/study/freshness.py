@@ -6,10 +6,11 @@ made again: of a finished study that is most of the time a repeated command take
 
 import functools
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
 
+from gnexp.study import drawing
 from gnexp.study.answer_leads import MARGIN
 from gnexp.study.choice import CHOICES
 from gnexp.study.files import Damaged, read_json, write_json
@@ -19,6 +20,21 @@ from gnexp.study.store import INPUTS, Study
 STAMP = ".made.json"
 FORMATS = ("png", "svg")  # of the figures' files, where nothing else is asked for
 _LIBRARIES = ("matplotlib", "numpy", "pandas", "scipy", "jinja2")
+
+
+def formats_kept(asked: Sequence[str], folder: Path, figures: Collection[str]) -> list[str]:
+    """Return the formats asked for, and those in which `folder` holds one of the figures already.
+
+    What was asked for once is kept up to date. The order is that of drawing.FORMATS, so that a
+    report does not depend on the order in which its formats were asked for.
+    """
+    kinds = (*drawing.FORMATS, *(kind for kind in asked if kind not in drawing.FORMATS))
+    there = {path.name for path in folder.iterdir()}
+    return [
+        kind
+        for kind in dict.fromkeys(kinds)
+        if kind in asked or any(f"{name}.{kind}" in there for name in figures)
+    ]
 
 
 def is_fresh(

@@ -13,7 +13,7 @@ from gnexp.study.cells import Cell, Series
 from gnexp.study.damage import damage_sentences
 from gnexp.study.drawn import drawn_lines, rows_of
 from gnexp.study.files import write_whole
-from gnexp.study.freshness import FORMATS, files_of, is_fresh, stamp
+from gnexp.study.freshness import FORMATS, files_of, formats_kept, is_fresh, stamp
 from gnexp.study.headline import headline
 from gnexp.study.held_out import judged_on, worded
 from gnexp.study.page import render_page
@@ -57,7 +57,8 @@ def build_report(
 ) -> dict[str, Path]:
     """Write STUDY/report/ and return {file name: path}, index.html included.
 
-    formats: of the figures' files, any of drawing.FORMATS; the page holds its figures itself.
+    formats: of the figures' files, any of drawing.FORMATS; those that the folder holds already are
+    made anew beside them. The page holds its figures itself.
     margin: the accuracy, 0..1, beyond which a lead counts in the answer.
     Works at any moment of a study; the same files in give the same bytes out, and a report that is
     those already is left as it is. Raises ValueError when there is no such study or format.
@@ -66,6 +67,7 @@ def build_report(
     folder = study.folder / "report"
     folder.mkdir(exist_ok=True)
     with alone_in(folder):
+        formats = formats_kept(formats, folder, FIGURES)
         if is_fresh(study, reference_batch, folder, formats, margin):
             return files_of(folder)
         return _build(study, folder, reference_batch, formats, margin)
@@ -98,7 +100,7 @@ def _build(
         cells,
         tables,
         {name: (svg, worded(FIGURES[name], on) + left_out) for name, svg in figures.items()},
-        list(dict.fromkeys(formats)),
+        formats,
         answer=study_answer(study, lines, reference_batch, margin),
         headline=[
             *(worded(fact, on) for fact in facts),
