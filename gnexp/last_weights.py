@@ -6,7 +6,8 @@ first two are cheap and belong to every run; the others are asked for.
 """
 
 import base64
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,9 @@ from gnexp.data.loader import DeviceImages
 from gnexp.measure.batches import measure_batches
 from gnexp.measure.classes import calibration_error, chance_gap, class_accuracies
 from gnexp.measure.shift import measure_shift
-from gnexp.measure.statistics import other_scores
+from gnexp.measure.statistics import STATISTICS, other_scores
 from gnexp.stored import StoredRun, alone_with
+from gnexp.study.files import Damaged
 from gnexp.study.store import Run
 from gnexp.training.allocator import keep_freed_memory
 from gnexp.training.evaluate import Scores, evaluate
@@ -33,6 +35,25 @@ from gnexp.workers import Emit
 ALWAYS = ("decomposition", "classes")
 ASKED_FOR = ("shift", "batches")
 INSTRUMENTS = (*ALWAYS, *ASKED_FOR)
+
+
+OTHER_SCORES = [f"test_{kind}_{name}" for name in STATISTICS for kind in ("acc", "loss")]
+
+
+@contextmanager
+def keeping_the_result(what: str, unmeasured: dict[str, str]) -> Iterator[None]:
+    """Note in `unmeasured` why an instrument failed, so that the training's result is kept.
+
+    Errors of the store (a full disk) pass: the same call then goes on from the checkpoint.
+    """
+    try:
+        yield
+    except (OSError, Damaged):
+        raise
+    except Exception as error:
+        words = str(error).strip().splitlines() or ["without a message"]
+        named = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        unmeasured[what] = named + words[0]
 
 
 def corruption_names(shift: ShiftConfig) -> list[str]:
@@ -78,13 +99,19 @@ def class_rows(logits_NK: Tensor, images: DeviceImages, seed: int) -> list[dict[
 
 
 def class_head(run: Run, images: DeviceImages) -> dict[str, Any]:
-    """Return what result.json says of the classes over all seeds whose logits are stored."""
+    """Return what result.json says of the classes over all seeds whose logits are stored.
+
+    A "note" in place of the numbers says why there are none.
+    """
     labels = images.y_test.cpu().numpy()
     logits = [each for _, each in sorted(run.logits().items()) if np.isfinite(each).all()]
     if not logits:
         return {}
     hits_SN = np.stack([each.argmax(axis=1) == labels for each in logits])
-    return {"classes": chance_gap(hits_SN, labels)}
+    try:
+        return {"classes": chance_gap(hits_SN, labels)}
+    except ValueError as error:  # a test set of one class
+        return {"classes": {"note": f"no chance gap: {error}"}}
 
 
 def measure_asked_for(
@@ -147,6 +174,7 @@ def _measure_seeds(run: Run, task: LastTask, emit: Emit) -> None:
             measure_asked_for(run, stored.config, model, stored.images, seed, what, task.shift)
         if "classes" in what:
             _measure_classes(stored, seed)
+        _forget_reasons(run, seed, what)
         emit({"text": f"{run.name}, seed {seed}: measured {', '.join(what)}"})
 
 
@@ -168,8 +196,19 @@ def _measure_classes(stored: StoredRun, seed: int) -> None:
     run.add_result(seed, {"ece": ece, **numbers}, **class_head(run, images))
 
 
+def _forget_reasons(run: Run, seed: int, measured: Iterable[str]) -> None:
+    """Drop from a seed's numbers why these instruments failed at the end of its training."""
+    numbers = run.result()["seeds"][str(seed)]
+    reasons = numbers.pop("unmeasured", {})
+    left = {what: why for what, why in reasons.items() if what not in measured}
+    if left != reasons:
+        run.add_result(seed, {**numbers, **({"unmeasured": left} if left else {})})
+
+
 def _is_measured(stored: StoredRun, seed: int, name: str, shift: ShiftConfig) -> bool:
     run = stored.run
+    if name in stored.numbers[seed].get("unmeasured", {}):
+        return False
     if name == "decomposition":
         return "test_acc_population_augmented" in stored.numbers[seed]
     rows = [row for row in run.rows(f"{name}.csv") if row["seed"] == seed]

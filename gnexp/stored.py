@@ -98,3 +98,5 @@ def alone_with(task: Task, work: Callable[[Run], str | None]) -> str | None:
             return work(run) if alone else "another process is at work on it"
     except (ValueError, OSError) as error:  # its images, a norm or a file of the store is gone
         return str(error)
+    except Exception as error:  # of one run's model or memory: the other runs are measured
+        return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}"

@@ -5,6 +5,7 @@ epoch metrics, gradients where due, checkpoint; at the end logits, then the resu
 writes it may be killed: what was not checkpointed is done again, with the same numbers.
 """
 
+import contextlib
 import dataclasses
 import statistics
 import time
@@ -18,9 +19,11 @@ from gnexp.checkpoints import State, save_states
 from gnexp.config import TrainConfig, asked_for, is_private, tested_on
 from gnexp.gradient_rows import own_gradients
 from gnexp.last_weights import (
+    OTHER_SCORES,
     class_head,
     class_rows,
     end_numbers,
+    keeping_the_result,
     measure_asked_for,
     right_images,
 )
@@ -202,8 +205,12 @@ class Trainings:
     def _measure(self, place: int, replica: Replica, epoch: int) -> None:
         if replica.config.gradients == 0:
             return
-        model = self.step.model(place)
-        rows = own_gradients(replica.config, model, self.images, replica.seed, epoch)
+        model, why, rows = self.step.model(place), {}, []
+        trained = epoch == replica.config.epochs
+        with keeping_the_result("gradients", why) if trained else contextlib.nullcontext():
+            rows = own_gradients(replica.config, model, self.images, replica.seed, epoch)
+        if why:  # goes with the checkpoint, as the result is yet to come
+            self.rows[place]["unmeasured"] = [why]
         self.rows[place]["gradients"] += rows
         Run(replica.folder).add_gradients(rows)
 
@@ -243,17 +250,32 @@ class Trainings:
             numbers["why"] = why
         else:
             numbers |= right_images(scores, self.images, numbers["test_acc"])
-            numbers |= end_numbers(config, model, self.images, replica.seed, scores)
-            self._measure_end(replica, model, scores)
+            unmeasured = dict(*self.rows[place].get("unmeasured", ()))
+            numbers |= dict.fromkeys(["ece", *OTHER_SCORES])
+            with keeping_the_result("decomposition", unmeasured):
+                numbers |= end_numbers(config, model, self.images, replica.seed, scores)
+            self._measure_end(replica, model, scores, unmeasured)
+            if unmeasured:
+                numbers["unmeasured"] = unmeasured
+            for what, reason in unmeasured.items():
+                text = f"{replica.name}: {what} could not be measured: {reason}"
+                self.emit({"kind": "note", "text": text})
         with run.writing():  # the classes are of all seeds so far
-            run.add_result(replica.seed, numbers, **head, **class_head(run, self.images))
+            classes = class_head(run, self.images)
+            run.add_result(replica.seed, numbers, **head, **classes)
+        if note := classes.get("classes", {}).get("note"):
+            self.emit({"kind": "note", "text": f"{replica.name}: {note}"})
         run.set_status(replica.seed, status, why)
 
-    def _measure_end(self, replica: Replica, model: nn.Module, scores: Scores) -> None:
+    def _measure_end(
+        self, replica: Replica, model: nn.Module, scores: Scores, unmeasured: dict[str, str]
+    ) -> None:
         run, config, seed = Run(replica.folder), replica.config, replica.seed
-        run.add_rows("classes.csv", class_rows(scores.logits_NK, self.images, seed))
-        what = asked_for(config.measure)
-        measure_asked_for(run, config, model, self.images, seed, what, config.shift)
+        with keeping_the_result("classes", unmeasured):
+            run.add_rows("classes.csv", class_rows(scores.logits_NK, self.images, seed))
+        for what in asked_for(config.measure):
+            with keeping_the_result(what, unmeasured):
+                measure_asked_for(run, config, model, self.images, seed, [what], config.shift)
 
     def _ticker(self) -> Callable[[int], None]:
         """Return a tick that reports the images of each replica, at most every TICK_S."""

@@ -1,13 +1,15 @@
 """What every run says of its last weights, and what `gnexp measure` adds without training again."""
 
 import base64
+import csv
 import json
+import sys
 
 import numpy as np
 import pytest
 import torch
 
-from gnexp import build
+from gnexp import build, last_weights, trainings
 from gnexp.config import DataConfig, restore
 from gnexp.data.loader import DeviceImages
 from gnexp.last_weights import right_images
@@ -237,3 +239,123 @@ def test_numbers_of_a_diverged_seed_are_left_out(gnexp, workdir):
     assert "correct" not in found
     assert only_run(workdir).rows("classes.csv") == []
     assert json.loads((only_run(workdir).folder / "result.json").read_text())
+
+
+def test_a_test_set_of_one_class_gives_a_result_and_says_that_it_has_no_chance_gap(gnexp, workdir):
+    draw = np.random.default_rng(0)
+    x, y = draw.integers(0, 256, (60, 32, 32, 3), dtype=np.uint8), np.arange(60) % 3
+    one_class = {"x_test": x[:20], "y_test": np.ones(20, dtype=int)}
+    np.savez("one.npz", x_train=x[20:], y_train=y[20:], **one_class)
+    small = [word for word in SMALL if not word.startswith("data.")]
+    answer = gnexp("train", "data=npz", "data.root=one.npz", "norm=bn", *small)
+    assert answer.code == 0, answer.out + answer.err
+    assert "no chance gap: 1 class has test images" in answer.out + answer.err
+    run, found = only_run(workdir), numbers(workdir)
+    assert found["status"] == "complete"
+    assert 0 <= found["test_acc"] <= 1
+    assert run.result()["classes"] == {
+        "note": "no chance gap: 1 class has test images; a gap needs at least 2"
+    }
+    assert [row["n"] for row in run.rows("classes.csv")] == [0, 20, 0]
+    assert gnexp("report").code == 0
+    with open(workdir / "results/main/report/classes.csv") as file:
+        (row,) = csv.DictReader(file)
+    assert (row["gap"], row["gap_p"]) == ("", "")
+    assert row["note"].startswith("no chance gap: 1 class has test images")
+
+
+SQUEEZING = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 8, 3, stride=2), nn.BatchNorm2d(8)
+        self.fc = nn.Linear(8, num_classes)
+
+    def forward(self, x):
+        x = self.bn(self.conv(x)).relu().mean(dim=(2, 3), keepdim=True)
+        return self.fc(x.squeeze())  # of one image, the batch goes too
+"""
+
+
+def test_a_network_that_cannot_take_one_image_keeps_its_result_where_a_batch_of_one_is_asked_for(
+    gnexp, workdir
+):
+    (workdir / "squeezing.py").write_text(SQUEEZING)
+    words = ("model._target_=squeezing.Net", "norm=gn", "measure=[shift,batches]", *SHIFT)
+    try:
+        answer = gnexp("train", *words, *SMALL[2:])
+    finally:
+        sys.modules.pop("squeezing", None)
+    assert answer.code == 0, answer.out + answer.err
+    run, found = only_run(workdir), numbers(workdir)
+    assert found["status"] == "complete"
+    assert set(found["unmeasured"]) == {"batches"}
+    said = answer.out + answer.err
+    assert f"batches could not be measured: {found['unmeasured']['batches']}" in said
+    assert not run.rows("batches.csv")
+    assert len(run.rows("shift.csv")) == 1 + 2 * 2
+    assert len(run.rows("classes.csv")) == 10
+
+
+def broken(*arguments, **named):
+    raise RuntimeError("the instrument is broken\nat its second line")
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "what"),
+    [
+        (trainings, "end_numbers", "decomposition"),
+        (trainings, "class_rows", "classes"),
+        (last_weights, "measure_shift", "shift"),
+        (last_weights, "measure_batches", "batches"),
+    ],
+)
+def test_an_instrument_that_fails_at_the_end_costs_its_own_numbers_alone_and_is_measured_later(
+    gnexp, workdir, monkeypatch, where, name, what
+):
+    words = ("norm=gn", "measure=[shift,batches]", *SHIFT, *SMALL)
+    with monkeypatch.context() as patch:
+        patch.setattr(where, name, broken)
+        answer = gnexp("train", *words)
+    assert answer.code == 0, answer.out + answer.err
+    assert f"{what} could not be measured: RuntimeError: the instrument is broken" in (
+        answer.out + answer.err
+    )
+    run, found = only_run(workdir), numbers(workdir)
+    assert found["unmeasured"] == {what: "RuntimeError: the instrument is broken"}
+    assert 0 <= found["test_acc"] <= 1
+    assert (found["test_acc_population"] is None) == (what == "decomposition")
+    for table in ("classes", "shift", "batches"):
+        assert bool(run.rows(f"{table}.csv")) == (table != what)
+    assert gnexp("report").code == 0
+    again = gnexp("measure", f"what=[{what}]", *SHIFT, "workers=1")
+    assert again.code == 0, again.out + again.err
+    assert "unmeasured" not in numbers(workdir)
+    assert numbers(workdir)["test_acc_population"] == found["test_acc"]
+    assert all(run.rows(f"{table}.csv") for table in ("classes", "shift", "batches"))
+
+
+def test_gradients_that_fail_at_the_end_cost_no_result_even_when_a_kill_follows(
+    gnexp, workdir, monkeypatch
+):
+    real = trainings.own_gradients
+
+    def at_the_start(config, model, images, seed, epoch):
+        return real(config, model, images, seed, epoch) if epoch < config.epochs else broken()
+
+    words = ("norm=gn", "gradients=4", *(word for word in SMALL if word != "gradients=0"))
+    with monkeypatch.context() as patch:
+        patch.setattr(trainings, "own_gradients", at_the_start)
+        with monkeypatch.context() as killed:
+
+            def kill(*arguments):
+                raise KeyboardInterrupt
+
+            killed.setattr(trainings.Trainings, "_finish", kill)
+            assert gnexp("train", *words).code == 130
+        answer = gnexp("train", *words)
+    assert answer.code == 0, answer.out + answer.err
+    assert numbers(workdir)["unmeasured"] == {"gradients": "RuntimeError: the instrument is broken"}
+    assert {row["epoch"] for row in only_run(workdir).rows("gradients.csv")} == {0}

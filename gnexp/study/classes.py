@@ -58,7 +58,8 @@ def _gap(cell: Cell, table: dict[int, dict[str, tuple[float, int]]]) -> Row:
         best = max(names, key=lambda name: of_class[name].mean)
         row |= {"worst_class": worst, **of_class[worst].columns("worst")}
         row |= {"best_class": best, **of_class[best].columns("best")}
-        row["gap"] = of_class[best].mean - of_class[worst].mean
+        if len(names) > 1:
+            row["gap"] = of_class[best].mean - of_class[worst].mean
     return {**row, **_chance(cell, bool(whole))}
 
 
@@ -66,6 +67,8 @@ def _chance(cell: Cell, measured: bool) -> Row:
     """Return what the run stores about the gap by chance, and a note where that is not usable."""
     names = ("chance_gap", "chance_gap_95", "gap_p")
     heads = [record.result.get("classes") or {} for record in cell.records]
+    if measured and len(heads) == 1 and "note" in heads[0]:
+        return {**dict.fromkeys(names), "note": heads[0]["note"]}
     if not measured or len(heads) != 1 or not heads[0]:
         several = "seeds from several runs: no chance gap" if len(heads) > 1 else ""
         return {**dict.fromkeys(names), "note": several if measured else "classes not measured"}
