@@ -232,7 +232,7 @@ def _collect(command: str, arguments: list[str]) -> tuple[list[HydraJob], bool]:
         for each in (each for job in jobs for each in job.configs):
             _refuse_odd_options(command, each.norm)
         chosen = [each.norm.get("name") for job in jobs for each in job.configs]
-        for sentence in plugins.shadowed(chosen, norm_names()):
+        for sentence in (*plugins.shadowed(chosen, norm_names()), *plugins.unreadable()):
             print(f"gnexp: {sentence}", file=sys.stderr)
     return jobs, swept or sum(len(job.configs) for job in jobs) > 1
 

@@ -9,7 +9,7 @@ import difflib
 import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, distributions
 
 GROUP = "gnexp.norms"
 # What Hydra reads as a word; "custom" is gnexp's own.
@@ -43,9 +43,35 @@ class Plugin:
 def plugins() -> dict[str, Plugin]:
     """Return every norm that an installed package registers, by name, sorted."""
     registered: dict[str, list[EntryPoint]] = {}
-    for point in entry_points(group=GROUP):
+    for point in _registered()[0]:
         registered.setdefault(point.name, []).append(point)
     return {name: _plugin(name, points) for name, points in sorted(registered.items())}
+
+
+def unreadable() -> list[str]:
+    """Return a sentence for each installed package that is passed over: its metadata is broken."""
+    return _registered()[1]
+
+
+def _registered() -> tuple[list[EntryPoint], list[str]]:
+    """Return the entry points of the group, and a sentence for each package that cannot be read."""
+    found: dict[str, list[EntryPoint]] = {}
+    broken = []
+    for package in distributions():
+        try:
+            points = [point for point in package.entry_points if point.group == GROUP]
+            if points and not (package.name and package.version):
+                raise ValueError("its METADATA has no name or no version")
+        except Exception as error:  # Python's parser raises TypeError, UnicodeError and others
+            where = getattr(package, "_path", "an unknown place")
+            broken.append(
+                f"the metadata of an installed package cannot be read, and norms that it may"
+                f" register are passed over: {where} ({type(error).__name__}: {error})"
+            )
+            continue
+        if points:  # of two copies of a package the first on sys.path is the one imported
+            found.setdefault(package.name.lower(), points)
+    return [point for points in found.values() for point in points], broken
 
 
 def _plugin(name: str, points: list[EntryPoint]) -> Plugin:
@@ -103,6 +129,7 @@ def unknown_norm(name: str, table: Collection[str]) -> str:
         f"norm={name} is unknown; did you mean {near}? Valid: {valid}"
         + (f"; plug-ins: {own}" if own else "")
         + (f"; plug-ins that cannot be used: {unused}" if unused else "")
+        + "".join(f"; {sentence}" for sentence in unreadable())
     )
 
 

@@ -237,6 +237,37 @@ def test_a_broken_plug_in_harms_no_norm_but_itself(gnexp, install):
     assert "of bad 1.5): importing it raised SystemError: out of order" in answer.err
 
 
+UNREADABLE = {
+    "entry points that are no text": ("entry_points.txt", b"[gnexp.norms]\nodd = \xff:Root\n"),
+    "entry points without a value": ("entry_points.txt", b"[gnexp.norms]\nodd\n"),
+    "entry points of another group": ("entry_points.txt", b"[other.group]\nodd\n"),
+    "metadata that is no text": ("METADATA", b"Name: caf\xe9\nVersion: 1\n"),
+    "metadata without a name": ("METADATA", b"Version: 1\n"),
+    "empty metadata": ("METADATA", b""),
+}
+
+
+@pytest.mark.parametrize("kind", UNREADABLE)
+def test_a_package_whose_metadata_cannot_be_read_is_passed_over_and_named_once(
+    kind, gnexp, install, tmp_path
+):
+    name, content = UNREADABLE[kind]
+    bad = install({"odd": "MODULE:Root"}, package="bad")
+    (tmp_path / bad / "bad-1.5.dist-info" / name).write_bytes(content)
+    install({"root": "MODULE:Root"})
+    assert list(plugins()) == ["root"]
+    answer = gnexp("check", "norm=root", "claims=[core]", "workers=1")
+    assert answer.code == 0
+    lines = [line for line in answer.err.splitlines() if "cannot be read" in line]
+    assert len(lines) == 1
+    assert "bad-1.5.dist-info" in lines[0]
+    answer = gnexp("train", "norm=odd", *TINY)
+    assert answer.code == 2
+    assert "bad-1.5.dist-info" in answer.err
+    answer = gnexp("status", "study=none")
+    assert "metadata" not in answer.err + answer.out
+
+
 def test_looking_up_plug_ins_imports_none(install):
     module = install({"root": "MODULE:Root"})
     assert plugins()["root"].target == f"{module}.Root"
