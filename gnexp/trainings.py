@@ -353,6 +353,7 @@ def result_head(config: TrainConfig, run: Run, model: nn.Module | None = None) -
             "train": len(images.x_train),
             "test": len(images.x_test),
             "classes": list(images.classes),
+            **({"passed_over": images.passed_over} if images.passed_over else {}),
         },
     }
     if model is not None:

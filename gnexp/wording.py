@@ -61,6 +61,13 @@ def _data_text(config: TrainConfig) -> str:
     )
 
 
+def passed_over_lines(configs: list[TrainConfig]) -> list[str]:
+    """Return what of their data is not used, a line per data set that has such."""
+    found = [build.images_of(config.data) for config in configs]
+    told = {images.title: images.passed_over for images in found if images.passed_over}
+    return [f"{title}: passed over {what}" for title, what in told.items()]
+
+
 def single_line(run: PlannedRun, steps: list[Step], workers: int) -> str:
     """Return the line that says what will run and about how long it takes."""
     config = run.config

@@ -1,5 +1,6 @@
 """Images from root/train/CLASS/* and root/test/CLASS/*, and their cache."""
 
+import json
 import os
 import tarfile
 import warnings
@@ -79,7 +80,58 @@ def test_hidden_files_and_files_that_are_no_images_are_passed_over(root):
     (root / "train" / "ant" / "notes.txt").write_text("eats sugar")
     (root / "train" / ".cache").mkdir()
     (root / "train" / "README").touch()
-    assert load_images("imagefolder", root).checksum == before
+    after = load_images("imagefolder", root)
+    assert after.checksum == before
+    assert after.passed_over == "2 files (1 .txt, 1 without a suffix)"
+
+
+def test_images_of_other_suffixes_and_in_sub_folders_are_counted(root):
+    assert load_images("imagefolder", root).passed_over == ""
+    ant = root / "train" / "ant"
+    for name in ("a.jfif", "b.JFIF", "c"):
+        (ant / name).write_bytes((ant / "0.png").read_bytes())
+    (root / "test" / "bee" / "broken.png").symlink_to("nowhere.png")
+    save(ant / "2024" / "may" / "0.png", picture(50))
+    save(ant / "2024" / "1.png", picture(51))
+    (root / "train" / "bee" / "self").symlink_to(root / "train", target_is_directory=True)
+    for _ in range(2):  # decoded, and from the cache
+        assert load_images("imagefolder", root).passed_over == (
+            "4 files (2 .jfif, 1 .png, 1 without a suffix); 2 sub-folders of classes with 2 files"
+        )
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp"])
+def test_rotations_of_exif_are_counted_and_change_no_pixel(root, suffix):
+    upright, turned = Image.Exif(), Image.Exif()
+    upright[0x0112], turned[0x0112] = 1, 6
+    for number, exif in enumerate((upright, turned, turned)):
+        image = Image.fromarray(picture(70 + number))
+        image.save(root / "train" / "ant" / f"{number}{suffix}", exif=exif)
+    first = load_images("imagefolder", root)
+    again = load_images("imagefolder", root)
+    assert first.passed_over == again.passed_over == "the EXIF rotation of 2 images, not applied"
+    for number in range(3):
+        image = Image.fromarray(picture(70 + number))
+        image.save(root / "train" / "ant" / f"{number}{suffix}")
+    plain = load_images("imagefolder", root)
+    assert (plain.checksum, plain.passed_over) == (first.checksum, "")
+
+
+def test_a_broken_exif_block_keeps_no_image_from_being_read(root):
+    image = Image.fromarray(picture(80))
+    image.save(root / "train" / "ant" / "0.jpg", exif=b"Exif\x00\x00MM\x00*\xff\xff\xff\xff")
+    assert load_images("imagefolder", root).passed_over == ""
+
+
+def test_training_says_once_what_was_passed_over_and_records_it(gnexp, root):
+    (root / "train" / "ant" / "c.jfif").touch()
+    data = ("data=imagefolder", f"data.root={root}", "model=resnet8", "model.width=8")
+    command = ("train", "-m", "norm=gn,bn", *data, "epochs=1", "batch=4", "gradients=0")
+    answer = gnexp(*command, "workers=1", "study=zoo")
+    assert answer.code == 0
+    assert answer.out.count("zoo: passed over 1 file (1 .jfif)\n") == 1
+    results = [json.loads(p.read_text()) for p in Path("results/zoo").glob("*/result.json")]
+    assert [r["data"]["passed_over"] for r in results] == ["1 file (1 .jfif)"] * 2
 
 
 def test_equal_folders_in_two_places_have_equal_checksums(root, tmp_path):

@@ -28,6 +28,7 @@ from gnexp.wording import (
     closing_line,
     ended_line,
     grid_line,
+    passed_over_lines,
     privacy_lines,
     single_line,
     start_lines,
@@ -57,6 +58,8 @@ def train(
     for fresh in _rounds(configs):
         if not runs:
             print(*tuning_lines(configs), sep="\n", end="\n" * any(map(is_tuned, configs)))
+            for line in passed_over_lines(configs):
+                print(line)
         failed += _train(fresh, call, grid)
         runs += fresh
     config = runs[0].config

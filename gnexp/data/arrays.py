@@ -13,13 +13,17 @@ LEAST_SIDE = 8
 
 
 class Arrays(NamedTuple):
-    """A training and a test set as a source delivers them; labels index `classes`."""
+    """A training and a test set as a source delivers them; labels index `classes`.
+
+    passed_over: what of the source is in neither, in words; "" for nothing.
+    """
 
     x_train: np.ndarray
     y_train: np.ndarray
     x_test: np.ndarray
     y_test: np.ndarray
     classes: tuple[str, ...]
+    passed_over: str = ""
 
 
 def to_rgb(x: np.ndarray, what: str) -> np.ndarray:

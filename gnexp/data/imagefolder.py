@@ -10,6 +10,7 @@ import tempfile
 import warnings
 import zipfile
 import zlib
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,8 @@ _SUFFIXES = {
     *(".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp"),
     *(".ppm", ".pgm", ".pbm", ".tif", ".tiff"),
 }
-_CACHE_FORMAT = 1  # raise it when the same files would decode to other pixels
+_CACHE_FORMAT = 2  # raise it when the same files would give other contents
+_ORIENTATION = 0x0112  # of EXIF; 1 is upright
 
 
 def load_imagefolder(
@@ -33,22 +35,28 @@ def load_imagefolder(
 
     size: pixels to resize to (shorter side, bilinear, then a central crop); None requires equal
     square images. Only the images within the limits are decoded, or read from the cache.
-    Hidden files and files that are no images by their suffix are passed over.
+    Hidden files are passed over; other files that are no images by their suffix, sub-folders, and
+    EXIF rotations, which are not applied, are passed over and counted in `passed_over`.
     Raises ValueError naming the folder or file that is missing, unreadable, or does not fit.
     """
     classes, files, labels = _list_files(root)
+    others = _others(root, files)
     for part, limit in (("train", train_limit), ("test", test_limit)):
         kept = balanced_subset(labels[part], limit, f"data.{part}_limit")
         files[part] = [files[part][i] for i in kept]
         labels[part] = labels[part][kept]
     paths = files["train"] + files["test"]
     cache = cache_folder() / "imagefolder" / f"{_cache_key(root, paths, size)}.npz"
-    x_N3SS = _read_cache(cache)
+    x_N3SS, turned = _read_cache(cache)
     if x_N3SS is None:
-        x_N3SS = to_rgb(_decode(paths, size), f"data.root={root}")
-        _write_cache(cache, x_N3SS)
+        x_NSS3, turned = _decode(paths, size)
+        x_N3SS = to_rgb(x_NSS3, f"data.root={root}")
+        _write_cache(cache, x_N3SS, turned)
+    if turned:
+        others.append(f"the EXIF rotation of {turned} image{'s' * (turned > 1)}, not applied")
     count = len(files["train"])
-    return Arrays(x_N3SS[:count], labels["train"], x_N3SS[count:], labels["test"], classes)
+    parts = x_N3SS[:count], labels["train"], x_N3SS[count:], labels["test"]
+    return Arrays(*parts, classes, "; ".join(others))
 
 
 def _list_files(
@@ -93,31 +101,60 @@ def _list_files(
     return tuple(names), files, {part: np.asarray(labels[part], np.int64) for part in labels}
 
 
+def _others(root: Path, files: dict[str, list[Path]]) -> list[str]:
+    """Return what lies where images do and is none, counted, in words."""
+    taken = {path for part in files.values() for path in part}
+    kinds: Counter[str] = Counter()
+    folders, within = 0, 0
+    for part in files:
+        for place in (root / part, *sorted({path.parent for path in files[part]})):
+            for entry in _visible(place):
+                path = Path(entry)
+                if entry.is_dir():
+                    if place != root / part:  # where the folders are the classes
+                        folders += 1
+                        if not entry.is_symlink():  # it may lead anywhere, or back here
+                            within += sum(len(found) for _, _, found in os.walk(path))
+                elif path not in taken:
+                    kinds[ascii(path.suffix.lower())[1:-1] or "without a suffix"] += 1
+    told = [f"{count} {kind}" for kind, count in sorted(kinds.items())]
+    total = sum(kinds.values())
+    lines = [f"{total} file{'s' * (total > 1)} ({', '.join(told)})"] if told else []
+    if folders:
+        lines.append(
+            f"{folders} sub-folder{'s' * (folders > 1)} of classes with {within}"
+            f" file{'s' * (within != 1)}"
+        )
+    return lines
+
+
 def _visible(folder: Path) -> list[os.DirEntry[str]]:
     with os.scandir(folder) as entries:
         return sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
 
 
-def _decode(paths: list[Path], size: int | None) -> np.ndarray:
-    """Return (N, S, S, 3) uint8."""
-    first = _decode_one(paths[0], size)
-    x_NSS3 = np.empty((len(paths), *first.shape), np.uint8)
+def _decode(paths: list[Path], size: int | None) -> tuple[np.ndarray, int]:
+    """Return (N, S, S, 3) uint8, and how many of the images EXIF would turn or mirror."""
+    first, _ = _decode_one(paths[0], size)
+    x_NSS3, turned = np.empty((len(paths), *first.shape), np.uint8), 0
     for i, path in enumerate(paths):
-        image = _decode_one(path, size)
+        image, is_turned = _decode_one(path, size)
+        turned += is_turned
         if image.shape != first.shape:
             raise ValueError(
                 f"{path} is {_pixels(image)} and {paths[0]} is {_pixels(first)}: "
                 "give one size to resize to, such as data.size=32"
             )
         x_NSS3[i] = image
-    return x_NSS3
+    return x_NSS3, turned
 
 
-def _decode_one(path: Path, size: int | None) -> np.ndarray:
+def _decode_one(path: Path, size: int | None) -> tuple[np.ndarray, bool]:
     try:
         with Image.open(path) as file:
             mode = file.mode
             image = None if mode == "F" or mode.startswith("I") else file.convert("RGB")
+            turned = image is not None and _is_turned(file)
     except (OSError, SyntaxError, ValueError, zlib.error, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} cannot be read as an image: delete or replace it") from error
     if image is None:  # Pillow would clip 16 bits to 255 instead of scaling them
@@ -130,7 +167,16 @@ def _decode_one(path: Path, size: int | None) -> np.ndarray:
             f"{path} is {_pixels(pixels)}: images must be square and at least "
             f"{LEAST_SIDE}x{LEAST_SIDE}, or be resized with a key such as data.size=32"
         )
-    return pixels
+    return pixels, turned
+
+
+def _is_turned(image: Image.Image) -> bool:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return image.getexif().get(_ORIENTATION, 1) in range(2, 9)
+    except Exception:  # whatever a broken EXIF block raises: the pixels are whole
+        return False
 
 
 def _pixels(image: np.ndarray) -> str:
@@ -148,29 +194,29 @@ def _cache_key(root: Path, paths: list[Path], size: int | None) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def _read_cache(path: Path) -> np.ndarray | None:
-    """Return the decoded images, or None when there are none or they fail their checksum."""
+def _read_cache(path: Path) -> tuple[np.ndarray | None, int]:
+    """Return the decoded images, None without any or with a false checksum, and how many turn."""
     if not path.exists():
-        return None
+        return None, 0
     try:
         with np.load(path, allow_pickle=False) as file:
-            x_N3SS, checksum = file["x"], str(file["checksum"])
+            x_N3SS, checksum, turned = file["x"], str(file["checksum"]), int(file["turned"])
         if digest(x_N3SS) == checksum:
-            return x_N3SS
+            return x_N3SS, turned
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         pass
     warnings.warn(f"{path} is damaged: decoding the images again", stacklevel=2)
-    return None
+    return None, 0
 
 
-def _write_cache(path: Path, x_N3SS: np.ndarray) -> None:
+def _write_cache(path: Path, x_N3SS: np.ndarray, turned: int) -> None:
     """Write whole and rename: a reader in another process sees all of the file or none of it."""
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
         with os.fdopen(descriptor, "wb") as file:
-            np.savez(file, x=x_N3SS, checksum=np.array(digest(x_N3SS)))
+            np.savez(file, x=x_N3SS, checksum=np.array(digest(x_N3SS)), turned=np.array(turned))
         os.replace(temporary, path)
     except OSError as error:
         if temporary is not None:

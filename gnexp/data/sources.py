@@ -26,7 +26,8 @@ _SHAPES10_LARGEST = {"train_limit": 50_000, "test_limit": 10_000}
 class Images:
     """A data set in memory: uint8 (N, 3, S, S) images and int64 (N,) labels that index `classes`.
 
-    `title` is for people. `checksum` (hex digits) covers the four arrays, their order included.
+    `title` and `passed_over` (what of the source is not used) are for people. `checksum` (hex
+    digits) covers the four arrays, their order included.
     """
 
     x_train: np.ndarray
@@ -36,6 +37,7 @@ class Images:
     classes: tuple[str, ...]
     title: str
     checksum: str
+    passed_over: str = ""
 
 
 def load_images(
@@ -139,4 +141,5 @@ def _finish(arrays: Arrays, size: int | None, title: str) -> Images:
     if size is not None:
         x_train, x_test = resize(x_train, size), resize(x_test, size)
     parts = (x_train, arrays.y_train, x_test, arrays.y_test[order])
-    return Images(*parts, classes=arrays.classes, title=title, checksum=digest(*parts))
+    told = {"title": title, "checksum": digest(*parts), "passed_over": arrays.passed_over}
+    return Images(*parts, classes=arrays.classes, **told)
