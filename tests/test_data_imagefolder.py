@@ -85,6 +85,17 @@ def test_hidden_files_and_files_that_are_no_images_are_passed_over(root):
     assert after.passed_over == "2 files (1 .txt, 1 without a suffix)"
 
 
+@pytest.mark.parametrize("name", [b"sea\ncow", b"sea\rcow", b"sea\x1bcow", b"caf\xe9"])
+def test_a_class_folder_whose_name_no_table_can_hold_is_refused(root, decoded, name):
+    for part in ("train", "test"):
+        os.rename(root / part / "cow", os.path.join(os.fsencode(root / part), name))
+    with pytest.raises(ValueError, match="rename it in train/ and test/") as refused:
+        load_images("imagefolder", root)
+    assert str(refused.value).isascii()
+    assert "\n" not in str(refused.value)
+    assert not decoded
+
+
 def test_images_of_other_suffixes_and_in_sub_folders_are_counted(root):
     assert load_images("imagefolder", root).passed_over == ""
     ant = root / "train" / "ant"

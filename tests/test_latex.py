@@ -143,3 +143,31 @@ def test_the_file_says_which_packages_it_needs():
     assert to_latex(TABLES["narrow"]).startswith("% needs \\usepackage{booktabs}\n")
     assert to_latex(TABLES["long"]).startswith("% needs \\usepackage{booktabs,longtable}")
     assert COLUMN_PT < TEXT_PT
+
+
+def pdflatex_reads(text):
+    """The text without the branches that pdfLaTeX skips."""
+    return re.sub(r"\\ifdefined\\Umathcode .*?\\else (.*?)\\fi\{\}", r"\1", text)
+
+
+@pytest.mark.parametrize(
+    ("name", "plain"),
+    [
+        ("\u010da\u0161a", "casa"),
+        ("\u732b", "U+732B"),
+        ("\U0001f431", "U+1F431"),
+        ("\u216b", "XII"),
+    ],
+)
+def test_pdflatex_gets_names_beyond_latin_1_in_ascii_and_other_engines_as_they_are(name, plain):
+    escaped = escape_latex(f"{name}: -1.5")
+    assert pdflatex_reads(escaped) == f"{plain}: $-1.5$"
+    assert re.sub(r"\\else .*?\\fi\{\}|\\ifdefined\\Umathcode ", "", escaped) == f"{name}: $-1.5$"
+
+
+def test_names_of_latin_1_and_ascii_are_written_as_before():
+    assert escape_latex("caf\u00e9 \u00fc_1") == "caf\u00e9 \u00fc\\_1"
+
+
+def test_a_byte_that_is_no_text_is_named_in_ascii():
+    assert escape_latex("caf\udce9") == "cafU+DCE9"

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import tempfile
+import unicodedata
 import warnings
 import zipfile
 import zlib
@@ -79,6 +80,12 @@ def _list_files(
         raise ValueError(
             f"data.root={root}: train/ must have at least 2 class folders, and has {len(names)}"
         )
+    for name in names:
+        if any(unicodedata.category(sign) in ("Cc", "Cs") for sign in name):
+            raise ValueError(
+                f"data.root={root}: the class folder {name!a} has a line break, another control"
+                " character or bytes that are not UTF-8 in its name: rename it in train/ and test/"
+            )
     if differing := sorted(set(names) ^ set(classes["test"])):
         where = "train" if differing[0] in names else "test"
         raise ValueError(

@@ -5,6 +5,7 @@ up for what the estimate misses. Nothing is scaled and no type is smaller than s
 """
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -206,6 +207,18 @@ _LATEX = {
 _NUMBER = re.compile(r"(?<![\w.])-?(?:\d+(?:\.\d+)?(?:e[+-]?\d+)?|inf)(?![\w.])")
 
 
+def _letter(character: str) -> str:
+    """Return a character for every LaTeX: pdfLaTeX gets what lies beyond Latin-1 in ASCII."""
+    if ord(character) <= 0xFF:
+        return _LATEX.get(character, character)
+    parts = unicodedata.normalize("NFKD", character)
+    plain = "".join(_LATEX.get(part, part) for part in parts if part.isascii())
+    plain = plain.strip() or f"U+{ord(character):04X}"
+    if unicodedata.category(character) == "Cs":  # no text at all
+        return plain
+    return rf"\ifdefined\Umathcode {character}\else {plain}\fi{{}}"  # XeTeX and LuaTeX have it
+
+
 def escape_latex(text: str) -> str:
     """Escape text; a standing minus, a power of ten and infinity become mathematics."""
 
@@ -218,8 +231,8 @@ def escape_latex(text: str) -> str:
 
     pieces, end = [], 0
     for match in _NUMBER.finditer(text.replace("\n", " ")):
-        pieces.append("".join(_LATEX.get(c, c) for c in text[end : match.start()]))
+        pieces.append("".join(map(_letter, text[end : match.start()])))
         pieces.append(number(match))
         end = match.end()
-    pieces.append("".join(_LATEX.get(c, c) for c in text[end:]))
+    pieces.append("".join(map(_letter, text[end:])))
     return "".join(pieces).replace("+-", r"$\pm$")
