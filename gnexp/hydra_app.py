@@ -60,6 +60,10 @@ def run(command: str, arguments: list[str]) -> int:
 
 def _arranged(command: str, arguments: list[str]) -> list[str]:
     """Return the arguments as Hydra takes them; raises Mistake for those it would misread."""
+    for argument in arguments:
+        if not argument.isascii() and any("\ud800" <= sign <= "\udfff" for sign in argument):
+            # As from a file name that is not UTF-8: no config could be written, or be read again.
+            raise Mistake(f"{argument!a} holds bytes that are not UTF-8: rename what it names")
     arguments = _prepare(arguments) if command in ("train", "check") else arguments
     _refuse_odd_overrides(command, arguments)
     # argparse wants flags and key=value not mixed; people type -m anywhere.

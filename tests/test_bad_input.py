@@ -318,3 +318,13 @@ def test_an_archive_of_a_stranger_writes_nothing_outside_its_folder(gnexp, workd
         answer = gnexp("train", f"data={data}", f"data.root={root}")
         refused(answer, workdir, [name, "damaged or incomplete"])
     assert [path.name for path in tmp_path.rglob("evil")] == []
+
+
+@pytest.mark.parametrize("key", ["data.root", "study", "out", "init_from"])
+def test_bytes_that_are_not_utf_8_are_refused_before_anything_is_written(key, gnexp, workdir):
+    answer = gnexp("train", f"{key}=caf\udce9")
+    assert answer.code == 2
+    assert answer.err == (
+        f"gnexp: '{key}=caf\\udce9' holds bytes that are not UTF-8: rename what it names\n"
+    )
+    assert not list(workdir.iterdir())
