@@ -68,6 +68,11 @@ def _split(loader: ConfigLoader, common: DictConfig) -> list[list[str]]:
     swept = [f"{key}={value}" for key, value in (common.hydra.sweeper.params or {}).items()]
     swept += OmegaConf.to_container(common.hydra.overrides.task)
     parsed = OverridesParser.create(loader).parse_overrides(swept)
+    for override in parsed:
+        if override.is_discrete_sweep():
+            values = list(override.sweep_string_iterator())
+            if twice := [value for value in values if values.count(value) > 1]:
+                raise Mistake(f"{override.input_line} names {twice[0]} twice; type each value once")
     (jobs,) = BasicSweeper.split_arguments(parsed, None)
     return [list(job) for job in jobs]
 

@@ -280,7 +280,7 @@ COMMANDS: dict[str, type] = {
 def expand(config: TrainConfig) -> list[TrainConfig]:
     """Return one config per learning rate typed, with the keys typed under `together=` set.
 
-    Raises Mistake when `together` names a key that no run has.
+    Raises Mistake when `together` names a key that no run has, and for a rate typed twice.
     """
     if config.together:
         if not isinstance(config.together, dict):
@@ -292,6 +292,8 @@ def expand(config: TrainConfig) -> list[TrainConfig]:
             raise Mistake(f"together={{{unknown[0]}:...}} is not a key of a run")
         config = dataclasses.replace(config, **config.together, together=None)
     if isinstance(config.lr, list) and config.lr:
+        if twice := [rate for rate in config.lr if config.lr.count(rate) > 1]:
+            raise Mistake(f"lr={config.lr} names {twice[0]} twice; type each rate once")
         return [dataclasses.replace(config, lr=rate) for rate in config.lr]
     return [config]
 

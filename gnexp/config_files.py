@@ -35,3 +35,14 @@ def keys_of(schema: type, prefix: str = "") -> list[str]:
         if dataclasses.is_dataclass(field.type):
             names += keys_of(field.type, f"{prefix}{field.name}.")
     return names
+
+
+def truth_keys(schema: type, prefix: str = "") -> list[str]:
+    """Return the names of a config's keys that are true or false, nested ones with dots."""
+    names = []
+    for field in dataclasses.fields(schema):
+        if field.type is bool:
+            names.append(prefix + field.name)
+        elif dataclasses.is_dataclass(field.type):
+            names += truth_keys(field.type, f"{prefix}{field.name}.")
+    return names

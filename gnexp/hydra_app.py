@@ -24,15 +24,19 @@ from omegaconf.errors import OmegaConfBaseException
 from gnexp import launching, optimizing, plugins
 from gnexp.composing import composed, composer, flags_of, store_configs
 from gnexp.config import COMMANDS, CUSTOM, Mistake, expand
-from gnexp.config_files import config_folder, keys_of, norm_names, norm_options
+from gnexp.config_files import config_folder, keys_of, norm_names, norm_options, truth_keys
 from gnexp.hydra_sentences import nearest, sentence_of, unknown_key
-from gnexp.launching import HydraJob
+from gnexp.launching import HydraJob, quoted
+from gnexp.rules import problems, unused_problems
 
 # Flags that Hydra answers itself: no job is composed.
 QUESTIONS = ("help", "hydra_help", "cfg", "info", "shell_completion")
 GROUPS = ("norm", "model", "data", "privacy", "experiment")
 # Of which Hydra makes a number, a truth value or nothing, where the name of a choice is meant.
 NO_NAME = r"[-+]?(\d[\d_.]*(e[-+]?\d+)?|inf|nan)|true|false|null"
+FOLDERS = ("hydra.run.dir", "hydra.sweep.dir")  # that Hydra would write to; a study has its own
+# Choices that need an import path or a name beside them, which norm=glob(*) cannot give.
+NOT_IN_GLOBS = {"norm": "custom", "model": "[custom,torchvision,timm]"}
 
 
 def run(command: str, arguments: list[str]) -> int:
@@ -64,6 +68,7 @@ def _arranged(command: str, arguments: list[str]) -> list[str]:
         if not argument.isascii() and any("\ud800" <= sign <= "\udfff" for sign in argument):
             # As from a file name that is not UTF-8: no config could be written, or be read again.
             raise Mistake(f"{argument!a} holds bytes that are not UTF-8: rename what it names")
+    arguments = [_readable(argument) for argument in arguments]
     arguments = _prepare(arguments) if command in ("train", "check") else arguments
     _refuse_odd_overrides(command, arguments)
     # argparse wants flags and key=value not mixed; people type -m anywhere.
@@ -155,12 +160,31 @@ def _prepare(arguments: list[str]) -> list[str]:
     return arguments
 
 
+def _readable(argument: str) -> str:
+    """Return an argument with quotes where Hydra's grammar needs them: data.root=~/Fotos-für-uns.
+
+    A glob over norms or models leaves out what needs more than a name.
+    """
+    key, _, value = argument.partition("=")
+    if argument.startswith("-") or not value:
+        return argument
+    if key in NOT_IN_GLOBS and (found := re.fullmatch(r"glob\(([^,=\[\]()]+)\)", value)):
+        return f"{key}=glob({found[1]},exclude={NOT_IN_GLOBS[key]})"
+    if re.search(r"['\"\[\](){}]", value) or (value.isascii() and "~" not in value):
+        return argument
+    parts = value.split(",")
+    odd = [not part.isascii() or "~" in part for part in parts]
+    shown = (quoted(part) if so else part for part, so in zip(parts, odd, strict=True))
+    return f"{key}={','.join(shown)}"
+
+
 def _refuse_odd_overrides(command: str, arguments: list[str]) -> None:
     """Refuse what Hydra would take in silence and not as it was meant.
 
     That is a key typed twice (the last counts), a list for a group (it merges the choices), a new
-    key (nobody reads it), and a key taken away.
+    key (nobody reads it), a key taken away, a folder of Hydra's, and a number for a truth value.
     """
+    truths = truth_keys(COMMANDS[command])
     seen: dict[str, str] = {}
     known = {*keys_of(COMMANDS[command]), *GROUPS}
     for argument in arguments:
@@ -170,6 +194,13 @@ def _refuse_odd_overrides(command: str, arguments: list[str]) -> None:
             continue
         key, _, value = argument.partition("=")
         key = key.lstrip("+")
+        if not key:
+            raise Mistake(f"{argument} names no key; write key=value, such as batch=2")
+        if key in FOLDERS:
+            raise Mistake(
+                f"{argument} is not used: a study has its own folder; type out=FOLDER, and"
+                " study=NAME for a folder in it"
+            )
         open_group = re.split(r"[./]", key)[0] in ("norm", "hydra")
         open_group = open_group or key.startswith("model.options.")
         if argument.startswith("+") and not open_group and key not in known:
@@ -177,6 +208,10 @@ def _refuse_odd_overrides(command: str, arguments: list[str]) -> None:
         if key in seen:
             raise Mistake(f"{key} is typed twice, {seen[key]} and {argument}: keep one of them")
         seen[key] = argument
+        number = r"[-+]?[\d_.]*\d[\d_.]*(e[-+]?\d+)?"
+        for choice in value.split(",") if key in truths else ():
+            if re.fullmatch(number, choice.strip(), re.IGNORECASE) and choice.strip() not in "01":
+                raise Mistake(f"{key}={choice.strip()} must be true or false")
         for choice in value.split(",") if key in GROUPS else ():
             if re.fullmatch(NO_NAME, choice.strip(), re.IGNORECASE):
                 raise Mistake(sentence_of(Exception(f"Could not find '{key}/{choice}'"), command))
@@ -232,6 +267,11 @@ def _collect(command: str, arguments: list[str]) -> tuple[list[HydraJob], bool]:
         config.out = os.path.expanduser(config.out)
         configs = expand(config) if command == "train" else [config]
         jobs.append(HydraJob(overrides, configs))
+    typed = dict(a.lstrip("+").split("=", 1) for a in arguments if re.match(r"[^-][^=]*=", a))
+    configs = [each for job in jobs for each in job.configs]
+    broken = command == "train" and any(map(problems, configs))
+    if not broken and (unused := unused_problems(command, typed, configs)):
+        raise Mistake("\n".join(unused))
     if command in ("train", "check"):
         for each in (each for job in jobs for each in job.configs):
             _refuse_odd_options(command, each.norm)

@@ -118,7 +118,10 @@ def _located(path: str) -> tuple[Path, int | None]:
 def _read(file: str, seed: int | None, mtime_ns: int, size: int) -> Source:
     path = Path(file)
     loaded = _load(path)
-    if isinstance(loaded, Mapping) and loaded and all(str(key).isdigit() for key in loaded):
+    seeds = isinstance(loaded, Mapping) and loaded and all(str(key).isdigit() for key in loaded)
+    if seeds and all(
+        isinstance(s, Mapping) and isinstance(s.get("model"), Mapping) for s in loaded.values()
+    ):
         return _of_run(path, {int(s): state for s, state in loaded.items()}, seed)
     if seed is not None:
         raise ValueError(f"init_from={path}/seed-{seed}: {path} is not a run of gnexp")

@@ -86,17 +86,18 @@ class _Refused(BaseException):
 class _Objective:
     """What the sweeper calls with each job's config: trains, and returns validation accuracy.
 
-    code: the worst exit code so far; last: the config of the last job.
+    code: the worst exit code so far; begun: whether there was a job; last: the config of the last.
     """
 
     def __init__(self, name: str, typed: str) -> None:
         self.name, self.typed = name, typed
-        self.code = 0
+        self.code, self.begun = 0, False
         self.last: TrainConfig | None = None
 
     def __call__(self, config: Any) -> float:
         from gnexp.commands.train import train
 
+        self.begun = True
         composed: TrainConfig = OmegaConf.to_object(config)
         composed.out = os.path.expanduser(composed.out)
         try:
@@ -158,6 +159,16 @@ def optimize(name: str, typed: str, run: Callable[[Callable[[Any], float], Path]
             run(objective, Path(scratch))
         except _Refused as refused:
             raise refused.args[0] from refused
+        except (Mistake, OSError):
+            raise
+        except Exception as error:  # of the sweeper's own options, such as Optuna's storage
+            if objective.begun:
+                raise
+            said = (str(error).strip().splitlines() or ["no reason given"])[0]
+            raise Mistake(
+                f"hydra/sweeper={name} stopped before its first job, with"
+                f" {type(error).__name__}: {said}; look at what is typed after hydra.sweeper."
+            ) from error
         if objective.last is None:  # Hydra answered itself: --help, --cfg, --info
             return 0
         out, study = Path(objective.last.out), objective.last.study

@@ -7,11 +7,14 @@ import dataclasses
 import difflib
 import math
 import re
+from collections.abc import Callable
 from typing import Any
 
 from gnexp.config import (
     CUSTOM,
+    KEEPS_STATISTICS,
     RETRIED,
+    TAKES_GROUPS,
     TUNING_SEEDS_FROM,
     BenchConfig,
     CheckConfig,
@@ -49,6 +52,8 @@ PRIVACIES = ("none", "dpsgd")
 TUNING_RULES = ("best", "one_se")
 NOISES = ("seeded", "secret")
 LEAST_TUNING_SEEDS = 2  # one seed's best rate is often its luck
+MOST_SEEDS = 10_000  # of one run; more is a slip of the finger
+MOST_AT = 8192  # images in a batch at which gradients are drawn: each point takes 64 of them
 LEAST_DRAWS = 4  # of gradients: deleting one of two blocks must leave a variance
 FORMATS = ("pdf", "svg", "png")
 LIBRARIES = ("torchvision", "timm")
@@ -282,6 +287,69 @@ def _is_positive(value: Any) -> bool:
     return number and math.isfinite(value) and value > 0
 
 
+def unused_problems(command: str, typed: dict[str, str], configs: list[Any]) -> list[str]:
+    """Return one sentence for every key that is typed and that no config of the call uses.
+
+    typed: keys with their text. A key that some cells of a grid use is fine, and so is null.
+    """
+    found = []
+    for key, value in typed.items():
+        if value.lower() in ("null", "none"):
+            continue
+        rule = _uses(command, key)
+        if rule and not any(rule[0](config) for config in configs):
+            found.append(f"{key}={value} is not used: {rule[1](configs[0])}")
+    return found
+
+
+def _uses(command: str, key: str) -> tuple[Callable[[Any], bool], Callable[[Any], str]] | None:
+    """Return what says whether a config uses a key, and why one does not, None if all do."""
+    section, groups = key.partition(".")[0], ("groups", "channels_per_group", "groups_fallback")
+    with_groups = ", ".join(TAKES_GROUPS)
+    if command in ("train", "bench") and key == "data.root":
+        return (
+            lambda c: c.data.name != "shapes10",
+            lambda c: "data=shapes10 is drawn, not read; type data=imagefolder or data=npz too",
+        )
+    if command == "train" and key in groups:
+        return (
+            lambda c: c.norm.get("name") in TAKES_GROUPS,
+            lambda c: (
+                f"norm={c.norm.get('name')} has no groups; those that have are {with_groups}"
+                + ("; a norm of your own takes norm.KEY=VALUE" * (c.norm.get("name") == CUSTOM))
+            ),
+        )
+    if command == "train" and section == "tuning":
+        return is_tuned, lambda c: "no rate is chosen; type lr=tuned too"
+    if command == "train" and section == "shift":
+        return (
+            lambda c: "shift" in asked_for(c.measure),
+            lambda c: "no shift is measured; type measure=[shift] too",
+        )
+    if command == "train" and key == "init_statistics":
+        return (
+            lambda c: c.init_statistics == "keep" or c.norm.get("name") in KEEPS_STATISTICS,
+            lambda c: f"norm={c.norm.get('name')} keeps no running statistics",
+        )
+    if command == "bench" and key == "groups":
+        return (
+            lambda c: _list_problems("norms", c.norms, "", "") or {*c.norms} & {*TAKES_GROUPS},
+            lambda c: (
+                f"none of norms={','.join(c.norms)} has groups; those that have are " + with_groups
+            ),
+        )
+    of = {"shift": "shift", "cost": "cost", "gradients": "gradients", "gradients_at": "gradients"}
+    if command == "measure" and section in of:
+        return (
+            lambda c: of[section] in asked_for(c.what),
+            lambda c: (
+                f"what=[{','.join(map(str, asked_for(c.what)))}] does not measure it; type"
+                f" what=[{of[section]}]"
+            ),
+        )
+    return None
+
+
 def count_problems(typed: dict[str, Any]) -> list[str]:
     """Return one sentence for every value that is neither None nor a whole number from 1 up."""
     return [
@@ -301,6 +369,13 @@ def gradient_problems(draws: int | None, batches: Any) -> list[str]:
     listed = isinstance(batches, list) and batches and all(_is_whole(b) for b in batches)
     if batches is not None and not (listed and min(batches) >= 1):
         found.append(f"gradients_at={batches} must be a list of batch sizes, such as [1,2,4,8]")
+    elif batches and max(batches) > MOST_AT:
+        found.append(
+            f"gradients_at={batches} must hold batch sizes of at most {MOST_AT}: every point draws"
+            " at least 64 batches"
+        )
+    elif batches and len({*batches}) < len(batches):
+        found.append(f"gradients_at={batches} names a batch size twice; type each once")
     return found
 
 
@@ -538,8 +613,15 @@ def _outside_budget(config: TrainConfig) -> list[str]:
 
 
 def _seed_problems(seeds: Any) -> list[str]:
+    if _is_whole(seeds) and seeds > MOST_SEEDS:
+        return [
+            f"seeds={seeds} is more than {MOST_SEEDS:,} trainings of one run; type how many"
+            " (seeds=5), or one seed by its name (seeds=[1234567])"
+        ]
     if _is_whole(seeds) and seeds >= 1:
         return []
+    if isinstance(seeds, list) and any(_is_whole(s) and s >= 2**63 for s in seeds):
+        return [f"seeds={seeds} must be below 2^63, which is what tables hold"]
     listed = isinstance(seeds, list) and seeds and all(_is_whole(s) and s >= 0 for s in seeds)
     if listed and len(set(seeds)) == len(seeds):
         return []

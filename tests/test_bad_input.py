@@ -6,6 +6,7 @@ import tarfile
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 TINY = ("data.train_limit=40", "data.test_limit=20", "epochs=1", "gradients=0")
@@ -115,6 +116,52 @@ TYPED = {
     "norm that is no module": (["norm._target_=math.sqrt"], ["math.sqrt", "nn.Module"]),
     "norm that raises": (["norm._target_=torch.nn.GroupNorm"], ["torch.nn.GroupNorm", "raised"]),
     "norm of two kinds": (["norm=bn", "norm._target_=a.B"], ["norm=bn", "exclude each other"]),
+    "a folder for data that are drawn": (
+        ["data.root=my_images"],
+        ["data.root=my_images is not used", "data=imagefolder"],
+    ),
+    "groups of a norm without": (
+        ["norm=bn", "groups=8"],
+        ["groups=8 is not used", "norm=bn has no groups", "gn_ws"],
+    ),
+    "a size of groups in a grid without": (
+        ["-m", "norm=bn,ln", "channels_per_group=4"],
+        ["channels_per_group=4 is not used"],
+    ),
+    "trials without a choice": (["tuning.extend=0"], ["tuning.extend=0 is not used", "lr=tuned"]),
+    "corruptions that nobody measures": (
+        ["shift.corruptions=[fog]"],
+        ["shift.corruptions=[fog] is not used", "measure=[shift]"],
+    ),
+    "statistics that no norm keeps": (
+        ["norm=gn", "init_from=weights.pt", "init_statistics=reestimate"],
+        ["init_statistics=reestimate is not used", "norm=gn"],
+    ),
+    "a folder for Hydra": (["hydra.run.dir=mine"], ["hydra.run.dir=mine is not used", "out="]),
+    "a folder for Hydra's grid": (
+        ["-m", "batch=2,4", "hydra.sweep.dir=mine"],
+        ["hydra.sweep.dir=mine is not used", "study="],
+    ),
+    "a rate twice": (["lr=[0.1,0.1]"], ["lr=[0.1, 0.1] names 0.1 twice"]),
+    "a batch twice in a grid": (["-m", "batch=2,4,2"], ["batch=2,4,2 names 2 twice"]),
+    "a batch of gradients twice": (["gradients_at=[2,2]"], ["gradients_at=[2, 2]", "twice"]),
+    "gradients without end": (["gradients_at=[99999]"], ["gradients_at=[99999]", "at most 8192"]),
+    "more seeds than anybody trains": (["seeds=100000000000"], ["seeds=100000000000", "10,000"]),
+    "a seed that no table holds": (["seeds=[9223372036854775808]"], ["seeds=[92", "2^63"]),
+    "a value without its key": (["=3"], ["=3 names no key", "key=value"]),
+    "two for a truth value": (
+        ["weight_standardization=2"],
+        ["weight_standardization=2 must be true or false"],
+    ),
+    "half a truth value": (["force=0.5"], ["force=0.5 must be true or false"]),
+    "a folder with an accent": (
+        ["data=imagefolder", "data.root=données"],
+        ["data.root=données does not exist"],
+    ),
+    "all norms, none of them custom": (
+        ["-m", "norm=glob(*)", "batch=0"],
+        ["batch=0", "at least 1"],
+    ),
     "a bad job among good ones": (
         ["-m", "batch=2,4", "groups=2,7", *TINY],
         ["groups=7", "32 channels"],
@@ -230,6 +277,48 @@ def test_a_truncated_image_is_named(gnexp, workdir, tmp_path):
     victim.write_bytes(victim.read_bytes()[:200])
     typed = ["data=imagefolder", f"data.root={tmp_path}/images", "batch=2"]
     refused(gnexp("train", *typed), workdir, ["dog/2.png"])
+
+
+def test_a_root_in_the_home_folder_is_found_there(gnexp, workdir, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    typed = ["data=imagefolder", "data.root=~/pictures", "batch=2"]
+    refused(gnexp("train", *typed), workdir, [f"data.root={tmp_path}/home/pictures does not"])
+
+
+def test_a_class_folder_that_links_to_itself_is_named(gnexp, workdir, tmp_path):
+    image_folder(tmp_path / "images")
+    loop = tmp_path / "images" / "train" / "loop"
+    loop.symlink_to(loop)
+    typed = ["data=imagefolder", f"data.root={tmp_path}/images", "batch=2"]
+    refused(gnexp("train", *typed), workdir, ["train/loop cannot be read"])
+
+
+def test_an_image_that_is_a_line_is_named(gnexp, workdir, tmp_path):
+    image_folder(tmp_path / "images")
+    Image.new("RGB", (100_000, 1)).save(tmp_path / "images" / "train" / "dog" / "2.png")
+    typed = ["data=imagefolder", f"data.root={tmp_path}/images", "data.size=32", "batch=2"]
+    refused(gnexp("train", *typed), workdir, ["dog/2.png is 100000x1", "crop or delete it"])
+
+
+def test_weights_that_are_integers_are_no_state_dict(gnexp, workdir, tmp_path):
+    for number, saved in enumerate(({0: 1, 1: 2}, {"0": {"model": 3}})):
+        file = tmp_path / f"{number}.pt"
+        torch.save(saved, file)
+        typed = ("norm=bn", f"init_from={file}", "batch=2", *TINY)
+        refused(gnexp("train", *typed), workdir, [f"{file} is not a state dict"])
+
+
+def test_keys_that_a_command_has_no_use_for_are_refused(gnexp, workdir):
+    refused(gnexp("measure", "shift.images=3"), workdir, ["shift.images=3", "what=[shift]"])
+    refused(gnexp("measure", "cost.groups=4"), workdir, ["cost.groups=4", "what=[cost]"])
+    typed = ("measure", "what=[shift]", "gradients=8")
+    refused(gnexp(*typed), workdir, ["gradients=8 is not used: what=[shift]", "what=[gradients]"])
+    refused(gnexp("bench", "norms=[bn]", "groups=4"), workdir, ["groups=4", "norms=bn", "gn_ws"])
+
+
+def test_a_key_that_some_cells_of_a_grid_use_is_no_mistake(gnexp, workdir):
+    typed = ("-m", "norm=bn,gn", "groups=4", "batch=10", "study=mixed", *TINY)
+    assert gnexp("train", *typed).code == 0
 
 
 def npz(path, **change):

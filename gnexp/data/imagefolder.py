@@ -27,6 +27,7 @@ _SUFFIXES = {
 }
 _CACHE_FORMAT = 2  # raise it when the same files would give other contents
 _ORIENTATION = 0x0112  # of EXIF; 1 is upright
+LONGEST = 100  # times its shorter side, to which an image is resized: the rest is cropped away
 
 
 def load_imagefolder(
@@ -40,8 +41,15 @@ def load_imagefolder(
     EXIF rotations, which are not applied, are passed over and counted in `passed_over`.
     Raises ValueError naming the folder or file that is missing, unreadable, or does not fit.
     """
-    classes, files, labels = _list_files(root)
-    others = _others(root, files)
+    try:
+        classes, files, labels = _list_files(root)
+        others = _others(root, files)
+    except OSError as error:  # a folder that may not be read, a link to itself
+        where = error.filename or root
+        raise ValueError(
+            f"data.root={root}: {where} cannot be read ({error.strerror or error}); mend or remove"
+            " it"
+        ) from error
     for part, limit in (("train", train_limit), ("test", test_limit)):
         kept = balanced_subset(labels[part], limit, f"data.{part}_limit")
         files[part] = [files[part][i] for i in kept]
@@ -167,6 +175,11 @@ def _decode_one(path: Path, size: int | None) -> tuple[np.ndarray, bool]:
     if image is None:  # Pillow would clip 16 bits to 255 instead of scaling them
         raise ValueError(f"{path} has more than 8 bits per channel (mode {mode}): convert it")
     if size is not None:
+        if max(image.size) > LONGEST * min(image.size):
+            raise ValueError(
+                f"{path} is {image.width}x{image.height}, more than {LONGEST} times as long as"
+                " wide, and its middle would be all that is seen: crop or delete it"
+            )
         image = fit_square(image, size)
     pixels = np.asarray(image)
     if pixels.shape[0] != pixels.shape[1] or pixels.shape[0] < LEAST_SIDE:
