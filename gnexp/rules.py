@@ -12,7 +12,6 @@ from typing import Any
 
 from gnexp.config import (
     CUSTOM,
-    KEEPS_STATISTICS,
     RETRIED,
     TAKES_GROUPS,
     TUNING_SEEDS_FROM,
@@ -325,11 +324,6 @@ def _uses(command: str, key: str) -> tuple[Callable[[Any], bool], Callable[[Any]
         return (
             lambda c: "shift" in asked_for(c.measure),
             lambda c: "no shift is measured; type measure=[shift] too",
-        )
-    if command == "train" and key == "init_statistics":
-        return (
-            lambda c: c.init_statistics == "keep" or c.norm.get("name") in KEEPS_STATISTICS,
-            lambda c: f"norm={c.norm.get('name')} keeps no running statistics",
         )
     if command == "bench" and key == "groups":
         return (

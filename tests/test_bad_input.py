@@ -133,10 +133,6 @@ TYPED = {
         ["shift.corruptions=[fog]"],
         ["shift.corruptions=[fog] is not used", "measure=[shift]"],
     ),
-    "statistics that no norm keeps": (
-        ["norm=gn", "init_from=weights.pt", "init_statistics=reestimate"],
-        ["init_statistics=reestimate is not used", "norm=gn"],
-    ),
     "a folder for Hydra": (["hydra.run.dir=mine"], ["hydra.run.dir=mine is not used", "out="]),
     "a folder for Hydra's grid": (
         ["-m", "batch=2,4", "hydra.sweep.dir=mine"],

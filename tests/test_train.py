@@ -473,8 +473,8 @@ def test_ctrl_c_ends_a_grid_with_130_and_leaves_no_process(workdir):
 
 
 def test_a_flag_may_stand_between_the_keys(gnexp):
-    words = ("train", "norm=bn", "-m", *TINY, "groups=2,4", "workers=1")
-    assert gnexp(*words).out.startswith("1 run: 1 to train")
+    words = ("train", "norm=gn", "-m", *TINY, "groups=2,4", "workers=1")
+    assert gnexp(*words).out.startswith("2 runs: 2 to train")
 
 
 def test_hydra_still_shows_the_config_and_its_help(gnexp, workdir):
