@@ -161,7 +161,7 @@ def _prepare(arguments: list[str]) -> list[str]:
 
 
 def _readable(argument: str) -> str:
-    """Return an argument with quotes where Hydra's grammar needs them: data.root=~/Fotos-für-uns.
+    """Return an argument with quotes where Hydra's grammar needs them: data.root=~/images.
 
     A glob over norms or models leaves out what needs more than a name.
     """

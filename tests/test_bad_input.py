@@ -151,8 +151,8 @@ TYPED = {
     ),
     "half a truth value": (["force=0.5"], ["force=0.5 must be true or false"]),
     "a folder with an accent": (
-        ["data=imagefolder", "data.root=données"],
-        ["data.root=données does not exist"],
+        ["data=imagefolder", "data.root=donn\u00e9es"],
+        ["data.root=donn\u00e9es does not exist"],
     ),
     "all norms, none of them custom": (
         ["-m", "norm=glob(*)", "batch=0"],
