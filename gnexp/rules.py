@@ -320,9 +320,11 @@ def _uses(command: str, key: str) -> tuple[Callable[[Any], bool], Callable[[Any]
         )
     if command == "train" and section == "tuning":
         return is_tuned, lambda c: "no rate is chosen; type lr=tuned too"
+    # Shifts of the batch are measured on as many images.
+    shifted = {"shift", "batches"} if key == "shift.images" else {"shift"}
     if command == "train" and section == "shift":
         return (
-            lambda c: "shift" in asked_for(c.measure),
+            lambda c: bool(shifted & {*asked_for(c.measure)}),
             lambda c: "no shift is measured; type measure=[shift] too",
         )
     if command == "bench" and key == "groups":
@@ -334,8 +336,9 @@ def _uses(command: str, key: str) -> tuple[Callable[[Any], bool], Callable[[Any]
         )
     of = {"shift": "shift", "cost": "cost", "gradients": "gradients", "gradients_at": "gradients"}
     if command == "measure" and section in of:
+        by = shifted if section == "shift" else {of[section]}
         return (
-            lambda c: of[section] in asked_for(c.what),
+            lambda c: bool(by & {*asked_for(c.what)}),
             lambda c: (
                 f"what=[{','.join(map(str, asked_for(c.what)))}] does not measure it; type"
                 f" what=[{of[section]}]"
