@@ -1,6 +1,5 @@
 """From configs and their models to the step that trains them: which execution, which layout."""
 
-import copy
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,6 +13,7 @@ from gnexp.config import CUSTOM, TrainConfig, is_foreign, is_private
 from gnexp.data.feed import update_blocks
 from gnexp.data.loader import DeviceImages
 from gnexp.networks import seeded_model
+from gnexp.norms.copying import copied
 from gnexp.norms.registry import NORMS
 from gnexp.parallel.leading import channel_to
 from gnexp.training.allocator import keep_freed_memory
@@ -125,7 +125,7 @@ def _takes_chunks(config: TrainConfig, model: nn.Module, images: DeviceImages) -
     stock = config.norm["name"] != CUSTOM and not is_foreign(config.model)
     if stock or config.update_batch == config.batch:
         return True
-    trial = copy.deepcopy(model).cpu()
+    trial = copied(model).cpu()
     return refusal([trial], tuple(images.x_train.shape[1:]), chunks=2) is None
 
 
@@ -138,7 +138,7 @@ def _graph_step(
         # Copies, since a branch of one shares a user's layers with its model.
         branches = [
             _stacked_step([config], [model], images, frugal, channels_last=channels_last)
-            for config, model in zip(configs, copy.deepcopy(models), strict=True)
+            for config, model in zip(configs, copied(models), strict=True)
         ]
         return GraphStep(branches)
 

@@ -13,7 +13,6 @@ the batch itself.
 Shapes: N images, K classes.
 """
 
-import copy
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -23,6 +22,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from gnexp.norms.copying import copied
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 _BY_LINE = 7  # batches that are tried along a line before halving
@@ -92,7 +93,7 @@ def _counted(
     loss: Loss,
     momentum: bool,
 ) -> Footprint:
-    trial = copy.deepcopy(model).to(device).train()
+    trial = copied(model).to(device).train()
     trial.zero_grad()
     live = _LiveBytes()
     for tensor in (*trial.parameters(), *trial.buffers()):
@@ -185,7 +186,7 @@ def _update(
     loss: Loss,
     momentum: bool,
 ) -> None:
-    trial = copy.deepcopy(model).train()
+    trial = copied(model).train()
     trial.zero_grad()
     velocities = [torch.zeros_like(p) for p in trial.parameters() if p.requires_grad and momentum]
     x, y = _data(trial, input_shape, batch, device)

@@ -7,7 +7,6 @@ test batch ("batch"), or to their own mixture with those of the test image itsel
 Shapes: N images, C channels, H, W pixels, K classes, M batches of B images each, m of one pass.
 """
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -26,6 +25,7 @@ from gnexp.measure.population import (
     running_layers,
 )
 from gnexp.measure.unchanged import unchanged
+from gnexp.norms.copying import copied
 from gnexp.seeding import generator
 from gnexp.training.evaluate import Scores, evaluate, images_of_a_pass
 from gnexp.training.precision import autocast
@@ -204,13 +204,13 @@ class _Alone(nn.Module):
 
 def batches_together(model: nn.Module, shape: Sequence[int]) -> _Alone | None:
     """Return the model as a stack whose passes may hold several batches; None if it takes none."""
-    trial = copy.deepcopy(model)
+    trial = copied(model)
     for layer in trial.modules():
         # A cumulative average would have to follow the batches one by one; here none is wanted.
         if type(layer) is nn.BatchNorm2d:
             layer.momentum = 0.0
     with torch.enable_grad():  # the check compares gradients too
-        refused = refusal([copy.deepcopy(trial).cpu()], shape, chunks=2)
+        refused = refusal([copied(trial).cpu()], shape, chunks=2)
     if refused:
         return None
     alone = _Alone(trial).eval()

@@ -3,7 +3,6 @@
 Shapes: N examples, C channels, H and W pixels.
 """
 
-import copy
 import functools
 import math
 from collections.abc import Callable, Collection, Sequence
@@ -19,6 +18,7 @@ from gnexp.models.norm_sites import Found, Site, find_norms
 from gnexp.models.norm_tracing import trace
 from gnexp.models.norm_wrappers import AsFeatureMap, NormActivation
 from gnexp.models.weight_standardization import StandardizedConv2d
+from gnexp.norms.copying import copied
 from gnexp.norms.probes import stock_pools
 from gnexp.norms.registry import NORMS, group_count
 from gnexp.norms.replicated import carries_activation
@@ -106,7 +106,7 @@ def convert(
 
 def _copy(model: nn.Module) -> nn.Module:
     try:
-        return copy.deepcopy(model)
+        return copied(model)
     except Exception as error:
         raise ValueError(
             f"the model cannot be copied, on which a conversion is tried: {told(error)}"
@@ -293,7 +293,7 @@ def _behind(model: nn.Module, name: str) -> tuple[nn.Sequential, int] | None:
 @torch.no_grad()
 def _only_scales(layer: nn.Module, channels: int) -> bool:
     """Return whether a layer is an affine map of each value, and so standardizes nothing."""
-    trial = copy.deepcopy(layer).double().cpu().train()
+    trial = copied(layer).double().cpu().train()
     draw = torch.Generator().manual_seed(0)
     x = torch.randn(2, channels, 4, 4, generator=draw, dtype=torch.float64)
     zero, one, two = (trial(scale * x) for scale in (0.0, 1.0, 2.0))

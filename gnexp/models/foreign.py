@@ -6,7 +6,6 @@ They are built with random weights, for the classes of the data, and must be ima
 Shapes: N examples, K classes, C channels, H and W pixels.
 """
 
-import copy
 import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +22,7 @@ from gnexp.models.convert import (
     try_example,
 )
 from gnexp.models.norm_sites import Found, find_norms
+from gnexp.norms.copying import copied
 
 NormFactory = Callable[[int], nn.Module]
 
@@ -99,7 +99,7 @@ def build_foreign(
     if not isinstance(model, nn.Module):
         raise ValueError(f"{label} must build an nn.Module, not {type(model).__name__}")
     try:
-        return copy.deepcopy(model)  # its code may return one object each time
+        return copied(model)  # its code may return one object each time
     except Exception as error:
         raise ValueError(
             f"{label} builds a model that cannot be copied: {type(error).__name__}: {_first(error)}"
@@ -143,7 +143,7 @@ def _require_logits(
     model: nn.Module, x_NCHW: Tensor, num_classes: int, label: str, training: bool
 ) -> None:
     size = f"{x_NCHW.shape[2]}x{x_NCHW.shape[3]}"
-    trial = copy.deepcopy(model).train(training)
+    trial = copied(model).train(training)
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             logits = trial(x_NCHW)

@@ -5,7 +5,6 @@ It also finds normalization outside of such layers, as a call of torch.nn.functi
 Shapes: N examples, C channels, H and W pixels.
 """
 
-import copy
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+
+from gnexp.norms.copying import copied
 
 CALLS = {
     *("batch_norm", "instance_norm", "group_norm", "layer_norm", "rms_norm"),
@@ -99,7 +100,7 @@ def trace(model: nn.Module, norms: Collection[str], example: Any) -> Traced:
     doubled for the pass in train mode, as batch norm refuses one value per channel. The model and
     the random state stay as they are. Raises whatever the model raises.
     """
-    model = copy.deepcopy(model)
+    model = copied(model)
     watch = _Watch(norms)
     for name, module in model.named_modules():
         module.register_forward_pre_hook(watch.entering(name), with_kwargs=True, prepend=True)

@@ -3,10 +3,10 @@
 Shapes: N examples, C channels, H and W pixels.
 """
 
-import copy
-
 import torch
 from torch import Tensor, nn
+
+from gnexp.norms.copying import copied
 
 SIDE = 8  # pixels: of the last maps of most networks here, and no layer needs fewer
 
@@ -52,13 +52,13 @@ def pooled_axes(layer: nn.Module, channels: int, examples: int = 2) -> str:
     shape = (examples, channels, SIDE, SIDE)
     x_NCHW, other_NCHW = (torch.randn(shape, generator=draw) for _ in range(2))
     other_NCHW = 3 * other_NCHW + 1
-    moved = copy.deepcopy(layer).train()
+    moved = copied(layer).train()
     for parameter in moved.parameters():
         parameter.add_(0.1 * torch.randn(parameter.shape, generator=draw))
 
     def output(*batches: Tensor) -> Tensor:
         """Return the output for the last batch, after those before it."""
-        trial = copy.deepcopy(moved)
+        trial = copied(moved)
         for batch in batches:
             torch.default_generator.manual_seed(0)
             y_NCHW = trial(batch * 1)

@@ -3,7 +3,6 @@
 Shapes: N examples, C channels, H and W pixels.
 """
 
-import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from gnexp.measure.parameters import BETA_NAMES, GAMMA_NAMES
 from gnexp.models.resnet import build_model
 from gnexp.models.start import start
+from gnexp.norms.copying import copied
 from gnexp.norms.trial import told
 from gnexp.seeding import derived_seed, generator
 
@@ -151,7 +151,7 @@ def affine(layer: nn.Module) -> tuple[nn.Parameter | None, nn.Parameter | None]:
 
 def twin(layer: nn.Module) -> nn.Module:
     """Return a copy with the same weights and buffers, so that one use cannot change the next."""
-    return copy.deepcopy(layer)
+    return copied(layer)
 
 
 def rms(x: Tensor) -> float:

@@ -14,7 +14,6 @@ give away, as the secure mode of Opacus does.
 Shapes: U updates, N images of one update, C colours, H, W pixels, K classes.
 """
 
-import copy
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gnexp.norms.copying import copied
 from gnexp.seeding import derived_seed, secret_normal
 from gnexp.training.rates import rate_factors
 from gnexp.training.step import Tick, no_tick
@@ -215,7 +215,7 @@ def hook_refusal(model: nn.Module, x_NCHW: Tensor, y_N: Tensor) -> str | None:
     """
     if errors := GradSampleModule.validate(model):
         return str(errors[0]).strip()
-    trial = copy.deepcopy(model).double().train()
+    trial = copied(model).double().train()
     x_NCHW = x_NCHW.double()
     try:
         with torch.random.fork_rng(devices=[]):

@@ -25,6 +25,7 @@ from gnexp.models.blocks import (
     PreActivationBlock,
 )
 from gnexp.models.weight_standardization import StandardizedConv2d
+from gnexp.norms.copying import copied
 from gnexp.norms.registry import STACKED_FORMS
 from gnexp.norms.replicated import ReplicatedNorm
 from gnexp.norms.stacked import join
@@ -102,7 +103,7 @@ class MappedModule(nn.Module):
         super().__init__()
         self.replicas = len(layers)
         # One alone stays the user's own object, with whatever it keeps beside its tensors.
-        self.held = copy.deepcopy(layers[0]) if self.replicas > 1 else layers[0]
+        self.held = copied(layers[0]) if self.replicas > 1 else layers[0]
         if not any(True for _ in self.held.buffers()):
             self.chunks = 1
         if self.replicas > 1:
@@ -295,7 +296,7 @@ def refusal(models: Sequence[nn.Module], shape: Sequence[int], chunks: int = 1) 
     if any(module._forward_hooks or module._forward_pre_hooks for module in models[0].modules()):
         return "a forward hook watches one of its layers"
     try:
-        alone = [copy.deepcopy(model).double().train() for model in models[:2]]
+        alone = [copied(model).double().train() for model in models[:2]]
         stack = Stack(alone).train()
         if chunks > 1 and not stack.takes_chunks:
             return "its buffers follow the batches one by one"
@@ -333,7 +334,7 @@ def _plain_numbers(model: nn.Module) -> dict[str, float]:
 
 def draws_random_numbers(model: nn.Module, shape: Sequence[int]) -> bool:
     """Return whether a forward pass in train mode takes numbers from the global generator."""
-    trial = copy.deepcopy(model).train()
+    trial = copied(model).train()
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         before = torch.get_rng_state()
         trial(torch.zeros(2, *shape))

@@ -1,0 +1,31 @@
+"""Copies of modules that have been used, and may hold what their last pass computed."""
+
+import copy
+from typing import Any, TypeVar
+
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+Copied = TypeVar("Copied")
+
+
+class _Detaching(TorchFunctionMode):
+    """Copy a computed tensor as its value alone, where PyTorch refuses to copy it."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        if func is Tensor.__deepcopy__ and not args[0].is_leaf:
+            tensor, memo = args
+            return memo.setdefault(id(tensor), tensor.detach().clone())
+        return func(*args, **(kwargs or {}))
+
+
+def copied(modules: Copied) -> Copied:
+    """Return a deep copy of a module, or of a list of them, also after a pass with gradients.
+
+    A module may keep tensors of its last pass: its features, or a weight that a hook computes anew
+    before each pass (spectral norm, weight norm, pruning). In the copy they are detached.
+    """
+    with _Detaching():
+        return copy.deepcopy(modules)
