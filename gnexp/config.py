@@ -77,7 +77,7 @@ class ShiftConfig:
 
 @dataclass
 class TuningConfig:
-    """How lr=tuned chooses a rate; `untuned` is trained beside it, so that the gap is measured.
+    """Keys of lr=tuned; `untuned` is trained beside the choice, so that the gap is measured.
 
     epochs, train_limit: the budget of the trials; null is the run's own.
     """

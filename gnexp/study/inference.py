@@ -3,7 +3,7 @@
 Two sources of error stand in a difference: the seeds, whose spread is moderated over a setting (or
 each cell's own, which is Welch's test; gnexp.study.spread), and the sampling of the test images
 (gnexp.study.samples). Seeds are no blocks: a seed fixes the initialization and the order of the
-images, yet accuracies of one seed in two cells correlate by .02 to .25 on average in four published
+images, yet accuracies of one seed in two cells correlate by .02 to .24 on average in four published
 studies (results/reference/inference/correlations.csv): too little for what pairing costs in degrees
 of freedom, and where they correlate, not pairing errs on the safe side.
 What too few values or no spread cannot give is nan, not a guess.

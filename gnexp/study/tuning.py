@@ -47,7 +47,7 @@ class Tuned:
 
     @property
     def at_edge(self) -> bool:
-        """Whether the chosen or the best rate is the smallest or the largest tried.
+        """True where the chosen or the best rate is the smallest or the largest tried.
 
         Then a better one may lie beyond.
         """
