@@ -15,7 +15,7 @@ from gnexp.training.loop import Recipe
 
 
 def images_of(data: DataConfig) -> Images:
-    """Load the images a config names; the same ones are loaded once per process.
+    """Load the images a config names; the same ones are loaded once per call, see `forget`.
 
     With a validation split, its images are where the test images would be.
     """
@@ -65,9 +65,15 @@ def _on_device(images: Images, mean, std, device: torch.device) -> DeviceImages:
 
 
 def device_images(data: DataConfig, device: torch.device) -> DeviceImages:
-    """Return the images as tensors on the device; uploaded once per process."""
+    """Return the images as tensors on the device; uploaded once per call, see `forget`."""
     mean, std = (tuple(v) if v else None for v in (data.mean, data.std))
     return _on_device(images_of(data), mean, std, device)
+
+
+def forget() -> None:
+    """Drop all images: a call in a notebook must not train on the files of the call before."""
+    for images in (_images, _held_out, _on_device):
+        images.cache_clear()
 
 
 def pick_device(device: str) -> torch.device:

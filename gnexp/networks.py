@@ -19,7 +19,7 @@ from gnexp.models.start import start
 from gnexp.norms.layers import momentum_of_batch
 from gnexp.norms.registry import NORMS, build_norm, group_count
 from gnexp.norms.trial import pooled_axes, try_norm
-from gnexp.own_code import import_target, own_factory, said_norm
+from gnexp.own_code import code_digests, import_target, own_factory, said_norm
 from gnexp.seeding import derived_seed, generator
 
 MOST_TRIED = 64  # examples by which the user's own norm shows what it pools over
@@ -176,11 +176,15 @@ def _foreign(config: TrainConfig) -> tuple[Found, str]:
     """Return the norm layers of a foreign model, and the axes that those it keeps pool over."""
     images = images_of(config.data)
     shape, classes = tuple(images.x_train.shape[1:]), len(images.classes)
-    return _examined(json.dumps(dataclasses.asdict(config.model), sort_keys=True), shape, classes)
+    typed = json.dumps(dataclasses.asdict(config.model), sort_keys=True)
+    return _examined(typed, code_digests(config).get("model"), shape, classes)
 
 
 @functools.lru_cache(maxsize=8)
-def _examined(model: str, shape: tuple[int, ...], num_classes: int) -> tuple[Found, str]:
+def _examined(
+    model: str, code: str | None, shape: tuple[int, ...], num_classes: int
+) -> tuple[Found, str]:
+    """Examine a model that is built from the code of a digest; see `_foreign`."""
     asked = ModelConfig(**json.loads(model))
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)

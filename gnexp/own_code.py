@@ -1,5 +1,6 @@
 """The user's own code: how a norm or a model at an import path is imported, digested and built."""
 
+import ast
 import functools
 import hashlib
 import importlib.machinery
@@ -64,31 +65,71 @@ def _refuse_namesake(module_name: str, path: str, key: str) -> None:
 
 
 def _as_it_is_now(module: ModuleType, attribute: str) -> ModuleType:
-    """Return a module with the code that its file holds, which a notebook's user may have edited.
+    """Return a module with the code that its files hold, which a notebook's user may have edited.
 
-    So too the module that the attribute is defined in, where that is another. The run's identity is
-    made from the file, so that code of before must not train under it.
+    Its files are also those of the module that defines the attribute, and of the user's modules
+    that these import. The run's identity is made from the files, so that code of before must not
+    train under it.
     """
-    _reload_if_edited(module)
     home = sys.modules.get(getattr(getattr(module, attribute, None), "__module__", None) or "")
-    if home and home is not module and _reload_if_edited(home):
-        importlib.reload(module)
+    files = [*_sources(module), *(_sources(home) if home else [])]
+    by_file = {getattr(each, "__file__", None): each for each in [*sys.modules.values()]}
+    loaded = [by_file[str(file)] for file in dict.fromkeys(files) if str(file) in by_file]
+    if [each for each in loaded if _is_edited(each)]:
+        for each in reversed(loaded):  # what a module imports comes before it
+            importlib.reload(each)
     return module
 
 
-def _reload_if_edited(module: ModuleType) -> bool:
-    """Import a module anew, in place, if its file is another than it was; return whether it was."""
+def _sources(module: ModuleType) -> list[Path]:
+    """Return the file of a module and those of the modules beside it that it imports, and so on.
+
+    Installed packages are not followed: their versions are not gnexp's to watch.
+    """
     file = getattr(module, "__file__", None)
-    digest = hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""
-    if file and module.__name__ not in _imported:  # a notebook may have imported it, then edited it
-        installed = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
-        changed = Path(file).stat().st_mtime > _process_began()
-        if changed and not installed & {str(parent) for parent in Path(file).parents}:
-            _imported[module.__name__] = ""
-    edited = _imported.setdefault(module.__name__, digest) != digest
-    if edited:
-        importlib.reload(module)
-        _imported[module.__name__] = digest
+    if not file or not file.endswith(".py"):
+        return []
+    found = [Path(file)]
+    if _is_installed(found[0]):
+        return found
+    package = found[0].name == "__init__.py"
+    root = found[0].parents[module.__name__.count(".") + package]
+    for source in found:
+        for name in _imported_names(source, root):
+            place = root.joinpath(*name.split("."))
+            for file in (place.with_name(f"{place.name}.py"), place / "__init__.py"):
+                if file.is_file() and file not in found:
+                    found.append(file)
+    return found
+
+
+def _imported_names(source: Path, root: Path) -> list[str]:
+    """Return the dotted names that a file imports, or may: `from a import b` gives a and a.b."""
+    names = []
+    for node in ast.walk(ast.parse(source.read_bytes())):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            above = source.parents[node.level - 1].relative_to(root).parts if node.level else ()
+            start = ".".join([*above, *([node.module] if node.module else [])])
+            names += [start, *(f"{start}.{alias.name}".strip(".") for alias in node.names)]
+    return [name for name in names if name]
+
+
+def _is_installed(file: Path) -> bool:
+    kinds = ("purelib", "platlib", "stdlib")
+    return not {sysconfig.get_path(kind) for kind in kinds}.isdisjoint(map(str, file.parents))
+
+
+def _is_edited(module: ModuleType) -> bool:
+    """Return whether a module's file is another than when it was imported, or last asked for."""
+    path = Path(module.__file__)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if module.__name__ not in _imported:  # a notebook may have imported it, then edited it
+        late = path.stat().st_mtime > _process_began() and not _is_installed(path)
+        _imported[module.__name__] = "" if late else digest
+    edited = _imported[module.__name__] != digest
+    _imported[module.__name__] = digest
     return edited
 
 
@@ -127,12 +168,18 @@ def code_checksum(config: TrainConfig) -> str | None:
 
 
 def _source_digest(path: str, key: str) -> str | None:
+    """Return a digest of the file that defines a target and of the user's files it imports."""
     target = import_target(path, key)
     try:
-        source = inspect.getsourcefile(inspect.unwrap(target))
-    except TypeError:  # of a functools.partial, or an object with __call__: where it is made
-        source = getattr(sys.modules[path.rpartition(".")[0]], "__file__", None)
-    return hashlib.sha256(Path(source).read_bytes()).hexdigest()[:16] if source else None
+        home = inspect.getmodule(inspect.unwrap(target))
+    except TypeError:
+        home = None
+    if home is None or not (inspect.isroutine(target) or inspect.isclass(target)):
+        home = sys.modules[path.rpartition(".")[0]]  # of a functools.partial: where it is made
+    found = [hashlib.sha256(file.read_bytes()).hexdigest()[:16] for file in _sources(home)]
+    if len(found) > 1:
+        return hashlib.sha256(" ".join(found).encode()).hexdigest()[:16]
+    return found[0] if found else None
 
 
 def build_named(name: str, num_channels: int, **options: Any) -> nn.Module:

@@ -79,6 +79,7 @@ def check(configs: list[CheckConfig], command: str) -> int:
 
 def plan(configs: list[CheckConfig]) -> list[Claim]:
     """Return the claims to measure; raises Mistake listing all that is wrong."""
+    build.forget()
     found: list[str] = []
     for key in ("out", "name", "claims", "draws", "channels", "seed", "workers"):
         if len({str(getattr(config, key)) for config in configs}) > 1:

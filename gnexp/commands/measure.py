@@ -23,6 +23,7 @@ SHARED = ("gradients", "covariance")
 
 def measure(config: MeasureConfig) -> int:
     """Measure stored runs of a study and refresh its report; the exit code."""
+    build.forget()
     what = config.what if isinstance(config.what, list) else [config.what]
     if found := _problems(config, what):
         raise Mistake("\n".join(found))

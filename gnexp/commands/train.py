@@ -49,6 +49,7 @@ def train(
     launch: trains the configs of these numbers elsewhere, through `train_job`, and returns when all
     are done or given up. Raises Mistake with one sentence per problem, before anything is written.
     """
+    build.forget()
     call = _Call(command, now(), launch)
     grid = grid or any(map(is_tuned, configs))
     if configs[0].data.preview:
@@ -126,6 +127,7 @@ def train_job(configs: list[TrainConfig], command: str) -> None:
 
     What became of it is in the run folders.
     """
+    build.forget()  # a launcher's process may have done a job of an earlier call
     configs = [dataclasses.replace(c, force=False, retry=None) for c in configs]
     for runs in _rounds(configs):
         todo = {run: seeds for run in runs if (seeds := standing(run).todo)}

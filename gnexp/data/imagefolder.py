@@ -204,12 +204,16 @@ def _pixels(image: np.ndarray) -> str:
 
 
 def _cache_key(root: Path, paths: list[Path], size: int | None) -> str:
-    """Return hex digits that change with the folder's place and any file's name, size or mtime."""
+    """Return hex digits that change with the folder's place and any file's name, size or times.
+
+    The time of the last change of the inode is one of them: `mv` and `cp -p` keep the other.
+    """
     resolved = root.resolve()
     listing = []
     for path in paths:
         stat = path.stat()
-        listing.append((str(path.relative_to(root)), stat.st_size, stat.st_mtime_ns))
+        times = stat.st_mtime_ns, stat.st_ctime_ns
+        listing.append((str(path.relative_to(root)), stat.st_size, *times))
     text = json.dumps([_CACHE_FORMAT, str(resolved), size, listing])
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 

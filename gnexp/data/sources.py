@@ -4,6 +4,7 @@ Axes: N images, S pixels along a side.
 """
 
 import dataclasses
+import functools
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -120,7 +121,12 @@ def _shapes10(limits: dict[str, int | None], size: int | None) -> Arrays:
             )
     sizes = {"train_size": limits["train_limit"], "test_size": limits["test_limit"]}
     given = {key: value for key, value in sizes.items() if value is not None}
-    return Arrays(*shapes10(**given), SHAPES10_CLASSES)
+    return Arrays(*_drawn(**given), SHAPES10_CLASSES)
+
+
+@functools.lru_cache(maxsize=2)
+def _drawn(**sizes: int) -> tuple[np.ndarray, ...]:
+    return shapes10(**sizes)  # from a seed: no file can change them
 
 
 def _limited(arrays: Arrays, limits: dict[str, int | None]) -> Arrays:
