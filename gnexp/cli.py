@@ -53,6 +53,9 @@ keys of train (all of them: gnexp train --cfg job)
 a command that was interrupted, or ended early, is simply called again: it trains what is missing
   retry=failed   try again what failed (or infeasible, diverged); force=true trains all again
 
+a study from elsewhere is read, but code that it names (norm._target_, model._target_) is not called
+  trust=true     gnexp measure says which code it is, and calls it
+
 A command's own help: gnexp train --help
 """
 

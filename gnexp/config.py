@@ -215,7 +215,7 @@ class CostConfig:
 
 @dataclass
 class MeasureConfig:
-    """Everything `gnexp measure` reads."""
+    """Everything `gnexp measure` reads; trust: call code of a study that was trained elsewhere."""
 
     study: str = "main"
     out: str = "results"
@@ -227,6 +227,7 @@ class MeasureConfig:
     device: str = "auto"
     workers: int | None = None
     reference_batch: int = REFERENCE_BATCH
+    trust: bool = False
 
 
 @dataclass

@@ -51,7 +51,7 @@ def _wanted_type(cause: str) -> str:
     kinds = {
         "Integer": "a whole number, such as 2",
         "Float": "a number, such as 0.1",
-        "Boolean": "true or false",
+        "valid bool": "true or false",
         "not Optional": "a value, not null",
         "to string": "one word, not a list",
     }

@@ -150,6 +150,7 @@ class LastTask:
     what: tuple[str, ...]
     shift: ShiftConfig
     device: str
+    trusted: tuple[str, ...] = ()
 
 
 def measure_last(task: LastTask, emit: Emit) -> str | None:
@@ -158,7 +159,7 @@ def measure_last(task: LastTask, emit: Emit) -> str | None:
 
 
 def _measure_seeds(run: Run, task: LastTask, emit: Emit) -> None:
-    stored = StoredRun(run, task.device)
+    stored = StoredRun(run, task.device, task.trusted)
     if stored.device.type == "cpu":
         keep_freed_memory()
     for seed in stored.seeds:

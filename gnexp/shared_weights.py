@@ -1,5 +1,6 @@
 """Gradients of every batch size at the same weights: those of each family's largest-batch run."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +31,7 @@ class SharedTask:
     draws: int | None
     covariance: bool
     device: str
+    trusted: tuple[str, ...] = ()
 
 
 def measure_shared(
@@ -40,15 +42,16 @@ def measure_shared(
     covariance: bool,
     device: str,
     workers: int | None,
+    trusted: Iterable[str] = (),
 ) -> list[tuple[str, str]]:
     """Measure every batch size at the same weights: the first and last of the largest-batch runs.
 
     At equal weights only the batch differs, so noise ~ 1/B is a law for norms that do not mix
-    examples. Points that are stored already are not measured again. Returns (run, reason) for
-    every run that could not be measured.
+    examples. Points that are stored already are not measured again. trusted: code that the runs may
+    call, as `named_code` names it. Returns (run, reason) for every run that could not be measured.
     """
     tasks = [
-        SharedTask(folder, tuple(batches), draws, covariance, device)
+        SharedTask(folder, tuple(batches), draws, covariance, device, tuple(trusted))
         for folder in largest_batch_runs(folders)
     ]
     print(f"measuring gradients at shared weights: {len(tasks)} runs", flush=True)
@@ -94,7 +97,7 @@ def _measure_seeds(run: Run, task: SharedTask, emit: Emit) -> str | None:
     if is_private(restore(run.result()["config"])):
         emit({"text": f"{run.name}: left out, its training images are outside the privacy budget"})
         return None
-    stored = StoredRun(run, task.device)
+    stored = StoredRun(run, task.device, task.trusted)
     for seed in stored.seeds:
         for epoch in (0, stored.config.epochs):
             point = _Point(run, task, stored.config, seed, epoch)

@@ -35,11 +35,12 @@ class Answer:
 
 @pytest.fixture
 def workdir(tmp_path, monkeypatch) -> Path:
-    """An empty current directory, with the caches of this test beside it."""
+    """An empty current directory, with the caches and the state of this test beside it."""
     here = tmp_path / "work"
     here.mkdir()
     monkeypatch.chdir(here)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     return here
 
 

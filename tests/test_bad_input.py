@@ -217,6 +217,12 @@ def test_counts_below_one_are_refused_by_every_command_that_has_them(gnexp, work
     refused(gnexp("report", "report.margin=100"), workdir, ["report.margin=100", "below 100"])
 
 
+def test_trust_is_given_or_not_and_to_a_measurement(gnexp, workdir):
+    refused(gnexp("measure", "trust=maybe"), workdir, ["trust=maybe", "true or false"])
+    refused(gnexp("measure", "trust=7"), workdir, ["trust=7", "true or false"])
+    refused(gnexp("train", "trust=true"), workdir, ["trust"])
+
+
 def test_an_unknown_instrument_is_refused(gnexp, workdir):
     refused(gnexp("measure", "what=[gradiants]"), workdir, ["what=gradiants", "gradients"])
 

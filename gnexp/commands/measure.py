@@ -1,12 +1,13 @@
 """`gnexp measure`: instruments on stored runs, without training again."""
 
+import contextlib
 from difflib import get_close_matches
 from pathlib import Path
 
 from gnexp import build
 from gnexp.checking import corruption_problems
 from gnexp.commands.report import make_report, stored_study
-from gnexp.config import MeasureConfig, Mistake
+from gnexp.config import MeasureConfig, Mistake, restore
 from gnexp.cost import measure_cost, problems_of
 from gnexp.last_weights import INSTRUMENTS as LAST
 from gnexp.last_weights import LastTask, measure_last
@@ -14,7 +15,7 @@ from gnexp.mending import mend
 from gnexp.planning import output_folder
 from gnexp.rules import count_problems, gradient_problems, shift_problems, study_problems
 from gnexp.shared_weights import measure_shared
-from gnexp.stored import measure_all
+from gnexp.stored import measure_all, strange_code, strangers_sentence
 from gnexp.study.store import Run, Study
 from gnexp.study.tuning import reported
 
@@ -32,11 +33,12 @@ def measure(config: MeasureConfig) -> int:
     if what == ["cost"]:
         return 0
     study = stored_study(config.out, config.study)
+    trusted = _trusted(config, study)
     for record in study.runs:
         if record.damage:  # tables are about to be written to
             for sentence in mend(Run(record.folder), finished=False):
                 print(f"mended: {sentence}")
-    failed = _measure(config, study, what)
+    failed = _measure(config, study, what, trusted)
     try:
         print(make_report(Path(config.out), config.study, config.reference_batch))
     except Mistake as error:  # what failed before is told too
@@ -46,7 +48,25 @@ def measure(config: MeasureConfig) -> int:
     return 1 if failed else 0
 
 
-def _measure(config: MeasureConfig, study: Study, what: list[str]) -> list[tuple[str, str]]:
+def _trusted(config: MeasureConfig, study: Study) -> set[str]:
+    """Return the code that a stranger's runs may call, and say which; raises Mistake if none may.
+
+    Nothing of it is imported before that.
+    """
+    found: set[str] = set()
+    for record in (each for each in study.runs if each.result):
+        with contextlib.suppress(AttributeError, KeyError, TypeError):  # told when it is measured
+            found |= {*strange_code(record.folder, restore(record.config))}
+    if found and not config.trust:
+        raise Mistake(f"study={config.study}: {strangers_sentence(found)}")
+    for code in sorted(found):
+        print(f"trust=true: code of this study is called: {code}", flush=True)
+    return found
+
+
+def _measure(
+    config: MeasureConfig, study: Study, what: list[str], trusted: set[str]
+) -> list[tuple[str, str]]:
     failed: list[tuple[str, str]] = []
     records = reported(study)  # trials and rates that were not chosen are in no table of these
     if {*what} & {*SHARED}:
@@ -57,10 +77,11 @@ def _measure(config: MeasureConfig, study: Study, what: list[str]) -> list[tuple
             covariance="covariance" in what,
             device=config.device,
             workers=config.workers,
+            trusted=trusted,
         )
     if last := tuple(name for name in what if name in LAST):
         tasks = [
-            LastTask(record.folder, last, config.shift, config.device)
+            LastTask(record.folder, last, config.shift, config.device, tuple(trusted))
             for record in records
             if record.result
         ]

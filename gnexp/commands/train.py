@@ -19,6 +19,7 @@ from gnexp.provenance import now
 from gnexp.runs import PlannedRun, standing
 from gnexp.schedule import Step
 from gnexp.shared_weights import measure_shared
+from gnexp.stored import named_code, remember
 from gnexp.study.store import Run
 from gnexp.tuning import chosen_runs, record, wanted
 from gnexp.turns import wait_for_some
@@ -116,6 +117,8 @@ def _train(runs: list[PlannedRun], call: _Call, grid: bool) -> list[tuple[str, s
         print(single_line(runs[0], steps, workers))
     for line in [*start_lines(list(todo)), *privacy_lines(list(todo))]:
         print(line)
+    if why := remember((run.folder, run.config) for run in runs):
+        print(f"gnexp measure will ask for trust=true: {why}")
     if call.launch is None:
         return _execute(todo, [Task(step, call.command, call.started) for step in steps], workers)
     return _launch(call.launch, todo)
@@ -267,6 +270,7 @@ def _measure_shared(
         covariance=config.covariance,
         device=config.device,
         workers=config.workers,
+        trusted={code for run in runs for code in named_code(run.config)},
     )
 
 

@@ -62,6 +62,33 @@ def _timm(name: str) -> Callable[..., nn.Module]:
     return build
 
 
+def is_constructor(path: str) -> bool:
+    """Return whether an import path is that of a library's registered builder of a classifier.
+
+    Nothing is imported but the library itself, so that no other path into it is taken.
+    """
+    library, _, _ = path.partition(".")
+    name = path.rpartition(".")[2]
+    if library == "torchvision":
+        from torchvision import models
+
+        if name not in models.list_models(module=models):
+            return False
+        builder = models.get_model_builder(name)
+    elif library == "timm":
+        try:
+            import timm
+        except ImportError:
+            return False
+        if not timm.is_model(name):
+            return False
+        builder = timm.model_entrypoint(name)
+    else:
+        return False
+    places = (f"{library}.models", builder.__module__)
+    return path in [f"{place}.{builder.__name__}" for place in places]
+
+
 def _unknown(library: str, name: str, valid: Sequence[str]) -> str:
     near = get_close_matches(str(name).lower(), valid, n=3, cutoff=0.0)
     return (

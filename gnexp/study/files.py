@@ -15,6 +15,9 @@ from typing import Any
 
 Row = dict[str, Any]
 Columns = Mapping[str, type]
+DEEPEST = 32  # values within values; gnexp's own files have a handful
+LARGEST_YAML = 2**20  # bytes; a config has a thousand
+TOO_DEEP = f"more than {DEEPEST} values within one another"
 
 
 class Damaged(ValueError):
@@ -52,11 +55,60 @@ def read_json(path: Path) -> dict[str, Any]:
         return {}
     try:
         value = json.loads(path.read_bytes().decode())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise damaged(path, error) from error
     if not isinstance(value, dict):
         raise damaged(path, "not a JSON object")
+    if _is_too_deep(value):
+        raise damaged(path, TOO_DEEP)
     return value
+
+
+def _is_too_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(DEEPEST):
+        inner = (v.values() if isinstance(v, dict) else v for v in level)
+        level = [w for v in inner for w in v if isinstance(w, (dict, list))]
+        if not level:
+            return False
+    return True
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Return the YAML mapping in `path`; {} when there is no such file.
+
+    Anchors are refused: a few lines of them can stand for more values than any memory holds.
+    """
+    import yaml
+
+    if not path.is_file():
+        return {}
+    if path.stat().st_size > LARGEST_YAML:
+        raise damaged(path, f"larger than {LARGEST_YAML} bytes")
+    data, loader = path.read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    try:
+        # Before the value is built: a great depth would end the process.
+        why = _refused(yaml.parse(data, loader))
+        value = None if why else yaml.load(data, loader)
+    except (yaml.YAMLError, ValueError) as error:  # such as a date that is none
+        raise damaged(path, error) from error
+    if why or not isinstance(value, dict):
+        raise damaged(path, why or "not a mapping")
+    return value
+
+
+def _refused(events: Iterable[Any]) -> str:
+    """Return why YAML is not read, "" if nothing is against it."""
+    depth = 0
+    for event in events:
+        if getattr(event, "anchor", None) is not None:
+            return f"it has the anchor {event.anchor}, and gnexp writes none"
+        kind = type(event).__name__
+        depth += kind.endswith(("SequenceStartEvent", "MappingStartEvent"))
+        depth -= kind.endswith(("SequenceEndEvent", "MappingEndEvent"))
+        if depth > DEEPEST:
+            return TOO_DEEP
+    return ""
 
 
 def write_table(path: Path, columns: Columns, key: Sequence[str], rows: Iterable[Row]) -> None:

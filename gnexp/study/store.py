@@ -25,6 +25,7 @@ from gnexp.study.files import (
     read_json,
     read_table,
     read_whole_rows,
+    read_yaml,
     typed_row,
     write_json,
     write_table,
@@ -213,18 +214,7 @@ class Run:
 
     def config(self) -> dict[str, Any]:
         """Return the resolved config; {} when it has not been written."""
-        import yaml
-
-        path = self.folder / "config.yaml"
-        if not path.is_file():
-            return {}
-        try:
-            loaded = yaml.load(path.read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-        except yaml.YAMLError as error:
-            raise damaged(path, error) from error
-        if not isinstance(loaded, dict):
-            raise damaged(path, "not a mapping")
-        return loaded
+        return read_yaml(self.folder / "config.yaml")
 
     @_writes
     def add_plan(self, entries: Mapping[int, Mapping[str, Any]]) -> None:
