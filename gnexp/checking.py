@@ -1,5 +1,7 @@
 """What is wrong with a run once its images and its model are looked at, before any work starts."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import nn
 
@@ -20,21 +22,35 @@ from gnexp.data.sources import Images
 from gnexp.last_weights import corruption_names
 from gnexp.measure.reestimation import reestimate
 from gnexp.networks import groups_per_layer, seeded_model, try_own_norm
-from gnexp.norms.probes import values_per_statistic
+from gnexp.norms.copying import copied
+from gnexp.norms.probes import Undefined, values_per_statistic
+from gnexp.norms.trial import told
+from gnexp.own_code import said_norm
 from gnexp.starting import load_start
 
 WATCHED = 8  # images by which private training finds out whether a model mixes them
 
 
-def check(config: TrainConfig) -> list[str]:
-    """Return one sentence for all that is wrong with a resolved config, its data and its model."""
+@dataclass(frozen=True)
+class Checked:
+    """A sentence for each mistake in a config, and why its norm is undefined, "" where it is not.
+
+    Undefined is the norm at this batch and image size: a result of a study, and no mistake.
+    """
+
+    problems: list[str]
+    undefined: str = ""
+
+
+def check(config: TrainConfig) -> Checked:
+    """Return all that is wrong with a resolved config, its data and its model."""
     try:
         device = pick_device(config.device)
         images = images_of(config.data)
         device_images(config.data, device)
     except ValueError as error:
-        return [str(error)]
-    found = _size_problems(config, len(images.x_train))
+        return Checked([str(error)])
+    found, undefined = _size_problems(config, len(images.x_train)), ""
     if config.execution == "cudagraph" and device.type != "cuda":
         found.append(
             f"execution=cudagraph needs a CUDA device, not {device.type}; use execution=auto"
@@ -46,14 +62,16 @@ def check(config: TrainConfig) -> list[str]:
         groups_per_layer(config)
         try_own_norm(config)
         model = seeded_model(config, len(images.classes), seed=0)
-        found += _statistic_problems(config, model, images.x_train.shape[1:])
+        found += _statistic_problems(config, model, images)
         if config.init_from is not None and not found:
             found += _start_problems(config, model, images)
         if is_private(config) and not found:
             found += _privacy_problems(config, model, device)
+    except Undefined as error:
+        undefined = str(error)
     except (ValueError, TypeError) as error:
         found.append(str(error))
-    return found
+    return Checked(found, undefined)
 
 
 def _start_problems(config: TrainConfig, model: nn.Module, images: Images) -> list[str]:
@@ -106,23 +124,37 @@ def _size_problems(config: TrainConfig, train_size: int) -> list[str]:
     return []
 
 
-def _statistic_problems(config: TrainConfig, model: nn.Module, shape: torch.Size) -> list[str]:
-    name = config.norm["name"]
-    try:
-        counts = values_per_statistic(model, tuple(shape), config.batch)
-    except Exception as error:  # only a user's own norm can fail in this forward pass
-        if name != CUSTOM:
-            raise
-        path = config.norm["_target_"]
-        return [f"norm._target_={path}: a forward pass raised {type(error).__name__}: {error}"]
-    for layer, count, _ in counts:
+def _statistic_problems(config: TrainConfig, model: nn.Module, images: Images) -> list[str]:
+    """Return what a pass through the user's own norm raises with two images.
+
+    Raises Undefined where a statistic has one value, or where one image alone cannot be passed.
+    """
+    name, shape = config.norm["name"], images.x_train.shape[1:]
+    for training in (True, False) if name == CUSTOM else ():
+        if why := _pass_raises(model, images, 2, training):
+            return [f"{said_norm(config.norm['_target_'])}: a forward pass raised {why}"]
+    for layer, count, _ in values_per_statistic(model, tuple(shape), config.batch):
         if count is not None and count < 2:
-            return [
+            raise Undefined(
                 f"norm={name} batch={config.batch}: layer {layer} has one value per statistic, so"
                 " its output would be constant; use larger images, a larger batch under bn, or"
                 " fewer groups"
-            ]
+            )
+    if config.batch == 1 and (why := _pass_raises(model, images, 1, training=True)):
+        raise Undefined(f"norm={name} batch=1: a forward pass of one image raised {why}")
     return []
+
+
+def _pass_raises(model: nn.Module, images: Images, count: int, training: bool) -> str:
+    """Return what a pass of that many images of noise raises, "" if nothing."""
+    draw = torch.Generator().manual_seed(0)
+    x_NCHW = torch.randn(count, *images.x_train.shape[1:], generator=draw)
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            copied(model).train(training)(x_NCHW)
+    except Exception as error:  # whatever the user's code does
+        return told(error)
+    return ""
 
 
 def _released_problems(config: TrainConfig, images: Images) -> list[str]:

@@ -14,6 +14,7 @@ from gnexp import build, own_code
 from gnexp.checkpoints import State, load_states
 from gnexp.config import as_dict, run_name
 from gnexp.provenance import now, provenance
+from gnexp.runs import PlannedRun
 from gnexp.schedule import Replica, Step, step_of
 from gnexp.study.claims import Claim, holder
 from gnexp.study.files import Damaged
@@ -132,18 +133,32 @@ def _record_failure(replica: Replica, error: Exception) -> dict[str, Any]:
         if _out_of_memory(error):
             asked = bytes_asked(str(error))
             why = f"out of memory: {_memory_text(asked)}" if asked else why
-            numbers = {"status": "infeasible", "why": why, "bytes_asked": asked}
-            run.add_result(replica.seed, numbers, **result_head(replica.config, run))
-        else:
-            # The disk, not the training, failed: worth another try without being asked for.
-            more = {"again": True} if isinstance(error, OSError | Damaged) else {}
-            run.write_traceback(replica.seed, traceback.format_exc())
-        status = "infeasible" if _out_of_memory(error) else "failed"
-        run.set_status(replica.seed, status, why, **more)
+            _record_infeasible(replica, why, bytes_asked=asked)
+            return {"status": "infeasible", "why": why}
+        # The disk, not the training, failed: worth another try without being asked for.
+        more = {"again": True} if isinstance(error, OSError | Damaged) else {}
+        run.write_traceback(replica.seed, traceback.format_exc())
+        run.set_status(replica.seed, "failed", why, **more)
     except (ValueError, OSError) as worse:  # a corrupt file of the store, a full disk
         why = f"{why}; and it cannot be recorded: {worse}"
         return {"status": "failed", "why": why, "again": True}
-    return {"status": status, "why": why, **more}
+    return {"status": "failed", "why": why, **more}
+
+
+def record_undefined(run: PlannedRun, seeds: Sequence[int], command: str, started: str) -> None:
+    """Write down that these seeds are infeasible, since the norm is undefined for the run."""
+    for seed in seeds:
+        replica = Replica(run.config, run.name, seed)
+        with Run.create(replica.folder).lock(seed) as claim:
+            if claim:
+                _prepare(Task(step_of([replica], 1), command, started))
+                _record_infeasible(replica, run.undefined)
+
+
+def _record_infeasible(replica: Replica, why: str, **numbers: Any) -> None:
+    run, numbers = Run(replica.folder), {"status": "infeasible", "why": why, **numbers}
+    run.add_result(replica.seed, numbers, **result_head(replica.config, run))
+    run.set_status(replica.seed, "infeasible", why)
 
 
 def _reason(error: Exception) -> str:

@@ -17,6 +17,7 @@ from gnexp.models.norm_sources import pools_of
 from gnexp.models.resnet import build_model
 from gnexp.models.start import start
 from gnexp.norms.layers import momentum_of_batch
+from gnexp.norms.probes import Undefined
 from gnexp.norms.registry import NORMS, build_norm, group_count
 from gnexp.norms.trial import pooled_axes, try_norm
 from gnexp.own_code import code_digests, import_target, own_factory, said_norm
@@ -60,7 +61,8 @@ def _groups(config: TrainConfig, channels: int) -> int:
 def try_own_norm(config: TrainConfig) -> None:
     """Pass a few values through the user's own norm and back, at each width that the model has.
 
-    Raises ValueError with what it does that no norm may do; see `try_norm`.
+    Raises ValueError with what it does that no norm may do; see `try_norm`. That is Undefined where
+    it does so with one example and not with two.
     """
     if config.norm["name"] != CUSTOM:
         return
@@ -68,11 +70,18 @@ def try_own_norm(config: TrainConfig) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         for channels in dict.fromkeys(norm_sites(config).values()):
-            layer = build(channels)
-            try:
-                try_norm(layer, channels, examples=min(config.batch, 2))
-            except ValueError as error:
-                raise ValueError(f"{said_norm(config.norm['_target_'])} {error}") from error
+            if trouble := _trouble(build(channels), channels, min(config.batch, 2)):
+                alone = config.batch == 1 and not _trouble(build(channels), channels, 2)
+                kind = Undefined if alone else ValueError
+                raise kind(f"{said_norm(config.norm['_target_'])} {trouble}")
+
+
+def _trouble(layer: nn.Module, channels: int, examples: int) -> str:
+    try:
+        try_norm(layer, channels, examples)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 class _Site(nn.Module):
@@ -208,18 +217,26 @@ def _foreign_model(
             images_of(config.data).x_train.shape[1:],
             weight_standardization=weight_standardization,
         )
+    except Undefined:
+        raise
     except ValueError as error:
         raise ValueError(f"{_said(config.model)}: {error}") from error
 
 
 def conversion_report(config: TrainConfig) -> list[str]:
-    """Return what became of every norm layer of a foreign model, [] for a model of the table."""
+    """Return what became of every norm layer of a foreign model, [] for a model of the table.
+
+    And [] where the norm is not defined at the batch and image size.
+    """
     if not is_foreign(config.model):
         return []
     with torch.random.fork_rng(devices=[]):
         standardized = network_start(config)["weight_standardization"]
         classes = len(images_of(config.data).classes)
-        return _foreign_model(config, classes, standardized)[1]
+        try:
+            return _foreign_model(config, classes, standardized)[1]
+        except Undefined:
+            return []
 
 
 def seeded_model(config: TrainConfig, num_classes: int, seed: int) -> nn.Module:

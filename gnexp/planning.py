@@ -43,9 +43,12 @@ def plan(configs: list[TrainConfig], numbers: Sequence[int] | None = None) -> li
                 good.append(build.resolved(config))
             except ValueError as error:
                 found.append(str(error))
+    undefined: dict[str, str] = {}
     if not found:
-        for config in _distinct_builds(good):
-            found += checking.check(config) or _devices_problems(config)
+        for key, config in {_built_by(config): config for config in good}.items():
+            checked = checking.check(config)
+            undefined[key] = checked.undefined
+            found += checked.problems or ([] if checked.undefined else _devices_problems(config))
     if not found:
         found += folder_problems(configs[0])
     if found:
@@ -56,13 +59,13 @@ def plan(configs: list[TrainConfig], numbers: Sequence[int] | None = None) -> li
         name = run_name(config, *checksums)
         if other := _other_config(config, name, checksums):
             raise Mistake(other)
-        jobs: tuple[int, ...] = (number,)
+        jobs, why = (number,), undefined[_built_by(config)]
         if name in runs:  # jobs may differ in their seeds alone
             known = runs[name].config.seeds
             seeds = [*known, *(s for s in config.seeds if s not in known)]
             config = dataclasses.replace(runs[name].config, seeds=seeds)
             jobs = (*runs[name].jobs, number)
-        runs[name] = PlannedRun(config, name, jobs)
+        runs[name] = PlannedRun(config, name, jobs, why)
     if gone := [line for run in runs.values() for line in _gone_problems(run)]:
         raise Mistake("\n".join(dict.fromkeys(gone)))
     return list(runs.values())
@@ -112,21 +115,15 @@ def _devices_problems(config: TrainConfig) -> list[str]:
     return []
 
 
-def _distinct_builds(configs: list[TrainConfig]) -> list[TrainConfig]:
-    """Leave out configs that differ only in what building and checking does not look at."""
+def _built_by(config: TrainConfig) -> str:
+    """Return the values of all keys that building and checking looks at."""
     looked_at = ("norm", "model", "data", "groups", "channels_per_group", "groups_fallback")
     looked_at += ("batch", "update_batch", "device", "precision", "zero_gamma", "privacy")
     looked_at += ("devices", "weight_standardization", "initialization")
     looked_at += ("init_from", "init_statistics")
     budgeted = ("epochs",)  # by private training
-    distinct = {
-        str(
-            [getattr(c, key) for key in looked_at + budgeted * is_private(c)]
-            + [c.seeds] * (c.init_from is not None)
-        ): c
-        for c in configs
-    }
-    return list(distinct.values())
+    values = [getattr(config, key) for key in looked_at + budgeted * is_private(config)]
+    return str(values + [config.seeds] * (config.init_from is not None))
 
 
 def output_folder(out: str, name: str, stale: Iterable[str] = ()) -> Path:

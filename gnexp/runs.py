@@ -10,11 +10,15 @@ from gnexp.study.store import Run
 
 @dataclass(frozen=True, eq=False)
 class PlannedRun:
-    """One config with all the seeds that are asked for."""
+    """One config with all the seeds that are asked for.
+
+    undefined: why its norm is not defined at its batch and image size, "" where it is.
+    """
 
     config: TrainConfig
     name: str
     jobs: tuple[int, ...] = ()  # the numbers of the configs, of a call's, that it comes from
+    undefined: str = ""
 
     @property
     def folder(self) -> Path:

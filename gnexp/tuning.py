@@ -21,11 +21,12 @@ from gnexp.study.store import Run
 class Tuning:
     """How far one cell's choice is: the accuracies of each rate's ended seeds, and the rest.
 
-    scores: {rate: accuracies on the images held out}, a diverged training at chance; diverged:
-    rates with such a training; waiting: rates with a seed that has not ended.
+    rates: all that are tried. scores: {rate: accuracies on the images held out}, a diverged training
+    at chance; diverged: rates with such a training; waiting: rates with a seed that has not ended.
     """
 
     config: TrainConfig
+    rates: list[float]
     scores: dict[float, list[float]]
     diverged: list[float]
     waiting: list[float]
@@ -75,7 +76,7 @@ def _wanted(config: TrainConfig) -> list[TrainConfig]:
         return [config]
     _check_limit(config)
     now = settled_tuning(config)
-    trials = [trial(config, rate) for rate in sorted({*now.scores, *now.waiting})]
+    trials = [trial(config, rate) for rate in sorted(now.rates)]
     if now.chosen is None:
         return trials
     final = dict.fromkeys(r for r in (now.chosen, config.tuning.untuned) if r is not None)
@@ -164,7 +165,7 @@ def extended(rates: list[float], edge: float) -> list[float]:
 def tuning(config: TrainConfig, rates: Iterable[float]) -> Tuning:
     """Return how far the trials of a tuned config at these rates are, from their run folders."""
     scores: dict[float, list[float]] = {}
-    diverged, waiting = [], []
+    rates, diverged, waiting = list(rates), [], []
     for rate in rates:
         each = build.resolved(trial(config, rate))
         seeds = _results(Run(folder_of(each)))
@@ -177,7 +178,7 @@ def tuning(config: TrainConfig, rates: Iterable[float]) -> Tuning:
         scored = [_score(numbers, chance) for numbers in found]
         if scored := [score for score in scored if score is not None]:
             scores[rate] = scored
-    return Tuning(config, scores, diverged, waiting)
+    return Tuning(config, rates, scores, diverged, waiting)
 
 
 def _results(run: Run) -> dict[str, dict[str, Any]]:

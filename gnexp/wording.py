@@ -268,7 +268,8 @@ def choice_lines(configs: list[TrainConfig]) -> list[str]:
         now, plain = settled_tuning(config), build.resolved(trial(config, 1.0))
         head = f"{describe_norm(plain)}, batch {config.batch}: "
         if now.chosen is None:
-            lines.append(head + "no rate chosen, since not every trial has ended")
+            why = "not every trial has ended" if now.waiting else "no trial gave an accuracy"
+            lines.append(f"{head}no rate chosen, since {why}")
             continue
         mean = 100 * statistics.mean(now.scores[now.chosen])
         edge = ", at the edge of the rates" if now.edges else ""

@@ -232,15 +232,6 @@ def test_a_gpu_is_refused_where_there_is_none(gnexp, workdir, monkeypatch):
     refused(gnexp("train", "device=cuda"), workdir, ["device=cuda", "device=cpu"])
 
 
-def test_batch_norm_on_one_value_per_channel_is_refused(gnexp, workdir, tmp_path):
-    # Three stages halve 8x8 maps to 2x2; ResNet-18's four stages leave 1x1.
-    root = tmp_path / "images"
-    image_folder(root, side=8)
-    typed = ("train", "data=imagefolder", f"data.root={root}", "model=resnet18", "batch=1")
-    refused(gnexp(*typed, "norm=bn"), workdir, ["norm=bn", "batch=1", "one value per statistic"])
-    refused(gnexp(*typed, "norm=in"), workdir, ["norm=in", "one value per statistic"])
-
-
 def image_folder(root, side=32, classes=("cat", "dog"), count=4):
     rng = np.random.default_rng(0)
     for split in ("train", "test"):

@@ -293,8 +293,6 @@ def test_the_report_says_what_became_of_every_layer(own):
         ((*RESNET, "model.options={weights:DEFAULT}"), "type init_from=FILE"),
         ((*RESNET, "model.options.depth=3"), "unexpected keyword argument 'depth'"),
         ((*RESNET, "groups=48"), "layer bn1: groups=48 does not divide 64 channels; valid: 1, 2"),
-        ((*RESNET, "norm=in"), "layer4.0.bn1: GroupNorm would have one value per statistic"),
-        ((*RESNET, "norm=bn", "batch=1"), "layer layer4.0.bn1 has one value per statistic"),
         (("model=torchvision", "model.name=vgg11"), "has no normalization layer that norm= could"),
         (
             ("model=torchvision", "model.name=inception_v3"),  # which warns of another default

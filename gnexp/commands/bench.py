@@ -1,5 +1,6 @@
 """`gnexp bench`: how fast gnexp trains, beside a plain PyTorch loop, on this machine."""
 
+import itertools
 from difflib import get_close_matches
 from typing import Any
 
@@ -25,12 +26,14 @@ def bench(config: BenchConfig, command: str) -> int:
 
     Raises Mistake with one sentence per problem, before anything is written.
     """
-    runs = plan(config)
+    runs, undefined = plan(config)
     folder = output_folder(config.out, config.name, FILES)
     machine = Machine(build.pick_device(config.device), config.seconds, config.workers)
     machine.measure_products(runs[0])
     about = _about(config, machine, runs[0], command)
-    for name in ("hardware", "training", "matrix products"):
+    if undefined:
+        about["facts"]["infeasible"] = "; ".join(undefined)
+    for name in ("hardware", "training", "matrix products", *["infeasible"] * bool(undefined)):
         print(f"{name}: {about['facts'][name]}", flush=True)
     timings: list[Row] = []
     failed = False
@@ -59,18 +62,24 @@ def _time_cell(machine: Machine, run: TrainConfig, repeats: int, timings: list[R
             timings += [{**row, "repeat": repeat, "flop_per_example": flop} for row in way(run)]
 
 
-def plan(config: BenchConfig) -> list[TrainConfig]:
-    """Return the run of every cell, resolved; raises Mistake listing all that is wrong."""
+def plan(config: BenchConfig) -> tuple[list[TrainConfig], list[str]]:
+    """Return the run of every cell, resolved, and why norms are undefined in the other cells.
+
+    Raises Mistake listing all that is wrong.
+    """
     found = bench_problems(config)
     if not found:
         found += _norm_problems(config.norms) + _data_problems(config)
-    if not found:
-        runs = [resolve(bench_run(config, n, b)) for n in config.norms for b in config.batches]
-        for run in runs:
-            found += checking.check(run)
-    if found:
-        raise Mistake("\n".join(dict.fromkeys(found)))
-    return runs
+    runs, undefined = [], []
+    for norm, batch in itertools.product(config.norms, config.batches) if not found else ():
+        run = resolve(bench_run(config, norm, batch))
+        checked = checking.check(run)
+        found += checked.problems
+        undefined += [checked.undefined] * bool(checked.undefined)
+        runs += [run] * (not checked.undefined)
+    if found or not runs:
+        raise Mistake("\n".join(dict.fromkeys(found or undefined)))
+    return runs, undefined
 
 
 def _norm_problems(norms: list[str]) -> list[str]:

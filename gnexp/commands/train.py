@@ -9,7 +9,7 @@ from pathlib import Path
 from gnexp import build
 from gnexp.commands.report import make_report
 from gnexp.config import Mistake, TrainConfig, as_dict, is_tuned
-from gnexp.execute import Task, mark_died, run_task
+from gnexp.execute import Task, mark_died, record_undefined, run_task
 from gnexp.loggers import export_all, viewing_lines
 from gnexp.missing import missing, steps_for
 from gnexp.parallel.leading import devices_released
@@ -71,7 +71,7 @@ def train(
     failed += export_all([run.folder for run in runs], config.logger)
     if grid:
         failed += _report(config)
-    elif runs[0].name not in dict(failed):
+    elif runs[0].name not in dict(failed) and not runs[0].undefined:
         print(closing_line(runs[0]))
     for line in viewing_lines(Path(config.out) / config.study, config.logger):
         print(line)
@@ -104,6 +104,8 @@ def _train(runs: list[PlannedRun], call: _Call, grid: bool) -> list[tuple[str, s
     """Train what is missing of these runs, telling of it; return (run, reason) for what failed."""
     try:
         todo = missing(runs)
+        for run in [run for run in todo if run.undefined]:
+            record_undefined(run, todo.pop(run), call.command, call.started)
         here = call.launch is None
         steps, reasons, workers = steps_for(todo) if here else _announce(todo)
     except OSError as error:
@@ -234,9 +236,9 @@ def size(run: PlannedRun, seeds: list[int]) -> tuple[int, int]:
 def _conclude(runs: list[PlannedRun], failed: dict[str, str], grid: bool) -> int:
     """List what diverged, did not fit or failed; return the exit code."""
     found = {run: standing(run) for run in runs if run.folder.is_dir()}
-    for status in ("diverged", "infeasible") if grid else ():
+    for status in ("diverged", "infeasible"):
         for run, now_is in found.items():
-            if line := ended_line(run, now_is, status):
+            if (grid or run.undefined) and (line := ended_line(run, now_is, status)):
                 print(line)
     before = 0
     for run, now_is in found.items():

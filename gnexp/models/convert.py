@@ -19,7 +19,7 @@ from gnexp.models.norm_tracing import trace
 from gnexp.models.norm_wrappers import AsFeatureMap, NormActivation
 from gnexp.models.weight_standardization import StandardizedConv2d
 from gnexp.norms.copying import copied
-from gnexp.norms.probes import stock_pools
+from gnexp.norms.probes import Undefined, stock_pools
 from gnexp.norms.registry import NORMS, group_count
 from gnexp.norms.replicated import carries_activation
 from gnexp.norms.trial import told
@@ -311,7 +311,7 @@ def _refuse_single_values(site: Site, layer: nn.Module) -> None:
     if "c" in pools:
         values *= site.channels // getattr(layer, "num_groups", 1)
     if values < 2:
-        raise ValueError(
+        raise Undefined(
             f"layer {site.name or '(the model)'}: {type(layer).__name__} would have one value per"
             f" statistic at its input of shape {tuple(shape)}, so its output would be constant;"
             " use larger images, fewer groups, or another norm"

@@ -30,6 +30,10 @@ def stock_pools(module: nn.Module) -> str | None:
     return STOCK_POOLS.get(type(module))
 
 
+class Undefined(ValueError):
+    """A norm is not defined at this batch and image size; with others it may be."""
+
+
 class StatisticSize(NamedTuple):
     """One call of one norm layer: its name, values per statistic, and number of channels."""
 

@@ -48,7 +48,8 @@ MEANINGS = {
     "undecided": "the interval leaves both open: neither a difference nor its absence is shown",
     "diverged": "a training whose loss stopped being finite: a result, counted at chance in "
     "comparisons, left out of means, and always shown",
-    "infeasible": "a training that ran out of memory",
+    "infeasible": "a training that ran out of memory, or whose norm is undefined at its batch and "
+    "image size",
     "noise": "trace of the covariance of a mini-batch gradient at fixed weights",
     "signal": "squared norm of the expected gradient; unbiased, so it may be negative",
     "noise scale": "batch x noise / signal: the batch size at which noise equals signal, in images",

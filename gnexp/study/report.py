@@ -200,6 +200,7 @@ class MatrixCell:
     def __init__(self, cell: Cell):
         interval, _ = cell.accuracy()
         self.n, self.diverged = interval.n, len(cell.of("diverged"))
+        self.infeasible = bool(cell.of("infeasible"))
         self.mean = percent(interval.mean)
         half = (interval.hi - interval.lo) / 2
         # Beyond what an accuracy can be a half would be false: both ends are shown instead.
@@ -211,7 +212,8 @@ class MatrixCell:
     def text(self, with_n: bool = True) -> str:
         """Return '78.3+-0.4 (3)', or what became of the seeds if none survived."""
         if not self.n:
-            return f"{self.diverged} diverged" if self.diverged else "-"
+            lost = f"{self.diverged} diverged" if self.diverged else "-"
+            return "infeasible" if self.infeasible and not self.diverged else lost
         lost = f", {self.diverged} of {self.n + self.diverged} diverged" if self.diverged else ""
         number = self.mean + (f"+-{self.half}" if self.half else f" {self.ends}" * bool(self.ends))
         return number + (f" ({self.n}{lost})" if with_n or lost else "")

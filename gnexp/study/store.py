@@ -387,7 +387,9 @@ class Run:
         """Add one seed's test logits, (test images, classes), stored as float16."""
         import numpy as np
 
-        self._write_logits({**self.logits(), int(seed): np.asarray(logits_NC, dtype=np.float16)})
+        with np.errstate(over="ignore"):  # beyond 65,504 a float16 is infinite
+            halves = np.asarray(logits_NC, dtype=np.float16)
+        self._write_logits({**self.logits(), int(seed): halves})
 
     def logits(self) -> dict[int, "np.ndarray"]:
         """Return {seed: float16 (test images, classes)}; {} when there are none."""
