@@ -130,9 +130,8 @@ def _statistic_problems(config: TrainConfig, model: nn.Module, images: Images) -
     Raises Undefined where a statistic has one value, or where one image alone cannot be passed.
     """
     name, shape = config.norm["name"], images.x_train.shape[1:]
-    for training in (True, False) if name == CUSTOM else ():
-        if why := _pass_raises(model, images, 2, training):
-            return [f"{said_norm(config.norm['_target_'])}: a forward pass raised {why}"]
+    if name == CUSTOM and (why := _pass_raises(model, images, 2, training=False)):
+        return [f"{said_norm(config.norm['_target_'])}: a forward pass raised {why}"]
     for layer, count, _ in values_per_statistic(model, tuple(shape), config.batch):
         if count is not None and count < 2:
             raise Undefined(
@@ -140,7 +139,8 @@ def _statistic_problems(config: TrainConfig, model: nn.Module, images: Images) -
                 " its output would be constant; use larger images, a larger batch under bn, or"
                 " fewer groups"
             )
-    if config.batch == 1 and (why := _pass_raises(model, images, 1, training=True)):
+    why = config.batch == 1 and _pass_raises(model, images, 1, training=True)
+    if why and not _pass_raises(model, images, 2, training=True):
         raise Undefined(f"norm={name} batch=1: a forward pass of one image raised {why}")
     return []
 

@@ -21,8 +21,8 @@ from gnexp.study.store import Run
 class Tuning:
     """How far one cell's choice is: the accuracies of each rate's ended seeds, and the rest.
 
-    rates: all that are tried. scores: {rate: accuracies on the images held out}, a diverged training
-    at chance; diverged: rates with such a training; waiting: rates with a seed that has not ended.
+    rates: all that are tried. scores: {rate: accuracies on the images held out}, a diverged seed at
+    chance; diverged: rates with such a seed; waiting: rates with a seed that has not ended.
     """
 
     config: TrainConfig
