@@ -116,6 +116,14 @@ class ModelConfig:
 
 
 @dataclass
+class ConvertConfig:
+    """Which normalization layers of a foreign model norm= replaces; null is `gnexp.convert`'s."""
+
+    only: Any = None
+    leave: Any = None
+
+
+@dataclass
 class PrivacyConfig:
     """Whether training is differentially private (group `privacy`); values of dpsgd: its YAML."""
 
@@ -127,6 +135,7 @@ class PrivacyConfig:
 
 
 ADDED_LATER["privacy"] = dataclasses.asdict(PrivacyConfig())
+ADDED_LATER["convert"] = dataclasses.asdict(ConvertConfig())
 
 
 @dataclass
@@ -135,6 +144,7 @@ class TrainConfig:
 
     norm: dict[str, Any] = field(default_factory=dict)
     model: ModelConfig = field(default_factory=ModelConfig)
+    convert: ConvertConfig = field(default_factory=ConvertConfig)
     data: DataConfig = field(default_factory=DataConfig)
     privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
     groups: int | None = None
@@ -287,7 +297,7 @@ def expand(config: TrainConfig) -> list[TrainConfig]:
         if not isinstance(config.together, dict):
             raise Mistake(f"together={config.together} must be a mapping such as {{groups:4}}")
         names = {f.name for f in dataclasses.fields(TrainConfig)}
-        names -= {"norm", "model", "data", "privacy", "shift", "tuning", "report"}
+        names -= {"norm", "model", "convert", "data", "privacy", "shift", "tuning", "report"}
         unknown = sorted(set(config.together) - names)
         if unknown:
             raise Mistake(f"together={{{unknown[0]}:...}} is not a key of a run")
@@ -504,4 +514,5 @@ def restore(stored: dict[str, Any]) -> TrainConfig:
     values["model"] = ModelConfig(**stored["model"])
     values["data"] = DataConfig(**stored["data"])
     values["privacy"] = PrivacyConfig(**stored.get("privacy", {}))
+    values["convert"] = ConvertConfig(**stored.get("convert", {}))
     return TrainConfig(**values)

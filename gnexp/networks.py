@@ -10,10 +10,9 @@ import torch
 from torch import nn
 
 from gnexp.build import images_of, recipe
-from gnexp.config import CUSTOM, ModelConfig, TrainConfig, is_foreign
+from gnexp.config import CUSTOM, ConvertConfig, ModelConfig, TrainConfig, is_foreign
 from gnexp.models.foreign import build_foreign, constructor, examine, with_norms
 from gnexp.models.norm_sites import Found
-from gnexp.models.norm_sources import pools_of
 from gnexp.models.resnet import build_model
 from gnexp.models.start import start
 from gnexp.norms.layers import momentum_of_batch
@@ -121,12 +120,15 @@ def pools(config: TrainConfig) -> str | None:
     """Return the axes, letters of "nchw", over which some layer of the network has a statistic.
 
     Of the norm: by the table, or by trial at each width where it is the user's own; of the layers
-    that a foreign model keeps: by their kind. None where the trial raised.
+    that a foreign model keeps: by their kind, or by trial. None where the trial raised.
     """
     entry = NORMS.get(config.norm["name"])
     found = {*(entry.pools if entry else "")}
     if is_foreign(config.model):
-        found |= {*_foreign(config)[1]}
+        kept = _foreign_norms(config).pools
+        if kept is None:
+            return None
+        found |= {*kept}
     if entry is None:
         build, examples = norm_factory(config), min(max(config.batch, 2), MOST_TRIED)
         try:
@@ -178,29 +180,23 @@ def _said(model: ModelConfig) -> str:
 
 def _foreign_norms(config: TrainConfig) -> Found:
     """Return the norm layers of a foreign model at the size of the images; looked at once."""
-    return _foreign(config)[0]
-
-
-def _foreign(config: TrainConfig) -> tuple[Found, str]:
-    """Return the norm layers of a foreign model, and the axes that those it keeps pool over."""
     images = images_of(config.data)
     shape, classes = tuple(images.x_train.shape[1:]), len(images.classes)
-    typed = json.dumps(dataclasses.asdict(config.model), sort_keys=True)
-    return _examined(typed, code_digests(config).get("model"), shape, classes)
+    asked = [dataclasses.asdict(config.model), dataclasses.asdict(config.convert)]
+    code = code_digests(config).get("model")
+    return _examined(json.dumps(asked, sort_keys=True), code, shape, classes)
 
 
 @functools.lru_cache(maxsize=8)
-def _examined(
-    model: str, code: str | None, shape: tuple[int, ...], num_classes: int
-) -> tuple[Found, str]:
-    """Examine a model that is built from the code of a digest; see `_foreign`."""
-    asked = ModelConfig(**json.loads(model))
+def _examined(asked: str, code: str | None, shape: tuple[int, ...], num_classes: int) -> Found:
+    """Examine a model that is built from the code of a digest."""
+    typed, chosen = json.loads(asked)
+    model, convert = ModelConfig(**typed), ConvertConfig(**chosen)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
-        built = _new_foreign(asked, num_classes)
-    found = examine(built, shape, num_classes, _said(asked))
-    kept = {axis for left in found.left for axis in pools_of(built.get_submodule(left.name))}
-    return found, "".join(sorted(kept))
+        built = _new_foreign(model, num_classes)
+    leave = convert.leave or ()
+    return examine(built, shape, num_classes, _said(model), only=convert.only, leave=leave)
 
 
 def _foreign_model(

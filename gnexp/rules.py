@@ -79,6 +79,13 @@ def problems(config: TrainConfig) -> list[str]:
             found.append(f"data.{key}={value} must be at least 1, or null for all images")
     found += _choice_problems(config)
     found += _model_problems(config.model, config.zero_gamma)
+    for key, value in dataclasses.asdict(config.convert).items():
+        listed = value if isinstance(value, list) and value else [value]
+        if value is not None and not all(isinstance(each, str) for each in listed):
+            found.append(
+                f"convert.{key}={value} must be a layer's name, a pattern of names such as"
+                " layer4.*, a class, or a list of these"
+            )
     found += _number_problems(config)
     found += _seed_problems(config.seeds)
     found += tuning_problems(config) if is_tuned(config) else []
@@ -316,6 +323,14 @@ def _uses(command: str, key: str) -> tuple[Callable[[Any], bool], Callable[[Any]
             lambda c: (
                 f"norm={c.norm.get('name')} has no groups; those that have are {with_groups}"
                 + ("; a norm of your own takes norm.KEY=VALUE" * (c.norm.get("name") == CUSTOM))
+            ),
+        )
+    if command == "train" and section == "convert":
+        return (
+            lambda c: is_foreign(c.model),
+            lambda c: (
+                f"norm= is of all norm layers of model={c.model.name}; model=torchvision,"
+                " model=timm and model._target_= may keep some"
             ),
         )
     if command == "train" and section == "tuning":

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from gnexp.models.convert import convert
 from gnexp.norms.registry import NORMS
 from gnexp.norms.replicated import ActivatedNorm
+from gnexp.training.replicas import Stack
 
 BATCH_NORMS = nn.modules.batchnorm._BatchNorm
 
@@ -286,7 +287,7 @@ def parametrized(channels):
     ("layer", "why"),
     [
         (Halved, "1 is a Halved: a BatchNorm2d with a forward of its own"),
-        (HomemadeNorm, "1 is a HomemadeNorm, whose rule of normalization is not known"),
+        (HomemadeNorm, "1 is a HomemadeNorm, which normalizes by a rule of its own: the scale"),
         (lambda c: nn.LazyBatchNorm2d(), "1 is a LazyBatchNorm2d without channels yet"),
         (hooked, "1 is a BatchNorm2d with hooks"),
         (parametrized, "1 is a BatchNorm2d whose parameters are parametrized"),
@@ -301,6 +302,167 @@ def parametrized(channels):
 def test_what_may_normalize_and_is_not_known_is_refused_by_name(layer, why):
     with pytest.raises(ValueError, match=why):
         convert(small(layer), "gn", groups=2)
+
+
+class Normalize(nn.Module):
+    """Image mean and std in front of a model: its name says norm, and it normalizes nothing."""
+
+    def __init__(self, channels=3):
+        super().__init__()
+        self.register_buffer("mean", torch.full((1, channels, 1, 1), 0.45))
+        self.register_buffer("running_var", torch.full((channels,), 0.05))
+        self.register_buffer("running_mean", torch.full((channels,), 0.3))
+
+    def forward(self, x):
+        y = (x - self.mean) / self.running_var.sqrt()[:, None, None]
+        return y - self.running_mean[:, None, None]
+
+
+class NormGate(nn.Module):
+    """Squeeze and excitation, under a name of a norm."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.fc = nn.Linear(channels, channels)
+
+    def forward(self, x):
+        return x * self.fc(x.mean(dim=(2, 3))).sigmoid()[..., None, None]
+
+
+@pytest.mark.parametrize("example", [None, True])
+def test_a_layer_called_a_norm_that_normalizes_nothing_is_none(example):
+    model = nn.Sequential(Normalize(), *small(), nn.Identity())
+    model.insert(2, NormGate(8))
+    done = convert(model, "gn", groups=2, example=images() if example else None)
+    assert [row.name for row in done.replaced] == ["3"]
+    assert not done.left
+    assert type(done.model[0]) is Normalize
+
+
+class Detr(nn.Module):
+    """Frozen batch norm as in DETR: four buffers, and an eps in its forward."""
+
+    def __init__(self, channels):
+        super().__init__()
+        for key, value in (("weight", 1), ("bias", 0), ("running_mean", 0), ("running_var", 1)):
+            self.register_buffer(key, torch.full((channels,), float(value)))
+
+    def forward(self, x):
+        w, b, m, v = (t.reshape(1, -1, 1, 1) for t in self.buffers())
+        scale = w * (v + 1e-5).rsqrt()
+        return x * scale + (b - m * scale)
+
+
+class Affine(Detr):
+    """As above, with gamma and beta that are trained."""
+
+    def __init__(self, channels):
+        super().__init__(channels)
+        del self.weight, self.bias
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x):
+        w, b, m, v = (
+            getattr(self, key).reshape(1, -1, 1, 1)
+            for key in ("weight", "bias", "running_mean", "running_var")
+        )
+        return (x - m) / (v + 1e-5).sqrt() * w + b
+
+
+class Calls(Detr):
+    """Frozen batch norm that calls the function, as in detectron2 without gradients."""
+
+    def forward(self, x):
+        mean, var = self.running_mean, self.running_var
+        return F.batch_norm(x, mean, var, self.weight, self.bias, training=False, eps=1e-5)
+
+
+class OverChannels(nn.LayerNorm):
+    """Layer norm of each pixel over its channels, as in ConvNeXt and SAM."""
+
+    def forward(self, x):
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class ByHand(nn.Module):
+    """Instance norm written out, without gamma and beta."""
+
+    def __init__(self, channels):
+        super().__init__()
+
+    def forward(self, x):
+        var, mean = torch.var_mean(x, dim=(2, 3), keepdim=True, correction=0)
+        return (x - mean) / (var + 1e-6).sqrt()
+
+
+class Cast(nn.BatchNorm2d):
+    """Batch norm in float32 whatever comes."""
+
+    def forward(self, x):
+        return super().forward(x.float()).to(x.dtype)
+
+
+@pytest.mark.parametrize("kind", [Detr, Affine, Calls, OverChannels, ByHand, Cast])
+def test_an_unknown_layer_that_computes_what_a_known_one_does_is_replaced(kind):
+    model = small(kind)
+    done = convert(model, "gn", groups=2, example=images())
+    assert [(row.name, row.old, row.new) for row in done.replaced] == [
+        ("1", kind.__name__, "GroupNorm")
+    ]
+    x = torch.randn(2, 8, 4, 4)
+    assert torch.allclose(done.model[1](x), F.group_norm(x, 2), atol=1e-5)
+
+
+class Following(nn.Module):
+    """Divides by a moving average of what has passed: linear in its input at each pass."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.register_buffer("size", torch.ones(channels))
+
+    def forward(self, x):
+        y = x / self.size[:, None, None]
+        if self.training:
+            self.size.lerp_(x.detach().abs().mean(dim=(0, 2, 3)), 0.1)
+        return y
+
+
+class Lengths(nn.Module):
+    """Divides each pixel by its length, and has no tensors."""
+
+    def __init__(self, channels):
+        super().__init__()
+
+    def forward(self, x):
+        return F.normalize(x, dim=1) * 2
+
+
+@pytest.mark.parametrize("kind", [Following, Lengths])
+def test_what_normalizes_under_any_name_is_refused_with_a_way_out_that_works(kind):
+    model = small(kind)
+    model.append(nn.BatchNorm1d(4))
+    with pytest.raises(ValueError, match=rf"1 is a {kind.__name__}, which.*; leave=1 leaves it"):
+        convert(model, "gn", groups=2, example=images())
+    done = convert(model, "gn", groups=2, example=images(), leave="1")
+    assert [row.name for row in done.replaced] == ["6"]
+    assert type(done.model[1]) is kind
+
+
+def test_leave_and_only_take_patterns_and_classes():
+    model = torchvision_model("resnet18")
+    some = {"leave": ["layer[34].*", "*.downsample.1"], "example": images()}
+    done = convert(model, "gn", **some)
+    assert all(row.name.startswith(("bn1", "layer1", "layer2")) for row in done.replaced)
+    assert len(done.replaced) == 1 + 4 + 4
+    assert len(done.left) == 20 - 9
+    assert convert(model, "gn", only="bn1").replaced[0].name == "bn1"
+    assert len(convert(model, "gn", only=["layer1"]).replaced) == 4
+    assert len(convert(model, "gn", only="BatchNorm2d", leave="BasicBlock").replaced) == 1
+    with pytest.raises(ValueError, match=r"only=layer9\.\* is not a kind .* nearest: layer"):
+        convert(model, "gn", only="layer9.*")
+    tokens = nn.Sequential(nn.Flatten(2), nn.Linear(64, 8), nn.LayerNorm(8))
+    assert len(convert(tokens, "gn", only="LayerNorm", example=images(size=8)).replaced) == 1
 
 
 def test_what_is_named_in_leave_stays_and_is_reported():
@@ -427,7 +589,7 @@ def test_groups_that_do_not_divide_are_refused_with_the_layer_and_the_valid_valu
     [
         ({"norm": "gm"}, r"^norm=gm is unknown; did you mean gn\?"),
         ({"norm": "bn", "groups": 8}, "groups=8: norm=bn has no groups"),
-        ({"only": "batches"}, "only=batches is unknown; nearest: batch"),
+        ({"only": "batches"}, r"only=batches is not a kind \(batch, .* or a class; nearest: batch"),
         ({"only": 5}, r"only=5 must be a name, or a list of names such as \['batch'\]"),
         ({"leave": 5}, "leave=5 must be a name, or a list"),
         ({"affine": "drop"}, "affine=drop is unknown"),
@@ -458,7 +620,71 @@ def test_only_the_kinds_that_are_named_are_replaced():
     done = convert(model, "ln", only=["batch", "instance"])
     assert [row.name for row in done.replaced] == ["0", "2"]
     assert [(row.name, row.reason) for row in done.left] == [("1", "only= does not name group")]
-    assert [row.affine for row in done.replaced] == ["kept", "reset"]  # the last had none
+    assert [row.affine for row in done.replaced] == ["kept", "absent"]  # the last had none
+
+
+def bare(gamma, beta):
+    """A batch norm with gamma, beta, both or neither, before a ReLU in a sequence."""
+    model = small(affine=gamma or beta).double()
+    if gamma != beta:
+        setattr(model[1], "bias" if gamma else "weight", None)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("gamma", "beta"), [(False, False), (True, False), (False, True)], ids=["none", "gamma", "beta"]
+)
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_converted_layer_has_gamma_and_beta_where_the_old_one_had_them(norm, gamma, beta):
+    try:
+        done = convert(bare(gamma, beta), norm, example=images(size=8).double())
+    except ValueError as refusal:
+        pytest.skip(str(refusal))
+    layer = done.model[1]
+    own = {*NORMS[norm].parameters} - {"weight", "bias"}
+    had = {key for key, has in (("weight", gamma), ("bias", beta)) if has}
+    learns = {name for name, _ in layer.named_parameters()}
+    assert learns - own == (had if NORMS[norm].parameters else set())
+    fresh = convert(small().double(), norm, example=images(size=8).double()).model
+    fresh.load_state_dict(done.model.state_dict(), strict=False)
+    x = images(4, 8).double()
+    assert torch.allclose(done.model.train()(x), fresh.train()(x), atol=1e-10)  # ones and zeros
+    word = {(): "absent", ("weight",): "kept, weight alone", ("bias",): "kept, bias alone"}
+    assert done.replaced[0].affine == word[tuple(had)]
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_stack_has_the_gammas_and_betas_of_its_models_and_what_is_frozen(norm):
+    def one(seed):
+        torch.manual_seed(seed)
+        model = bare(False, False)
+        model[0].weight.requires_grad_(False)
+        model.insert(3, nn.BatchNorm2d(8).double())
+        model[3].bias.requires_grad_(False)
+        return convert(model, norm, example=images(size=8).double()).model.train()
+
+    try:
+        models = [one(0), one(1)]
+    except ValueError as refusal:
+        pytest.skip(str(refusal))
+    stack = Stack(models).train()
+    kept = [[p.requires_grad for p in each.parameters()] for each in (stack, models[0])]
+    assert kept[0] == kept[1]
+    assert not all(kept[0])
+    x_NRCHW = torch.stack([images(4, 8, seed).double() for seed in (2, 3)], dim=1)
+    wanted = torch.stack([m(x_NRCHW[:, r]) for r, m in enumerate(copy.deepcopy(models))], dim=1)
+    assert torch.allclose(stack(x_NRCHW), wanted, atol=1e-10)
+    assert stack.state(1).keys() == models[1].state_dict().keys()
+
+
+def test_gamma_without_beta_of_other_kinds_stays_alone():
+    model = nn.Sequential(nn.LayerNorm(8, bias=False), nn.RMSNorm(8))
+    x = torch.randn(2, 4, 4, 8)
+    new = convert(model, "gn", groups=2, example=x).model
+    names = [name for name, _ in new.named_parameters()]
+    assert names == ["0.norm.weight", "1.norm.weight"]
+    again = convert(nn.Sequential(nn.GroupNorm(2, 8, affine=False)), "dyt").model
+    assert [name for name, _ in again.named_parameters()] == ["0.norm.alpha"]
 
 
 def test_eps_is_the_norms_own_unless_kept():

@@ -3,7 +3,9 @@
 import builtins
 import copy
 import csv
+import dataclasses
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -14,12 +16,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from gnexp import build, networks, own_code, stepping, trainings
-from gnexp.config import DataConfig, ModelConfig, TrainConfig, resolve
+from gnexp.config import ConvertConfig, DataConfig, ModelConfig, TrainConfig, resolve
 
 DATA = ("data.train_limit=24", "data.test_limit=20", "gradients=0", "workers=1", "batch=8")
 RESNET = ("model=torchvision", "model.name=resnet18")
 
 NET = '''
+import torch
 from torch import nn
 
 class Net(nn.Module):
@@ -92,6 +95,25 @@ class Subclassed(Net):
     def __init__(self, num_classes):
         super().__init__(num_classes=num_classes)
         self.bn1 = OfItsOwn(8)
+
+class Normalize(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.tensor([0.4, 0.5, 0.6])[:, None, None])
+        self.register_buffer("std", torch.tensor([0.2, 0.3, 0.4])[:, None, None])
+
+    def forward(self, x):
+        return (x - self.mean) / self.std
+
+class Normalized(Net):
+    """A model that takes images in [0, 1]."""
+
+    def __init__(self, num_classes):
+        super().__init__(num_classes=num_classes)
+        self.norm = Normalize()
+
+    def forward(self, x):
+        return super().forward(self.norm(x))
 '''
 
 
@@ -306,8 +328,23 @@ def test_the_report_says_what_became_of_every_layer(own):
         (("model._target_=own_models.Nett",), "model._target_=own_models.Nett: own_models has no"),
         (("model._target_=Net",), "model._target_=Net must be MODULE.NAME, such as my_pkg.Net"),
         (("model._target_=own_models.broken",), "raised RuntimeError: out of paint"),
-        (("model._target_=own_models.Tokens",), "as (N, T, C); choose another"),
-        (("model._target_=own_models.Subclassed",), "a BatchNorm2d with a forward of its own"),
+        (("model._target_=own_models.Tokens",), "convert.only=tokens includes it"),
+        (
+            ("model._target_=own_models.Subclassed",),
+            "bn1 is a OfItsOwn: a BatchNorm2d with a forward of its own; convert.leave=bn1 leaves",
+        ),
+        ((*RESNET, "convert.leave=bn3"), "convert.leave=bn3 is not the name of a module of the mo"),
+        ((*RESNET, "convert.only=[bn9*]"), "a class; nearest: bn1"),
+        (
+            (*RESNET, "convert.leave=3"),
+            "convert.leave=3 must be a layer's name, a pattern",
+        ),
+        ((*RESNET, "convert.leave=[[bn1]]"), "convert.leave=[['bn1']] must be a layer's name, a"),
+        (
+            (*RESNET, "convert.leave=*"),
+            "has no normalization layer that norm= could replace, since",
+        ),
+        (("convert.only=bn1",), "convert.only=bn1 is not used: norm= is of all norm layers of"),
         (("model._target_=own_models.nothing",), "must build an nn.Module, not str"),
         (("model._target_=own_models.nine",), "returns a tensor (2, 9) for 2 images"),
         (("model=tiny", "model._target_=own_models.Net"), "exclude each other"),
@@ -319,9 +356,45 @@ def test_bad_input_gets_one_sentence_and_leaves_nothing(gnexp, own, words, sente
     assert answer.code == 2
     assert sentence in answer.err
     assert len(answer.err.strip().splitlines()) == 1
-    assert "only=" not in answer.err  # of `gnexp.convert`, and no key here
-    assert "leave=" not in answer.err
+    assert not re.search(r"(?<!convert\.)\b(only|leave)=", answer.err)  # of `gnexp.convert`
     assert not Path("results").exists()
+
+
+def test_a_normalization_of_images_in_front_of_a_model_is_no_norm_layer(gnexp, own):
+    answer = gnexp("train", "model._target_=own_models.Normalized", "epochs=1", *DATA)
+    assert answer.code == 0, answer.err
+    (lines,) = (json.loads((f / "result.json").read_text())["conversion"] for f in runs())
+    assert [line.partition(":")[0] for line in lines[:-1]] == ["bn1", "bn2"]
+
+
+@pytest.mark.parametrize(
+    ("words", "kept"),
+    [
+        (("convert.leave=bn1",), "bn1: OfItsOwn left, since it is named in convert.leave="),
+        (("convert.leave=[OfItsOwn]",), "bn1: OfItsOwn left, since it is named in convert.leave="),
+        (
+            ("convert.leave=*n1", "convert.only=BatchNorm2d"),
+            "bn1: OfItsOwn left, since it is named in convert.leave=",
+        ),
+    ],
+)
+def test_what_cannot_be_replaced_may_be_left_and_is_another_run(gnexp, own, words, kept):
+    model = "model._target_=own_models.Subclassed"
+    assert gnexp("train", model, "norm=gn", "epochs=1", *DATA).code == 2
+    answer = gnexp("train", model, "norm=gn", "epochs=1", *words, *DATA)
+    assert answer.code == 0, answer.err
+    (folder,) = runs()
+    assert kept in json.loads((folder / "result.json").read_text())["conversion"]
+    asked = {word.partition("=")[0] for word in words}
+    stored = yaml.safe_load((folder / "config.yaml").read_text())["convert"]
+    assert {f"convert.{k}" for k, v in stored.items() if v is not None} == asked
+
+
+def test_a_left_layer_that_mixes_examples_is_seen_to(own):
+    plan = dataclasses.replace(
+        config("own_models.Subclassed", "in"), convert=ConvertConfig(leave=["bn1"])
+    )
+    assert networks.pools(plan) == "nhw"
 
 
 def test_a_model_without_the_keyword_for_classes_trains_when_it_fits(gnexp, own):

@@ -287,10 +287,10 @@ def _mixer(a: float) -> Callable[..., Tensor]:
             mean = a * mean + (1 - a) * kept_mean
             var = a * var + (1 - a) * kept_var + a * (1 - a) * (mean_NC11 - kept_mean).square()
         scale = (var + layer.eps).rsqrt()
-        if layer.affine:
+        if layer.weight is not None:
             scale = scale * layer.weight[:, None, None]
         shift = -mean * scale
-        if layer.affine:
+        if layer.bias is not None:
             shift = shift + layer.bias[:, None, None]
         return torch.addcmul(shift, x_NCHW.to(scale.dtype), scale).to(output.dtype)
 

@@ -11,8 +11,9 @@ class Replaced:
 
     name: its place in the model; `also` are the others of a layer that is used in several. within:
     where the new layer is, under `name`, when it stands in a wrapper ("norm"), "" if it does not.
-    affine: "kept" (gamma and beta copied), "reset" (they start anew), or "absent" (the new layer
-    has none). activation: what became of the activation, "" where the norm does not concern it.
+    affine: "kept" (gamma and beta copied) or "reset" (they start anew), with the one that both
+    layers have where it is alone, or "absent" (there is neither). activation: what became of the
+    activation, "" where the norm does not concern it.
     changed: options that differ, as "eps 0.001 -> 1e-05".
     """
 

@@ -5,7 +5,7 @@ Shapes: N examples, C channels, H and W pixels.
 
 import functools
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from numbers import Integral
 from typing import Any
 
@@ -18,6 +18,7 @@ from gnexp.models.norm_sites import Found, Site, find_norms
 from gnexp.models.norm_tracing import trace
 from gnexp.models.norm_wrappers import AsFeatureMap, NormActivation
 from gnexp.models.weight_standardization import StandardizedConv2d
+from gnexp.norms.constants import hold_constant
 from gnexp.norms.copying import copied
 from gnexp.norms.probes import Undefined, stock_pools
 from gnexp.norms.registry import NORMS, group_count
@@ -42,7 +43,7 @@ def convert(
     fallback: str | None = None,
     example: Any = None,
     only: str | Sequence[str] | None = None,
-    leave: Collection[str] = (),
+    leave: str | Sequence[str] = (),
     affine: str = "keep",
     eps: float | str | None = None,
     inplace: bool = False,
@@ -54,20 +55,24 @@ def convert(
     number of channels to a layer of (N, C, H, W). groups, channels_per_group, fallback: as in
     `group_count`; by default 8 groups. example: an input of the model, a tensor or its arguments,
     by which calls of functions that normalize are found, layer norms over the last axis are
-    understood, and the result is tried; strongly advised. only: kinds to replace, of "batch",
-    "group", "instance", "layer" (on feature maps), "tokens" (layer norms of (N, T, C)); default:
-    all but tokens. leave: names of modules that stay with all that is in them, or one. affine:
-    "keep" copies gamma and beta where both layers have one per channel, "reset" does not. eps: None
-    is the norm's own, "keep" that of each old layer. inplace: change this model, not a copy.
+    understood, and the result is tried; strongly advised. only: what to replace: kinds, of "batch",
+    "group", "instance", "layer" (on feature maps), "tokens" (layer norms of (N, T, C)), and names,
+    as in leave; default: all kinds but tokens. leave: modules that stay with all that is in them:
+    names, patterns of names such as "layer4.*", or classes; one, or a list. affine: "keep" copies
+    gamma and beta where both layers have one per channel, "reset" does not. eps: None is the norm's
+    own, "keep" that of each old layer. inplace: change this model, not a copy.
 
     Running statistics go to a layer that keeps the same ones. Device, dtype, training flag and
-    requires_grad are those of the old layer. A norm that carries its activation replaces the one
-    behind it where that is sure, in an nn.Sequential or a layer that has both; elsewhere it comes
-    without. Layers of the old names keep their names in state dicts unless they need a wrapper.
+    requires_grad are those of the old layer; so is which of gamma and beta it has, while what else
+    a norm learns (alpha of dyt, tau of frn, v of EvoNorm, mixtures) is the norm's own. A norm that
+    carries its activation replaces the one behind it where that is sure, in an nn.Sequential or a
+    layer that has both; elsewhere it comes without. Layers of the old names keep their names in
+    state dicts unless they need a wrapper.
 
     Raises ValueError, naming the layer, for what cannot be replaced or might be missed, before
-    anything is changed: channels that the groups do not divide, unknown kinds of norms, functions
-    that normalize, scripted, fused and quantized modules.
+    anything is changed: channels that the groups do not divide, layers that normalize by an unknown
+    rule (a trial shows what an unknown layer does), functions that normalize, scripted, fused and
+    quantized modules.
     """
     if not isinstance(model, nn.Module):
         raise ValueError(f"model must be an nn.Module, not {type(model).__name__}")
@@ -225,12 +230,17 @@ def _take_over(layer: nn.Module, old: nn.Module, affine: str, default: Tensor) -
     like = next((t for t in tensors if t.is_floating_point()), default)
     layer.to(device=like.device, dtype=like.dtype if like.is_floating_point() else None)
     layer.train(old.training)
-    kept = []
+    kept, had = [], []
     with torch.no_grad():
         for key in ("weight", "bias"):
             mine, its = getattr(layer, key, None), getattr(old, key, None)
-            if not isinstance(mine, Tensor) or not isinstance(its, Tensor):
+            if not isinstance(mine, Tensor):
                 continue
+            if not isinstance(its, Tensor):
+                if mine.ndim == 1:  # what else a user's norm calls so is no gamma
+                    hold_constant(layer, key)
+                continue
+            had.append(key)
             if isinstance(mine, nn.Parameter):  # frozen ones are buffers
                 mine.requires_grad_(its.requires_grad)
             if mine.shape == its.shape and affine == "keep":
@@ -240,9 +250,10 @@ def _take_over(layer: nn.Module, old: nn.Module, affine: str, default: Tensor) -
             mine, its = layer._buffers.get(key), old._buffers.get(key)
             if mine is not None and its is not None and mine.shape == its.shape:
                 mine.copy_(its)
-    if not any(isinstance(getattr(layer, key, None), Tensor) for key in ("weight", "bias")):
+    if not had:
         return "absent"
-    return "kept" if kept else "reset"
+    alone = f", {' and '.join(had)} alone" * (len(had) == 1)
+    return ("kept" if kept else "reset") + alone
 
 
 def _activation(
@@ -355,21 +366,20 @@ def standardize_before(model: nn.Module, sites: Sequence[Site]) -> list[str]:
     return [f"the filters of {len(found)} convolutions right before a norm are standardized"]
 
 
-def try_example(model: nn.Module, found: Found, example: Any, advice: bool = True) -> None:
+def try_example(model: nn.Module, found: Found, example: Any, prefix: str = "") -> None:
     """Pass the example through the converted model; nothing of the old norms may be reached.
 
-    advice: as in `find_norms`.
+    prefix: as in `find_norms`.
     """
     names = {site.name for site in found.sites} | {left.name for left in found.left}
     try:
-        traced = trace(model, names, example)
+        traced = trace(model, example)
     except Exception as error:
         raise ValueError(
-            f"the converted model does not take the example: {told(error)}"
-            + ("; name the layer it concerns in leave=" if advice else "")
+            f"the converted model does not take the example: {told(error)}; name the layer it"
+            f" concerns in {prefix}leave="
         ) from error
-    if traced.strays:
-        name, called = traced.strays[0]
+    for name, called in traced.strays(names)[:1]:
         raise ValueError(
             f"{name or 'the model'} still calls {called} of a layer that was replaced: it holds the"
             " layer outside of its submodules, as in a list; use nn.ModuleList"

@@ -25,6 +25,7 @@ from gnexp.models.norm_sites import Found, find_norms
 from gnexp.norms.copying import copied
 
 NormFactory = Callable[[int], nn.Module]
+PREFIX = "convert."  # of keys on the command line
 
 
 def constructor(library: str, name: str) -> Callable[..., nn.Module]:
@@ -141,17 +142,24 @@ def _takes(construct: Callable[..., Any], key: str) -> bool:
     return any(p.name == key or p.kind is p.VAR_KEYWORD for p in parameters)
 
 
-def examine(model: nn.Module, shape: Sequence[int], num_classes: int, label: str) -> Found:
+def examine(
+    model: nn.Module,
+    shape: Sequence[int],
+    num_classes: int,
+    label: str,
+    **chosen: Any,
+) -> Found:
     """Return the normalization layers of a new model, after a look at what it makes of images.
 
-    shape: (C, H, W) of an image. Raises ValueError for a model that does not take such images, that
-    does not return logits, or that has no layer to replace.
+    shape: (C, H, W) of an image. chosen: `only` and `leave` of `find_norms`. Raises ValueError for
+    a model that does not take such images, that does not return logits, or that has no layer to
+    replace.
     """
     x_NCHW = _images(shape)
     for training in (False, True):
         _require_logits(model, x_NCHW, num_classes, label, training)
     try:
-        found = find_norms(model, x_NCHW, advice=False)
+        found = find_norms(model, x_NCHW, prefix=PREFIX, **chosen)
     except ValueError as error:
         raise ValueError(f"{label}: {error}") from None
     if not found.sites:
@@ -212,7 +220,7 @@ def with_norms(
     lines = out_of_place(model)
     model, replaced, notes = replace_norms(model, found, build, affine="reset")
     notes += standardize_before(model, found.sites) if weight_standardization else []
-    try_example(model, found, _images(shape), advice=False)
+    try_example(model, found, _images(shape), PREFIX)
     return model, [*map(str, replaced), *map(str, found.left), *lines, *notes]
 
 

@@ -4,16 +4,26 @@ Shapes: N examples, C channels, T tokens, H and W pixels.
 """
 
 import re
-from collections.abc import Collection, Iterable, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from difflib import get_close_matches
+from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from gnexp.models.conversion_report import Left
-from gnexp.models.norm_sources import FAMILIES, Source, channels_of, left_alone, source_of
+from gnexp.models.norm_sources import (
+    FAMILIES,
+    OwnRule,
+    Source,
+    channels_of,
+    guessed_shapes,
+    left_alone,
+    pools_of,
+    source_of,
+)
 from gnexp.models.norm_tracing import Traced, trace
 from gnexp.norms.trial import told
 
@@ -46,11 +56,26 @@ class Site:
 
 @dataclass(frozen=True)
 class Found:
-    """The layers of a model: those to replace, those left with the reason, what else to know."""
+    """The layers of a model: those to replace, those left with the reason, what else to know.
+
+    pools: the axes, letters of "nchw", that share a statistic in those left; None if not known.
+    """
 
     sites: list[Site]
     left: list[Left]
     notes: list[str]
+    pools: str | None = ""
+
+
+@dataclass(frozen=True)
+class _Known:
+    """A module that normalizes, or that is named in leave=; source: None where it stays."""
+
+    names: tuple[str, ...]
+    module: nn.Module
+    source: Source | None
+    reason: str | None
+    pools: str | None = ""
 
 
 def find_norms(
@@ -58,70 +83,103 @@ def find_norms(
     example: Any = None,
     *,
     only: str | Sequence[str] | None = None,
-    leave: Collection[str] = (),
-    advice: bool = True,
+    leave: str | Sequence[str] = (),
+    prefix: str = "",
 ) -> Found:
     """Return the normalization layers of a model; nothing is changed.
 
     example: an input, passed through a copy, in both modes: it finds calls of functions that
-    normalize, and shows what layer norms act on. only: kinds to replace, of KINDS; by default all
-    but "tokens". leave: names of modules that stay with all that is in them, or one. advice:
-    whether sentences name only= and leave=, for who can type them. Raises ValueError, naming the
-    module, for what may normalize and is not known.
+    normalize, and shows what unknown layers do and what layer norms act on. only: what to replace:
+    kinds, of KINDS, and layers as in leave; by default all kinds but "tokens". leave: modules that
+    stay with all that is in them: names, patterns of names such as "layer4.*", or classes. prefix:
+    of the keys that sentences name. Raises ValueError, naming the module, for what normalizes and
+    cannot be replaced.
     """
-    kinds = _kinds(only)
-    leave = _names("leave", leave, "head")
     modules = _by_identity(model)
     _refuse_wrapped(modules)
-    unknown = [name for name in leave if name not in {n for names, _ in modules for n in names}]
-    if unknown:
-        raise ValueError(f"leave={unknown[0]} is not the name of a module of the model")
-    known = {}
+    leave = _names(f"{prefix}leave", leave, "head")
+    only = FAMILIES if only is None else _names(f"{prefix}only", only, KINDS[0])
+    stays = _matching(modules, leave)
+    wanted = _matching(modules, [each for each in only if each not in KINDS])
+    _refuse_unmatched(modules, leave, only, prefix)
+    traced = None if example is None else _traced(model, example)
     notes = []
-    for names, module in modules:
-        stays = _stays(names, leave)
-        try:
-            reason = left_alone(module)
-            source = None if reason else source_of(module)
-        except ValueError as error:
-            if stays:
-                known[names[0]] = (names, module, None, stays)
-                continue
-            raise ValueError(
-                f"{names[0] or 'the model'} {error}"
-                + (f". leave=[{names[0]!r}] leaves it as it is" if advice else "")
-            ) from None
-        if source or reason or {*names} & {*leave}:
-            known[names[0]] = (names, module, None if stays else source, reason or stays)
-    _refuse_shared(modules, {names[0] for names, _, source, _ in known.values() if source})
-    traced = None
-    if example is None:
+    if traced is None:
         notes.append(
             "without example= no forward pass was looked at: functions that normalize would be"
             " missed, and layer norms over the last axis are left"
         )
-    else:
-        traced = _traced(model, {*known}, example)
-        _refuse_strays(traced)
+    known = _known(modules, traced, stays, leave, prefix)
+    _refuse_shared(modules, {each.names[0] for each in known if each.source})
+    allowed = {each.names[0] for each in known} | {*stays}
+    _refuse_strays(traced, allowed, prefix)
+    kinds = [each for each in only if each in KINDS]
     sites, left = [], []
-    for names, module, source, reason in known.values():
-        old = type(module).__name__
-        found = reason
-        if source is not None:
-            found = _site(names, module, source, traced, kinds, advice)
+    for each in known:
+        found = each.reason
+        if each.source is not None:
+            found = _site(each, traced, None if each.names[0] in wanted else kinds, prefix)
         if isinstance(found, str):
-            left.append(Left(names[0], old, found))
+            left.append(Left(each.names[0], type(each.module).__name__, found))
         else:
             sites.append(found)
-    for name in dict.fromkeys(traced.standardized) if traced else ():
+    for name in traced.standardized(allowed) if traced else ():
         old = type(model.get_submodule(name)).__name__
         left.append(Left(name, old, "it standardizes its weights, not its input"))
-    return Found(_replaceable(model, sites, left), left, notes)
+    sites = _replaceable(model, sites, left)
+    pools = [each.pools for each in known if each.names[0] in {row.name for row in left}]
+    of_functions = traced and traced.strays({each.names[0] for each in known if each.pools != ""})
+    unknown = None in pools or bool(of_functions)
+    return Found(sites, left, notes, None if unknown else "".join(sorted({*"".join(pools)})))
 
 
-def _traced(model: nn.Module, norms: Set[str], example: Any) -> Traced:
+def _known(
+    modules: list[tuple[tuple[str, ...], nn.Module]],
+    traced: Traced | None,
+    stays: Mapping[str, str],
+    leave: Sequence[str],
+    prefix: str,
+) -> list[_Known]:
+    """Return what normalizes, and what stays, in the order of the model."""
+    known: dict[str, _Known] = {}
+    for names, module in reversed(modules):  # what is inside a module comes before it
+        name = names[0]
+        within = any(other.startswith(f"{name}." if name else "") for other in known)
+        shapes = () if within else _shapes(name, module, traced)
+        reason = _stays(names, stays, prefix)
+        try:
+            alone = left_alone(module)
+            source = None if alone else source_of(module, shapes)
+        except ValueError as error:
+            if not reason:
+                if isinstance(error, OwnRule):
+                    _refuse_strays(traced, {*known}, prefix, name)
+                raise ValueError(f"{name or 'the model'} {error}" + _out(name, prefix)) from None
+            known[name] = _Known(names, module, None, reason, pools_of(module, shapes))
+            continue
+        if source or alone:
+            pools = pools_of(module, shapes)
+            known[name] = _Known(names, module, None if reason else source, alone or reason, pools)
+        elif {*names} & {*leave}:
+            known[name] = _Known(names, module, None, reason)
+    return list(known.values())[::-1]
+
+
+def _shapes(name: str, module: nn.Module, traced: Traced | None) -> list[tuple[int, ...]]:
+    """Return shapes of inputs by which a module may be tried, at most two examples of each."""
+    if traced is None:
+        return guessed_shapes(module)
+    seen = traced.shapes.get(name, [])[-1:] if traced.same.get(name) else []
+    return [(min(2, shape[0]), *shape[1:]) for shape in seen if shape and 0 not in shape]
+
+
+def _out(name: str, prefix: str) -> str:
+    return f"; {prefix}leave={name} leaves it as it is" if name else ""
+
+
+def _traced(model: nn.Module, example: Any) -> Traced:
     try:
-        return trace(model, norms, example)
+        return trace(model, example)
     except Exception as error:  # whatever the user's forward pass does
         raise ValueError(f"the model does not take the example: {told(error)}") from error
 
@@ -135,15 +193,47 @@ def _names(key: str, value: str | Iterable[str], example: str) -> tuple[str, ...
     return (value,) if isinstance(value, str) else tuple(value)
 
 
-def _kinds(only: str | Sequence[str] | None) -> tuple[str, ...]:
-    if only is None:
-        return FAMILIES
-    kinds = _names("only", only, KINDS[0])
-    for kind in kinds:
-        if kind not in KINDS:
-            near = get_close_matches(str(kind), KINDS, n=1, cutoff=0.0)[0]
-            raise ValueError(f"only={kind} is unknown; nearest: {near}; valid: {', '.join(KINDS)}")
-    return kinds
+def _matching(
+    modules: list[tuple[tuple[str, ...], nn.Module]], entries: Iterable[str]
+) -> dict[str, str]:
+    """Return the names of the modules that entries are for, and of all in them, with the entry."""
+    found = {}
+    for entry in entries:
+        chosen = {name for names, module in modules if _is(entry, names, module) for name in names}
+        for names, _ in modules:
+            for name in names:
+                parts = name.split(".")
+                within = (".".join(parts[:end]) for end in range(1, len(parts) + 1))
+                if "" in chosen or not chosen.isdisjoint(within):
+                    found.update(dict.fromkeys(names, entry))
+    return found
+
+
+def _is(entry: str, names: tuple[str, ...], module: nn.Module) -> bool:
+    """Return whether an entry is a module's name, a pattern of it, or its class."""
+    return type(module).__name__ == entry or any(fnmatchcase(name, str(entry)) for name in names)
+
+
+def _refuse_unmatched(
+    modules: list[tuple[tuple[str, ...], nn.Module]],
+    leave: Sequence[str],
+    only: Sequence[str],
+    prefix: str,
+) -> None:
+    """Refuse what no module of the model is called, with the nearest."""
+    names = [*dict.fromkeys(n for each, _ in modules for n in each if n)]
+    names += dict.fromkeys(type(module).__name__ for _, module in modules)
+    for key, entries, valid in (("leave", leave, names), ("only", only, [*KINDS, *names])):
+        for entry in entries:
+            if entry in KINDS and key == "only":
+                continue
+            if not any(_is(entry, each, module) for each, module in modules):
+                near = get_close_matches(str(entry), valid, n=1, cutoff=0.0)[:1]
+                kinds = f"a kind ({', '.join(KINDS)}), " if key == "only" else ""
+                raise ValueError(
+                    f"{prefix}{key}={entry} is not {kinds}the name of a module of the model, a"
+                    f" pattern of names such as layer4.*, or a class; nearest: {''.join(near)}"
+                )
 
 
 def _by_identity(model: nn.Module) -> list[tuple[tuple[str, ...], nn.Module]]:
@@ -157,12 +247,14 @@ def _by_identity(model: nn.Module) -> list[tuple[tuple[str, ...], nn.Module]]:
     return [(tuple(names[key]), module) for key, module in modules.items()]
 
 
-def _stays(names: tuple[str, ...], leave: Collection[str]) -> str | None:
+def _stays(names: tuple[str, ...], stays: Mapping[str, str], prefix: str) -> str | None:
     """Return why a module stays: it, or what it is in, is named in leave=."""
-    if {*names} & {*leave}:
-        return "it is named in leave="
-    around = (each for each in leave if any(name.startswith(f"{each}.") for name in names))
-    return next((f"it is in {each}, which is named in leave=" for each in around), None)
+    entry = next((stays[name] for name in names if name in stays), None)
+    if entry is None:
+        return None
+    within = any(name.startswith(f"{entry}.") for name in names)
+    it = f"it is in {entry}, which is" if within else "it is"
+    return f"{it} named in {prefix}leave="
 
 
 def _refuse_wrapped(modules: list[tuple[tuple[str, ...], nn.Module]]) -> None:
@@ -189,42 +281,42 @@ def _refuse_shared(modules: list[tuple[tuple[str, ...], nn.Module]], norms: Set[
                 )
 
 
-def _refuse_strays(traced: Traced) -> None:
-    if traced.strays:
-        name, called = traced.strays[0]
-        raise ValueError(
-            f"{name or 'the model'} normalizes by a call of {called} in its forward pass, which no"
-            f" layer can replace; make it a layer, such as torch.nn.BatchNorm2d"
-        )
+def _refuse_strays(
+    traced: Traced | None, allowed: Set[str], prefix: str, within: str | None = None
+) -> None:
+    """Refuse calls that normalize outside of `allowed`: those of one module, or all."""
+    for name, called in traced.strays(allowed) if traced else ():
+        if within in (None, name):
+            raise ValueError(
+                f"{name or 'the model'} normalizes by a call of {called} in its forward pass, which"
+                " no layer can replace; make it a layer, such as torch.nn.BatchNorm2d"
+                + _out(name, prefix).replace("; ", ", or ")
+            )
 
 
 def _site(
-    names: tuple[str, ...],
-    module: nn.Module,
-    source: Source,
-    traced: Traced | None,
-    kinds: tuple[str, ...],
-    advice: bool,
+    known: _Known, traced: Traced | None, kinds: Sequence[str] | None, prefix: str
 ) -> Site | str:
-    """Return a layer that can be replaced, or why it is left."""
+    """Return a layer that can be replaced, or why it is left. kinds: None takes any."""
+    names, module, source = known.names, known.module, known.source
     channels = channels_of(module)
     if channels is None:
         return "its gain is not one number per channel"
     seen = [] if traced is None else traced.shapes.get(names[0], [])
+    if channels == 0:
+        channels = seen[0][1 if source.axes != "last" else -1]
     layout = _layout(source, channels, seen)
-    if source.axes == "last":
-        if not seen:
-            return "what its axes mean is not known without an example that reaches it"
-        if layout is None:
-            return f"its input {seen[0]} has no axis of examples before the channels"
-        if any(len(shape) != 4 for shape in seen):
-            if TOKENS not in kinds:
-                includes = f"; only={TOKENS} includes it" if advice else ""
-                return f"it acts on tokens, input {seen[0]} as (N, T, C){includes}"
-        elif source.family not in kinds:
-            return f"only= does not name {source.family}"
-    elif source.family not in kinds:
-        return f"only= does not name {source.family}"
+    if source.axes == "last" and not seen:
+        return "what its axes mean is not known without an example that reaches it"
+    if source.axes == "last" and layout is None:
+        return f"its input {seen[0]} has no axis of examples before the channels"
+    tokens = source.axes == "last" and any(len(shape) != 4 for shape in seen)
+    kind = TOKENS if tokens else source.family
+    if kinds is not None and kind not in kinds:
+        if tokens:
+            includes = f"; {prefix}only={TOKENS} includes it"
+            return f"it acts on tokens, input {seen[0]} as (N, T, C){includes}"
+        return f"{prefix}only= does not name {source.family}"
     if layout is None:
         raise ValueError(
             f"{names[0] or 'the model'} got an input of shape {seen[0]}, not (N, {channels}, ...);"

@@ -1,22 +1,30 @@
 """Which modules of a foreign model are normalization layers, and what each of them computes on.
 
-Known types go by the name of their class, so that no library is imported to recognize its layers.
-A module that may normalize and is not known is refused: it is never missed in silence.
+Known types go by the path of their class, so that no library is imported to recognize its layers;
+all others by a trial. A module that normalizes by an unknown rule is refused: it is never missed in
+silence.
 
 Shapes: N examples, C channels, H and W pixels.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral
 
-from torch import nn
+from torch import Tensor, nn
 from torch.jit import ScriptModule
 from torch.nn.modules.lazy import LazyModuleMixin
 
+from gnexp.models.norm_trials import TENSORS, known_rule, normalizes
 from gnexp.norms.layers import ChannelAffine
 from gnexp.norms.replicated import ReplicatedNorm, carries_activation
+from gnexp.norms.trial import pooled_axes
 
 FAMILIES = ("batch", "group", "instance", "layer")
+
+
+class OwnRule(ValueError):
+    """A module normalizes, by a rule that is not known."""
 
 
 @dataclass(frozen=True)
@@ -90,24 +98,37 @@ def left_alone(module: nn.Module) -> str | None:
     return LEFT_ALONE.get(_path(type(module)))
 
 
-def pools_of(module: nn.Module) -> str:
+def pools_of(module: nn.Module, shapes: Sequence[tuple[int, ...]] = ()) -> str | None:
     """Return the axes, letters of "nchw", that share a statistic in a layer that was left.
 
-    "" for what is no normalization layer, such as a convolution with standardized filters.
+    "" for what is no normalization layer, such as a convolution with standardized filters; None
+    where that is not known. shapes: as in `source_of`.
     """
     if left_alone(module):
         return "chw" if type(module).__name__ == "GlobalResponseNorm" else "c"
-    source = source_of(module)
+    try:
+        source = source_of(module, shapes)
+    except ValueError:
+        return _pools_by_trial(module, shapes)
     if source is None:
         return ""
     over_maps = source.family == "layer" and len(getattr(module, "normalized_shape", ())) > 1
     return "chw" if over_maps else _POOLS[source.family]
 
 
-def source_of(module: nn.Module) -> Source | None:
+def _pools_by_trial(module: nn.Module, shapes: Sequence[tuple[int, ...]]) -> str | None:
+    maps = [shape for shape in shapes if len(shape) == 4]
+    try:
+        return pooled_axes(module, maps[0][1])
+    except Exception:  # whatever a layer does with what it was not built for
+        return None
+
+
+def source_of(module: nn.Module, shapes: Sequence[tuple[int, ...]] = ()) -> Source | None:
     """Return what kind of normalization layer a module is, None if it is none.
 
-    Raises ValueError, saying why, for what may normalize and cannot be replaced.
+    shapes: of inputs, each of which may show by a trial what an unknown module does; see
+    `norm_trials`. Raises ValueError, saying why, for what normalizes and cannot be replaced.
     """
     if isinstance(module, ScriptModule):
         raise ValueError("is a ScriptModule, whose layers are compiled; convert the Python model")
@@ -121,21 +142,55 @@ def source_of(module: nn.Module) -> Source | None:
         return Source("batch" if mixes else "group", "2d")
     for known in kind.__mro__:
         if source := SOURCES.get(_path(known)):
+            if kind.forward is not known.forward or "forward" in vars(module):
+                source = _by_trial(module, shapes)
+                if source is None:
+                    name = known.__name__
+                    raise ValueError(f"is a {kind.__name__}: a {name} with a forward of its own")
             _refuse_variant(module, known)
             return source
     if isinstance(module, LazyModuleMixin) and isinstance(module, _BASES):
         raise ValueError(
             f"is a {kind.__name__} without channels yet; pass a batch through it first"
         )
-    if _may_normalize(module):
+    if kind.__module__.startswith("torch.nn.modules.") and not isinstance(module, _BASES):
+        return None
+    divides = any(normalizes(module, shape) for shape in shapes)
+    source = _by_trial(module, shapes) if divides or _keeps_statistics(module) else None
+    if source is not None:
+        _refuse_variant(module, nn.Module)
+    elif divides:
+        raise OwnRule(
+            f"is a {kind.__name__}, which normalizes by a rule of its own: the scale of its input"
+            " does not change its output"
+        )
+    elif isinstance(module, _BASES):
         raise ValueError(f"is a {kind.__name__}, whose rule of normalization is not known")
-    return None
+    return source
+
+
+def _by_trial(module: nn.Module, shapes: Sequence[tuple[int, ...]]) -> Source | None:
+    rules = (known_rule(module, shape) for shape in shapes)
+    return next((Source(*rule) for rule in rules if rule), None)
+
+
+def _keeps_statistics(module: nn.Module) -> bool:
+    """Return whether a module has the running statistics of batch norm, frozen or not."""
+    return all(isinstance(getattr(module, key, None), Tensor) for key in TENSORS[2:])
+
+
+def guessed_shapes(module: nn.Module) -> list[tuple[int, ...]]:
+    """Return shapes that a module with tensors of its own may take, where none was seen."""
+    if isinstance(module, LazyModuleMixin):
+        return []
+    own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+    sizes = [max(tensor.shape) for tensor in own if tensor.ndim]
+    channels = channels_of(module) or (sizes[0] if sizes else 0)
+    return [(2, channels, 4, 4), (2, 3, channels), (2, channels)] if channels else []
 
 
 def _refuse_variant(module: nn.Module, known: type[nn.Module]) -> None:
     kind = type(module)
-    if kind.forward is not known.forward or "forward" in vars(module):
-        raise ValueError(f"is a {kind.__name__}: a {known.__name__} with a forward of its own")
     if kind.train is not known.train or "train" in vars(module):
         raise ValueError(f"is a {kind.__name__}: a {known.__name__} with a train() of its own")
     if hasattr(module, "parametrizations"):
@@ -146,24 +201,14 @@ def _refuse_variant(module: nn.Module, known: type[nn.Module]) -> None:
         raise ValueError(f"is a {known.__name__} with hooks, which would be lost; remove them")
 
 
-def _may_normalize(module: nn.Module) -> bool:
-    """Return whether a module that is not known looks as if it normalized by itself.
-
-    Containers such as Conv2dNormActivation are called after a norm, but have no tensors themselves.
-    """
-    if isinstance(module, _BASES):
-        return True
-    own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
-    named = "norm" in type(module).__name__.lower()
-    running = "running_mean" in module._buffers or "running_var" in module._buffers
-    return bool(own) and (named or running)
-
-
 _BASES = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
 
 def channels_of(module: nn.Module) -> int | None:
-    """Return the C of a normalization layer, None where its gain is not one number per channel."""
+    """Return the C of a normalization layer, None where its gain is not one number per channel.
+
+    0 is of a layer without tensors that takes any number of channels.
+    """
     for key in ("num_features", "num_channels"):
         if isinstance(value := getattr(module, key, None), Integral):
             return int(value)
@@ -171,4 +216,6 @@ def channels_of(module: nn.Module) -> int | None:
     if shape is not None:
         return shape[0] if len(shape) == 1 else None
     weight = getattr(module, "weight", None)
-    return len(weight) if weight is not None and weight.ndim == 1 else None
+    if weight is None:
+        return None if [*module.parameters(recurse=False)] else 0
+    return len(weight) if weight.ndim == 1 else None

@@ -1,4 +1,4 @@
-"""A forward pass of a model that is watched: what reaches each normalization layer, and from where.
+"""A forward pass of a model that is watched: what reaches each module, and from where.
 
 It also finds normalization outside of such layers, as a call of torch.nn.functional.batch_norm.
 
@@ -22,35 +22,56 @@ CALLS = {
 }
 
 
+@dataclass(frozen=True)
+class Call:
+    """A call of a function that normalizes: from within which modules, innermost last.
+
+    of_weights: what it is given has the size of the innermost module's own weight.
+    """
+
+    within: tuple[str, ...]
+    function: str
+    of_weights: bool
+
+
 @dataclass
 class Traced:
     """What a forward pass showed, by the names of modules.
 
-    shapes: of every input of each normalization layer. convolutions: of each layer, the one whose
-    output it takes, where it always is one. standardized: convolutions that normalize their own
-    weights. strays: (module, function) of other calls that normalize.
+    shapes: of every input. same: modules that made one tensor of one tensor, of the same shape.
+    convolutions: of each module, the one whose output it takes, where it always is one.
     """
 
     shapes: dict[str, list[tuple[int, ...]]] = field(default_factory=dict)
+    same: dict[str, bool] = field(default_factory=dict)
     convolutions: dict[str, str | None] = field(default_factory=dict)
-    standardized: list[str] = field(default_factory=list)
-    strays: list[tuple[str, str]] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
+
+    def standardized(self, norms: Collection[str]) -> list[str]:
+        """Return the convolutions that normalize their own weights, none of them in `norms`."""
+        return list(dict.fromkeys(c.within[-1] for c in self._outside(norms) if c.of_weights))
+
+    def strays(self, norms: Collection[str]) -> list[tuple[str, str]]:
+        """Return (module, function) of other calls that normalize, outside of these modules."""
+        outside = self._outside(norms)
+        return [("".join(c.within[-1:]), c.function) for c in outside if not c.of_weights]
+
+    def _outside(self, norms: Collection[str]) -> list[Call]:
+        return [call for call in self.calls if not {*call.within} & {*norms}]
 
 
 class _Watch(TorchFunctionMode):
     """Hears of every call of PyTorch, and of modules through their hooks."""
 
-    def __init__(self, norms: Collection[str]) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.norms, self.traced = norms, Traced()
+        self.traced = Traced()
         self.open: list[tuple[str, nn.Module]] = []
         self.last: tuple[str, Any] = ("", None)  # a convolution, and its output
 
     def entering(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             self.open.append((name, module))
-            if name not in self.norms:
-                return
             x = next((a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)), None)
             if x is None:
                 return
@@ -64,6 +85,9 @@ class _Watch(TorchFunctionMode):
     def leaving(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             self.open.pop()
+            alone = len(args) == 1 and all(isinstance(t, Tensor) for t in (*args, output))
+            same = alone and output.shape == args[0].shape and output.is_floating_point()
+            self.traced.same[name] = self.traced.same.get(name, True) and same
             if isinstance(module, nn.Conv2d):
                 self.last = (name, output)
 
@@ -71,19 +95,14 @@ class _Watch(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         called = getattr(func, "__name__", "")
-        if called in CALLS and not any(name in self.norms for name, _ in self.open):
-            self._stray(called, args)
+        if called in CALLS:
+            within = tuple(name for name, _ in self.open)
+            weight = getattr(self.open[-1][1], "weight", None) if self.open else None
+            # A convolution that standardizes its weights shows them to batch_norm as one example.
+            own = isinstance(weight, Tensor) and bool(args) and args[0].shape[0] == 1
+            own = own and args[0].numel() == weight.numel()
+            self.traced.calls.append(Call(within, called, own))
         return func(*args, **(kwargs or {}))
-
-    def _stray(self, called: str, args: tuple[Any, ...]) -> None:
-        name, module = self.open[-1] if self.open else ("", nn.Module())
-        weight = getattr(module, "weight", None)
-        # A convolution that standardizes its weights shows them to batch_norm as one example.
-        own = isinstance(weight, Tensor) and args and args[0].shape[0] == 1
-        if own and args[0].numel() == weight.numel():
-            self.traced.standardized.append(name)
-        else:
-            self.traced.strays.append((name, called))
 
 
 def pass_example(model: nn.Module, example: Any) -> Any:
@@ -93,15 +112,15 @@ def pass_example(model: nn.Module, example: Any) -> Any:
     return model(*example) if isinstance(example, tuple | list) else model(example)
 
 
-def trace(model: nn.Module, norms: Collection[str], example: Any) -> Traced:
+def trace(model: nn.Module, example: Any) -> Traced:
     """Pass an example through a copy of the model, in evaluation and in training, and watch.
 
-    norms: the names of the normalization layers. example: see `pass_example`; a single image is
-    doubled for the pass in train mode, as batch norm refuses one value per channel. The model and
-    the random state stay as they are. Raises whatever the model raises.
+    example: see `pass_example`; a single image is doubled for the pass in train mode, as batch norm
+    refuses one value per channel. The model and the random state stay as they are. Raises whatever
+    the model raises.
     """
     model = copied(model)
-    watch = _Watch(norms)
+    watch = _Watch()
     for name, module in model.named_modules():
         module.register_forward_pre_hook(watch.entering(name), with_kwargs=True, prepend=True)
         module.register_forward_hook(watch.leaving(name))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gnexp.norms.constants import held_constant, hold_constant
 from gnexp.norms.layers import ChannelAffine
 
 
@@ -17,8 +18,10 @@ def join(target: nn.Module, layers: Sequence[nn.Module]) -> nn.Module:
     """Fill `target`, a layer on R * C channels, with the tensors of R layers on C; return it.
 
     Tensors per channel are put one after the other; one that has no channels (BN's counter) is
-    that of the first layer.
+    that of the first layer. Gamma and beta that the layers lack, `target` then lacks too.
     """
+    for key in held_constant(layers[0]):
+        hold_constant(target, key)
     states = [layer.state_dict() for layer in layers]
     like = next((t for t in states[0].values() if t.is_floating_point()), None)
     target = target.train(layers[0].training).to(like)
@@ -47,7 +50,8 @@ class ChunkedBatchNorm2d(nn.BatchNorm2d):
         # In float32 also under bfloat16, as gamma and beta are: a CPU refuses a mixture.
         kind = torch.promote_types(x.dtype, torch.float32)
         mean_KC, var_KC = x.new_zeros(2, count * shape[1], dtype=kind).unbind()
-        weight, bias = (t.repeat(count) if self.affine else None for t in (self.weight, self.bias))
+        affine = self.weight, self.bias
+        weight, bias = (None if t is None else t.repeat(count) for t in affine)
         # With momentum 1 the "running" statistics are those of the batch: the variance comes out
         # unbiased and without the detour over 1 / sqrt(var + eps), which costs digits. They start
         # at zero, since 0 times what memory held before may be NaN.
@@ -80,7 +84,6 @@ def stack_batch_norm(layers: Sequence[nn.BatchNorm2d]) -> nn.Module:
         len(layers) * one.num_features,
         eps=one.eps,
         momentum=one.momentum,
-        affine=one.affine,
         track_running_stats=one.track_running_stats,
     )
     return join(joined, layers)
@@ -89,9 +92,7 @@ def stack_batch_norm(layers: Sequence[nn.BatchNorm2d]) -> nn.Module:
 def stack_group_norm(layers: Sequence[nn.GroupNorm]) -> nn.Module:
     """Return group norm with R * G groups: groups are consecutive channels, as replicas are."""
     one, count = layers[0], len(layers)
-    joined = nn.GroupNorm(
-        count * one.num_groups, count * one.num_channels, eps=one.eps, affine=one.affine
-    )
+    joined = nn.GroupNorm(count * one.num_groups, count * one.num_channels, eps=one.eps)
     return join(joined, layers)
 
 

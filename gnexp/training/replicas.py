@@ -212,6 +212,8 @@ class Stack(nn.Module):
         self._parameter_ndims = [parameter.ndim for parameter in models[0].parameters()]
         # Walking the tree of modules would be a part of every update.
         self.held = list(self.net.parameters())
+        for ours, its in zip(self.held, models[0].parameters(), strict=True):
+            ours.requires_grad_(its.requires_grad)
         self._may_mix = list(filter(_may_mix, self.net.modules()))
 
     def forward(self, x_NRCHW: Tensor) -> Tensor:
