@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import os
 from pathlib import Path
 
 import torch
@@ -12,6 +11,7 @@ from gnexp.config import DataConfig, TrainConfig, is_private, resolve
 from gnexp.data.loader import DeviceImages
 from gnexp.data.sources import Images, hold_out, load_images
 from gnexp.training.loop import Recipe
+from gnexp.workers import cores
 
 
 def images_of(data: DataConfig) -> Images:
@@ -103,7 +103,7 @@ def worker_count(workers: int | None, device: str) -> int:
         return workers
     if pick_device(device).type == "cuda":
         return 1
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores()
 
 
 def recipe(config: TrainConfig) -> Recipe:

@@ -124,6 +124,14 @@ def _answer(argv: list[str]) -> int:
         for sentence in str(mistake).splitlines():
             print(f"gnexp: {sentence}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # a folder that another user owns, a disk that is gone
+        if error.filename is None:
+            raise
+        reason = error.strerror or type(error).__name__
+        print(f"gnexp: {error.filename} cannot be read or written ({reason})", file=sys.stderr)
+        return 2
 
 
 def _complete(line: str, argv: list[str]) -> int:

@@ -1,18 +1,24 @@
 """What may be typed: the YAML files of `configs`, and the keys of a command."""
 
 import dataclasses
+import os
 from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from gnexp.config import CUSTOM
+from gnexp.config import CUSTOM, Mistake
 
 
 def config_folder() -> Path:
-    """Return the folder of YAML files: the checkout's for an editable install, or the wheel's."""
+    """Return the folder of YAML files: the checkout's for an editable install, or the wheel's.
+
+    Raises Mistake where neither can be read.
+    """
     package = Path(__file__).resolve().parent
-    checkout = package.parent / "configs"
-    return checkout if (checkout / "train.yaml").is_file() else package / "configs"
+    for folder in (package.parent / "configs", package / "configs"):
+        if os.access(folder / "norm", os.R_OK | os.X_OK) and os.access(folder, os.R_OK):
+            return folder
+    raise Mistake(f"the configs of gnexp cannot be read in {package}: install it for this user")
 
 
 def norm_names() -> list[str]:

@@ -263,14 +263,17 @@ def _collect(command: str, arguments: list[str]) -> tuple[list[HydraJob], bool]:
     """Return the jobs that are typed with their configs, and whether they form a grid."""
     found, swept = composed(command, arguments)
     jobs: list[HydraJob] = []
+    typed = dict(a.lstrip("+").split("=", 1) for a in arguments if re.match(r"[^-][^=]*=", a))
     for overrides, config in found:
+        if "together" in typed and isinstance(config.together, dict):
+            typed = {**{key: str(value) for key, value in config.together.items()}, **typed}
         config.out = os.path.expanduser(config.out)
         configs = expand(config) if command == "train" else [config]
         jobs.append(HydraJob(overrides, configs))
-    typed = dict(a.lstrip("+").split("=", 1) for a in arguments if re.match(r"[^-][^=]*=", a))
     configs = [each for job in jobs for each in job.configs]
+    grid = swept or len(configs) > 1
     broken = command == "train" and any(map(problems, configs))
-    if not broken and (unused := unused_problems(command, typed, configs)):
+    if not broken and (unused := unused_problems(command, typed, configs, grid)):
         raise Mistake("\n".join(unused))
     if command in ("train", "check"):
         for each in (each for job in jobs for each in job.configs):
@@ -278,7 +281,7 @@ def _collect(command: str, arguments: list[str]) -> tuple[list[HydraJob], bool]:
         chosen = [each.norm.get("name") for job in jobs for each in job.configs]
         for sentence in (*plugins.shadowed(chosen, norm_names()), *plugins.unreadable()):
             print(f"gnexp: {sentence}", file=sys.stderr)
-    return jobs, swept or sum(len(job.configs) for job in jobs) > 1
+    return jobs, grid
 
 
 @contextlib.contextmanager

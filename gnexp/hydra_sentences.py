@@ -92,4 +92,7 @@ def _unknown_option(key: str, command: str, arguments: Sequence[str]) -> str:
 
 
 def nearest(word: str, valid: list[str]) -> str:
+    """Return the most similar of some valid words, or the word itself where there are none."""
+    if not valid:
+        return word
     return difflib.get_close_matches(word, valid, n=1, cutoff=0.0)[0]

@@ -36,6 +36,7 @@ from gnexp.config import (
 )
 from gnexp.loggers import logger_problems
 from gnexp.parallel.launch import launched
+from gnexp.workers import cores
 
 LR_RULES = ("linear", "sqrt", "none")
 SCHEDULES = ("cosine", "constant")
@@ -293,7 +294,9 @@ def _is_positive(value: Any) -> bool:
     return number and math.isfinite(value) and value > 0
 
 
-def unused_problems(command: str, typed: dict[str, str], configs: list[Any]) -> list[str]:
+def unused_problems(
+    command: str, typed: dict[str, str], configs: list[Any], grid: bool = False
+) -> list[str]:
     """Return one sentence for every key that is typed and that no config of the call uses.
 
     typed: keys with their text. A key that some cells of a grid use is fine, and so is null.
@@ -302,17 +305,59 @@ def unused_problems(command: str, typed: dict[str, str], configs: list[Any]) -> 
     for key, value in typed.items():
         if value.lower() in ("null", "none"):
             continue
-        rule = _uses(command, key)
+        rule = _uses(command, key, grid)
         if rule and not any(rule[0](config) for config in configs):
             found.append(f"{key}={value} is not used: {rule[1](configs[0])}")
+    if command == "train" and "workers" in typed:
+        found += idle_problems(configs[0].workers, sum(map(_trainings, configs)), "trainings")
     return found
 
 
-def _uses(command: str, key: str) -> tuple[Callable[[Any], bool], Callable[[Any], str]] | None:
+def idle_problems(workers: Any, tasks: int, what: str) -> list[str]:
+    """Return whether more processes are typed than could have a task, or a core of this machine."""
+    most = max(cores(), tasks)
+    if not _is_whole(workers) or workers <= most:
+        return []
+    return [
+        f"workers={workers} is more than the {tasks} {what} asked for, and than the {cores()} cores"
+        f" here; use at most workers={most}"
+    ]
+
+
+def _trainings(config: TrainConfig) -> int:
+    count = len(named_seeds(config.seeds))
+    if is_tuned(config):
+        count += len(config.tuning.lr) * len(named_seeds(config.tuning.seeds))
+    return count
+
+
+def _uses(
+    command: str, key: str, grid: bool
+) -> tuple[Callable[[Any], bool], Callable[[Any], str]] | None:
     """Return what says whether a config uses a key, and why one does not, None if all do."""
     section, groups = key.partition(".")[0], ("groups", "channels_per_group", "groups_fallback")
     with_groups = ", ".join(TAKES_GROUPS)
-    if command in ("train", "bench") and key == "data.root":
+    if command == "train" and (section == "report" or key == "reference_batch"):
+        return (
+            lambda c: grid or is_tuned(c),
+            lambda c: "one run ends without a report; type it after gnexp report",
+        )
+    if command == "train" and key == "epochs":
+        return lambda c: c.updates is None, lambda c: f"updates={c.updates} says how long"
+    if command == "train" and key == "gradients_augment":
+        return (
+            lambda c: c.gradients != 0 and not is_private(c),
+            lambda c: "no gradient is measured; leave gradients=0 out",
+        )
+    if command == "check" and key in groups:
+        return (
+            lambda c: c.norm.get("name") in (*TAKES_GROUPS, CUSTOM),
+            lambda c: (
+                f"norm={c.norm.get('name')} has no groups; those that have are {with_groups}, and"
+                " a norm of your own may"
+            ),
+        )
+    if command in ("train", "bench", "check") and key == "data.root":
         return (
             lambda c: c.data.name != "shapes10",
             lambda c: "data=shapes10 is drawn, not read; type data=imagefolder or data=npz too",

@@ -5,6 +5,7 @@ import itertools
 import statistics
 import time
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ import torch
 from gnexp import build, initial_weights, networks, privacy, starting, stepping
 from gnexp.config import (
     TUNING_SEEDS_FROM,
+    DataConfig,
     TrainConfig,
     TuningConfig,
     is_private,
@@ -61,9 +63,9 @@ def _data_text(config: TrainConfig) -> str:
     )
 
 
-def passed_over_lines(configs: list[TrainConfig]) -> list[str]:
-    """Return what of their data is not used, a line per data set that has such."""
-    found = [build.images_of(config.data) for config in configs]
+def passed_over_lines(data: Iterable[DataConfig]) -> list[str]:
+    """Return what of these data is not used, a line per data set that has such."""
+    found = [build.images_of(each) for each in data]
     told = {images.title: images.passed_over for images in found if images.passed_over}
     return [f"{title}: passed over {what}" for title, what in told.items()]
 

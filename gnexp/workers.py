@@ -2,6 +2,7 @@
 
 import contextlib
 import multiprocessing
+import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import resource_tracker
@@ -10,6 +11,11 @@ from typing import Any
 
 Emit = Callable[[dict[str, Any]], None]
 Work = Callable[[Any, Emit], Any]
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run_here(tasks: Sequence[Any], work: Work, emit: Emit) -> Iterator[tuple[int, Any]]:

@@ -1,13 +1,18 @@
 """A user's mistake gets one sentence naming key, value and a way out, exit code 2, no file."""
 
+import errno
 import io
+import json
 import os
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+
+from gnexp.hydra_sentences import nearest
 
 TINY = ("data.train_limit=40", "data.test_limit=20", "epochs=1", "gradients=0")
 
@@ -133,6 +138,18 @@ TYPED = {
         ["shift.corruptions=[fog]"],
         ["shift.corruptions=[fog] is not used", "measure=[shift]"],
     ),
+    "more processes than work": (["workers=100"], ["workers=100 is more than the 1 trainings"]),
+    "groups for all of a group of keys": (
+        ["-m", "norm=bn", "together={groups:4},{groups:8}"],
+        ["groups=4 is not used", "norm=bn has no groups"],
+    ),
+    "images of gradients that nobody draws": (
+        ["gradients=0", "gradients_augment=true"],
+        ["gradients_augment=true is not used"],
+    ),
+    "two lengths of training": (["epochs=2", "updates=9"], ["epochs=2 is not used", "updates=9"]),
+    "a margin without a report": (["report.margin=1"], ["report.margin=1 is not used"]),
+    "a reference without a report": (["reference_batch=8"], ["reference_batch=8 is not used"]),
     "a folder for Hydra": (["hydra.run.dir=mine"], ["hydra.run.dir=mine is not used", "out="]),
     "a folder for Hydra's grid": (
         ["-m", "batch=2,4", "hydra.sweep.dir=mine"],
@@ -307,6 +324,74 @@ def test_keys_that_a_command_has_no_use_for_are_refused(gnexp, workdir):
     typed = ("measure", "what=[shift]", "gradients=8")
     refused(gnexp(*typed), workdir, ["gradients=8 is not used: what=[shift]", "what=[gradients]"])
     refused(gnexp("bench", "norms=[bn]", "groups=4"), workdir, ["groups=4", "norms=bn", "gn_ws"])
+    refused(gnexp("check", "norm=bn", "groups=4"), workdir, ["groups=4 is not used", "norm=bn"])
+    refused(gnexp("check", "data.root=imgs"), workdir, ["data.root=imgs is not used"])
+
+
+def test_measuring_where_nothing_is_trained_is_refused(gnexp, workdir):
+    assert gnexp("train", "norm=gn", "batch=10", *TINY, "study=young").code == 0
+    folder = next(Path("results/young").glob("gn-*"))
+    status = {"seeds": {"0": {"status": "failed", "why": "power cut"}}}
+    (folder / "result.json").unlink()
+    (folder / "status.json").write_text(json.dumps(status))
+    answer = gnexp("measure", "study=young", "what=[shift]")
+    assert answer.code == 2
+    assert "study=young has no finished training to measure" in answer.err
+    many = gnexp("measure", "study=young", "workers=100")
+    assert many.code == 2
+
+
+def test_a_study_of_somebody_else_is_refused_in_a_sentence(gnexp, workdir, monkeypatch):
+    assert gnexp("train", "norm=gn", "batch=10", *TINY, "study=theirs").code == 0
+    listed = os.listdir
+
+    def locked(path="."):
+        if str(path).endswith("theirs"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "listdir", locked)
+    for command in ("status", "report", "measure"):
+        answer = gnexp(command, "study=theirs")
+        assert answer.code == 2
+        sentence = "gnexp: results/theirs cannot be read or written (Permission denied)"
+        assert answer.err.strip() == sentence
+
+
+def test_configs_that_cannot_be_read_are_told_of_and_a_guess_among_none_is_none(gnexp, monkeypatch):
+    assert nearest("gn", []) == "gn"
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    answer = gnexp("train", "norm=gn")
+    assert answer.code == 2
+    assert "the configs of gnexp cannot be read" in answer.err
+
+
+NAMES = (r"$\frac{1}$", r"$\bad{", "50%_&#")
+
+
+def test_classes_whose_names_look_like_formulas_are_drawn_as_they_are(gnexp, workdir):
+    image_folder(Path("odd"), side=16, classes=NAMES)
+    words = ("data=imagefolder", "data.root=odd", "batch=2", "epochs=1", "gradients=4")
+    words += ("model=resnet8", "model.width=8", "data.preview=true", "data.title='$x_{$'")
+    answer = gnexp("train", "norm=gn", *words)
+    assert answer.code == 0, answer.err
+    assert Path("results/main/preview.png").stat().st_size > 1000
+    assert gnexp("report", "report.format=[pdf,svg]").code == 0
+
+
+def test_images_whose_names_are_no_text_are_trained_on_and_can_be_named(gnexp, workdir):
+    image_folder(Path("odd"), side=16)
+    folder = os.fsencode("odd/train/cat/")
+    os.rename(folder + b"0.png", folder + b"\xff\xfe.png")
+    Path(os.fsdecode(folder + b"notes.\xff")).write_text("no image")
+    words = ("data=imagefolder", "data.root=odd", "batch=2", "epochs=1", "gradients=0")
+    answer = gnexp("train", "norm=gn", "model=resnet8", "model.width=8", *words)
+    assert answer.code == 0, answer.err
+    assert "passed over 1 file (1 .\\udcff)" in answer.out
+    Path(os.fsdecode(folder + b"\xff\xfe.png")).write_bytes(b"broken")
+    answer = gnexp("train", "norm=gn", "model=resnet8", "model.width=8", *words)
+    assert answer.code == 2
+    assert "cannot be read as an image" in answer.err
 
 
 def test_a_key_that_some_cells_of_a_grid_use_is_no_mistake(gnexp, workdir):

@@ -448,9 +448,8 @@ def test_a_good_region_that_ends_where_the_grid_does_is_shown_as_a_lower_bound(
 
 
 def test_a_fixed_number_of_updates_gives_every_batch_size_as_many(gnexp):
-    assert (
-        gnexp("train", "-m", *QUICK, "updates=7", "batch=5,10,40", "norm=gn", "groups=4").code == 0
-    )
+    words = (word for word in QUICK if not word.startswith("epochs="))
+    assert gnexp("train", "-m", *words, "updates=7", "batch=5,10,40", "norm=gn").code == 0
     for config, folder in [
         (json.loads((p / "result.json").read_text())["config"], p)
         for p in Path("results/main").glob("*-*")

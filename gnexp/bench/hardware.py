@@ -16,11 +16,6 @@ AT_ONCE = {"cpu": 1, "cuda": 10}  # products between two looks at the clock, whi
 WARM_UP = 2
 
 
-def cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def product_size(device: torch.device) -> int:
     """Return the rows and columns of the matrices that are multiplied."""
     return PRODUCT_SIZE[device.type]

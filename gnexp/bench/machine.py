@@ -14,6 +14,7 @@ from gnexp.bench.processes import Work, measure_together
 from gnexp.bench.window import Neighbours
 from gnexp.config import TrainConfig, norm_label
 from gnexp.schedule import most_together
+from gnexp.workers import cores
 
 
 @dataclass
@@ -34,7 +35,7 @@ class Machine:
         """The numbers of threads that the plain loop is timed with."""
         if self.device.type == "cuda":
             return (torch.get_num_threads(),)
-        return (1,) if hardware.cores() == 1 else (1, hardware.cores())
+        return (1,) if cores() == 1 else (1, cores())
 
     @property
     def gnexp_threads(self) -> int:
@@ -44,7 +45,7 @@ class Machine:
     @property
     def processes(self) -> int:
         """How many of our processes work at once."""
-        return 1 if self.device.type == "cuda" else self.workers or hardware.cores()
+        return 1 if self.device.type == "cuda" else self.workers or cores()
 
     def _measure(self, work: Work, tasks: Sequence[Task]) -> list[list]:
         """Return what `work` gives for tasks that are measured at the same time."""

@@ -17,6 +17,8 @@ from gnexp.norms.registry import NORMS
 from gnexp.planning import output_folder
 from gnexp.provenance import now, provenance
 from gnexp.rules import bench_problems
+from gnexp.wording import passed_over_lines
+from gnexp.workers import cores
 
 FILES = ("timings.csv", "bench.csv", "ratios.csv", "bench.md", "bench.png", "bench.svg")
 
@@ -27,6 +29,8 @@ def bench(config: BenchConfig, command: str) -> int:
     Raises Mistake with one sentence per problem, before anything is written.
     """
     runs, undefined = plan(config)
+    for line in passed_over_lines([config.data]):
+        print(line)
     folder = output_folder(config.out, config.name, FILES)
     machine = Machine(build.pick_device(config.device), config.seconds, config.workers)
     machine.measure_products(runs[0])
@@ -122,7 +126,7 @@ def _about(config: BenchConfig, machine: Machine, run: TrainConfig, command: str
     commit = f" ({str(made['commit'])[:10]}{changed})" if made["commit"] else ""
     runtime = f", CUDA {torch.version.cuda}" if cuda else ""
     facts = {
-        "hardware": f"{made['device']}, {hardware.cores()} cores",
+        "hardware": f"{made['device']}, {cores()} cores",
         "versions": f"gnexp {made['gnexp']}{commit}, Python {made['python']}, PyTorch"
         f" {made['torch']}{runtime}, {made['platform']}",
         "training": f"{config.model.name} (width {config.model.width}), {images.title} with"

@@ -26,6 +26,7 @@ from gnexp.study.files import write_json
 from gnexp.study.passport import Passport, write_passport
 from gnexp.study.passport_text import terminal_text
 from gnexp.subjects import label_of, subject_of
+from gnexp.wording import passed_over_lines
 from gnexp.workers import Emit, WorkerDied, run_here, run_in_processes
 
 ERRORS = "errors.txt"
@@ -55,6 +56,8 @@ def check(configs: list[CheckConfig], command: str) -> int:
     Raises Mistake with one sentence per problem, before anything is written.
     """
     claims = plan(configs)
+    for line in passed_over_lines(config.data for config in configs):
+        print(line)
     folder = output_folder(configs[0].out, configs[0].name)
     started, clock = now(), time.monotonic()
     tasks = [ClaimTask(config, claim) for claim in claims for config in configs]

@@ -13,10 +13,16 @@ from gnexp.last_weights import INSTRUMENTS as LAST
 from gnexp.last_weights import LastTask, measure_last
 from gnexp.mending import mend
 from gnexp.planning import output_folder
-from gnexp.rules import count_problems, gradient_problems, shift_problems, study_problems
+from gnexp.rules import (
+    count_problems,
+    gradient_problems,
+    idle_problems,
+    shift_problems,
+    study_problems,
+)
 from gnexp.shared_weights import measure_shared
 from gnexp.stored import measure_all, strange_code, strangers_sentence
-from gnexp.study.store import Run, Study
+from gnexp.study.store import Record, Run, Study
 from gnexp.study.tuning import reported
 
 SHARED = ("gradients", "covariance")
@@ -28,11 +34,16 @@ def measure(config: MeasureConfig) -> int:
     what = config.what if isinstance(config.what, list) else [config.what]
     if found := _problems(config, what):
         raise Mistake("\n".join(found))
-    if "cost" in what:
-        print(measure_cost(config.cost, config.device, output_folder(config.out, "cost")))
     if what == ["cost"]:
+        print(measure_cost(config.cost, config.device, output_folder(config.out, "cost")))
         return 0
     study = stored_study(config.out, config.study)
+    if not any(record.damage or "complete" in _ended(record) for record in study.runs):
+        raise Mistake(f"study={config.study} has no finished training to measure; train first")
+    if found := idle_problems(config.workers, len(study.runs), "runs"):
+        raise Mistake("\n".join(found))
+    if "cost" in what:
+        print(measure_cost(config.cost, config.device, output_folder(config.out, "cost")))
     trusted = _trusted(config, study)
     for record in study.runs:
         if record.damage:  # tables are about to be written to
@@ -62,6 +73,10 @@ def _trusted(config: MeasureConfig, study: Study) -> set[str]:
     for code in sorted(found):
         print(f"trust=true: code of this study is called: {code}", flush=True)
     return found
+
+
+def _ended(record: Record) -> set[str]:
+    return {state["status"] for state in record.statuses.values()}
 
 
 def _measure(

@@ -60,7 +60,7 @@ def train(
     for fresh in _rounds(configs):
         if not runs:
             print(*tuning_lines(configs), sep="\n", end="\n" * any(map(is_tuned, configs)))
-            for line in passed_over_lines(configs):
+            for line in passed_over_lines(config.data for config in configs):
                 print(line)
         failed += _train(fresh, call, grid)
         runs += fresh

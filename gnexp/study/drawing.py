@@ -98,11 +98,21 @@ def image_bytes(figure: "Figure", kind: str) -> bytes:
     """
     if kind not in FORMATS:
         raise ValueError(f"figure format {kind!r} is none of {', '.join(FORMATS)}")
+    _take_literally(figure)
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # laid out once is enough for all files
     buffer = io.BytesIO()
     figure.savefig(buffer, format=kind, dpi=DPI, metadata=dict(_UNDATED[kind]))
     return buffer.getvalue()
+
+
+def _take_literally(figure: "Figure") -> None:
+    """Let no name with dollar signs, as of a class folder, be read as a formula; ticks are."""
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        if "$" in text.get_text() and r"\mathdefault" not in text.get_text():
+            text.set_parse_math(False)
 
 
 _UNDATED: dict[str, dict[str, None]] = {

@@ -81,7 +81,7 @@ def _noise_panel(axis: "Axes", rows: list[Row], fits: list[Row], told: list[str]
     axis.set_yscale("log")
     drawing.size_axis(axis, [row["at_batch"] for row in rows], "Measured at batch size")
     if axis.get_subplotspec().is_first_col():
-        axis.set_ylabel("Gradient noise\n(loss/parameter)$^2$")
+        axis.set_ylabel("Gradient noise\n(loss/parameter)\u00b2")
     # The exponents differ from panel to panel, so each panel has its own legend, below it.
     place = {"loc": "upper center", "bbox_to_anchor": (0.45, -0.24), "fontsize": FIT_PT}
     axis.legend(**place, title="exponent [95 % interval]", title_fontsize=FIT_PT)
