@@ -31,6 +31,7 @@ from gnexp.config import BenchConfig, DataConfig, ModelConfig, bench_run, resolv
 from gnexp.data.loader import DeviceImages, crop_flip, normalize
 from gnexp.training.graph import GraphStep
 from gnexp.training.step import StackedStep
+from gnexp.workers import cores
 
 FLOAT32 = 1e-6  # images in [-3, 3]: two orders of the same few operations
 FLOAT64 = 1e-12
@@ -90,7 +91,7 @@ def test_each_cell_has_one_counted_row_per_way_and_all_columns(results):
     assert tuple(rows[0]) == cells.BENCH_COLUMNS
     counted = [(r["norm"], r["batch"], r["way"]) for r in rows if r["counted"] == "true"]
     assert counted == [("gn", b, way) for b in "14" for way in ("plain", "gnexp")]
-    both = {"1", str(hardware.cores())}
+    both = {"1", str(cores())}
     assert {r["threads"] for r in rows if r["way"] == "plain"} == both
     assert {(r["processes"], r["stack"]) for r in rows if r["way"] == "gnexp"} == {("1", "2")}
     for row in rows:
