@@ -1,11 +1,12 @@
 """The checkpoint of a run: for every seed its last weights and, while it trains, its momentum.
 
 checkpoint.pt maps a seed, as text, to {"epoch", "model", "rows", "step", "lrs", "threads"} and,
-unfinished, "momentum". "rows" are what the seed gave to the run's tables so far. "step" names the
-trainings that shared a step, "RUN/SEED" each, in their order, "lrs" their rates and "threads" those
-of their process: continued in the same company, and only then, float32 numbers are the same to the
-last bit. In the middle of an epoch there are "updates", the number of those made in it, "sums",
-"time_s" and "random_states" too.
+unfinished, "momentum"; "attributes" where training changes some that the state dict lacks. "rows"
+are what the seed gave to the run's tables so far. "step" names the trainings that shared a step,
+"RUN/SEED" each, in their order, "lrs" their rates and "threads" those of their process: continued
+in the same company, and only then, float32 numbers are the same to the last bit. In the middle of
+an epoch there are "updates", the number of those made in it, "sums", "time_s" and "random_states"
+too.
 """
 
 import io
@@ -62,8 +63,3 @@ def load_states(run: Run) -> dict[int, State]:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def stored_weights(run: Run) -> dict[int, dict[str, torch.Tensor]]:
-    """Return the last stored weights of every seed."""
-    return {seed: state["model"] for seed, state in load_states(run).items()}

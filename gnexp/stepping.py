@@ -17,6 +17,7 @@ from gnexp.norms.copying import copied
 from gnexp.norms.registry import NORMS
 from gnexp.parallel.leading import channel_to
 from gnexp.training.allocator import keep_freed_memory
+from gnexp.training.attributes import changing
 from gnexp.training.graph import GraphStep, fastest
 from gnexp.training.loop import Step
 from gnexp.training.parallel import ParallelStep
@@ -34,10 +35,26 @@ def company_refusal(config: TrainConfig, device: torch.device) -> str | None:
     images = images_of(config.data)
     models = [seeded_model(config, len(images.classes), seed) for seed in (0, 1)]
     shape = images.x_train.shape[1:]
+    if held := [name for names in changing(models[0], shape) for name in names]:
+        return f"{held[0]} changes in training, and is not in the state dict"
     by_itself = device.type == "cuda" and config.devices == 1  # there models run side by side
     if (by_itself or is_foreign(config.model)) and draws_random_numbers(models[0], shape):
         return "it draws random numbers"
     return None if by_itself else refusal(models, shape)
+
+
+def outside_state(
+    config: TrainConfig, model: nn.Module, images: DeviceImages
+) -> tuple[list[str], list[str]]:
+    """Return what training changes outside of the state dict: what a checkpoint can hold, the rest.
+
+    Of layers of the table it is nothing; see `changing`.
+    """
+    if config.norm["name"] != CUSTOM and not is_foreign(config.model):
+        return [], []
+    storable, others = changing(model, tuple(images.x_train.shape[1:]))
+    # The processes beside this one have models of their own, which no checkpoint knows.
+    return ([], storable + others) if config.devices > 1 else (storable, others)
 
 
 def training_step(
@@ -64,6 +81,9 @@ def training_step(
         make = functools.partial(ParallelStep, channel)
         return _stacked_step(configs, models, images, frugal, make=make), ""
     if config.execution in ("auto", "cudagraph") and device.type == "cuda":
+        if any(outside_state(config, models[0], images)):
+            note = "no CUDA graph (the model keeps state in attributes), so execution is eager"
+            return _stacked_step(configs, models, images, frugal), note
         try:
             return _graph_step(configs, models, images, frugal), ""
         except torch.OutOfMemoryError:

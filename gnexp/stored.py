@@ -12,16 +12,17 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from torch import nn
 
 from gnexp import build, networks, own_code, starting
-from gnexp.checkpoints import stored_weights
+from gnexp.checkpoints import State, load_states
 from gnexp.config import CUSTOM, TrainConfig, restore, run_name
 from gnexp.models.foreign import is_constructor
+from gnexp.norms.copying import put_state
 from gnexp.rules import LIBRARIES
 from gnexp.study import trained_here
 from gnexp.study.store import Run
+from gnexp.training.attributes import put_attributes
 from gnexp.workers import Emit, WorkerDied, run_here, run_in_processes
 
 # Where the layers of each library are that a norm may be.
@@ -134,8 +135,8 @@ class StoredRun:
         return [seed for seed, v in sorted(self.numbers.items()) if v["status"] == "complete"]
 
     @cached_property
-    def _weights(self) -> dict[int, dict[str, torch.Tensor]]:
-        return stored_weights(self.run)
+    def _states(self) -> dict[int, State]:
+        return load_states(self.run)
 
     def model(self, seed: int, trained: bool = True) -> nn.Module:
         """Return the model of a seed, as it ended or as it was initialized, on the device.
@@ -145,9 +146,10 @@ class StoredRun:
         if not trained:
             return starting.starting_model(self.config, self.images, seed)[0]
         model = networks.seeded_model(self.config, len(self.images.classes), seed)
-        if seed not in self._weights:
+        if seed not in self._states:
             raise ValueError(f"there is no checkpoint of seed {seed}, so its weights are gone")
-        model.load_state_dict(self._weights[seed])
+        put_state(model, self._states[seed]["model"])
+        put_attributes(model, self._states[seed].get("attributes", {}))
         return model.to(self.device)
 
 

@@ -31,6 +31,7 @@ from gnexp.loggers import follow
 from gnexp.provenance import version
 from gnexp.schedule import Replica, Step
 from gnexp.study.store import Run
+from gnexp.training.attributes import put_attributes, stored_attributes
 from gnexp.training.evaluate import Scores, evaluate
 from gnexp.training.loop import Epoch, Pause, train_epochs
 from gnexp.training.precision import matrix_precision
@@ -75,14 +76,22 @@ class Trainings:
         ]
         for place, replica in zip(self.places, self.replicas, strict=True):
             self.filled[place] = replica
-        models, starts = self._models()
+        self.models, starts = self._models()
+        self.outside, lost = stepping.outside_state(self.config, self.models[0], self.images)
         self.step, self.note = stepping.training_step(
             [r.config for r in self.filled],
-            models,
+            self.models,
             self.images,
             frugal,
             [replica.seed for replica in self.filled],
         )
+        if lost:
+            unseen = (
+                f"{', '.join(lost)} change{'s' * (len(lost) == 1)} in training, and no checkpoint"
+                " holds it: if the run is interrupted, it goes on to other digits; keep it in a"
+                " buffer or in a number"
+            )
+            self.note = "; ".join(filter(None, (self.note, unseen)))
         if self.note:
             names = ", ".join(replica.name for replica in self.replicas)
             emit({"kind": "note", "text": f"{names}: {self.note}"})
@@ -152,6 +161,7 @@ class Trainings:
             return
         for place, replica in enumerate(self.filled):
             self.step.load(place, self.states[replica.name])
+            put_attributes(self.models[place], self.states[replica.name].get("attributes", {}))
         for place, replica in self.going.items():
             run, state = Run(replica.folder), self.states[replica.name]
             self.rows[place] = state.get("rows") or _stored_rows(run, replica.seed, self.epoch)
@@ -196,6 +206,8 @@ class Trainings:
             for place, replica in self.going.items():
                 if replica.folder == folder:
                     state = {**self.step.state(place), **more, "rows": self.rows[place]}
+                    if kept := stored_attributes(self.models[place], self.outside):
+                        state["attributes"] = kept
                     if not pause and epoch == self.config.epochs:
                         del state["momentum"]
                     states[replica.seed] = state

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
 from gnexp.models.convert import convert
-from gnexp.norms.copying import copied
+from gnexp.norms.copying import copied, put_state
 from gnexp.study.store import Run
 
 KEEPING = """
@@ -134,3 +134,25 @@ def test_a_model_that_has_been_used_is_converted():
     done = convert(model, "gn", example=torch.randn(2, 3, 6, 6))
     assert isinstance(done.model[1], nn.GroupNorm)
     assert isinstance(model[1], nn.BatchNorm2d)
+
+
+def test_a_state_dict_without_versions_is_taken_by_a_module_that_asks_for_its_version():
+    class Asks(nn.Module):
+        _version = 2
+
+        def __init__(self):
+            super().__init__()
+            self.bn = nn.BatchNorm2d(4)
+
+        def _load_from_state_dict(self, state_dict, prefix, local_metadata, *rest):
+            if local_metadata.get("version") != 2:
+                raise ValueError("unknown version")
+            super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
+
+    model, other = Asks(), Asks()
+    stored = {name: tensor + 1 for name, tensor in model.state_dict().items()}
+    put_state(other, stored)
+    assert all(torch.equal(other.state_dict()[name], stored[name]) for name in stored)
+    stored.pop("bn.weight")
+    with pytest.raises(RuntimeError, match="bn.weight"):
+        put_state(other, stored)

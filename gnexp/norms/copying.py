@@ -1,9 +1,10 @@
 """Copies of modules that have been used, and may hold what their last pass computed."""
 
 import copy
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 Copied = TypeVar("Copied")
@@ -29,3 +30,15 @@ def copied(modules: Copied) -> Copied:
     """
     with _Detaching():
         return copy.deepcopy(modules)
+
+
+def put_state(model: nn.Module, tensors: Mapping[str, Any]) -> None:
+    """Load a state dict of a model of the same code, stored without the versions of its modules.
+
+    A module may read its version, and refuse none. Raises as `load_state_dict` does.
+    """
+    state = model.state_dict()
+    versions = getattr(state, "_metadata", None)
+    state = type(state)(tensors)
+    state._metadata = versions
+    model.load_state_dict(state)

@@ -24,7 +24,7 @@ from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gnexp.norms.copying import copied
+from gnexp.norms.copying import copied, put_state
 from gnexp.seeding import derived_seed, secret_normal
 from gnexp.training.rates import rate_factors
 from gnexp.training.step import Tick, no_tick
@@ -164,7 +164,7 @@ class PrivateStep:
 
     def load(self, replica: int, state: dict[str, object]) -> None:
         """Continue from `state`; without "momentum" in it, from rest."""
-        self._model.load_state_dict(state["model"])
+        put_state(self._model, state["model"])
         stored = state.get("momentum", self._velocities)
         for mine, theirs in zip(self._velocities, stored, strict=True):
             mine.copy_(theirs)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.sgd import sgd
 
+from gnexp.norms.copying import put_state
 from gnexp.training.precision import autocast
 from gnexp.training.rates import rate_factors
 from gnexp.training.replicas import Stack
@@ -184,7 +185,7 @@ class StackedStep:
 
     def model(self, replica: int) -> nn.Module:
         """Return the model of one replica, alone, with the weights of this moment."""
-        self.models[replica].load_state_dict(self.stack.state(replica))
+        put_state(self.models[replica], self.stack.state(replica))
         return self.models[replica]
 
     def state(self, replica: int) -> dict[str, object]:
