@@ -154,5 +154,5 @@ def test_a_state_dict_without_versions_is_taken_by_a_module_that_asks_for_its_ve
     put_state(other, stored)
     assert all(torch.equal(other.state_dict()[name], stored[name]) for name in stored)
     stored.pop("bn.weight")
-    with pytest.raises(RuntimeError, match="bn.weight"):
+    with pytest.raises(RuntimeError, match=r"bn\.weight"):
         put_state(other, stored)
