@@ -94,6 +94,7 @@ def _one_of_several(argv: list[str], place: "Place") -> int:
     if argv[0] != "train":
         return 0 if place.rank else _run(argv)
     if place.rank:
+        _end_with_the_leader()
         from gnexp.parallel.following import follow
 
         return follow(place)
@@ -101,6 +102,18 @@ def _one_of_several(argv: list[str], place: "Place") -> int:
 
     with leading():
         return _run(argv)
+
+
+def _end_with_the_leader() -> None:
+    """End this follower with the process that started it; torch, which takes long, is to come."""
+    from gnexp.parallel.launch import LEADER
+    from gnexp.workers import end_unless, end_with
+
+    if leader := os.environ.get(LEADER):
+        end_with(int(leader))
+    else:  # a launcher, whose threads need not outlive what they start
+        launcher = os.getppid()
+        end_unless(lambda: os.getppid() == launcher)
 
 
 def _run(argv: list[str]) -> int:
@@ -115,6 +128,7 @@ def _answer(argv: list[str]) -> int:
     from gnexp import hydra_app
     from gnexp.config import Mistake
     from gnexp.parallel.launch import launched, with_devices
+    from gnexp.study.claims import TakenOver
 
     try:
         if argv[0] == "train" and (place := launched()):
@@ -124,6 +138,9 @@ def _answer(argv: list[str]) -> int:
         for sentence in str(mistake).splitlines():
             print(f"gnexp: {sentence}", file=sys.stderr)
         return 2
+    except TakenOver as error:
+        print(f"gnexp: {error}; the same command goes on where this one ended", file=sys.stderr)
+        return 1
     except BrokenPipeError:
         raise
     except OSError as error:  # a folder that another user owns, a disk that is gone

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import re
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from gnexp.config import as_dict, run_name
 from gnexp.provenance import now, provenance
 from gnexp.runs import PlannedRun
 from gnexp.schedule import Replica, Step, step_of
-from gnexp.study.claims import Claim, holder
+from gnexp.study.claims import TakenOver, holder, require_claims
 from gnexp.study.files import Damaged
 from gnexp.study.store import Run
 from gnexp.trainings import Emit, Trainings, place_of, result_head
@@ -34,10 +34,6 @@ class Task:
     frugal: bool = False
 
 
-class _TakenOver(Exception):
-    """Another process has taken over a training, since this one gave no sign of life."""
-
-
 def run_task(task: Task, emit: Emit) -> Outcomes:
     """Train what the step holds and return what became of each.
 
@@ -47,7 +43,7 @@ def run_task(task: Task, emit: Emit) -> Outcomes:
     and says that it is "busy".
     """
     outcomes: Outcomes = {}
-    claims: dict[str, Claim] = {}
+    claimed: set[str] = set()
     with contextlib.ExitStack() as held, _threads(task.step.company.threads):
         for replica in task.step.replicas:
             key = replica.run, replica.seed
@@ -57,25 +53,20 @@ def run_task(task: Task, emit: Emit) -> Outcomes:
                 continue
             try:
                 run = Run.create(replica.folder)
-                if claim := held.enter_context(run.lock(replica.seed)):
-                    claims[replica.name] = claim
+                if held.enter_context(run.lock(replica.seed)):
+                    claimed.add(replica.name)
                 else:
                     who = holder(run.lock_file(replica.seed)) or "another process"
                     why = f"{who} is at work on this run (seed {replica.seed})"
                     outcomes[key] = {"status": "busy", "why": why}
             except OSError as error:  # a full disk, a folder that is gone
                 outcomes[key] = {"status": "failed", "why": str(error), "again": True}
-        free = task.step.part(lambda replica: replica.name in claims)
+        free = task.step.part(lambda replica: replica.name in claimed)
         if free:
-
-            def check() -> None:
-                for name, claim in claims.items():
-                    if claim.lost:
-                        raise _TakenOver(f"{name}: another process took it over")
-
             try:
-                outcomes |= _guarded(dataclasses.replace(task, step=free), emit, check)
-            except _TakenOver as error:
+                outcomes |= _guarded(dataclasses.replace(task, step=free), emit)
+            except TakenOver as error:
+                emit({"kind": "note", "text": f"{_names(free.replicas)}: {error}"})
                 busy = {"status": "busy", "why": str(error)}
                 outcomes |= {(r.run, r.seed): busy for r in free.replicas}
     return outcomes
@@ -92,18 +83,22 @@ def _threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _guarded(task: Task, emit: Emit, check: Callable[[], None]) -> Outcomes:
-    """Train what is unfinished of the step; on an exception its halves, at last one by one."""
+def _guarded(task: Task, emit: Emit) -> Outcomes:
+    """Train what is unfinished of the step; on an exception its halves, at last one by one.
+
+    Raises TakenOver when another process has one of its trainings.
+    """
     try:
         todo = task.step.part(lambda r: r.seed not in Run(r.folder).finished_seeds())
         if todo:
             task_todo = dataclasses.replace(task, step=todo)
             _prepare(task_todo)
-            _train(task_todo, emit, check)
+            _train(task_todo, emit)
         return {(r.run, r.seed): _outcome(r) for r in task.step.replicas}
-    except _TakenOver:
+    except TakenOver:
         raise
     except Exception as error:
+        require_claims()  # what went wrong then is no failure of the training
         replicas = list(task.step.replicas)
         if len(replicas) > 1:
             middle = len(replicas) // 2
@@ -111,9 +106,9 @@ def _guarded(task: Task, emit: Emit, check: Callable[[], None]) -> Outcomes:
             emit({"kind": "note", "text": f"{_names(replicas)}: {_reason(error)}; trying halves"})
             steps = [step_of(half, task.step.company.threads) for half in halves]
             parts = [dataclasses.replace(task, step=step) for step in steps]
-            return {k: v for part in parts for k, v in _guarded(part, emit, check).items()}
+            return {k: v for part in parts for k, v in _guarded(part, emit).items()}
         if _out_of_memory(error) and not task.frugal:
-            return _guarded(dataclasses.replace(task, frugal=True), emit, check)
+            return _guarded(dataclasses.replace(task, frugal=True), emit)
         return {(replicas[0].run, replicas[0].seed): _record_failure(replicas[0], error)}
 
 
@@ -139,6 +134,8 @@ def _record_failure(replica: Replica, error: Exception) -> dict[str, Any]:
         more = {"again": True} if isinstance(error, OSError | Damaged) else {}
         run.write_traceback(replica.seed, traceback.format_exc())
         run.set_status(replica.seed, "failed", why, **more)
+    except TakenOver:
+        raise
     except (ValueError, OSError) as worse:  # a corrupt file of the store, a full disk
         why = f"{why}; and it cannot be recorded: {worse}"
         return {"status": "failed", "why": why, "again": True}
@@ -226,7 +223,7 @@ def _code_of(replica: Replica) -> dict[str, str]:
     return code
 
 
-def _train(task: Task, emit: Emit, check: Callable[[], None]) -> None:
+def _train(task: Task, emit: Emit) -> None:
     """Train a step; those of its trainings that were interrupted at another place go in turn."""
     states = _stored_states(task.step.replicas)
     places = {
@@ -234,7 +231,7 @@ def _train(task: Task, emit: Emit, check: Callable[[], None]) -> None:
     }
     for place in sorted(set(places.values())):
         part = task.step.part(lambda replica, place=place: places[replica.name] == place)
-        Trainings(part, states, task.frugal, emit, check).run()
+        Trainings(part, states, task.frugal, emit).run()
 
 
 def _stored_states(replicas: Sequence[Replica]) -> dict[str, State]:

@@ -13,7 +13,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,6 +26,8 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
 from gnexp.config import Mistake, TrainConfig, is_tuned, named_seeds, tested_on
+from gnexp.study.claims import is_gone, this_process
+from gnexp.workers import end_unless
 
 LOOK_S = 2.0  # between two looks at the run folders
 # Hydra's name of a launcher: the packages it needs, what people call them, how to get them.
@@ -111,12 +113,14 @@ def quoted(text: str) -> str:
 class Job:
     """What a launcher's process does with a composed config; `folder` is where the call was typed.
 
+    It ends with the head, the process of the call, where that is of the same machine.
     Returns None, or in a sentence why nothing could be trained: an exception of one machine is not
     always readable on another. How the runs are is in their folders.
     """
 
     folder: str
     command: str
+    head: tuple[str, str, int] = field(default_factory=this_process)
 
     def __call__(self, config: DictConfig) -> str | None:
         import torch
@@ -124,6 +128,7 @@ class Job:
         from gnexp.commands.train import train_job
         from gnexp.config import expand
 
+        end_unless(lambda: not is_gone(self.head))
         if os.path.isdir(self.folder):  # a norm of the user's own is imported from there
             os.chdir(self.folder)
         # Several OpenMP threads beside other busy jobs are many times slower than one.

@@ -55,14 +55,10 @@ class Trainings:
         states: dict[str, State],
         frugal: bool,
         emit: Emit,
-        check: Callable[[], None],
     ) -> None:
-        """Build the models, or take them from `states`, by the trainings' names.
-
-        check: is called before anything is stored, and raises when the right to it is lost.
-        """
+        """Build the models, or take them from `states`, by the trainings' names."""
         self.replicas, self.places, self.company = step.replicas, step.places, step.company
-        self.states, self.emit, self.check = states, emit, check
+        self.states, self.emit = states, emit
         self.config = self.replicas[0].config
         self.epoch, self.updates = place_of(states.get(self.replicas[0].name, {}))
         self.device = build.pick_device(self.config.device)
@@ -131,7 +127,6 @@ class Trainings:
         )
         last: dict[int, Epoch] = {}
         for results in epochs:
-            self.check()
             for place, replica in self.going.items():
                 last[place] = results[place]
                 row = _row(results[place], replica.seed)
@@ -182,7 +177,6 @@ class Trainings:
     def _pausing(self, epoch: int, now: Callable[[], Pause]) -> None:
         """Store a long epoch's state every so many minutes."""
         if time.monotonic() - self.stored_at >= 60 * self.config.checkpoint_minutes:
-            self.check()
             self._checkpoint(epoch - 1, now())
 
     def _epoch_done(self, place: int, replica: Replica, epoch: Epoch) -> bool:

@@ -1,14 +1,19 @@
 """Tasks over processes: each worker has its own pipe, so that one that dies harms no other."""
 
 import contextlib
+import ctypes
 import multiprocessing
 import os
 import signal
+import sys
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+LOOK_S = 0.5  # how often a process looks whether the one that it ends with is there
 Emit = Callable[[dict[str, Any]], None]
 Work = Callable[[Any, Emit], Any]
 
@@ -87,6 +92,40 @@ def deaf_to_ctrl_c() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+class EndsWithThis:
+    """Ends the process that unpickles it with the one that made it, whatever ends that.
+
+    As the first argument of a process, it is unpickled before what takes seconds to import.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return end_with, (os.getpid(),)
+
+
+def end_with(parent: int) -> None:
+    """End this process with its parent, or the thread of it that started this one.
+
+    On Linux even while it computes, or waits in C code.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, int(signal.SIGKILL))  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:  # it is gone already
+        os._exit(1)
+    if sys.platform != "linux":
+        end_unless(lambda: os.getppid() == parent)
+
+
+def end_unless(wanted: Callable[[], bool]) -> None:
+    """End this process as soon as it is not `wanted` any more, which a thread of it watches."""
+
+    def watch() -> None:
+        while wanted():
+            time.sleep(LOOK_S)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _send(connection: Connection, task: Any) -> None:
     """Send a task; a process that is gone already is noticed when its answer is read."""
     with contextlib.suppress(OSError):
@@ -95,14 +134,14 @@ def _send(connection: Connection, task: Any) -> None:
 
 def _start(context: Any, work: Work) -> tuple[Any, Connection]:
     ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs, work), daemon=True)
+    process = context.Process(target=_serve, args=(EndsWithThis(), theirs, work), daemon=True)
     with deaf_to_ctrl_c():
         process.start()
     theirs.close()  # or the end of the process would not close the pipe
     return process, ours
 
 
-def _serve(connection: Connection, work: Work) -> None:
+def _serve(_: None, connection: Connection, work: Work) -> None:
     """Answer tasks until None comes."""
     import torch
 

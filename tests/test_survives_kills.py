@@ -18,11 +18,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from gnexp import execute, planning, turns
+from gnexp import planning, turns
 from gnexp.study import claims
-from gnexp.study.claims import Claim, Holder, holder
+from gnexp.study.claims import Claim, Holder, TakenOver, holder
 from gnexp.study.store import Run, alone_in
-from gnexp.trainings import Trainings
 
 HARNESS = Path(__file__).parent.parent / "scripts" / "kill_harness.py"
 TINY = ("model=resnet8", "model.width=8", "data.train_limit=60", "data.test_limit=40")
@@ -255,21 +254,75 @@ def test_a_call_waits_for_a_training_elsewhere_and_takes_it_over_when_it_is_sile
     assert metrics(Path("results/main")) == metrics(Path("results/whole"))
 
 
-def test_a_process_that_lost_its_claim_stops_before_it_stores_anything(gnexp, monkeypatch):
-    looks, stored, start, add_metrics = [], [], Trainings.__init__, Run.add_metrics
+# Stops itself while it writes a file for the N-th time: half of the file's bytes are there.
+STOPS = """
+import os, signal, sys
+from gnexp import cli, turns
+from gnexp.study import claims, files
+claims.LEASE_S, turns.LOOK_S = 0.5, 0.1
+name, left, sync = sys.argv[1], int(sys.argv[2]), os.fsync
 
-    def lose_once(self, step, states, frugal, emit, check):
-        def check_or_lose():
-            looks.append(1)
-            if len(looks) == 1:
-                raise execute._TakenOver("somebody else has it")
-            check()
+def stop(descriptor):
+    global left
+    file = os.readlink(f"/proc/self/fd/{descriptor}")
+    left -= f"/.{name}." in file
+    if left == 0:
+        left = -1
+        os.kill(os.getpid(), signal.SIGSTOP)
+    sync(descriptor)
 
-        start(self, step, states, frugal, emit, check_or_lose)
+os.fsync = stop
+sys.exit(cli.main(sys.argv[3:]))
+"""
 
-    monkeypatch.setattr(Trainings, "__init__", lose_once)
-    monkeypatch.setattr(Run, "add_metrics", lambda s, r: (stored.append(r), add_metrics(s, r)))
-    answer = gnexp("train", *TINY, "epochs=1")
-    assert answer.code == 0, "it is asked for again, and by now nobody has it"
-    assert len(looks) == 2
-    assert len(stored) == 1, "what was trained without the claim was not stored"
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="needs /proc")
+@pytest.mark.parametrize("write", [("checkpoint.pt", 2), ("status.json", 1)])
+def test_whoever_wakes_up_after_another_took_over_says_so_and_writes_nothing(
+    write, gnexp, workdir, short_lease, monkeypatch
+):
+    monkeypatch.setattr(turns, "LOOK_S", 0.1)
+    words = ("train", *TINY, "epochs=2", "device=cpu")
+    program = [sys.executable, "-c", STOPS, write[0], str(write[1]), *words]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    stopped = subprocess.Popen(program, stdout=-1, stderr=-2, text=True, env=environment)
+    try:
+        while state_of(stopped.pid) != "T":
+            assert stopped.poll() is None, stopped.stdout.read()
+            time.sleep(0.05)
+        answer = gnexp(*words)
+        assert answer.code == 0
+        assert "waiting for a training" in answer.out
+        (run,) = Path("results/main").glob("*-b10-*")
+        before = {path.name: path.read_bytes() for path in run.iterdir()}
+        os.kill(stopped.pid, signal.SIGCONT)
+        out, _ = stopped.communicate(timeout=60)
+    finally:
+        stopped.kill()
+        stopped.wait()
+    assert out.count("another process took over results/main/") == 1, out
+    assert "failed" not in out
+    assert stopped.returncode == 0
+    assert before == {path.name: path.read_bytes() for path in run.iterdir()}
+    assert not [name for name in before if name.startswith(".")]
+    assert Run(run).statuses()[0]["status"] == "complete"
+
+
+def state_of(pid):
+    """Return the state of a process, as one letter: T is stopped."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def test_a_file_is_not_replaced_once_a_claim_is_lost(tmp_path):
+    run = Run.create(tmp_path / "run")
+    with run.lock(0):
+        run.set_status(0, "running")
+        run.lock_file(0).unlink()
+        claimed_by(run.lock_file(0), "elsewhere", 7, claims.LEASE_S)
+        with pytest.raises(TakenOver, match="another process took over"):
+            run.set_status(0, "failed")
+    assert run.statuses()[0]["status"] == "running"
+    assert holder(run.lock_file(0)) == Holder("elsewhere", 7), "the other one's claim stays"
+    run.lock_file(0).unlink()
+    run.set_status(0, "complete")  # without the claim anybody may
+    assert not list(run.folder.glob(".*"))

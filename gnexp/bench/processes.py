@@ -7,7 +7,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from gnexp.bench.window import Neighbours
-from gnexp.workers import WorkerDied, deaf_to_ctrl_c
+from gnexp.workers import EndsWithThis, WorkerDied, deaf_to_ctrl_c
 
 Work = Callable[[Any, Neighbours], Any]
 
@@ -27,7 +27,7 @@ def measure_together(work: Work, tasks: Sequence[Any]) -> list[Any]:
         for task in tasks:
             ours, theirs = context.Pipe()
             # Not a daemon: a loader must be able to have workers of its own.
-            process = context.Process(target=_serve, args=(theirs, work, task))
+            process = context.Process(target=_serve, args=(EndsWithThis(), theirs, work, task))
             with deaf_to_ctrl_c():
                 process.start()
             theirs.close()
@@ -80,7 +80,7 @@ class _Crew(Neighbours):
         return False
 
 
-def _serve(connection: Connection, work: Work, task: Any) -> None:
+def _serve(_: None, connection: Connection, work: Work, task: Any) -> None:
     """Do the task and send its result."""
     # As in a user's own program: a loader would start its workers by "spawn", as we were started.
     multiprocessing.set_start_method(None, force=True)

@@ -20,6 +20,7 @@ from gnexp.runs import PlannedRun, standing
 from gnexp.schedule import Step
 from gnexp.shared_weights import measure_shared
 from gnexp.stored import named_code, remember
+from gnexp.study.claims import TakenOver
 from gnexp.study.store import Run
 from gnexp.tuning import chosen_runs, record, wanted
 from gnexp.turns import wait_for_some
@@ -108,6 +109,8 @@ def _train(runs: list[PlannedRun], call: _Call, grid: bool) -> list[tuple[str, s
             record_undefined(run, todo.pop(run), call.command, call.started)
         here = call.launch is None
         steps, reasons, workers = steps_for(todo) if here else _announce(todo)
+    except TakenOver:
+        raise
     except OSError as error:
         out = runs[0].config.out
         raise Mistake(f"out={out}: {error}; use another out=FOLDER") from error

@@ -15,7 +15,6 @@ from gnexp.training.channel import Channel
 AT_REST = timedelta(days=30)  # a follower waits while its leader evaluates, measures, or has a turn
 AT_WORK = timedelta(minutes=10)  # between processes that are at the same update
 CALL = "gnexp/call"  # what the leader has come for, in the store: "start" or "end"
-LOOPBACK = "GNEXP_LOOPBACK"  # set for a follower that is to be reached from this machine alone
 
 
 def launched_store() -> distributed.Store:

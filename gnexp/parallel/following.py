@@ -9,8 +9,6 @@ import json
 import os
 import signal
 import sys
-import threading
-import time
 
 import torch
 from torch import distributed
@@ -18,19 +16,17 @@ from torch import distributed
 from gnexp.parallel.connecting import (
     AT_REST,
     CALL,
-    LOOPBACK,
     connect,
     is_of_connection,
     launched_store,
 )
-from gnexp.parallel.launch import Place
+from gnexp.parallel.launch import LEADER, Place
 from gnexp.training.parallel import serve
 
 
 def follow(place: Place) -> int:
     """Do what the leader asks of this process until it is sent home; returns the exit code."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the leader's to handle
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     if os.getcwd() not in sys.path:  # where the leader finds a norm of the user's own
         sys.path.insert(0, os.getcwd())
     store = launched_store()
@@ -42,8 +38,7 @@ def follow(place: Place) -> int:
         return 0
     try:
         store.set(f"gnexp/ready/{place.rank}", "")
-        loopback = LOOPBACK in os.environ
-        channel = connect(store, place.rank, place.world, None, loopback)
+        channel = connect(store, place.rank, place.world, None, LEADER in os.environ)
         serve(channel)
         channel.close()
     except Exception as error:
@@ -60,10 +55,3 @@ def _told(error: Exception) -> tuple[str, str]:
     memory = isinstance(error, torch.OutOfMemoryError | MemoryError)
     kind = "memory" if memory or "DefaultCPUAllocator: " in first else "error"
     return kind, f"{type(error).__name__}: {first}"
-
-
-def _end_with(parent: int) -> None:
-    """End this process with the one that started it: a wait on the device would outlive both."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)

@@ -20,13 +20,12 @@ from torch import distributed
 
 from gnexp.parallel.connecting import (
     CALL,
-    LOOPBACK,
     connect,
     is_of_connection,
     launched_store,
     own_store,
 )
-from gnexp.parallel.launch import VARIABLES, launched
+from gnexp.parallel.launch import LEADER, VARIABLES, launched
 from gnexp.training.channel import Channel, DeviceLost
 from gnexp.workers import WorkerDied
 
@@ -191,7 +190,7 @@ def leading() -> Iterator[None]:
 def _started(rank: int, count: int, port: int) -> _Follower:
     """Start a follower, as a launcher would."""
     values = dict(zip(VARIABLES, (rank, count, "127.0.0.1", port), strict=True))
-    values |= {"LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": count, LOOPBACK: 1}
+    values |= {"LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": count, LEADER: os.getpid()}
     kept = {k: v for k, v in os.environ.items() if not k.startswith("TORCHELASTIC_")}
     environment = {**kept, **{key: str(value) for key, value in values.items()}}
     environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)

@@ -4,6 +4,9 @@ A claim is a file that names its holder's process and host. It ends with its pro
 machine at once; elsewhere when its holder has not renewed it for LEASE_S seconds, as watched by the
 clock of whoever waits, so that clocks need not agree. It needs no locks of the file system, which
 network folders often lack.
+
+A process that was stopped for longer finds out when it goes on: what it holds is checked before
+every write.
 """
 
 import contextlib
@@ -11,12 +14,41 @@ import os
 import socket
 import time
 import uuid
+from collections.abc import Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 
 LEASE_S = 90.0  # a holder renews its claim three times in this time
 POLL_S = 0.02  # between two tries of one who waits
 NAMELESS_S = 3.0  # a claim in which nobody is named is of a process that was killed just then
+
+
+class TakenOver(OSError):
+    """Another process took over a claim of this one, which gave no sign of life."""
+
+
+_held: ContextVar[tuple["Claim", ...]] = ContextVar("held", default=())
+
+
+@contextlib.contextmanager
+def writing_under(claim: "Claim") -> Iterator[None]:
+    """Let no file be written within the context once another process has this claim."""
+    token = _held.set((*_held.get(), claim))
+    try:
+        yield
+    finally:
+        _held.reset(token)
+
+
+def require_claims() -> None:
+    """Raise TakenOver if another process has one of the claims under which this one writes."""
+    for claim in _held.get():
+        if claim.lost:
+            raise TakenOver(
+                f"another process took over {claim.path}, since this one was stopped for more than"
+                f" {LEASE_S:g} s"
+            )
 
 
 class Claim:
@@ -109,6 +141,17 @@ class Holder:
         return f"process {self.pid} on {self.host}"
 
 
+def this_process() -> tuple[str, str, int]:
+    """Return what names this process among those of all machines and containers."""
+    return socket.gethostname(), _process_namespace(), os.getpid()
+
+
+def is_gone(process: tuple[str, str, int]) -> bool:
+    """Return whether a process, see `this_process`, is known to have ended; it may be elsewhere."""
+    here = process[:2] == this_process()[:2]
+    return here and not _alive(process[2])
+
+
 def holder(path: Path) -> Holder | None:
     """Return who holds a claim now; None where nobody does, or its process is known to be gone."""
     from filelock import SoftFileLease
@@ -135,6 +178,8 @@ def _alive(pid: int) -> bool:
         return False
     except PermissionError:  # somebody else's process
         return True
+    with contextlib.suppress(OSError):  # what has ended, and nobody has heard of its end yet
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     return True
 
 

@@ -13,6 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gnexp.study.claims import require_claims
+
 Row = dict[str, Any]
 Columns = Mapping[str, type]
 DEEPEST = 32  # values within values; gnexp's own files have a handful
@@ -29,6 +31,7 @@ def write_whole(path: Path, data: bytes | str) -> None:
 
     The temporary file lies in the same folder, because a rename is atomic only within one file
     system, and is synced first, so that a power cut cannot leave a renamed but empty file.
+    Raises TakenOver if another process has taken over a claim under which this one writes.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -37,9 +40,11 @@ def write_whole(path: Path, data: bytes | str) -> None:
             file.write(data.encode() if isinstance(data, str) else data)
             file.flush()
             os.fsync(file.fileno())
+        require_claims()
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
+        require_claims()  # a file that vanished was tidied up by whoever took over
         raise
 
 

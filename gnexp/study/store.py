@@ -17,7 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gnexp.study.claims import Claim
+from gnexp.study.claims import Claim, require_claims, writing_under
 from gnexp.study.files import (
     Damaged,
     damaged,
@@ -115,9 +115,11 @@ def alone_in(folder: Path) -> Iterator[None]:
     claim = Claim(folder / ".writing")
     claim.take(wait=True)
     try:
-        for leftover in folder.glob(".*.tmp"):
-            leftover.unlink(missing_ok=True)
-        yield
+        with writing_under(claim):
+            for leftover in folder.glob(".*.tmp"):
+                require_claims()
+                leftover.unlink(missing_ok=True)
+            yield
     finally:
         claim.drop()
 
@@ -159,7 +161,8 @@ class Run:
             yield None
             return
         try:
-            yield claim
+            with writing_under(claim):
+                yield claim
         finally:
             claim.drop()
 
