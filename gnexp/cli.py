@@ -71,6 +71,8 @@ def entry() -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command line, without the program's name, and return its exit code."""
+    # PyTorch would import what packages register for other devices, and fail with any of them.
+    os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
     argv = list(sys.argv[1:] if argv is None else argv)
     if "COMP_LINE" in os.environ and argv[:1] == ["-sc"]:
         return _complete(os.environ["COMP_LINE"], argv)

@@ -5,6 +5,8 @@ import contextlib
 import functools
 import io
 import os
+import sys
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,6 +19,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, flag_override, open_dict
@@ -115,6 +118,7 @@ def composer(
 
     It returns, beside the config, whether the jobs are a grid; if not, it is the only job's.
     """
+    store_configs()
     flags = get_args_parser().parse_args(arguments)
     path = create_config_search_path(os.path.abspath(flags.config_path or config_folder()))
     if flags.config_dir:
@@ -122,7 +126,6 @@ def composer(
         if not os.path.isdir(folder):
             raise Mistake(f"--config-dir {flags.config_dir} is not a folder")
         path.prepend("command-line", f"file://{folder}", SearchPathQuery(provider="schema"))
-    store_configs()
     app = Hydra.create_main_hydra2(f"gnexp {command}", path)
     loader = app.config_loader
 
@@ -169,11 +172,32 @@ def flags_of(command: str, arguments: list[str]) -> argparse.Namespace | None:
 
 def store_configs() -> None:
     """Give Hydra what is in no YAML file: the types of keys, and the norms that plug-ins name."""
+    _scan_plugins()
     _store_schemas()
     store = ConfigStore.instance()
     store.repo.pop("norm", None)  # what another call in this process found installed
     for name, plugin in plugins.usable(norm_names()).items():
         store.store(name, plugin.node, group="norm", provider=plugin.package)
+
+
+def _scan_plugins() -> None:
+    """Let Hydra import its own plug-ins; one that raises is named, and passed over."""
+    while True:
+        try:
+            Plugins.instance()
+            return
+        except (Exception, SystemExit) as error:
+            frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+            scans = [f for f in frames if f.f_code is Plugins._scan_all_plugins.__code__]
+            if not scans:
+                raise
+            name = scans[-1].f_locals["modname"]
+            sys.modules[name] = None  # as of a module that is not there
+            print(
+                f"gnexp: {name}, a plug-in of Hydra, is passed over: importing it raised"
+                f" {type(error).__name__}: {error}",
+                file=sys.stderr,
+            )
 
 
 @functools.cache

@@ -3,7 +3,9 @@
 import csv
 import importlib.util
 import itertools
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -266,6 +268,57 @@ def test_a_package_whose_metadata_cannot_be_read_is_passed_over_and_named_once(
     assert "bad-1.5.dist-info" in answer.err
     answer = gnexp("status", "study=none")
     assert "metadata" not in answer.err + answer.out
+
+
+def fresh(folder, *words):
+    """Run gnexp in a fresh process, with a folder of installed packages."""
+    path = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
+    return subprocess.run(
+        [sys.executable, "-m", "gnexp", *words],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def test_a_fresh_training_goes_on_beside_packages_that_are_broken(install, workdir, tmp_path):
+    """PyTorch and Hydra look up what is installed, each for itself."""
+    folder = tmp_path / "site"
+    files = {
+        "bytes-1.dist-info/entry_points.txt": bytes(range(128, 256)),
+        "latin-1.dist-info/entry_points.txt": "[gnexp.norms]\nn\xe9 = a:b\n".encode("latin-1"),
+        "nameless-1.dist-info/entry_points.txt": b"[gnexp.norms]\nroot = there:Norm\n",
+        "gone-1.dist-info/entry_points.txt": b"[torch.backends]\nx = not_there:start\n",
+        "raising-1.dist-info/entry_points.txt": b"[torch.backends]\ny = raises:start\n",
+        "raises.py": b"raise ArithmeticError('no device')\n",
+        "hydra_plugins/broken/__init__.py": b"raise ArithmeticError('no plug-in')\n",
+    }
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    done = fresh(folder, "train", "norm=gn", "device=cpu", *TINY)
+    assert done.returncode == 0, done.stderr
+    told = {name for name in ("bytes-1", "latin-1", "nameless-1") if f"{name}.dist" in done.stderr}
+    assert told == {"bytes-1", "latin-1", "nameless-1"}
+    lines = done.stderr.splitlines()
+    assert all(line.startswith("gnexp: ") for line in lines)
+    (line,) = [line for line in lines if "a plug-in of Hydra" in line]
+    assert "hydra_plugins.broken" in line
+    assert "ArithmeticError: no plug-in" in line
+    assert len(lines) == 4
+    assert stored_norms()
+
+
+@pytest.mark.parametrize("code", ["x = (", "raise SystemExit(3)", "import not_there_at_all"])
+def test_a_plug_in_of_hydra_that_is_broken_keeps_no_command_from_its_work(code, workdir, tmp_path):
+    (tmp_path / "hydra_plugins" / "broken").mkdir(parents=True)
+    (tmp_path / "hydra_plugins" / "broken" / "__init__.py").write_text(code)
+    done = fresh(tmp_path, "status", "study=none")
+    assert done.returncode == 2
+    assert "study=none does not exist" in done.stderr.splitlines()[-1]
+    assert "hydra_plugins.broken" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_looking_up_plug_ins_imports_none(install):
