@@ -66,7 +66,8 @@ def steps_for(
     names, company, reasons = {replica.name for replica in replicas}, {}, {}
     for run, seeds in todo.items():
         company |= _known_company(run, seeds, device.type)
-        if reason := stepping.company_refusal(run.config, device):
+        # One training shares its step with none; finding out takes longer than a few updates.
+        if len(replicas) > 1 and (reason := stepping.company_refusal(run.config, device)):
             reasons[run] = reason
     images = sum(len(build.images_of(r.config.data).x_train) * r.config.epochs for r in replicas)
     workers = build.worker_count(config.workers, config.device)

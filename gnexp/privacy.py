@@ -8,10 +8,12 @@ import importlib
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from gnexp.build import default_delta
-from gnexp.config import TrainConfig, norm_label
+from gnexp.config import CUSTOM, TrainConfig, is_foreign, norm_label
+from gnexp.data.loader import DeviceImages
 from gnexp.measure.per_example import find_mixing_layer
 
 if TYPE_CHECKING:
@@ -34,11 +36,12 @@ def budget(config: TrainConfig, train_size: int) -> "Budget":
 
 
 def step(
-    config: TrainConfig, model: nn.Module, seed: int, train_size: int, frugal: bool
+    config: TrainConfig, model: nn.Module, seed: int, images: DeviceImages, frugal: bool
 ) -> "PrivateStep":
     """Return what trains one seed of a private run. frugal: image by image, for little memory."""
     from gnexp.training.private import PrivateStep
 
+    train_size = len(images.x_train)
     return PrivateStep(
         model,
         1 if frugal else config.batch,
@@ -48,7 +51,21 @@ def step(
         clip=config.privacy.clip,
         noise_multiplier=budget(config, train_size).noise_multiplier(),
         seed=None if config.privacy.noise == "secret" else seed,
+        mapped=hooks_fail(config, model, images),
     )
+
+
+def hooks_fail(config: TrainConfig, model: nn.Module, images: DeviceImages) -> bool:
+    """Return whether the gradients of a model need torch.func; tried with noise for images."""
+    from gnexp.training.private import refusal
+
+    if not is_foreign(config.model) and config.norm["name"] != CUSTOM:
+        return False
+    draw = torch.Generator().manual_seed(0)
+    x_NCHW = torch.randn(TRIAL, *images.x_train.shape[1:], generator=draw)
+    device = images.x_train.device
+    y_N = torch.zeros(TRIAL, dtype=torch.int64, device=device)
+    return refusal(model, x_NCHW.to(device), y_N) is not None
 
 
 def neighbours(train_size: int) -> str:
@@ -108,7 +125,7 @@ def problems(
         importlib.import_module("opacus")
     except ImportError as error:
         return [f"privacy=dpsgd needs Opacus ({error}): pip install 'gnexp[dp]'"]
-    from gnexp.training.private import hook_refusal
+    from gnexp.training.private import refusal
 
     norm = norm_label(config.norm)
     if layer := find_mixing_layer(model, x_NCHW):
@@ -117,10 +134,12 @@ def problems(
             f" not exist, since the output of {layer} for one example depends on the others in its"
             " batch; use a norm that treats each example alone, such as norm=gn, ln or in"
         ]
-    if reason := hook_refusal(model, x_NCHW[:TRIAL], y_N[:TRIAL]):
+    trial = model, x_NCHW[:TRIAL], y_N[:TRIAL]
+    if (hooks := refusal(*trial)) and (func := refusal(*trial, mapped=True)):
+        also = "" if func == hooks else f", nor torch.func ({func})"
         return [
             f"norm={norm} excludes privacy=dpsgd: Opacus cannot take the per-example gradients of"
-            f" this model ({reason}); use norm=gn, ln or in"
+            f" this model ({hooks}){also}; use another model or another norm"
         ]
     try:
         budget(config, train_size).noise_multiplier()

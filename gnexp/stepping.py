@@ -75,7 +75,7 @@ def training_step(
         keep_freed_memory()
     if is_private(config):
         (model,), (seed,) = models, seeds
-        return privacy.step(config, model, seed, len(images.x_train), frugal), ""
+        return privacy.step(config, model, seed, images, frugal), ""
     if config.devices > 1:
         channel = channel_to(config.devices, device)
         make = functools.partial(ParallelStep, channel)

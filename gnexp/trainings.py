@@ -244,6 +244,8 @@ class Trainings:
         if is_private(config):
             updates = numbers["examples_seen"] // config.update_batch
             numbers |= privacy.record(config, len(self.images.x_train), updates)
+            by = "torch.func" if self.step.mapped else "hooks"
+            numbers["per_example_gradients"] = by
         if config.devices > 1:
             numbers["devices"] = config.devices
         if self.note:

@@ -3,7 +3,8 @@
     python scripts/model_zoo.py LIST [norm ...]
 
 A line of LIST is `torchvision NAME` or `timm NAME`, then, if needed, `model.options={...}`. Images
-are noise of the size that the library names for the model, the batch is 2 (norms: bn gn).
+are noise of 128 pixels a side, or of the size that the library names for the model where it does
+not take those; the batch is 2 (norms: bn gn).
 """
 
 import json
@@ -16,16 +17,16 @@ import numpy as np
 
 import gnexp
 
-CLASSES, BATCH = 10, 2
+CLASSES, BATCH, SIDE = 10, 2, 128
 
 
-def size_of(library: str, name: str) -> int:
-    """Return the pixels of a side that the library names for the model."""
+def sizes_of(library: str, name: str) -> list[int]:
+    """Return the pixels of a side to be tried: few, then as many as the library names."""
     if library == "torchvision":
-        return 299 if name == "inception_v3" else 224
+        return [SIDE, 299 if name == "inception_v3" else 224]
     import timm
 
-    return timm.get_pretrained_cfg(name).input_size[-1]
+    return [SIDE, timm.get_pretrained_cfg(name).input_size[-1]]
 
 
 def images(folder: Path, size: int) -> Path:
@@ -40,9 +41,11 @@ def images(folder: Path, size: int) -> Path:
     return path
 
 
-def trained(folder: Path, library: str, name: str, norm: str, words: list[str]) -> tuple[str, ...]:
+def trained(
+    folder: Path, library: str, name: str, size: int, norm: str, words: list[str]
+) -> tuple[str, ...]:
     """Return what became of one model under one norm: layers replaced, layers left, outcome."""
-    root = images(folder, size_of(library, name))
+    root = images(folder, size)
     study = f"{library}-{name}-{norm}"
     asked = [f"model={library}", f"model.name={name}", f"norm={norm}", f"batch={BATCH}", *words]
     asked += ["data=npz", f"data.root={root}", "updates=1", "gradients=0", "warmup=0"]
@@ -71,8 +74,10 @@ def main(path: str, *norms: str) -> None:
             words = [word for word in rest if "=" in word]
             for norm in norms or ("bn", "gn"):
                 start = time.monotonic()
-                told = trained(Path(folder), library, name, norm, words)
-                size = size_of(library, name)
+                for size in sizes_of(library, name):
+                    told = trained(Path(folder), library, name, size, norm, words)
+                    if "does not take images" not in told[-1]:
+                        break
                 shown = " ".join([library, name, *words])
                 cells = (shown, str(size), norm, *told, f"{time.monotonic() - start:.0f}")
                 print(f"| {' | '.join(cells)} |", flush=True)

@@ -1,5 +1,6 @@
 """DP-SGD: what an update is, what it costs, and for which norms it exists."""
 
+import copy
 import csv
 import importlib
 import itertools
@@ -39,7 +40,7 @@ from gnexp.study.store import load_study
 pytest.importorskip("opacus")
 from gnexp.training import budget
 from gnexp.training.budget import Budget
-from gnexp.training.private import PrivateStep, hook_refusal
+from gnexp.training.private import PrivateStep, refusal
 
 EXACT = {"rtol": 0, "atol": 1e-12}  # float64
 PRIVATE_NORMS = ("gn", "ln", "in", "none")
@@ -58,7 +59,9 @@ def batch(count, seed=0):
     return x, torch.randint(0, 10, (count,), generator=source)
 
 
-def step_of(trained, *, clip=1.0, noise=0.0, passes=64, momentum=0.0, decay=0.0, seed=0):
+def step_of(
+    trained, *, clip=1.0, noise=0.0, passes=64, momentum=0.0, decay=0.0, seed=0, mapped=False
+):
     return PrivateStep(
         trained,
         passes,
@@ -68,6 +71,7 @@ def step_of(trained, *, clip=1.0, noise=0.0, passes=64, momentum=0.0, decay=0.0,
         clip=clip,
         noise_multiplier=noise,
         seed=seed,
+        mapped=mapped,
     )
 
 
@@ -134,6 +138,64 @@ def test_how_many_images_share_a_pass_does_not_change_the_numbers(norm):
     for passes in (1, 2, 7):
         part = moved(step_of(model(norm), clip=0.5, noise=0.7, passes=passes), x, y)
         torch.testing.assert_close(part, whole, **EXACT)
+
+
+class InPlace(nn.Module):
+    """A residual block that overwrites, as torchvision's do, and a layer that is frozen."""
+
+    def __init__(self, num_classes=10):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.norm, self.relu = nn.GroupNorm(2, 8), nn.ReLU(inplace=True)
+        self.conv = nn.Conv2d(8, 8, 3, padding=1)
+        self.drop, self.fc = nn.Dropout(0.5), nn.Linear(8, num_classes)
+        self.stem.bias.requires_grad_(False)
+
+    def forward(self, x):
+        x = F.relu(self.norm(self.stem(x)), inplace=True)
+        out = self.conv(x)
+        out += x
+        return self.fc(self.drop(self.relu(out).mean(dim=(2, 3))))
+
+
+def test_a_model_that_works_in_place_trains_as_its_clipped_gradients_say():
+    trained = InPlace().double()
+    x, y = batch(6)
+    assert "inplace" in refusal(trained, x[:3], y[:3])
+    assert refusal(trained, x[:3], y[:3], mapped=True) is None
+    trained.drop.p = 0.0
+    alone = []
+    for n in range(6):
+        trained.train().zero_grad()
+        F.cross_entropy(trained(x[n : n + 1]), y[n : n + 1]).backward()
+        got = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained.parameters()]
+        alone.append(torch.cat([g.flatten() for g in got]))
+    clip = float(torch.stack([g.norm() for g in alone]).median())
+    clipped = sum(g * min(1.0, clip / (float(g.norm()) + 1e-6)) for g in alone)
+    for passes in (2, 64):
+        model = step_of(copy.deepcopy(trained), clip=clip, mapped=True, passes=passes)
+        torch.testing.assert_close(moved(model, x, y) * EXPECTED, -clipped, **EXACT)
+
+
+@pytest.mark.parametrize("norm", PRIVATE_NORMS)
+def test_gradients_by_torch_func_give_the_update_of_hooks(norm):
+    x, y = batch(7)
+    by_hooks, by_func = (
+        moved(step_of(model(norm), clip=0.5, noise=0.7, momentum=0.9, mapped=mapped), x, y)
+        for mapped in (False, True)
+    )
+    torch.testing.assert_close(by_func, by_hooks, **EXACT)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "densenet121", "mobilenet_v3_small"])
+def test_models_of_torchvision_train_privately_though_they_work_in_place(gnexp, name):
+    words = ["model=torchvision", f"model.name={name}", "groups_fallback=gcd", "groups=4"]
+    words += [word for word in QUICK if not word.startswith(("model", "norm", "data."))]
+    answer = gnexp("train", *words, "data.train_limit=20", "data.test_limit=10")
+    assert answer.code == 0, answer.err
+    (result,) = Path("results").glob("*/*/result.json")
+    (numbers,) = json.loads(result.read_text())["seeds"].values()
+    assert numbers["per_example_gradients"] == "torch.func"
 
 
 @pytest.mark.parametrize("seed", [0, None])
@@ -531,9 +593,11 @@ def own(workdir):
     sys.path[:] = [p for p in sys.path if p != str(workdir)]
 
 
-def test_an_own_norm_is_refused_when_the_hooks_miss_its_gradients_and_only_then(own):
-    for name, reason in OWN_NORMS.items():
-        told = hook_refusal(build_model("resnet8", getattr(own, name), 10, 8), *batch(3))
+@pytest.mark.parametrize("mapped", [False, True], ids=["hooks", "func"])
+def test_an_own_norm_is_refused_when_its_gradients_are_missed_and_only_then(own, mapped):
+    reasons = {**OWN_NORMS, "Borrowing": None} if mapped else OWN_NORMS
+    for name, reason in reasons.items():
+        told = refusal(build_model("resnet8", getattr(own, name), 10, 8), *batch(3), mapped)
         assert (told is None) == (reason is None), (name, told)
         assert (reason or "") in (told or ""), name
 

@@ -15,13 +15,14 @@ Shapes: U updates, N images of one update, C colours, H, W pixels, K classes.
 """
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from opacus.grad_sample import GradSampleModule
 from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
 from gnexp.norms.copying import copied, put_state
@@ -54,11 +55,16 @@ class PrivateStep:
         clip: float,
         noise_multiplier: float,
         seed: int | None,
+        mapped: bool = False,
     ) -> None:
-        """Train `model` itself, on its device. noise_multiplier: over `clip`; 0 is not private."""
+        """Train `model` itself, on its device. noise_multiplier: over `clip`; 0 is not private.
+
+        mapped: take gradients by torch.func instead of by Opacus' hooks; see `refusal`.
+        """
         self.batch, self.expected_batch, self.seed = batch, expected_batch, seed
         self._model = model.train()
-        self._hooked = GradSampleModule(model, loss_reduction="sum")
+        self.mapped = mapped
+        self._gradients = _mapped if mapped else _hooked(model)
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self.device, self.dtype = self._parameters[0].device, self._parameters[0].dtype
         self.optimizer = (_SecretlyNoised if seed is None else DPOptimizer)(
@@ -120,12 +126,9 @@ class PrivateStep:
             for parameter in self._parameters:
                 parameter.grad_sample = parameter.new_zeros(0, *parameter.shape)
             return
-        with _quiet_hooks():
-            logits_NK = self._hooked(x_NCHW)
-            losses_N = F.cross_entropy(logits_NK, y_N, reduction="none")
-            losses_N.sum().backward()
-        self._loss_sum += losses_N.detach().sum()
-        self._hits += (logits_NK.detach().argmax(dim=1) == y_N).sum()
+        logits_NK = self._gradients(self._model, x_NCHW, y_N)
+        self._loss_sum += F.cross_entropy(logits_NK, y_N, reduction="sum")
+        self._hits += (logits_NK.argmax(dim=1) == y_N).sum()
 
     def take_sums(self) -> list[tuple[float, float]]:
         """Return (sum of losses, hits) since the last call, scaled to the expected images.
@@ -206,16 +209,52 @@ def _quiet_hooks() -> Iterator[None]:
 _SAME = 1e-6  # float64, relative to a gradient's largest value
 
 
-def hook_refusal(model: nn.Module, x_NCHW: Tensor, y_N: Tensor) -> str | None:
-    """Return why Opacus' hooks do not give the gradients of each of these images; None if they do.
+Gradients = Callable[[nn.Module, Tensor, Tensor], Tensor]  # see `_mapped`
 
-    Found by trying, on a copy in float64: against the gradients of the images one by one. The
-    model must not mix the images of a batch. Buffers that a pass in train mode changes are refused
-    too: they would hold what no noise covers.
+
+def _hooked(model: nn.Module) -> Gradients:
+    """Return what leaves each image's gradient with the parameters, by hooks on each layer."""
+    hooked = GradSampleModule(model, loss_reduction="sum")
+
+    def gradients(model: nn.Module, x_NCHW: Tensor, y_N: Tensor) -> Tensor:
+        with _quiet_hooks():
+            logits_NK = hooked(x_NCHW)
+            F.cross_entropy(logits_NK, y_N, reduction="sum").backward()
+        return logits_NK.detach()
+
+    return gradients
+
+
+def _mapped(model: nn.Module, x_NCHW: Tensor, y_N: Tensor) -> Tensor:
+    """Leave each image's own gradient with the parameters, by torch.func; return the logits."""
+    trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+
+    def loss(trained: dict[str, Tensor], x_CHW: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        logits_1K = functional_call(model, trained, (x_CHW[None],))
+        return F.cross_entropy(logits_1K, y[None], reduction="sum"), logits_1K[0]
+
+    of_each = vmap(grad(loss, has_aux=True), in_dims=(None, 0, 0), randomness="different")
+    found, logits_NK = of_each(trained, x_NCHW, y_N)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            parameter.grad_sample = found[name]
+    return logits_NK.detach()
+
+
+def refusal(model: nn.Module, x_NCHW: Tensor, y_N: Tensor, mapped: bool = False) -> str | None:
+    """Return why one way does not give the gradients of each of these images; None if it does.
+
+    mapped: by torch.func, which takes operations in place, rather than by Opacus' hooks. Found by
+    trying, on a copy in float64 that drops nothing out: against the gradients of the images one by
+    one. The model must not mix the images of a batch. Buffers that a pass in train mode changes are
+    refused too: they would hold what no noise covers.
     """
-    if errors := GradSampleModule.validate(model):
+    if errors := [] if mapped else GradSampleModule.validate(model):
         return str(errors[0]).strip()
     trial = copied(model).double().train()
+    for module in trial.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = 0.0
     x_NCHW = x_NCHW.double()
     try:
         with torch.random.fork_rng(devices=[]):
@@ -224,9 +263,7 @@ def hook_refusal(model: nn.Module, x_NCHW: Tensor, y_N: Tensor) -> str | None:
             for name, buffer in trial.named_buffers():
                 if not torch.equal(buffer, before[name]):
                     return f"a forward pass changes its buffer {name}"
-            hooked = GradSampleModule(trial, loss_reduction="sum")
-            with _quiet_hooks():
-                F.cross_entropy(hooked(x_NCHW), y_N, reduction="sum").backward()
+            (_mapped if mapped else _hooked(trial))(trial, x_NCHW, y_N)
         largest = max(gradient.abs().max() for gradients in alone for gradient in gradients)
         for (name, parameter), gradients in zip(trial.named_parameters(), zip(*alone)):
             if parameter.requires_grad and not _agree(parameter, torch.stack(gradients), largest):
@@ -242,7 +279,7 @@ def _agree(parameter: nn.Parameter, expected: Tensor, largest: Tensor) -> bool:
 
     largest: of all the parameters' gradients, since one that ought to be zero is only rounding.
     """
-    found = parameter.grad_sample
+    found = getattr(parameter, "grad_sample", None)
     if not isinstance(found, Tensor) or found.shape != expected.shape:
         return False
     scale = torch.maximum(expected.abs().max(), _SAME * largest)
