@@ -161,14 +161,15 @@ def network_start(config: TrainConfig) -> dict[str, Any]:
     }
 
 
-def _new_foreign(model: ModelConfig, num_classes: int) -> nn.Module:
-    """Return a library's or the user's model as its constructor builds it."""
+def _new_foreign(model: ModelConfig, num_classes: int, shape: tuple[int, ...]) -> nn.Module:
+    """Return a library's or the user's model as its constructor builds it for (C, H, W)."""
     if model._target_ is not None:
         construct = import_target(model._target_, "model._target_")
     else:
         construct = constructor(model.library, model.name)
     own = model._target_ is not None
-    return build_foreign(construct, num_classes, model.options or {}, _said(model), always=not own)
+    options = model.options or {}
+    return build_foreign(construct, num_classes, options, _said(model), shape, always=not own)
 
 
 def _said(model: ModelConfig) -> str:
@@ -194,7 +195,7 @@ def _examined(asked: str, code: str | None, shape: tuple[int, ...], num_classes:
     model, convert = ModelConfig(**typed), ConvertConfig(**chosen)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
-        built = _new_foreign(model, num_classes)
+        built = _new_foreign(model, num_classes, shape)
     leave = convert.leave or ()
     return examine(built, shape, num_classes, _said(model), only=convert.only, leave=leave)
 
@@ -204,13 +205,14 @@ def _foreign_model(
 ) -> tuple[nn.Module, list[str]]:
     """Return a foreign model with the config's norm, and one line for each layer it had."""
     found = _foreign_norms(config)
-    model = _new_foreign(config.model, num_classes)
+    shape = tuple(images_of(config.data).x_train.shape[1:])
+    model = _new_foreign(config.model, num_classes, shape)
     try:
         return with_norms(
             model,
             found,
             norm_factory(config, trains=True),
-            images_of(config.data).x_train.shape[1:],
+            shape,
             weight_standardization=weight_standardization,
         )
     except Undefined:

@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from gnexp import plugins
 from gnexp.config import CUSTOM, TrainConfig
@@ -220,6 +221,8 @@ def factory_of(
         if not isinstance(layer, nn.Module):
             kind = type(layer).__name__
             raise ValueError(f"{said()} must return an nn.Module, not {kind}")
+        if lazy := [name for name, tensor in layer.named_parameters() if is_lazy(tensor)]:
+            raise ValueError(f"{said()} returns a lazy layer ({lazy[0]}): build it with channels")
         return layer
 
     return build

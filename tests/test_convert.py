@@ -288,7 +288,7 @@ def parametrized(channels):
     [
         (Halved, "1 is a Halved: a BatchNorm2d with a forward of its own"),
         (HomemadeNorm, "1 is a HomemadeNorm, which normalizes by a rule of its own: the scale"),
-        (lambda c: nn.LazyBatchNorm2d(), "1 is a LazyBatchNorm2d without channels yet"),
+        (lambda c: nn.LazyBatchNorm2d(), r"the model has a lazy layer \(1\.weight\); pass a batch"),
         (hooked, "1 is a BatchNorm2d with hooks"),
         (parametrized, "1 is a BatchNorm2d whose parameters are parametrized"),
         (lambda c: torch.jit.script(nn.BatchNorm2d(c)), "1 is a ScriptModule"),
@@ -819,3 +819,18 @@ def test_weight_standardization_is_of_the_convolutions_right_before_a_norm():
     assert kinds["down1.0"] == kinds["join.0"] == "StandardizedConv2d"
     assert kinds["head"] == "Conv2d"
     assert "3 convolutions" in done.notes[0]
+
+
+@pytest.mark.parametrize("kind", [nn.Conv3d, nn.ConvTranspose2d, nn.Conv1d])
+def test_weight_standardization_names_the_convolution_that_it_is_not_for(kind):
+    axes = 2 if kind is nn.ConvTranspose2d else int(kind.__name__[4])
+    norm = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}[axes]
+    model = nn.Sequential(kind(3, 8, 3), norm(8))
+    why = rf"needs an nn.Conv2d right before .*, and the one before is a {kind.__name__} \(0\)"
+    with pytest.raises(ValueError, match=why):
+        convert(model, "gn_ws", groups=2, example=torch.randn(2, 3, *[5] * axes))
+
+
+def test_weight_standardization_says_which_convolutions_it_leaves():
+    done = convert(UNet(), "gn_ws", groups=4, example=images())
+    assert done.notes[1] == "those of other kinds are not: up (ConvTranspose2d)"

@@ -96,6 +96,36 @@ class Subclassed(Net):
         super().__init__(num_classes=num_classes)
         self.bn1 = OfItsOwn(8)
 
+class Lazy(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.conv, self.bn = nn.LazyConv2d(8, 3, stride=4), nn.LazyBatchNorm2d()
+        self.fc = nn.LazyLinear(num_classes)
+
+    def forward(self, x):
+        return self.fc(self.bn(self.conv(x)).relu().mean(dim=(2, 3)))
+
+class LazyUnused(Lazy):
+    def __init__(self, num_classes):
+        super().__init__(num_classes)
+        self.extra = nn.LazyConv2d(8, 3)
+
+class LazyBroken(Lazy):
+    def forward(self, x):
+        return super().forward(x[:, 5:])
+
+def lazy_norm(channels):
+    return nn.LazyBatchNorm2d()
+
+class Volumes(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.conv, self.bn = nn.Conv3d(3, 8, (1, 3, 3), stride=4), nn.BatchNorm3d(8)
+        self.fc = nn.Linear(8, num_classes)
+
+    def forward(self, x):
+        return self.fc(self.bn(self.conv(x[:, :, None])).relu().mean(dim=(2, 3, 4)))
+
 class Normalize(nn.Module):
     def __init__(self):
         super().__init__()
@@ -329,6 +359,10 @@ def test_the_report_says_what_became_of_every_layer(own):
         (("model._target_=Net",), "model._target_=Net must be MODULE.NAME, such as my_pkg.Net"),
         (("model._target_=own_models.broken",), "raised RuntimeError: out of paint"),
         (("model._target_=own_models.Tokens",), "convert.only=tokens includes it"),
+        (("model._target_=own_models.LazyUnused",), "a lazy layer that no image reaches (extra.we"),
+        (("model._target_=own_models.LazyBroken",), "does not take images of 32x32 pixels"),
+        (("norm._target_=own_models.lazy_norm",), "returns a lazy layer (weight): build it with"),
+        (("model._target_=own_models.Volumes", "norm=gn_ws"), "the one before is a Conv3d (conv)"),
         (
             ("model._target_=own_models.Subclassed",),
             "bn1 is a OfItsOwn: a BatchNorm2d with a forward of its own; convert.leave=bn1 leaves",
@@ -358,6 +392,26 @@ def test_bad_input_gets_one_sentence_and_leaves_nothing(gnexp, own, words, sente
     assert len(answer.err.strip().splitlines()) == 1
     assert not re.search(r"(?<!convert\.)\b(only|leave)=", answer.err)  # of `gnexp.convert`
     assert not Path("results").exists()
+
+
+@pytest.mark.parametrize("norm", ["bn", "gn", "gn_ws"])
+def test_a_model_of_lazy_layers_trains_as_one_that_was_built_with_its_channels(gnexp, own, norm):
+    own.write_text(
+        NET
+        + """
+class Eager(Lazy):
+    def __init__(self, num_classes):
+        nn.Module.__init__(self)
+        self.conv, self.bn = nn.Conv2d(3, 8, 3, stride=4), nn.BatchNorm2d(8)
+        self.fc = nn.Linear(8, num_classes)
+"""
+    )
+    for name in ("Lazy", "Eager"):
+        words = (f"model._target_=own_models.{name}", f"norm={norm}", "seeds=2", f"study={name}")
+        answer = gnexp("train", *words, "epochs=1", *DATA)
+        assert answer.code == 0, answer.err
+    (lazy,), (eager,) = runs("results/Lazy"), runs("results/Eager")
+    assert numbers(lazy) == numbers(eager)
 
 
 def test_a_normalization_of_images_in_front_of_a_model_is_no_norm_layer(gnexp, own):

@@ -19,7 +19,7 @@ from gnexp.models.norm_tracing import trace
 from gnexp.models.norm_wrappers import AsFeatureMap, NormActivation
 from gnexp.models.weight_standardization import StandardizedConv2d
 from gnexp.norms.constants import hold_constant
-from gnexp.norms.copying import copied
+from gnexp.norms.copying import copied, lazy_tensors
 from gnexp.norms.probes import Undefined, stock_pools
 from gnexp.norms.registry import NORMS, group_count
 from gnexp.norms.replicated import carries_activation
@@ -89,6 +89,8 @@ def convert(
     if isinstance(eps, bool):
         raise ValueError(f'eps={eps} must be a positive number, None, or "keep"')
     build = _factory(norm, groups, channels_per_group, fallback, options)
+    if lazy := lazy_tensors(model):
+        raise ValueError(f"the model has a lazy layer ({lazy[0]}); pass a batch through it first")
     found = find_norms(model, example, only=only, leave=leave)
     entry = NORMS.get(norm) if isinstance(norm, str) else None
     if entry and entry.weight_standardization and example is None:
@@ -355,15 +357,23 @@ def standardize_before(model: nn.Module, sites: Sequence[Site]) -> list[str]:
     ValueError when there is no such convolution.
     """
     names = dict.fromkeys(site.convolution for site in sites if site.convolution)
-    found = [name for name in names if type(model.get_submodule(name)) is nn.Conv2d]
+    kinds = {name: type(model.get_submodule(name)) for name in names}
+    found = [name for name, kind in kinds.items() if kind is nn.Conv2d]
+    others = {name: kind.__name__ for name, kind in kinds.items() if kind is not nn.Conv2d}
     if not found:
+        (name, kind), *_ = *others.items(), ("", "")
+        here = f"the one before is a {kind} ({name})" if name else "this model has none"
         raise ValueError(
-            "weight standardization needs a convolution right before a normalization layer, and"
-            " this model has none"
+            "weight standardization needs an nn.Conv2d right before a normalization layer, and"
+            f" {here}; use a norm without, such as norm=gn"
         )
     for name in found:
         model.get_submodule(name).__class__ = StandardizedConv2d
-    return [f"the filters of {len(found)} convolutions right before a norm are standardized"]
+    notes = [f"the filters of {len(found)} convolutions right before a norm are standardized"]
+    if others:
+        which = ", ".join(f"{name} ({kind})" for name, kind in others.items())
+        notes.append(f"those of other kinds are not: {which}")
+    return notes
 
 
 def try_example(model: nn.Module, found: Found, example: Any, prefix: str = "") -> None:

@@ -22,7 +22,7 @@ from gnexp.models.convert import (
     try_example,
 )
 from gnexp.models.norm_sites import Found, find_norms
-from gnexp.norms.copying import copied
+from gnexp.norms.copying import copied, lazy_tensors
 
 NormFactory = Callable[[int], nn.Module]
 PREFIX = "convert."  # of keys on the command line
@@ -103,13 +103,14 @@ def build_foreign(
     num_classes: int,
     options: Mapping[str, Any],
     label: str,
+    shape: Sequence[int],
     always: bool = True,
 ) -> nn.Module:
-    """Return construct(num_classes=..., **options).
+    """Return construct(num_classes=..., **options), its lazy layers made for the images.
 
-    label: what people call it, such as "model.name=resnet50". always: it is a library's: pass
-    `num_classes`, rather than only to what takes it, and do not let it warn. Raises ValueError with
-    what the constructor raised.
+    label: what people call it, such as "model.name=resnet50". shape: (C, H, W) of an image. always:
+    it is a library's: pass `num_classes`, rather than only to what takes it, and do not let it
+    warn. Raises ValueError with what the constructor raised.
     """
     words = dict(options)
     if always or _takes(construct, "num_classes"):
@@ -126,12 +127,40 @@ def build_foreign(
         ) from error
     if not isinstance(model, nn.Module):
         raise ValueError(f"{label} must build an nn.Module, not {type(model).__name__}")
+    _materialize(model, shape, label)
     try:
         return copied(model)  # its code may return one object each time
     except Exception as error:
         raise ValueError(
             f"{label} builds a model that cannot be copied: {type(error).__name__}: {_first(error)}"
         ) from error
+
+
+def _materialize(model: nn.Module, shape: Sequence[int], label: str) -> None:
+    """Let lazy layers see images once, by which they learn their channels."""
+    if not lazy_tensors(model):
+        return
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        with torch.no_grad():
+            model.eval()(_images(shape))
+    except Exception as error:
+        raise ValueError(_does_not_take(label, shape, error)) from error
+    for module, training in modes:
+        module.training = training
+    if left := lazy_tensors(model):
+        raise ValueError(
+            f"{label} has a lazy layer that no image reaches ({left[0]}), so that its shape is not"
+            " known; take it out, or build it with its channels"
+        )
+
+
+def _does_not_take(label: str, shape: Sequence[int], error: Exception) -> str:
+    return (
+        f"{label} does not take images of {shape[1]}x{shape[2]} pixels ({type(error).__name__}:"
+        f" {_first(error)}); use images of another size, an option of its constructor"
+        " (model.options={KEY:VALUE}), or another model"
+    )
 
 
 def _takes(construct: Callable[..., Any], key: str) -> bool:
@@ -177,17 +206,12 @@ def _images(shape: Sequence[int]) -> Tensor:
 def _require_logits(
     model: nn.Module, x_NCHW: Tensor, num_classes: int, label: str, training: bool
 ) -> None:
-    size = f"{x_NCHW.shape[2]}x{x_NCHW.shape[3]}"
     trial = copied(model).train(training)
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             logits = trial(x_NCHW)
     except Exception as error:
-        raise ValueError(
-            f"{label} does not take images of {size} pixels ({type(error).__name__}:"
-            f" {_first(error)}); use images of another size, an option of its constructor"
-            " (model.options={KEY:VALUE}), or another model"
-        ) from error
+        raise ValueError(_does_not_take(label, x_NCHW.shape[1:], error)) from error
     wanted = len(x_NCHW), num_classes
     if isinstance(logits, Tensor) and tuple(logits.shape) == wanted:
         return

@@ -13,7 +13,6 @@ from numbers import Integral
 
 from torch import Tensor, nn
 from torch.jit import ScriptModule
-from torch.nn.modules.lazy import LazyModuleMixin
 
 from gnexp.models.norm_trials import TENSORS, known_rule, normalizes
 from gnexp.norms.layers import ChannelAffine
@@ -149,10 +148,6 @@ def source_of(module: nn.Module, shapes: Sequence[tuple[int, ...]] = ()) -> Sour
                     raise ValueError(f"is a {kind.__name__}: a {name} with a forward of its own")
             _refuse_variant(module, known)
             return source
-    if isinstance(module, LazyModuleMixin) and isinstance(module, _BASES):
-        raise ValueError(
-            f"is a {kind.__name__} without channels yet; pass a batch through it first"
-        )
     if kind.__module__.startswith("torch.nn.modules.") and not isinstance(module, _BASES):
         return None
     divides = any(normalizes(module, shape) for shape in shapes)
@@ -181,8 +176,6 @@ def _keeps_statistics(module: nn.Module) -> bool:
 
 def guessed_shapes(module: nn.Module) -> list[tuple[int, ...]]:
     """Return shapes that a module with tensors of its own may take, where none was seen."""
-    if isinstance(module, LazyModuleMixin):
-        return []
     own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
     sizes = [max(tensor.shape) for tensor in own if tensor.ndim]
     channels = channels_of(module) or (sizes[0] if sizes else 0)

@@ -88,7 +88,7 @@ class _Watch(TorchFunctionMode):
             alone = len(args) == 1 and all(isinstance(t, Tensor) for t in (*args, output))
             same = alone and output.shape == args[0].shape and output.is_floating_point()
             self.traced.same[name] = self.traced.same.get(name, True) and same
-            if isinstance(module, nn.Conv2d):
+            if isinstance(module, nn.modules.conv._ConvNd):
                 self.last = (name, output)
 
         return hook

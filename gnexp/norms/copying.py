@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
 Copied = TypeVar("Copied")
@@ -42,3 +43,9 @@ def put_state(model: nn.Module, tensors: Mapping[str, Any]) -> None:
     state = type(state)(tensors)
     state._metadata = versions
     model.load_state_dict(state)
+
+
+def lazy_tensors(model: nn.Module) -> list[str]:
+    """Return the names of tensors whose shape the first pass is to decide."""
+    tensors = (*model.named_parameters(), *model.named_buffers())
+    return [name for name, tensor in tensors if is_lazy(tensor)]
