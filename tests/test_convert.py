@@ -329,10 +329,23 @@ class NormGate(nn.Module):
         return x * self.fc(x.mean(dim=(2, 3))).sigmoid()[..., None, None]
 
 
+class Attention(nn.Module):
+    """A block whose queries are normalized: its output does not depend on the input's scale."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.queries = nn.Conv2d(channels, channels, 1, bias=False)
+
+    def forward(self, x):
+        queries = F.normalize(self.queries(x), dim=1)
+        return queries + queries.mean(dim=(2, 3), keepdim=True)
+
+
 @pytest.mark.parametrize("example", [None, True])
 def test_a_layer_called_a_norm_that_normalizes_nothing_is_none(example):
     model = nn.Sequential(Normalize(), *small(), nn.Identity())
     model.insert(2, NormGate(8))
+    model.insert(4, Attention(8))
     done = convert(model, "gn", groups=2, example=images() if example else None)
     assert [row.name for row in done.replaced] == ["3"]
     assert not done.left

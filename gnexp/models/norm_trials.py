@@ -24,8 +24,11 @@ def normalizes(module: nn.Module, shape: tuple[int, ...]) -> bool:
 
     That is, the scale of its input does not change its output in training, and one value changes
     the output elsewhere; or the scale of what passed in training changes its output in evaluation.
-    shape: of an input, and of the output too. A layer that raises is taken for none.
+    shape: of an input, and of the output too. A layer that raises is taken for none, and so is a
+    block with weights that mix its input, such as an attention that normalizes its queries.
     """
+    if any(sum(n > 1 for n in p.shape) > 1 and p.shape != shape[1:] for p in module.parameters()):
+        return False
     x = _normal(shape)
     moved = _moved(module)
     try:
