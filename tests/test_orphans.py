@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="ne
 
 TINY = ("model=resnet8", "model.width=8", "data.train_limit=60", "data.test_limit=40")
 TINY += ("batch=2", "device=cpu", "gradients=0", "epochs=100000")
-SECONDS = 5.0  # in which all must have gone
+SECONDS = 10.0  # in which all must have gone, on a busy machine
 
 
 def marked(mark):
@@ -48,7 +48,7 @@ def called(*command):
         process.wait()
 
 
-def wait_until(condition, seconds=60.0):
+def wait_until(condition, seconds=240.0):
     start = time.monotonic()
     while not condition():
         assert time.monotonic() - start < seconds
