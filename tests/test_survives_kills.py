@@ -296,7 +296,7 @@ def test_whoever_wakes_up_after_another_took_over_says_so_and_writes_nothing(
         (run,) = Path("results/main").glob("*-b10-*")
         before = {path.name: path.read_bytes() for path in run.iterdir()}
         os.kill(stopped.pid, signal.SIGCONT)
-        out, _ = stopped.communicate(timeout=60)
+        out, _ = stopped.communicate(timeout=120)
     finally:
         stopped.kill()
         stopped.wait()
