@@ -23,6 +23,7 @@ commands
   check     the norm passport: every claim of the article, measured on any norm
   measure   run instruments (gradients, shift, batches, classes, cost) on stored runs
   status    what of a study is complete, running, failed or missing, and the time left
+  verify    whether the files of a study are those that were written, and what brings others back
   bench     throughput and memory per norm and batch size, beside a plain PyTorch loop
 
 examples

@@ -211,6 +211,15 @@ class StatusConfig:
 
 
 @dataclass
+class VerifyConfig:
+    """Everything `gnexp verify` reads."""
+
+    study: str = "main"
+    out: str = "results"
+    record: bool = False  # give files that have no digest the one that they have now
+
+
+@dataclass
 class CostConfig:
     """Of what the memory is counted: a network, its norms, images and batch sizes."""
 
@@ -285,6 +294,7 @@ COMMANDS: dict[str, type] = {
     "measure": MeasureConfig,
     "bench": BenchConfig,
     "status": StatusConfig,
+    "verify": VerifyConfig,
 }
 
 

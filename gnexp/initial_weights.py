@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gnexp.study.digests import check
 from gnexp.study.store import Run
 
 CHECKPOINT = "checkpoint.pt"
@@ -149,6 +150,7 @@ def _of_run(path: Path, states: dict[int, Any], seed: int | None) -> Source:
 
 
 def _load(path: Path) -> Any:
+    check(path)  # of a run: the bytes that were written
     try:
         if zipfile.is_zipfile(path):  # torch.load does not look at the checksums
             with zipfile.ZipFile(path) as archive:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from gnexp.checkpoints import State, load_states
+from gnexp.study.changes import LARGE, OF_A_RUN, changed_files, is_gone, restored_by
 from gnexp.study.files import Damaged
 from gnexp.study.store import Run
 from gnexp.trainings import place_of, refill
@@ -26,16 +27,19 @@ def mend(run: Run, finished: bool) -> list[str]:
     """
     if finished and _small_files_are_whole(run):
         return []
-    told: list[str] = []
+    told = [sentence] if (sentence := run.repair_digests()) else []
     with run.writing():
+        lost = _gone(run, told)
         states = _checkpoint(run, told)
         _document(run, "result.json", run.result, told, "its seeds are finished again")
         _document(run, "status.json", run.statuses, told, "results are kept")
         _document(run, "plan.json", run.plan, told, "seeds that had not begun are planned anew")
         _document(run, "provenance.json", run.provenance, told, "versions and commands are gone")
         _document(run, "config.yaml", run.config, told, "it is written anew")
+        if config := run.result().get("config") if not run.config() else None:
+            run.write_config(config)
         damaged = [name for name in _TABLES if _table(run, name, told)]
-        if damaged or _lacks_table(run):
+        if damaged or lost or _lacks_table(run):
             _refill(run, states, told)
         if _document(run, "logits.npz", run.logits, told, "they are computed again"):
             _finish_again(run, states, told)
@@ -53,14 +57,26 @@ def is_readable(run: Run) -> bool:
 
 def _small_files_are_whole(run: Run) -> bool:
     try:
-        run.result(), run.statuses(), run.plan(), run.provenance()
+        run.result(), run.statuses(), run.plan(), run.provenance(), run.config()
     except Damaged:
         return False
-    return not (any(run.whole_rows(name)[1] for name in _TABLES) or _lacks_table(run))
+    small = [name for name in OF_A_RUN if name not in LARGE]
+    torn = any(run.whole_rows(name)[1] for name in _TABLES) or _lacks_table(run)
+    return not torn and not changed_files(run.folder, small)
 
 
 def _lacks_table(run: Run) -> bool:
     return bool(run.result().get("seeds")) and not (run.folder / "metrics.csv").is_file()
+
+
+def _gone(run: Run, told: list[str]) -> list[str]:
+    """Name the files that were written and are no longer there; return those that are tables."""
+    names = [name for name in OF_A_RUN if name not in LARGE and is_gone(run.folder / name)]
+    for name in names:
+        told.append(f"{run.folder / name} is gone: {restored_by(run.folder / name)}")
+        if name not in _TABLES:  # written anew where it is needed
+            run.forget(name)
+    return [name for name in names if name in _TABLES]
 
 
 def _checkpoint(run: Run, told: list[str]) -> dict[int, State]:
@@ -84,13 +100,13 @@ def _document(run: Run, name: str, read: Callable[[], Any], told: list[str], the
 
 def _table(run: Run, name: str, told: list[str]) -> bool:
     """Keep a table's whole rows; return whether there were others."""
-    rows, bad = run.whole_rows(name)
-    if not bad:
+    rows, sentence = run.whole_rows(name)
+    if not sentence:
         return False
-    path, aside = run.folder / name, run.set_aside(name)
-    run.rewrite(name, rows)
-    many = f"{len(bad)} lines" if len(bad) > 1 else "1 line"
-    told.append(f"{path}: {many} cannot be read ({bad[0]}): kept as {aside}")
+    aside = run.set_aside(name)
+    if rows:
+        run.rewrite(name, rows)
+    told.append(f"{sentence}: kept as {aside}; {restored_by(run.folder / name)}")
     return True
 
 

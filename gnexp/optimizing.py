@@ -20,7 +20,8 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from gnexp.config import Mistake, TrainConfig, expand, is_tuned, named_seeds
-from gnexp.study.files import write_whole
+from gnexp.study.digests import Writer
+from gnexp.study.store import alone_in
 
 # Hydra's name of a sweeper: its plugin, how to get it, and the option that makes it maximize.
 SWEEPERS = {
@@ -189,7 +190,10 @@ def _keep(found: Path, folder: Path) -> list[str]:
     """Put the sweeper's own summary into the study's folder; return what is to be said of it."""
     if not found.is_file():
         return []
-    write_whole(folder / RESULTS, found.read_bytes())
+    with alone_in(folder):
+        writer = Writer(folder)
+        writer.write(RESULTS, found.read_bytes())
+        writer.close()
     best = OmegaConf.load(found)
     params = " ".join(f"{k}={v}" for k, v in (best.get("best_params") or {}).items())
     value = best.get("best_value")

@@ -274,6 +274,7 @@ class Trainings:
         if note := classes.get("classes", {}).get("note"):
             self.emit({"kind": "note", "text": f"{replica.name}: {note}"})
         run.set_status(replica.seed, status, why)
+        run.drop_traceback(replica.seed)
 
     def _measure_end(
         self, replica: Replica, model: nn.Module, scores: Scores, unmeasured: dict[str, str]

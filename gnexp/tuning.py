@@ -101,7 +101,8 @@ def record(configs: Iterable[TrainConfig]) -> None:
             choices = chosen.setdefault(Path(config.out) / config.study, {})
             choices[_name(config, 1.0)] = _choice(config, now)
     for study, choices in chosen.items():
-        record_choices(study, choices)
+        for sentence in record_choices(study, choices):
+            print(f"damaged: {sentence}")
 
 
 def chosen_runs(configs: Iterable[TrainConfig]) -> set[str]:

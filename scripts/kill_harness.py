@@ -17,6 +17,7 @@ import argparse
 import builtins
 import contextlib
 import csv
+import hashlib
 import io
 import json
 import os
@@ -389,6 +390,12 @@ def _parts(path: Path) -> list[tuple[str, Any]]:
             return [("", _without_times(json.loads(path.read_text())))]
         if path.name == "status.json":
             return [("", _without_times(json.loads(path.read_text())))]
+        if path.name == "digests.json":
+            digests = json.loads(path.read_text())
+            del digests["digests.json"]
+            files = {name: path.with_name(name).read_bytes() for name in digests}
+            same = {k: hashlib.sha256(data).hexdigest() == digests[k] for k, data in files.items()}
+            return [(f": {name}", is_same) for name, is_same in same.items()]
         if path.name == "logits.npz":
             with np.load(path, allow_pickle=False) as arrays:
                 return [(f": {key}", _bits(arrays[key])) for key in arrays.files]

@@ -212,7 +212,7 @@ def test_an_unknown_command_names_the_nearest(gnexp, workdir):
     refused(gnexp("trian"), workdir, ["trian", "train"])
 
 
-@pytest.mark.parametrize("command", ["report", "measure", "status"])
+@pytest.mark.parametrize("command", ["report", "measure", "status", "verify"])
 def test_a_study_that_is_not_there_is_named_with_those_that_are(command, gnexp, workdir):
     refused(gnexp(command, "study=nothing"), workdir, ["study=nothing"])
     assert gnexp("train", "study=mine", "batch=10", *TINY).code == 0

@@ -143,7 +143,7 @@ def complete(programs: Path, cwd: Path, line: str) -> list[str]:
         ("gnexp train experiment=sm", {"experiment=smoke"}),
         ("gnexp report ", {"study="}),
         ("gnexp re", {"report"}),
-        ("gnexp ", {"train", "report", "measure", "status"}),
+        ("gnexp ", {"train", "report", "measure", "status", "verify"}),
     ],
 )
 def test_bash_completes_commands_keys_and_choices(programs, workdir, line, offered):

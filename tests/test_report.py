@@ -512,6 +512,7 @@ def test_runs_of_different_versions_are_announced(tmp_path, report):
 def test_a_corrupt_file_is_named_on_the_page_and_the_rest_is_reported(tmp_path):
     run = add_run(tmp_path / "s", "a", config("gn", 2))
     (run.folder / "gradients.csv").write_text("seed\n1\n")
+    (run.folder / "digests.json").unlink()
     build_report(tmp_path / "s")
     page = (tmp_path / "s" / "report" / "index.html").read_text()
     assert "gradients.csv is corrupt (its header is not seed,epoch" in page

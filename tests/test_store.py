@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from gnexp.study import files
-from gnexp.study.store import Run, load_study, studies, write_whole
+from gnexp.study.files import write_whole
+from gnexp.study.store import Run, load_study, studies
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ TINY += ("batch=10", "gradients=4")
 
 
 def test_a_shorter_form_of_the_harness_finds_no_mismatch():
-    words = ["--instants", "4", "--every", "180", "--only", "seeds", "blocks"]
+    words = ["--instants", "4", "--every", "450", "--only", "seeds", "blocks"]
     done = subprocess.run(
         [sys.executable, str(HARNESS), *words], capture_output=True, text=True, timeout=300
     )

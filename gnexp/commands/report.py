@@ -7,6 +7,7 @@ from typing import Any
 from gnexp.config import Mistake, ReportConfig, ReportOptions
 from gnexp.loggers import export_all, viewing_lines
 from gnexp.rules import report_problems
+from gnexp.study.disk import disk_failure
 from gnexp.study.store import Study, load_study
 
 
@@ -59,6 +60,11 @@ def stored_study(out: str, name: str) -> Study:
         print(f"damaged: {sentence}")
     if study.damage:
         print("the command that trained it mends what it can, and trains nothing whole again")
+    if unknown := study.unknown:
+        print(
+            f"unknown: whether {unknown} files were changed since they were written, having no"
+            f" digest: see 'gnexp verify study={name}'"
+        )
     return study
 
 
@@ -69,16 +75,20 @@ def make_report(
 
     Raises Mistake for a study that is not there, a corrupt file, or a folder that refuses files.
     """
+    from gnexp.study.freshness import changed_files
     from gnexp.study.report import build_report, plain_summary
 
     folder = out / study
     loaded = stored_study(str(out), study)
     formats, margin = _asked(options or ReportOptions())
+    for name in changed_files(folder / "report"):
+        print(f"damaged: {folder / 'report' / name} was changed since it was made: it is made anew")
     try:
         build_report(folder, reference_batch, formats, margin)
         found = plain_summary(loaded, reference_batch, margin)
     except (ValueError, OSError) as error:  # a corrupt file, or a report that cannot be written
-        raise Mistake(f"study={study}: no report: {error}") from error
+        why = disk_failure(error, folder) or error
+        raise Mistake(f"study={study}: no report: {why}") from error
     return f"{found}\nreport: {folder / 'report' / 'index.html'}"
 
 

@@ -8,7 +8,8 @@ from statistics import fmean
 from typing import Any
 
 from gnexp.study import statistics
-from gnexp.study.files import Damaged, read_json, write_json
+from gnexp.study.digests import Writer, read_checked, repair, set_aside_name
+from gnexp.study.files import Damaged, json_text, read_json
 from gnexp.study.store import alone_in
 
 BEST, ONE_SE = "best", "one_se"
@@ -68,21 +69,31 @@ def _candidates(
     return sorted(rate for rate in scores if rate not in diverged) or sorted(scores)
 
 
-def record_choices(study: Path, choices: Mapping[str, Choice]) -> None:
-    """Write down what was chosen, by cell, beside what is written of other cells."""
+def record_choices(study: Path, choices: Mapping[str, Choice]) -> list[str]:
+    """Write down what was chosen, by cell, beside what is written of other cells.
+
+    Return a sentence for each file that was damaged.
+    """
     with alone_in(study):
+        told = [sentence] if (sentence := repair(study)) else []
+        writer = Writer(study)
         try:
-            known = read_json(study / CHOICES).get("cells", {})
-        except Damaged:  # the commands that made the others write them again
+            known = read_json(study / CHOICES, read_checked).get("cells", {})
+        except Damaged as error:  # the commands that made the others write them again
+            aside = set_aside_name(study, CHOICES)
+            writer.rename(CHOICES, aside)
+            told.append(f"{error}: kept as {aside}; it is written anew")
             known = {}
         cells = {**known, **{cell: _entry(choice) for cell, choice in choices.items()}}
         if cells != known:
-            write_json(study / CHOICES, {"cells": dict(sorted(cells.items()))})
+            writer.write(CHOICES, json_text({"cells": dict(sorted(cells.items()))}))
+        writer.close()
+    return told
 
 
 def recorded_choices(study: Path) -> list[Choice]:
     """Return what was written down, in the order of the cells' names; raises Damaged."""
-    cells = read_json(study / CHOICES).get("cells", {})
+    cells = read_json(study / CHOICES, read_checked).get("cells", {})
     return [
         Choice(**{**entry, "trials": {float(rate): run for rate, run in entry["trials"].items()}})
         for entry in cells.values()

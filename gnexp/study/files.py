@@ -9,7 +9,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from gnexp.study.claims import require_claims
 
 Row = dict[str, Any]
 Columns = Mapping[str, type]
+Read = Callable[[Path], bytes | None]
 DEEPEST = 32  # values within values; gnexp's own files have a handful
 LARGEST_YAML = 2**20  # bytes; a config has a thousand
 TOO_DEEP = f"more than {DEEPEST} values within one another"
@@ -49,17 +50,30 @@ def write_whole(path: Path, data: bytes | str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as JSON; a number that is not finite becomes null, as the standard asks."""
-    text = json.dumps(plain(value, finite=True), indent=1, allow_nan=False)
-    write_whole(path, text + "\n")
+    """Write `value` as JSON, see `json_text`."""
+    write_whole(path, json_text(value))
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def json_text(value: Any) -> str:
+    """Return `value` as JSON; a number that is not finite becomes null, as the standard asks."""
+    return json.dumps(plain(value, finite=True), indent=1, allow_nan=False) + "\n"
+
+
+def bytes_of(path: Path) -> bytes | None:
+    """Return a file's bytes, None when there is no such file."""
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return None
+
+
+def read_json(path: Path, read: Read = bytes_of) -> dict[str, Any]:
     """Return the JSON object in `path`; {} when there is no such file."""
-    if not path.is_file():
+    data = read(path)
+    if data is None:
         return {}
     try:
-        value = json.loads(path.read_bytes().decode())
+        value = json.loads(data.decode())
     except (ValueError, RecursionError) as error:
         raise damaged(path, error) from error
     if not isinstance(value, dict):
@@ -79,18 +93,18 @@ def _is_too_deep(value: Any) -> bool:
     return True
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path, read: Read = bytes_of) -> dict[str, Any]:
     """Return the YAML mapping in `path`; {} when there is no such file.
 
     Anchors are refused: a few lines of them can stand for more values than any memory holds.
     """
     import yaml
 
-    if not path.is_file():
-        return {}
-    if path.stat().st_size > LARGEST_YAML:
+    if path.is_file() and path.stat().st_size > LARGEST_YAML:
         raise damaged(path, f"larger than {LARGEST_YAML} bytes")
-    data, loader = path.read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    data, loader = read(path), getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    if data is None:
+        return {}
     try:
         # Before the value is built: a great depth would end the process.
         why = _refused(yaml.parse(data, loader))
@@ -116,29 +130,33 @@ def _refused(events: Iterable[Any]) -> str:
     return ""
 
 
-def write_table(path: Path, columns: Columns, key: Sequence[str], rows: Iterable[Row]) -> None:
-    """Write rows as CSV, sorted by `key`; floats read back as exactly the same number."""
+def table_text(columns: Columns, key: Sequence[str], rows: Iterable[Row]) -> str:
+    """Return rows as CSV, sorted by `key`; floats read back as exactly the same number."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(columns)
     for row in sorted(rows, key=lambda row: tuple(row[c] for c in key)):
         writer.writerow([repr(row[c]) if isinstance(row[c], float) else row[c] for c in columns])
-    write_whole(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
-def read_table(path: Path, columns: Columns) -> list[Row]:
-    """Return the rows of a CSV that write_table wrote, typed; [] when there is no such file."""
-    rows, bad = read_whole_rows(path, columns)
+def read_table(path: Path, columns: Columns, read: Read = bytes_of) -> list[Row]:
+    """Return the rows of a CSV that table_text made, typed; [] when there is no such file."""
+    rows, bad = read_whole_rows(path, columns, read)
     if bad:
         raise damaged(path, bad[0])
     return rows
 
 
-def read_whole_rows(path: Path, columns: Columns) -> tuple[list[Row], list[str]]:
+def read_whole_rows(
+    path: Path, columns: Columns, read: Read = bytes_of
+) -> tuple[list[Row], list[str]]:
     """Return the rows that are whole, and what is wrong with each of the other lines."""
-    if not path.is_file():
+    data = read(path)
+    if data is None:
         return [], []
-    lines = path.read_bytes().decode("utf-8", "replace").split("\n")
+    # Line ends may be those that git gives to text files.
+    lines = data.replace(b"\r\n", b"\n").decode("utf-8", "replace").split("\n")
     if not lines[-1]:  # behind the last line's end
         del lines[-1]
         cut = None

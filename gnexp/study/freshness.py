@@ -51,8 +51,16 @@ def is_fresh(
         return False
     if not stamp or stamp.get("inputs") != _inputs(study, reference_batch, formats, margin):
         return False
-    files = stamp.get("files", {})
-    return bool(files) and all(_digest(folder / name) == was for name, was in files.items())
+    return bool(stamp.get("files")) and not changed_files(folder)
+
+
+def changed_files(folder: Path) -> list[str]:
+    """Return the names of the files of a report that are no longer those that were made."""
+    try:
+        made = read_json(folder / STAMP).get("files", {})
+        return [name for name, was in made.items() if _digest(folder / name) != was]
+    except (Damaged, AttributeError):
+        return [STAMP]
 
 
 def stamp(

@@ -1,35 +1,36 @@
 """The run store: one folder per run, every file written whole.
 
 STUDY/RUN/ holds config.yaml, plan.json, provenance.json, status.json, metrics.csv, gradients.csv,
-covariance.csv, result.json, checkpoint.pt and logits.npz. A reader sees either the old or the new
-version of a file, never a part of one, whenever the writer is killed.
+covariance.csv, result.json, checkpoint.pt and logits.npz, and the digests of all in digests.json.
+A reader sees either the old or the new version of a file, never a part of one, whenever the writer
+is killed, and never bytes that are not those that were written.
 """
 
 import contextlib
 import difflib
 import functools
 import io
-import itertools
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gnexp.study import digests
+from gnexp.study.changes import LARGE, OF_A_RUN, changed_files, lost_rows, without_digest
 from gnexp.study.claims import Claim, require_claims, writing_under
+from gnexp.study.digests import read_checked
 from gnexp.study.files import (
     Damaged,
     damaged,
+    json_text,
     plain,
     read_json,
     read_table,
     read_whole_rows,
     read_yaml,
+    table_text,
     typed_row,
-    write_json,
-    write_table,
-    write_whole,
 )
 
 if TYPE_CHECKING:
@@ -135,6 +136,7 @@ class Run:
     def __init__(self, folder: Path | str):
         self.folder = Path(folder)
         self._writing = 0
+        self._open: digests.Writer | None = None
 
     @classmethod
     def create(cls, folder: Path | str) -> "Run":
@@ -171,10 +173,15 @@ class Run:
         return self.folder / (".lock" if seed is None else f".lock-{int(seed)}")
 
     def settle(self) -> None:
-        """Tidy up after killed processes: claims, half-written files, statuses behind results."""
-        if any(self.folder.glob(".*.tmp")):
-            with self.writing():  # which removes them
-                pass
+        """Tidy up after killed processes: claims, half-written files, statuses behind results.
+
+        And tracebacks of failures that are over.
+        """
+        if any(self.folder.glob(".*.tmp")) or any(
+            len(accepted) > 1 for accepted in digests.stored_digests(self.folder).values()
+        ):
+            with self.writing():  # which removes the temporary files
+                self._files.settle()
         # With what filelock sets beside a claim for the moment in which it passes to another.
         for path in [*self.folder.glob(".lock*"), *self.folder.glob(".writing*")]:
             Claim(path).clear()
@@ -183,6 +190,7 @@ class Run:
             status = numbers.get("status", "complete")
             if statuses.get(seed, {}).get("status") != status:
                 self.set_status(seed, status, numbers.get("why", ""))
+            self.drop_traceback(seed)
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
@@ -198,8 +206,18 @@ class Run:
                 return
             with alone_in(self.folder):
                 yield
+                if self._open:
+                    self._open.close()
         finally:
             self._writing -= 1
+            if not self._writing:
+                self._open = None
+
+    @property
+    def _files(self) -> digests.Writer:
+        """Who changes the run's files, within `writing`."""
+        self._open = self._open or digests.Writer(self.folder)
+        return self._open
 
     @_writes
     def write_config(self, config: Mapping[str, Any]) -> None:
@@ -213,11 +231,11 @@ class Run:
             known = self.config().get("seeds") or []
             config = {**config, "seeds": sorted({*known, *config["seeds"]})}
         text = yaml.safe_dump(plain(config), sort_keys=False, default_flow_style=None, width=100)
-        write_whole(self.folder / "config.yaml", text)
+        self._files.write("config.yaml", text)
 
     def config(self) -> dict[str, Any]:
         """Return the resolved config; {} when it has not been written."""
-        return read_yaml(self.folder / "config.yaml")
+        return read_yaml(self.folder / "config.yaml", read_checked)
 
     @_writes
     def add_plan(self, entries: Mapping[int, Mapping[str, Any]]) -> None:
@@ -345,45 +363,66 @@ class Run:
             rows = self._read_table(name)
             kept = [row for row in rows if row["seed"] != seed]
             if len(kept) < len(rows):
-                write_table(self.folder / name, *_TABLES[name], kept)
+                self._files.write(name, table_text(*_TABLES[name], kept))
         logits = self.logits()
         if logits.pop(int(seed), None) is not None:
             self._write_logits(logits)
-        (self.folder / f"traceback-{int(seed)}.txt").unlink(missing_ok=True)
+        self.drop_traceback(seed)
 
     @_writes
     def set_aside(self, name: str) -> str:
         """Rename a file that cannot be read, so that nothing of it is lost; return its new name."""
-        others = (f"{name}.damaged-{number}" for number in itertools.count(2))
-        names = itertools.chain([f"{name}.damaged"], others)
-        aside = next(name for name in names if not (self.folder / name).exists())
-        os.replace(self.folder / name, self.folder / aside)
+        aside = digests.set_aside_name(self.folder, name)
+        self._files.rename(name, aside)
         return aside
 
-    def whole_rows(self, name: str) -> tuple[list[dict[str, Any]], list[str]]:
-        """Return a table's whole rows, and what is wrong with each of its other lines."""
-        return read_whole_rows(self.folder / name, _TABLES[name][0])
+    @_writes
+    def repair_digests(self) -> str:
+        """Make digests.json readable again; return a sentence about what it was, "" if whole."""
+        return digests.repair(self.folder)
+
+    @_writes
+    def forget(self, name: str) -> None:
+        """Drop the digest of a file that is gone."""
+        self._files.remove(name)
+
+    def whole_rows(self, name: str) -> tuple[list[dict[str, Any]], str]:
+        """Return a table's whole rows, and a sentence if some are not, "" else.
+
+        There are none in a table that was changed since it was written.
+        """
+        path = self.folder / name
+        try:
+            rows, bad = read_whole_rows(path, _TABLES[name][0], read_checked)
+        except Damaged as error:
+            return [], str(error)
+        return rows, f"{path} is corrupt ({bad[0]})" if bad else ""
 
     @_writes
     def rewrite(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Let a table hold these rows and no others."""
-        columns, key = _TABLES[name]
-        write_table(self.folder / name, columns, key, rows)
+        self._files.write(name, table_text(*_TABLES[name], rows))
 
     @_writes
     def write_traceback(self, seed: int, text: str) -> None:
         """Keep the traceback of what made a seed fail."""
-        write_whole(self.folder / f"traceback-{int(seed)}.txt", text)
+        self._files.write(f"traceback-{int(seed)}.txt", text)
+
+    def drop_traceback(self, seed: int) -> None:
+        """Remove the traceback of a failure that is over."""
+        name = f"traceback-{int(seed)}.txt"
+        if (self.folder / name).is_file():
+            with self.writing():
+                self._files.remove(name)
 
     @_writes
     def write_checkpoint(self, data: bytes) -> None:
         """Replace checkpoint.pt; the bytes are the caller's affair."""
-        write_whole(self.folder / "checkpoint.pt", data)
+        self._files.write("checkpoint.pt", data)
 
     def checkpoint(self) -> bytes | None:
         """Return the bytes of checkpoint.pt, None when there is none."""
-        path = self.folder / "checkpoint.pt"
-        return path.read_bytes() if path.is_file() else None
+        return read_checked(self.folder / "checkpoint.pt")
 
     @_writes
     def add_logits(self, seed: int, logits_NC: "np.ndarray") -> None:
@@ -402,10 +441,11 @@ class Run:
         import numpy as np
 
         path = self.folder / "logits.npz"
-        if not path.is_file():
+        data = read_checked(path)
+        if data is None:
             return {}
         try:
-            with np.load(path, allow_pickle=False) as arrays:
+            with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
                 return {int(key.removeprefix("seed_")): arrays[key] for key in arrays.files}
         except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise damaged(path, error) from error
@@ -415,13 +455,13 @@ class Run:
 
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **{f"seed_{seed}": logits[seed] for seed in sorted(logits)})
-        write_whole(self.folder / "logits.npz", buffer.getvalue())
+        self._files.write("logits.npz", buffer.getvalue())
 
     def _write_json(self, name: str, value: Any) -> None:
-        write_json(self.folder / name, value)
+        self._files.write(name, json_text(value))
 
     def _read_json(self, name: str) -> dict[str, Any]:
-        value = read_json(self.folder / name)
+        value = read_json(self.folder / name, read_checked)
         _by_seed(value.get("seeds", {}), self.folder / name)
         return value
 
@@ -431,17 +471,18 @@ class Run:
         for row in rows:
             typed = typed_row(row, columns, name)
             table[tuple(typed[c] for c in key)] = typed
-        write_table(self.folder / name, columns, key, table.values())
+        self._files.write(name, table_text(columns, key, table.values()))
 
     def _read_table(self, name: str) -> list[dict[str, Any]]:
-        return read_table(self.folder / name, _TABLES[name][0])
+        return read_table(self.folder / name, _TABLES[name][0], read_checked)
 
 
 @dataclass
 class Record:
     """What one run's folder holds, for reading: tables become DataFrames when first asked for.
 
-    Damaged files count as absent, and damaged lines of tables too; `damage` names them.
+    Damaged files count as absent, and damaged lines of tables too; `damage` names them. A file that
+    was changed since it was written is damaged as a whole.
     """
 
     name: str
@@ -457,18 +498,22 @@ class Record:
         return self._tables[name][0]
 
     @cached_property
-    def _tables(self) -> dict[str, tuple[list[dict[str, Any]], list[str]]]:
+    def _tables(self) -> dict[str, tuple[list[dict[str, Any]], str]]:
         return {name: Run(self.folder).whole_rows(name) for name in _TABLES}
 
-    @property
+    @cached_property
     def damage(self) -> list[str]:
-        """One sentence for each file of the run that cannot be read, or not to its end."""
-        tables = [
-            f"{self.folder / name} is corrupt ({bad[0]})"
-            for name, (_, bad) in self._tables.items()
-            if bad
-        ]
-        return [*self.damaged_documents, *tables]
+        """One sentence for each file of the run that is not whole, not as it was written, or gone.
+
+        Large files are left out: no table is made of them.
+        """
+        tables = [sentence for _, sentence in self._tables.values() if sentence]
+        others = [name for name in OF_A_RUN if name not in LARGE]
+        others += [f"traceback-{seed}.txt" for seed in self.statuses]
+        found = [*self.damaged_documents, *tables]
+        read = (*_TABLES, "result.json", "status.json", "provenance.json")
+        found += changed_files(self.folder, others, read).values()
+        return list(dict.fromkeys([*found, *lost_rows(self.folder, self.statuses, self.rows)]))
 
     @cached_property
     def metrics(self) -> "pd.DataFrame":
@@ -498,8 +543,15 @@ class Study:
 
     @property
     def damage(self) -> list[str]:
-        """One sentence for each file of the study that cannot be read, or not to its end."""
-        return [*self.unreadable, *(text for record in self.runs for text in record.damage)]
+        """One sentence for each file of the study that is not whole, not as written, or gone."""
+        found = [*self.unreadable, *changed_files(self.folder).values()]
+        return [*found, *(text for record in self.runs for text in record.damage)]
+
+    @property
+    def unknown(self) -> int:
+        """How many files have no digest, so that nobody can tell whether they were changed."""
+        folders = [self.folder, *(record.folder for record in self.runs)]
+        return sum(len(without_digest(folder)) for folder in folders)
 
 
 def load_study(folder: Path | str) -> Study:
@@ -511,8 +563,7 @@ def load_study(folder: Path | str) -> Study:
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(_no_such_study(folder))
-    runs = [Run(child) for child in sorted(folder.iterdir()) if child.name not in NOT_STUDIES]
-    records = [_record(run) for run in runs if run.folder.is_dir() and run.exists()]
+    records = [record_of(run) for run in runs_of(folder)]
     readable = [record for record in records if record.config]
     unreadable = [t for r in records if not r.config for t in r.damaged_documents]
     if not readable:
@@ -523,6 +574,12 @@ def load_study(folder: Path | str) -> Study:
             f"'gnexp train study={folder.name}'"
         )
     return Study(folder.name, folder, readable, unreadable)
+
+
+def runs_of(folder: Path) -> list[Run]:
+    """Return the runs in a study's folder, sorted by name, whether or not they can be read."""
+    runs = [Run(child) for child in sorted(folder.iterdir()) if child.name not in NOT_STUDIES]
+    return [run for run in runs if run.folder.is_dir() and run.exists()]
 
 
 def studies(out: Path | str) -> list[str]:
@@ -538,7 +595,8 @@ def studies(out: Path | str) -> list[str]:
     )
 
 
-def _record(run: Run) -> Record:
+def record_of(run: Run) -> Record:
+    """Return what a run's folder holds; what of it is damaged counts as absent."""
     damaged_documents = []
 
     def read(document: Callable[[], dict[Any, Any]]) -> dict[Any, Any]:

@@ -1,0 +1,311 @@
+"""Bytes that changed since they were written are named, and no number is made of them."""
+
+import hashlib
+import json
+import os
+import shutil
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gnexp.study.choice import Choice, record_choices
+from gnexp.study.store import Run, load_study
+
+STUDY = Path("results/main")
+RUN = STUDY / "gn-b2"
+SMALL = ("config.yaml", "plan.json", "provenance.json", "status.json", "result.json")
+SMALL += ("metrics.csv", "gradients.csv", "covariance.csv")
+SMALL += ("shift.csv", "batches.csv", "classes.csv", "traceback-1.txt")
+LARGE = ("checkpoint.pt", "logits.npz")
+TINY = ("model=resnet8", "model.width=8", "data.train_limit=60", "data.test_limit=40")
+TINY += ("epochs=2", "batch=10", "gradients=4", "norm=bn", "workers=1", "device=cpu")
+SHIFT = ("shift.corruptions=[fog]", "shift.severities=[1,5]")
+
+
+def write_run(folder=RUN, seeds=(0, 1)):
+    """A run with every file there is, none of it trained."""
+    run = Run.create(folder)
+    config = {"norm": {"name": "gn"}, "model": {"name": "tiny"}, "data": {"name": "shapes10"}}
+    config |= {"batch": 2, "epochs": 1, "lr": 0.1, "seeds": list(seeds)}
+    run.write_config(config)
+    run.add_plan({seed: {"step": [f"gn-b2/{seed}"]} for seed in seeds})
+    run.write_provenance({"commit": "1234", "started": "2026-01-02T03:04:05"})
+    rates = {"lr": 0.1, "train_loss": 2.31, "train_acc": 0.51, "test_loss": 2.21}
+    counts = {"epoch": 1, "examples_seen": 64, "test_acc": 0.41, "time_s": 1.5}
+    run.add_metrics({"seed": seed, **rates, **counts} for seed in seeds)
+    numbers = dict.fromkeys(("noise", "noise_lo", "noise_hi", "signal", "signal_lo"), 1.25)
+    numbers |= dict.fromkeys(("signal_hi", "relative_noise", "noise_scale", "weight_norm"), 1.75)
+    at = {"epoch": 1, "at_batch": 2, "parameters": "all", "k": 64}
+    run.add_gradients({"seed": seed, **at, **numbers} for seed in seeds)
+    of_all = {"epoch": 1, "parameters": "all", "n": 64, "trace": 1.25}
+    run.add_covariance({"seed": seed, **of_all} for seed in seeds)
+    scores = {"n": 40, "accuracy": 0.35, "loss": 2.25}
+    fog = {"corruption": "fog", "severity": 1, **scores}
+    run.add_rows("shift.csv", ({"seed": seed, **fog} for seed in seeds))
+    batches = {"statistics": "running", "composition": "uniform", "at_batch": 2, **scores}
+    batches |= {"expected": 0.35, "logit_change": 0.25}
+    run.add_rows("batches.csv", ({"seed": seed, **batches} for seed in seeds))
+    classes = {"class": "disc", "n": 4, "accuracy": 0.35}
+    run.add_rows("classes.csv", ({"seed": seed, **classes} for seed in seeds))
+    for seed in seeds:
+        run.add_logits(seed, np.full((4, 10), 0.25))
+        final = {"status": "complete", "test_acc": 0.41, "test_acc_median5": 0.41, "epochs": 1}
+        final |= {"test_loss": 2.21, "train_loss": 2.31, "train_acc": 0.51, "examples_seen": 64}
+        data = {"title": "shapes", "train": 60, "test": 40, "checksum": "0" * 16}
+        data["classes"] = list("abcdefghij")
+        run.add_result(seed, {**final, "train_time_s": 1.5}, config=config, data=data)
+        run.set_status(seed, "complete")
+    run.write_traceback(1, "Traceback of 12 lines\n")
+    run.write_checkpoint(bytes(range(200)))
+    return run
+
+
+@pytest.fixture
+def run(workdir):
+    return write_run()
+
+
+def alter(path):
+    """Let one digit of a file be another, so that a text stays valid; other files lose a bit."""
+    data = bytearray(path.read_bytes())
+    places = [i for i in range(len(data)) if chr(data[i]) in "12345"]
+    place = places[len(places) // 2]
+    data[place] = data[place] + 1 if path.suffix != ".npz" else data[place] ^ 0x40
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("name", [*SMALL, *LARGE])
+def test_every_file_has_the_digest_that_sha256sum_prints(name, run):
+    digests = json.loads((RUN / "digests.json").read_text())
+    assert digests[name] == hashlib.sha256((RUN / name).read_bytes()).hexdigest()
+    *lines, last = (RUN / "digests.json").read_bytes().splitlines(keepends=True)
+    assert hashlib.sha256(b"".join(lines)).hexdigest().encode() in last
+
+
+@pytest.mark.parametrize("name", [*SMALL, "digests.json"])
+@pytest.mark.parametrize("command", ["status", "report", "verify"])
+def test_a_changed_digit_is_named_in_one_sentence_by_whoever_reads_the_study(
+    name, command, gnexp, run, monkeypatch
+):
+    monkeypatch.setattr("gnexp.study.report.build_report", lambda *args: {})  # it takes its time
+    alter(RUN / name)
+    answer = gnexp(command)
+    assert answer.code == (command == "verify"), answer
+    told = [line for line in answer.out.splitlines() if f"{RUN / name} was changed since" in line]
+    assert len(told) == 1, answer.out
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_verify_names_large_files_too(name, gnexp, run):
+    assert gnexp("verify").code == 0
+    alter(RUN / name)
+    answer = gnexp("verify")
+    assert answer.code == 1
+    assert f"{RUN / name} was changed since it was written: " in answer.out
+
+
+@pytest.mark.parametrize("name", [name for name in SMALL if name.endswith(".csv")])
+def test_no_row_of_a_changed_table_is_used_and_none_is_written_beside(name, run):
+    (record,) = load_study(STUDY).runs
+    assert len(record.rows(name)) == 2
+    alter(RUN / name)
+    (record,) = load_study(STUDY).runs
+    assert record.rows(name) == []
+    row = {"seed": 2, **{k: v for k, v in run_rows(name).items() if k != "seed"}}
+    with pytest.raises(ValueError, match="was changed since it was written"):
+        run.add_rows(name, [row])
+
+
+def run_rows(name):
+    other = write_run(Path("other/main/run"))
+    return other.rows(name)[0]
+
+
+def test_a_changed_result_is_no_result(run):
+    alter(RUN / "result.json")
+    (record,) = load_study(STUDY).runs
+    assert record.result == {}
+
+
+def test_a_process_killed_between_a_table_and_its_digest_has_changed_nothing(run):
+    row = {**run.metrics()[0], "epoch": 2}
+    killed = 0
+    for instant in range(1, 20):
+        shutil.copytree(RUN, f"results/copy{instant}/gn-b2")
+        copy = Run(f"results/copy{instant}/gn-b2")
+        pid = os.fork()
+        if pid == 0:
+            kill_before_replacing(instant)
+            copy.add_metrics([row])
+            os._exit(0)
+        ended = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        assert load_study(copy.folder.parent).damage == [], f"killed before rename {instant}"
+        assert len(copy.metrics()) in (2, 3)
+        copy.settle()
+        digests = json.loads((copy.folder / "digests.json").read_text())
+        metrics = (copy.folder / "metrics.csv").read_bytes()
+        assert digests["metrics.csv"] == hashlib.sha256(metrics).hexdigest()
+        killed += ended != 0
+        if not ended:
+            break
+    assert killed >= 3  # the old and the new digest, the table, the new digest
+
+
+def kill_before_replacing(number):
+    replace, count = os.replace, [0]
+
+    def replace_or_die(*paths):
+        count[0] += 1
+        if count[0] == number:
+            os._exit(9)
+        replace(*paths)
+
+    os.replace = replace_or_die
+
+
+def test_a_reader_beside_a_writer_takes_nothing_for_a_change(run):
+    row, over = run.metrics()[0], threading.Event()
+
+    def write():
+        for epoch in range(150):
+            Run(RUN).add_metrics([{**row, "epoch": 2, "lr": epoch / 7}])
+        over.set()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    looks = 0
+    while not over.is_set():
+        assert load_study(STUDY).damage == []
+        looks += 1
+    writer.join()
+    assert looks > 10
+
+
+def test_line_ends_that_git_has_changed_are_no_change(gnexp, run):
+    before = load_study(STUDY).runs[0]
+    tables = {name: before.rows(name) for name in SMALL if name.endswith(".csv")}
+    for name in (*SMALL, "digests.json"):
+        path = RUN / name
+        path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    after = load_study(STUDY).runs[0]
+    assert after.damage == []
+    assert {name: after.rows(name) for name in tables} == tables
+    assert gnexp("verify").code == 0
+
+
+def test_a_file_that_is_gone_is_named_until_it_is_written_again(gnexp, run):
+    rows = run.rows("shift.csv")
+    (RUN / "shift.csv").unlink()
+    answer = gnexp("verify")
+    assert answer.code == 1
+    assert f"{RUN / 'shift.csv'} is gone: 'gnexp measure study=main what=[shift]'" in answer.out
+    assert f"damaged: {RUN / 'shift.csv'} is gone" in gnexp("status").out
+    run.add_rows("shift.csv", rows)
+    assert gnexp("verify").code == 0
+
+
+def test_files_without_a_digest_are_told_of_once_and_get_one_where_that_is_asked_for(gnexp, run):
+    write_run(STUDY / "gn-b4")
+    for folder in (RUN, STUDY / "gn-b4"):
+        (folder / "digests.json").unlink()
+    told = [line for line in gnexp("status").out.splitlines() if line.startswith("unknown: ")]
+    assert len(told) == 1
+    assert "26 files" in told[0]
+    assert gnexp("verify").code == 0
+    assert not (RUN / "digests.json").exists()
+    (STUDY / "gn-b4" / "shift.csv").write_bytes(b"torn")
+    answer = gnexp("verify", "record=true")
+    assert answer.code == 1
+    assert not (STUDY / "gn-b4" / "digests.json").exists(), "a damaged run is not blessed"
+    assert gnexp("verify").code == 1
+    shutil.rmtree(STUDY / "gn-b4")
+    assert "unknown" not in gnexp("status").out
+
+
+def test_recording_digests_leaves_those_that_stand(gnexp, run):
+    alter(RUN / "metrics.csv")
+    before = (RUN / "digests.json").read_bytes()
+    assert gnexp("verify", "record=true").code == 1
+    assert (RUN / "digests.json").read_bytes() == before
+
+
+def test_a_changed_record_of_chosen_rates_is_named_and_set_aside(gnexp, run):
+    choice = Choice("gn-b2", 0.1, None, None, {0.1: "gn-b2"})
+    assert record_choices(STUDY, {"cell": choice}) == []
+    assert gnexp("verify").code == 0
+    alter(STUDY / "tuning.json")
+    for command in ("status", "verify"):
+        assert f"{STUDY / 'tuning.json'} was changed since" in gnexp(command).out
+    (sentence,) = record_choices(STUDY, {"cell": choice})
+    assert "tuning.json.damaged" in sentence
+    assert gnexp("verify").code == 0
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A study of a trained run, with shift measured."""
+    from gnexp import cli
+
+    here, before = tmp_path_factory.mktemp("trained"), os.getcwd()
+    os.chdir(here)
+    try:
+        assert cli.main(["train", *TINY, *SHIFT, "measure=[shift]"]) == 0
+        words = ["gradients_at=[2,10]", "gradients=4", "device=cpu", "workers=1"]
+        assert cli.main(["measure", *words]) == 0
+    finally:
+        os.chdir(before)
+    return here
+
+
+@pytest.fixture
+def copied(trained, workdir):
+    """A copy of that run as the only one of results/main."""
+    shutil.copytree(trained / "results", workdir / "results")
+    (folder,) = (path.parent for path in STUDY.glob("*/status.json"))
+    return folder
+
+
+def test_rows_that_were_measured_and_lost_are_said_to_be_missing_until_they_are_there_again(
+    gnexp, copied
+):
+    before = {name: (copied / name).read_bytes() for name in ("shift.csv", "gradients.csv")}
+    for name in before:
+        alter(copied / name)
+    answer = gnexp("train", *TINY, *SHIFT, "measure=[shift]")
+    assert answer.code == 0, answer.err
+    for name in before:
+        assert f"{copied / name} was changed since it was written: kept as {name}.dam" in answer.out
+    told = gnexp("status").out
+    assert f"{copied / 'shift.csv'} lacks 3 rows that shift.csv.damaged holds" in told
+    assert f"{copied / 'gradients.csv'} lacks " in told
+    assert gnexp("verify").code == 1
+    words = ("gradients_at=[2,10]", "gradients=4", "device=cpu", "workers=1", *SHIFT)
+    assert gnexp("measure", "what=[shift,gradients]", *words).code == 0
+    assert {name: (copied / name).read_bytes() for name in before} == before
+    assert gnexp("verify").code == 0
+    assert "lacks" not in gnexp("status").out
+
+
+def test_a_changed_file_of_a_report_is_named_and_made_anew(gnexp, copied):
+    path = STUDY / "report" / "accuracy.csv"
+    before = path.read_bytes()
+    alter(path)
+    answer = gnexp("verify")
+    assert answer.code == 1
+    assert f"{path} was changed since it was made" in answer.out
+    assert f"damaged: {path} was changed since it was made" in gnexp("report").out
+    assert path.read_bytes() == before
+    assert gnexp("verify").code == 0
+
+
+def test_changed_weights_are_neither_measured_nor_started_from(gnexp, copied):
+    with open(copied / "checkpoint.pt", "r+b") as file:
+        file.write(b"Q")  # the first byte of a header: no checksum of the archive covers it
+    answer = gnexp("measure", "gradients_at=[5]", "device=cpu", "workers=1")
+    assert answer.code == 1
+    assert "checkpoint.pt was changed since it was written" in answer.out
+    answer = gnexp("train", *TINY, f"init_from={copied}", "study=fine")
+    assert answer.code == 2
+    assert "checkpoint.pt was changed since it was written" in answer.err
