@@ -17,6 +17,7 @@ from gnexp.provenance import now, provenance
 from gnexp.runs import PlannedRun
 from gnexp.schedule import Replica, Step, step_of
 from gnexp.study.claims import TakenOver, holder, require_claims
+from gnexp.study.disk import disk_failure
 from gnexp.study.files import Damaged
 from gnexp.study.store import Run
 from gnexp.trainings import Emit, Trainings, place_of, result_head
@@ -39,8 +40,8 @@ def run_task(task: Task, emit: Emit) -> Outcomes:
 
     An exception is recorded with its reason and a traceback in the folder. Where several share the
     step, its halves are tried first: so one that fails, or too little memory for all, harms none
-    of the others. Two processes never train the same seed of a run: the second leaves it alone,
-    and says that it is "busy".
+    of the others. A disk that fails ends them all, to go on in the same company. Two processes
+    never train the same seed of a run: the second leaves it alone, and says that it is "busy".
     """
     outcomes: Outcomes = {}
     claimed: set[str] = set()
@@ -60,7 +61,8 @@ def run_task(task: Task, emit: Emit) -> Outcomes:
                     why = f"{who} is at work on this run (seed {replica.seed})"
                     outcomes[key] = {"status": "busy", "why": why}
             except OSError as error:  # a full disk, a folder that is gone
-                outcomes[key] = {"status": "failed", "why": str(error), "again": True}
+                why = disk_failure(error, replica.folder.parent) or str(error)
+                outcomes[key] = {"status": "failed", "why": why, "again": True, "disk": True}
         free = task.step.part(lambda replica: replica.name in claimed)
         if free:
             try:
@@ -100,6 +102,9 @@ def _guarded(task: Task, emit: Emit) -> Outcomes:
     except Exception as error:
         require_claims()  # what went wrong then is no failure of the training
         replicas = list(task.step.replicas)
+        why = disk_failure(error, replicas[0].folder.parent)
+        if why or isinstance(error, Damaged):
+            return {(r.run, r.seed): _stopped(r, why or str(error), bool(why)) for r in replicas}
         if len(replicas) > 1:
             middle = len(replicas) // 2
             halves = [replicas[:middle], replicas[middle:]]
@@ -110,6 +115,19 @@ def _guarded(task: Task, emit: Emit) -> Outcomes:
         if _out_of_memory(error) and not task.frugal:
             return _guarded(dataclasses.replace(task, frugal=True), emit)
         return {(replicas[0].run, replicas[0].seed): _record_failure(replicas[0], error)}
+
+
+def _stopped(replica: Replica, why: str, disk: bool) -> dict[str, Any]:
+    """Return what became of a training whose folder could not be written, or read: it goes on.
+
+    That is recorded where it can be; else the status still says that the training was running.
+    """
+    run = Run(replica.folder)
+    with contextlib.suppress(ValueError, OSError):
+        if replica.seed in run.finished_seeds():
+            return _outcome(replica)
+        run.set_status(replica.seed, "failed", why, again=True)
+    return {"status": "failed", "why": why, "again": True, "disk": disk}
 
 
 def _outcome(replica: Replica) -> dict[str, Any]:
@@ -130,15 +148,16 @@ def _record_failure(replica: Replica, error: Exception) -> dict[str, Any]:
             why = f"out of memory: {_memory_text(asked)}" if asked else why
             _record_infeasible(replica, why, bytes_asked=asked)
             return {"status": "infeasible", "why": why}
-        # The disk, not the training, failed: worth another try without being asked for.
-        more = {"again": True} if isinstance(error, OSError | Damaged) else {}
+        # Of a file or a connection, not of the model: worth another try without being asked.
+        more = {"again": True} if isinstance(error, OSError) else {}
         run.write_traceback(replica.seed, traceback.format_exc())
         run.set_status(replica.seed, "failed", why, **more)
     except TakenOver:
         raise
     except (ValueError, OSError) as worse:  # a corrupt file of the store, a full disk
-        why = f"{why}; and it cannot be recorded: {worse}"
-        return {"status": "failed", "why": why, "again": True}
+        reason = disk_failure(worse, replica.folder.parent) or str(worse)
+        why = f"{why}; and it cannot be recorded: {reason}"
+        return {"status": "failed", "why": why, "again": True, "disk": True}
     return {"status": "failed", "why": why, **more}
 
 

@@ -21,6 +21,7 @@ from gnexp.models.foreign import is_constructor
 from gnexp.norms.copying import put_state
 from gnexp.rules import LIBRARIES
 from gnexp.study import trained_here
+from gnexp.study.disk import disk_failure
 from gnexp.study.store import Run
 from gnexp.training.attributes import put_attributes
 from gnexp.workers import Emit, WorkerDied, run_here, run_in_processes
@@ -190,6 +191,6 @@ def alone_with(task: Task, work: Callable[[Run], str | None]) -> str | None:
         with run.lock() as alone:
             return work(run) if alone else "another process is at work on it"
     except (ValueError, OSError) as error:  # its images, a norm or a file of the store is gone
-        return str(error)
+        return disk_failure(error, task.folder.parent) or str(error)
     except Exception as error:  # of one run's model or memory: the other runs are measured
         return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}"

@@ -23,18 +23,30 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def run_here(tasks: Sequence[Any], work: Work, emit: Emit) -> Iterator[tuple[int, Any]]:
-    """Do the tasks one after the other in this process, yielding (index, result) after each."""
+def run_here(
+    tasks: Sequence[Any], work: Work, emit: Emit, stopped: Callable[[], bool] = lambda: False
+) -> Iterator[tuple[int, Any]]:
+    """Do the tasks one after the other in this process, yielding (index, result) after each.
+
+    stopped: once it returns true no further task is begun.
+    """
     for index, task in enumerate(tasks):
+        if stopped():
+            return
         yield index, work(task, emit)
 
 
 def run_in_processes(
-    tasks: Sequence[Any], work: Work, emit: Emit, workers: int
+    tasks: Sequence[Any],
+    work: Work,
+    emit: Emit,
+    workers: int,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Iterator[tuple[int, Any]]:
     """Do the tasks on `workers` single-threaded processes, yielding (index, result) as they end.
 
-    The result of a task whose process died is a WorkerDied; a fresh process takes its place.
+    stopped: once it returns true no further task is begun; those that were, end. The result of a
+    task whose process died is a WorkerDied; a fresh process takes its place.
     However the loop is left, by the end, an error or Ctrl-C, no process stays behind.
     """
     context = multiprocessing.get_context("spawn")  # a forked CUDA or OpenMP state is unusable
@@ -42,6 +54,8 @@ def run_in_processes(
     pool: dict[Connection, tuple[Any, int]] = {}
     try:
         while waiting or pool:
+            if stopped():
+                waiting.clear()
             while waiting and len(pool) < workers:
                 process, connection = _start(context, work)
                 pool[connection] = process, waiting.pop()

@@ -5,6 +5,7 @@ files, which needs no rights.
 """
 
 import contextlib
+import errno
 import importlib.util
 import os
 import resource
@@ -15,8 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from gnexp.study import files, store
+from gnexp.study import files
 from gnexp.study.store import Run
+from gnexp.trainings import Trainings
 
 TINY = ("model=resnet8", "model.width=8", "data.train_limit=60", "data.test_limit=40")
 TINY += ("batch=10", "gradients=4", "epochs=3", "norm=bn", "device=cpu")
@@ -78,6 +80,12 @@ def reference(gnexp, workdir, harness, trained):
     return trained
 
 
+def mount_of(folder):
+    """Where the disk of a folder is mounted, as df says."""
+    text = subprocess.run(["df", "--output=target", folder], capture_output=True, text=True)
+    return text.stdout.splitlines()[-1]
+
+
 def half_files():
     """Return what a writer that failed should have taken away."""
     return [p.name for p in STUDY.rglob("*") if p.suffix == ".tmp" or p.name.startswith(".")]
@@ -110,7 +118,6 @@ def test_a_disk_that_fills_up_is_named_and_the_same_command_goes_on_once_there_i
 
     with monkeypatch.context() as patch:
         patch.setattr(files, "write_whole", fill_then_write)
-        patch.setattr(store, "write_whole", fill_then_write)
         patch.setattr(Run, method, store_then_fill)
         assert_told(gnexp(*WORDS))
     assert half_files() == []
@@ -120,6 +127,109 @@ def test_a_disk_that_fills_up_is_named_and_the_same_command_goes_on_once_there_i
     assert "damaged" not in answer.out
     assert ("epoch 1:" in answer.out) == (method in ("write_provenance", "add_gradients"))
     assert harness.differences(reference, harness.contents(STUDY)) == []
+
+
+REFUSALS = {
+    "full": OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+    "over quota": OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)),
+    "read-only": OSError(errno.EROFS, os.strerror(errno.EROFS), "disk/main/x"),
+    "broken": OSError(errno.EIO, os.strerror(errno.EIO)),
+    "taken away": PermissionError(errno.EACCES, os.strerror(errno.EACCES), "disk/main/x"),
+    "PyTorch's": RuntimeError(
+        "[enforce fail at inline_container.cc:668] . PytorchStreamWriter"
+        " failed writing file data/3: file write failed"
+    ),
+    "numpy's": OSError("400000 requested and 0 written"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSALS)
+def test_a_step_whose_checkpoint_the_disk_refuses_is_not_halved(
+    kind, gnexp, harness, reference, monkeypatch
+):
+    """A checkpoint of one seed would fit, one of the step's two does not."""
+    write_whole, sizes = files.write_whole, []
+
+    def write(path, data):
+        if path.name == "checkpoint.pt":
+            sizes.append(len(data))
+            if len(data) > 0.75 * sizes[0]:
+                raise REFUSALS[kind]
+        write_whole(path, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "write_whole", write)
+        answer = gnexp(*WORDS)
+    assert answer.code == 1
+    (told,) = [line for line in answer.out.splitlines() if line.startswith("failed: ")]
+    assert told.startswith("failed: study=main: disk/main cannot be written to: ")
+    assert f"(disk at {mount_of(STUDY)}, " in told
+    assert "trying halves" not in answer.out
+    assert "Traceback" not in answer.out + answer.err
+    assert not list(STUDY.glob("*/traceback*"))
+    assert "will be tried again" in gnexp("status", "out=disk").out
+    assert gnexp(*WORDS).code == 0
+    assert harness.differences(reference, harness.contents(STUDY)) == []
+
+
+def test_a_disk_that_fills_up_in_a_grid_ends_it_in_one_sentence(gnexp, disk, harness, monkeypatch):
+    grid = ("train", "-m", *(word for word in TINY if word not in ("batch=10", "epochs=3")))
+    grid += ("lr=0.1,0.2", "batch=5,10", "epochs=1", "workers=1", "out=disk")
+    stored, full = Run.write_checkpoint, []
+
+    def store_then_fill(self, data):
+        stored(self, data)
+        if not full:
+            fill(disk)
+            full.append(True)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "write_checkpoint", store_then_fill)
+        answer = gnexp(*grid)
+    assert answer.code == 1
+    assert answer.out.count("No space left on device") == 1, answer.out
+    make_space(disk)
+    assert gnexp(*grid).code == 0
+    resumed = harness.contents(STUDY)
+    shutil.rmtree(STUDY)
+    assert gnexp(*grid).code == 0
+    assert harness.differences(harness.contents(STUDY), resumed) == []
+
+
+def test_a_folder_that_disappears_ends_the_training_in_a_sentence(
+    gnexp, harness, reference, monkeypatch
+):
+    stored = Run.write_checkpoint
+
+    def store_then_lose(self, data):
+        stored(self, data)
+        shutil.rmtree(STUDY)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "write_checkpoint", store_then_lose)
+        answer = gnexp(*WORDS)
+    assert answer.code == 1
+    assert "disk/main cannot be written to: No such file or directory" in answer.out
+    assert "trying halves" not in answer.out
+    assert gnexp(*WORDS).code == 0
+    assert harness.differences(reference, harness.contents(STUDY)) == []
+
+
+def test_the_traceback_of_a_failure_goes_when_the_run_completes(
+    gnexp, harness, reference, monkeypatch
+):
+    def fail(*_):
+        raise RuntimeError("of the model")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainings, "_finish", fail)
+        assert gnexp(*WORDS).code == 1
+    assert len(list(STUDY.glob("*/traceback*"))) == 2
+    assert gnexp(*WORDS, "retry=failed").code == 0
+    assert not list(STUDY.glob("*/traceback*"))
+    (run,) = STUDY.glob("bn-*")
+    assert {status["why"] for status in Run(run).statuses().values()} == {""}
+    assert "traceback" not in (run / "digests.json").read_text()
 
 
 def test_a_disk_that_is_full_from_the_start_is_named_before_anything_is_trained(

@@ -21,6 +21,7 @@ from gnexp.schedule import Step
 from gnexp.shared_weights import measure_shared
 from gnexp.stored import named_code, remember
 from gnexp.study.claims import TakenOver
+from gnexp.study.disk import disk_failure
 from gnexp.study.store import Run
 from gnexp.tuning import chosen_runs, record, wanted
 from gnexp.turns import wait_for_some
@@ -58,13 +59,19 @@ def train(
         plan(configs=[c for _, c in wanted(configs)])  # refuses what is wrong
         _preview(configs[0])
     runs, failed = [], []
-    for fresh in _rounds(configs):
-        if not runs:
-            print(*tuning_lines(configs), sep="\n", end="\n" * any(map(is_tuned, configs)))
-            for line in passed_over_lines(config.data for config in configs):
-                print(line)
-        failed += _train(fresh, call, grid)
-        runs += fresh
+    try:
+        for fresh in _rounds(configs):
+            if not runs:
+                print(*tuning_lines(configs), sep="\n", end="\n" * any(map(is_tuned, configs)))
+                for line in passed_over_lines(config.data for config in configs):
+                    print(line)
+            runs += fresh
+            failed += _train(fresh, call, grid)
+    except OSError as error:  # nothing more can be written
+        study = Path(configs[0].out) / configs[0].study
+        if why := error.args[0] if isinstance(error, _DiskFailed) else disk_failure(error, study):
+            return _conclude(runs, {f"study={study.name}": why}, grid)
+        raise
     config = runs[0].config
     for line in choice_lines(configs):
         print(line)
@@ -77,6 +84,10 @@ def train(
     for line in viewing_lines(Path(config.out) / config.study, config.logger):
         print(line)
     return _conclude(runs, dict(failed), grid)
+
+
+class _DiskFailed(OSError):
+    """The disk under a study, not a training, failed; the text is a sentence."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +151,8 @@ def train_job(configs: list[TrainConfig], command: str) -> None:
     for runs in _rounds(configs):
         todo = {run: seeds for run in runs if (seeds := standing(run).todo)}
         steps, _, workers = steps_for(todo)
-        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        silent = contextlib.suppress(_DiskFailed)
+        with silent, open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
             _execute(todo, [Task(step, command, now()) for step in steps], workers)
 
 
@@ -174,7 +186,8 @@ def _execute(
 ) -> list[tuple[str, str]]:
     """Run the tasks and return (run, reason) for what failed; a run is told of when it is whole.
 
-    What another call is at work on comes last, when that call has done it or is gone.
+    What another call is at work on comes last, when that call has done it or is gone. Raises
+    _DiskFailed when the study's folder cannot be written to.
     """
     if not tasks:
         return []
@@ -207,10 +220,12 @@ def _round(
     ended: Callable[[str, int, str | None], None],
 ) -> list[Step]:
     """Run the tasks once, and tell of each training that ended; return those that others have."""
+    full: list[str] = []  # of the disk
     if workers > 1:
-        results = run_in_processes(tasks, run_task, progress.event, min(workers, len(tasks)))
+        count = min(workers, len(tasks))
+        results = run_in_processes(tasks, run_task, progress.event, count, lambda: bool(full))
     else:
-        results = run_here(tasks, run_task, progress.event)
+        results = run_here(tasks, run_task, progress.event, lambda: bool(full))
     busy = []
     for index, outcome in results:
         step = tasks[index].step
@@ -218,12 +233,15 @@ def _round(
             mark_died(step, outcome.why)
             died = {"status": "failed", "why": outcome.why}
             outcome = {(replica.run, replica.seed): died for replica in step.replicas}
+        full += [state["why"] for state in outcome.values() if state.get("disk")]
         for (run, seed), state in outcome.items():
-            if state["status"] != "busy":
+            if state["status"] != "busy" and not state.get("disk"):
                 ended(run, seed, state["why"] if state["status"] == "failed" else None)
         held = step.part(lambda r, o=outcome: o[r.run, r.seed]["status"] == "busy")
         if held:
             busy.append(held)
+    if full:
+        raise _DiskFailed(full[0])
     return busy
 
 
