@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from gnexp.study.digests import check
+from gnexp.study.files import Damaged
 from gnexp.study.store import Run
 
 CHECKPOINT = "checkpoint.pt"
@@ -150,7 +151,10 @@ def _of_run(path: Path, states: dict[int, Any], seed: int | None) -> Source:
 
 
 def _load(path: Path) -> Any:
-    check(path)  # of a run: the bytes that were written
+    try:
+        check(path)  # of a run: the bytes that were written
+    except Damaged as error:
+        raise ValueError(f"init_from={error}") from error
     try:
         if zipfile.is_zipfile(path):  # torch.load does not look at the checksums
             with zipfile.ZipFile(path) as archive:

@@ -393,8 +393,10 @@ def _parts(path: Path) -> list[tuple[str, Any]]:
         if path.name == "digests.json":
             digests = json.loads(path.read_text())
             del digests["digests.json"]
-            files = {name: path.with_name(name).read_bytes() for name in digests}
-            same = {k: hashlib.sha256(data).hexdigest() == digests[k] for k, data in files.items()}
+            files = {name: path.with_name(name) for name in digests}
+            gone = [k for k, f in files.items() if "absent" in digests[k] and not f.is_file()]
+            there = {k: f.read_bytes() for k, f in files.items() if k not in gone}
+            same = {k: hashlib.sha256(data).hexdigest() in digests[k] for k, data in there.items()}
             return [(f": {name}", is_same) for name, is_same in same.items()]
         if path.name == "logits.npz":
             with np.load(path, allow_pickle=False) as arrays:

@@ -216,6 +216,10 @@ def test_a_damaged_file_of_weights_is_refused_and_named(gnexp, source):
     (source / "checkpoint.pt").write_bytes(data)
     answer = gnexp("train", *TUNE, f"init_from={source}")
     assert answer.code == 2
+    assert f"init_from={source}/checkpoint.pt was changed since it was written" in answer.err
+    (source / "digests.json").unlink()
+    answer = gnexp("train", *TUNE, f"init_from={source}")
+    assert answer.code == 2
     assert f"{source}/checkpoint.pt cannot be read as tensors" in answer.err
     answer = gnexp("train", *TUNE, f"init_from={source}/result.json")
     assert answer.code == 2
@@ -233,6 +237,7 @@ def test_a_run_is_named_by_the_weights_and_not_by_where_they_lie(gnexp, source):
     states = torch.load("elsewhere/checkpoint.pt", weights_only=True)
     states["0"]["model"]["conv1.weight"][0, 0, 0, 0] += 1
     torch.save(states, "elsewhere/checkpoint.pt")
+    Path("elsewhere/digests.json").unlink()
     assert gnexp("train", *TUNE, "init_from=elsewhere").code == 0
     assert len(list(Path("results/tuned").glob("gn-*"))) == 2
 
@@ -242,6 +247,7 @@ def test_seeds_trained_later_do_not_rename_what_started_from_a_source(source):
     states = torch.load(source / "checkpoint.pt", weights_only=True)
     states["2"] = {**states["1"], "model": {k: v + 1 for k, v in states["1"]["model"].items()}}
     torch.save(states, source / "checkpoint.pt")
+    (source / "digests.json").unlink()
     assert plan(source).init_checksum == before
     alone = [plan(source / f"seed-{k}").init_checksum for k in (0, 1, 2)]
     assert len({before, *alone}) == 4

@@ -70,6 +70,7 @@ def test_a_run_leaves_the_files_that_are_promised(gnexp):
     assert {p.name for p in folder.iterdir() if not p.name.startswith(".")} == {
         *("config.yaml", "provenance.json", "status.json", "metrics.csv", "gradients.csv"),
         *("plan.json", "result.json", "checkpoint.pt", "logits.npz", "classes.csv"),
+        "digests.json",
     }
     metrics = rows_of(folder / "metrics.csv")
     assert list(metrics[0]) == list(METRICS_COLUMNS)

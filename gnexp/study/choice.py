@@ -77,6 +77,7 @@ def record_choices(study: Path, choices: Mapping[str, Choice]) -> list[str]:
     with alone_in(study):
         told = [sentence] if (sentence := repair(study)) else []
         writer = Writer(study)
+        writer.settle()
         try:
             known = read_json(study / CHOICES, read_checked).get("cells", {})
         except Damaged as error:  # the commands that made the others write them again
