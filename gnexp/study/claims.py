@@ -44,7 +44,7 @@ def writing_under(claim: "Claim") -> Iterator[None]:
 def require_claims() -> None:
     """Raise TakenOver if another process has one of the claims under which this one writes."""
     for claim in _held.get():
-        if claim.lost:
+        if claim.lost and claim.path.parent.is_dir():  # else the write itself says what is gone
             raise TakenOver(
                 f"another process took over {claim.path}, since this one was stopped for more than"
                 f" {LEASE_S:g} s"
