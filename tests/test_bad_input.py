@@ -332,7 +332,8 @@ def test_measuring_where_nothing_is_trained_is_refused(gnexp, workdir):
     assert gnexp("train", "norm=gn", "batch=10", *TINY, "study=young").code == 0
     folder = next(Path("results/young").glob("gn-*"))
     status = {"seeds": {"0": {"status": "failed", "why": "power cut"}}}
-    (folder / "result.json").unlink()
+    for written in ("result.json", "digests.json"):
+        (folder / written).unlink()
     (folder / "status.json").write_text(json.dumps(status))
     answer = gnexp("measure", "study=young", "what=[shift]")
     assert answer.code == 2
