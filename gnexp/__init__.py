@@ -4,16 +4,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gnexp.api import build_norm, check, load_study, train
-    from gnexp.config import Mistake
-    from gnexp.models.convert import Conversion, convert
+    from gnexp.config.schema import Mistake
+    from gnexp.models.conversion.convert import Conversion, convert
 
 __all__ = ["Conversion", "Mistake", "build_norm", "check", "convert", "load_study", "train"]
 
 # Where each public name is; torch and pandas are imported when one is used, not by `import gnexp`.
 _HOMES = {
     **dict.fromkeys(("build_norm", "check", "load_study", "train"), "gnexp.api"),
-    **dict.fromkeys(("Conversion", "convert"), "gnexp.models.convert"),
-    "Mistake": "gnexp.config",
+    **dict.fromkeys(("Conversion", "convert"), "gnexp.models.conversion.convert"),
+    "Mistake": "gnexp.config.schema",
 }
 
 

@@ -15,15 +15,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gnexp.config import CUSTOM, CheckConfig, Mistake, TrainConfig
-from gnexp.overrides import overrides
+from gnexp.cli.overrides import overrides
+from gnexp.config.schema import CUSTOM, CheckConfig, Mistake, TrainConfig
 
 if TYPE_CHECKING:
     import pandas as pd
     from torch import nn
 
-    from gnexp.passport.subject import Subject
-    from gnexp.study.store import Study
+    from gnexp.checks.subject import Subject
+    from gnexp.store.run import Study
 
 _COUNTS = ("groups", "channels_per_group", "batch", "update_batch", "seed", "stack", "epochs")
 _COUNTS += ("examples_seen", "claim", "n")
@@ -40,7 +40,7 @@ def build_norm(name: str, num_channels: int, **options: Any) -> "nn.Module":
     Raises ValueError for an unknown name or option, naming the nearest valid one, for a value of
     another kind, and for what cannot be built, with the reason.
     """
-    from gnexp.own_code import build_named
+    from gnexp.norms.user_code import build_named
 
     return build_named(name, num_channels, **options)
 
@@ -71,8 +71,8 @@ def train(
             "workers= starts processes that import the script that calls gnexp.train: put the call"
             ' under `if __name__ == "__main__":`, or leave workers= out'
         )
-    from gnexp import hydra_app
-    from gnexp.commands.train import train as command
+    from gnexp.cli import hydra_app
+    from gnexp.cli.commands.train import train as command
 
     words = overrides({} if config is None else config)
     said = io.StringIO()
@@ -117,14 +117,14 @@ def _quiet(said: io.StringIO) -> Iterator[None]:
 
 def _trained(configs: list[TrainConfig]) -> "pd.DataFrame":
     """Return the rows of the seeds that these configs ask for."""
-    from gnexp import build
-    from gnexp.study.cells import run_rows
-    from gnexp.study.store import load_study
-    from gnexp.tuning import folder_of, wanted
+    from gnexp.analysis.cells import run_rows
+    from gnexp.runner.build import data
+    from gnexp.runner.lr_search import folder_of, wanted
+    from gnexp.store.run import load_study
 
     asked: dict[str, set[int]] = {}
     for _, each in wanted(configs):
-        resolved = build.resolved(each)
+        resolved = data.resolved(each)
         asked.setdefault(folder_of(resolved).name, set()).update(resolved.seeds)
     study = load_study(Path(configs[0].out) / configs[0].study)
     its = dataclasses.replace(study, runs=[run for run in study.runs if run.name in asked])
@@ -138,8 +138,8 @@ def load_study(path: str | os.PathLike[str]) -> "pd.DataFrame":
     running, or missing. Files that are damaged count as absent, with a warning for each. Raises
     Mistake where there is no study, naming those that there are.
     """
-    from gnexp.study import store
-    from gnexp.study.cells import run_rows
+    from gnexp.analysis.cells import run_rows
+    from gnexp.store import run as store
 
     if not isinstance(path, str | os.PathLike):
         kind = type(path).__name__
@@ -180,8 +180,8 @@ def check(
     claimed and what is so; a claim in which the norm misbehaves is "not measured", and `note` says
     why. Nothing is written to disk. Raises Mistake for what cannot be built or is no norm.
     """
-    from gnexp.commands.check import joined, outcome_of, plan
-    from gnexp.study.passport import ROW_COLUMNS
+    from gnexp.cli.commands.check import joined, outcome_of, plan
+    from gnexp.report.check.report import ROW_COLUMNS
 
     asked = {"groups": groups, "channels": channels, "draws": draws, "seed": seed}
     asked["reference"] = reference
@@ -208,7 +208,7 @@ def _name(module: Any) -> str:
 
 def _check_config(module: Any, asked: dict[str, Any], options: dict[str, Any]) -> CheckConfig:
     """Return the config of a check; that of a norm without a name holds a stand-in for it."""
-    from gnexp import hydra_app
+    from gnexp.cli import hydra_app
 
     if isinstance(module, str):
         key = "norm._target_" if "." in module else "norm"
@@ -232,7 +232,7 @@ def _check_config(module: Any, asked: dict[str, Any], options: dict[str, Any]) -
 
 def _subject(module: Any, config: CheckConfig, options: dict[str, Any]) -> "Subject":
     """Return the norm under test, once it is seen to do what a layer must."""
-    from gnexp.subjects import subject_of
+    from gnexp.checks.from_config import subject_of
 
     subject = subject_of(config)
     if not isinstance(module, str):
@@ -246,9 +246,9 @@ def _own(
     target: Callable[..., Any], config: CheckConfig, options: dict[str, Any]
 ) -> dict[str, Any]:
     """Return what is a subject's own for a norm that need not have an import path."""
-    from gnexp import own_code
+    from gnexp.checks.from_config import GROUP_KEYS
+    from gnexp.norms import user_code
     from gnexp.norms.registry import group_count
-    from gnexp.subjects import GROUP_KEYS
 
     name = _name(target)
     key = next((key for key in GROUP_KEYS if key in options), None)
@@ -257,11 +257,11 @@ def _own(
     typed += [f"groups={config.groups}"] if config.groups else []
 
     def regroup(channels: int, groups: int) -> "nn.Module":
-        return own_code.factory_of(target, lambda: name, {**options, key: groups})(channels)
+        return user_code.factory_of(target, lambda: name, {**options, key: groups})(channels)
 
     return {
         "label": f"{name}[{', '.join(typed)}]" if typed else name,
-        "build": own_code.factory_of(target, lambda: name, options),
+        "build": user_code.factory_of(target, lambda: name, options),
         "groups": (lambda channels: group_count(channels, held)) if held else None,
         "regroup": regroup if key else None,
         "reference": config.reference,
@@ -271,7 +271,7 @@ def _own(
 
 def _try(subject: "Subject") -> None:
     """Raise Mistake for a norm that cannot be built, or does what no norm may do."""
-    from gnexp.norms.trial import try_norm
+    from gnexp.norms.smoke_test import try_norm
 
     try:
         layer = subject.build(subject.channels)

@@ -15,10 +15,10 @@ import numpy as np
 import pandas as pd
 from scipy.stats import beta
 
-from gnexp.study.answer import answer
-from gnexp.study.cells import Cell, Series
-from gnexp.study.comparisons import flatness_rows
-from gnexp.study.statistics import FLAT, HIGHER, LOWER
+from gnexp.analysis.cells import Cell, Series
+from gnexp.analysis.comparisons import flatness_rows
+from gnexp.analysis.statistics import FLAT, HIGHER, LOWER
+from gnexp.report.text.answer import answer
 
 FOLDER = Path(__file__).parents[1] / "results" / "reference" / "inference"
 REFERENCE, LEVEL, SD, IMAGES = 32, 0.6, 0.01, 10**9

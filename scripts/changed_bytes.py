@@ -53,11 +53,11 @@ def harness() -> Any:
 
 def call(words: Sequence[str]) -> tuple[int, str]:
     """Run gnexp in this process; return its exit code and what it said."""
-    from gnexp import cli
+    from gnexp.cli import app
 
     said = io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-        code = cli.main(list(words))
+        code = app.main(list(words))
     return code, said.getvalue()
 
 
@@ -111,10 +111,10 @@ def not_restored(tools: Any, reference: dict[str, Any], path: Path) -> list[str]
 
 def save_time() -> None:
     """Leave figures out of reports, and reports out of all commands but that."""
-    from gnexp.commands import measure, train
-    from gnexp.study import report
+    from gnexp.cli.commands import measure, train
+    from gnexp.report import study_report
 
-    report._draw = lambda *args: {}
+    study_report._draw = lambda *args: {}
     train._report = lambda *args: []
     measure.make_report = lambda *args: ""
 

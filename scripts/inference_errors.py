@@ -17,7 +17,7 @@ import pandas as pd
 from scipy.special import ndtr, stdtr, stdtrit
 from scipy.stats import beta
 
-from gnexp.study.spread import KEPT, SCATTERED, moderate
+from gnexp.analysis.moderated_variance import KEPT, SCATTERED, moderate
 
 FOLDER = Path(__file__).parents[1] / "results" / "reference"
 SWEEP, SHORT, TWO = (1, 2, 4, 8, 16, 32, 64), (1, 2, 4, 8, 32), (1, 32)
@@ -185,10 +185,10 @@ def simulate(rng, scenario, norms, batches, n_G, repetitions, sd_G=None, pooling
 
 def published_settings():
     """Yield (study, Setting) of the published studies, those with BN and more than one norm."""
-    from gnexp.study.cells import series
-    from gnexp.study.comparisons import settings
-    from gnexp.study.store import load_study
-    from gnexp.study.tuning import judged_cells, settled, tuned_cells
+    from gnexp.analysis.cells import series
+    from gnexp.analysis.comparisons import settings
+    from gnexp.analysis.lr_search import judged_cells, settled, tuned_cells
+    from gnexp.store.run import load_study
 
     for name in ("cifar10-first", "cifar10-lr-fair", "cifar10-why", "all-norms", "fine-tune"):
         study = load_study(FOLDER / name)
@@ -199,7 +199,7 @@ def published_settings():
 
 def correlations_table():
     """Return the rows of correlations.csv: how alike a seed's accuracies are in two cells, mean."""
-    from gnexp.study.comparisons import scored_by_seed
+    from gnexp.analysis.comparisons import scored_by_seed
 
     rows = []
     for name, setting in published_settings():
@@ -281,8 +281,8 @@ def images_table(repetitions):
     Seeds and images are crossed: an image has a difficulty that both cells share in part, a seed a
     level, and the rest is the seed's own; the truth is the mean over all seeds and images.
     """
-    from gnexp.study.inference import contrast
-    from gnexp.study.samples import BOUND, CROSSED, Sample, over_images
+    from gnexp.analysis.inference import contrast
+    from gnexp.analysis.samples import BOUND, CROSSED, Sample, over_images
 
     rows = []
     for n, images, shared, seed_sd in (

@@ -126,8 +126,8 @@ def preload() -> None:
     import pandas  # noqa: F401
     import scipy.stats  # noqa: F401
 
-    import gnexp.commands.train
-    import gnexp.study.report  # noqa: F401
+    import gnexp.cli.commands.train
+    import gnexp.report.study_report  # noqa: F401
 
     torch.set_num_threads(1)  # a thread pool would not survive a fork
 
@@ -247,9 +247,9 @@ def _be_gnexp(
         Writes(Path.cwd() / STUDY.parent, Path("writes.txt"), before_write).watch()
         if prepare:
             prepare()
-        from gnexp import cli
+        from gnexp.cli import app
 
-        code = cli.main(list(words))
+        code = app.main(list(words))
     except BaseException:
         traceback.print_exc()
     finally:

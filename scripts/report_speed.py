@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from gnexp.study.report import build_report
-from gnexp.study.store import Run
+from gnexp.report.study_report import build_report
+from gnexp.store.run import Run
 
 NORMS = [("bn", None), ("gn", 2), ("gn", 4), ("gn", 8), ("gn", 16), ("ln", None), ("in", None)]
 NORMS += [("none", None)]

@@ -3,7 +3,7 @@
 import os
 import time
 
-from gnexp.bench.window import Window
+from gnexp.runner.benchmark.timer import Window
 
 
 def together(task, neighbours):

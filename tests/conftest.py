@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gnexp import cli
+from gnexp.cli import app
 
 # Beside another busy process several OpenMP threads are many times slower than one.
 torch.set_num_threads(1)
@@ -54,7 +54,7 @@ def gnexp(workdir, capfd):
         if torch.cuda.is_available() and words[:1] in DEVICE_COMMANDS and not typed:
             words = (*words, "device=cpu")
         capfd.readouterr()
-        code = cli.main(list(words))
+        code = app.main(list(words))
         return Answer(code, *capfd.readouterr())
 
     return run

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from gnexp.study.cells import Cell, Series, norm_label
+from gnexp.analysis.cells import Cell, Series, norm_label
 
 
 def make_series(norm, accuracies, groups=None, **key):

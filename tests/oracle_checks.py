@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from gnexp.norms import oracle
+from gnexp.norms.reference import oracle
 from gnexp.norms.registry import NORMS, build_norm
 
 SHAPES = [(4, 16, 5, 7), (1, 16, 6, 6), (10, 16, 2, 2), (2, 48, 2, 3)]

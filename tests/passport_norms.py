@@ -5,10 +5,10 @@ import functools
 import torch
 from torch import Tensor, nn
 
-from gnexp.data.loader import DeviceImages, normalize
+from gnexp.checks.subject import Subject
+from gnexp.data.device_images import DeviceImages, normalize
 from gnexp.data.sources import load_images
 from gnexp.norms.registry import NORMS, build_norm
-from gnexp.passport.subject import Subject
 
 
 class Own(nn.Module):

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from evidence_series import draw, make_series
 
-from gnexp.study.answer import answer
-from gnexp.study.comparisons import between, settings
-from gnexp.study.inference import AHEAD, simultaneous
+from gnexp.analysis.comparisons import between, settings
+from gnexp.analysis.inference import AHEAD, simultaneous
+from gnexp.report.text.answer import answer
 
 _file = Path(__file__).parents[1] / "scripts" / "answer_errors.py"
 _spec = importlib.util.spec_from_file_location("answer_errors", _file)

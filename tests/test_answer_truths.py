@@ -9,7 +9,7 @@ import re
 import pytest
 from evidence_series import make_series
 
-from gnexp.study.answer import answer
+from gnexp.report.text.answer import answer
 
 MOST_WORDS = 45
 Z = (-1.27, -0.5, 0.0, 0.5, 1.27)  # five values with mean 0 and standard deviation 1

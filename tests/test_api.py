@@ -23,11 +23,11 @@ from omegaconf import OmegaConf
 from torch import nn
 
 import gnexp as api
-from gnexp.config import TrainConfig
+from gnexp.analysis.cells import RUN_COLUMNS
+from gnexp.cli.overrides import TAKES_A_LIST, overrides
+from gnexp.config.schema import TrainConfig
 from gnexp.norms.registry import NORMS
-from gnexp.overrides import TAKES_A_LIST, overrides
-from gnexp.study.cells import RUN_COLUMNS
-from gnexp.study.passport import ROW_COLUMNS
+from gnexp.report.check.report import ROW_COLUMNS
 
 README = (Path(__file__).resolve().parent.parent / "README.md").read_text()
 TINY = {"model": {"name": "resnet8", "width": 8}, "data.train_limit": 40, "data.test_limit": 20}
@@ -51,7 +51,7 @@ class Plain(nn.Module):
 @pytest.fixture
 def no_report(monkeypatch):
     """Figures take seconds."""
-    monkeypatch.setattr("gnexp.commands.train.make_report", lambda *args: "")
+    monkeypatch.setattr("gnexp.cli.commands.train.make_report", lambda *args: "")
 
 
 LIGHT = """
@@ -198,7 +198,7 @@ def test_a_training_that_fails_is_a_row_and_a_warning(workdir, monkeypatch):
     def broken(*args):
         raise RuntimeError("out of order")
 
-    monkeypatch.setattr("gnexp.trainings.Trainings.run", broken)
+    monkeypatch.setattr("gnexp.runner.trainer.Trainings.run", broken)
     with pytest.warns(UserWarning, match="failed: gn-g8.*: RuntimeError: out of order"):
         table = api.train(TINY)
     assert list(table["status"]) == ["failed"]
@@ -222,7 +222,7 @@ def test_training_happens_in_this_process_unless_workers_are_asked_for(workdir, 
     def elsewhere(*args):
         raise AssertionError("a process was started")
 
-    monkeypatch.setattr("gnexp.commands.train.run_in_processes", elsewhere)
+    monkeypatch.setattr("gnexp.cli.commands.train.run_in_processes", elsewhere)
     many = {**TINY, "data.train_limit": 600, "seeds": 2, "batch": 50}  # would be worth processes
     assert list(api.train({**many, "stack": 1})["status"]) == ["complete"] * 2
     with pytest.raises(AssertionError, match="a process was started"):

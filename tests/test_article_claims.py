@@ -9,11 +9,11 @@ from evidence_series import draw, make_series
 from scipy import stats
 from test_report import BATCHES, add_gradients, add_run, config, make_demo
 
-from gnexp.study import cells as grouping
-from gnexp.study.article_claims import COLUMNS, FAILS, HOLDS, UNDECIDED, article_claims
-from gnexp.study.comparisons import norm_rows, settings
-from gnexp.study.store import load_study
-from gnexp.study.tables import build_tables
+from gnexp.analysis import cells as grouping
+from gnexp.analysis.article_claims import COLUMNS, FAILS, HOLDS, UNDECIDED, article_claims
+from gnexp.analysis.comparisons import norm_rows, settings
+from gnexp.analysis.tables.accuracy import build_tables
+from gnexp.store.run import load_study
 
 
 def claims_of(study, reference=32):

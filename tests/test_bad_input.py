@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from gnexp.hydra_sentences import nearest
+from gnexp.cli.hydra_errors import nearest
 
 TINY = ("data.train_limit=40", "data.test_limit=20", "epochs=1", "gradients=0")
 

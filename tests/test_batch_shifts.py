@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gnexp.data.loader import DeviceImages, normalize
+from gnexp.data.device_images import DeviceImages, normalize
 from gnexp.data.sources import Images
-from gnexp.measure.batches import compose, measure_batches
-from gnexp.measure.population import running_layers
+from gnexp.measure.batch_shift import compose, measure_batches
+from gnexp.measure.precise_bn import running_layers
 from gnexp.norms.registry import NORMS, build_norm
 
 FLOAT64 = 1e-10
@@ -246,7 +246,7 @@ def test_many_small_batches_with_statistics_of_their_own_share_a_pass(monkeypatc
         passes.append(len(x))
         return normalize(x, *rest)
 
-    monkeypatch.setattr("gnexp.measure.batches.normalize", watched)
+    monkeypatch.setattr("gnexp.measure.batch_shift.normalize", watched)
     measure_batches(trained("bn"), images(), (2,))
     assert passes[-5:] == [62] * 5, "under batch statistics: one pass per composition"
     assert 62 not in passes[:-5], "as evaluation comes it really is in batches of 2"

@@ -15,23 +15,26 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gnexp import build, cli, networks
-from gnexp.bench import cells, figure, hardware, machine, measurement, processes
-from gnexp.bench.engine import endless_blocks, train_grid
-from gnexp.bench.measurement import Task
-from gnexp.bench.plain import (
+from gnexp.cli import app
+from gnexp.config.schema import BenchConfig, DataConfig, ModelConfig, bench_run, resolve
+from gnexp.data.device_images import DeviceImages, crop_flip, normalize
+from gnexp.report.benchmark import aggregate, figure
+from gnexp.runner.benchmark import hardware, machine, measurement, processes
+from gnexp.runner.benchmark.gnexp_loop import endless_blocks, train_grid
+from gnexp.runner.benchmark.measurement import Task
+from gnexp.runner.benchmark.plain_loop import (
     PilImages,
     plain_loader,
     plain_optimizer,
     plain_transform,
     plain_update,
 )
-from gnexp.bench.window import LEAST_UPDATES, Neighbours, Window
-from gnexp.config import BenchConfig, DataConfig, ModelConfig, bench_run, resolve
-from gnexp.data.loader import DeviceImages, crop_flip, normalize
-from gnexp.training.graph import GraphStep
-from gnexp.training.step import StackedStep
-from gnexp.workers import cores
+from gnexp.runner.benchmark.timer import LEAST_UPDATES, Neighbours, Window
+from gnexp.runner.build import data as build
+from gnexp.runner.build import model as networks
+from gnexp.runner.process_pool import cores
+from gnexp.training.cuda_graph import GraphStep
+from gnexp.training.stacked_step import StackedStep
 
 FLOAT32 = 1e-6  # images in [-3, 3]: two orders of the same few operations
 FLOAT64 = 1e-12
@@ -56,7 +59,7 @@ def results(tmp_path_factory):
     with contextlib.chdir(here), pytest.MonkeyPatch.context() as patch:
         patch.setattr(machine, "measure_together", lambda work, tasks: [work(*tasks, Neighbours())])
         patch.setitem(hardware.PRODUCT_SIZE, "cpu", 512)
-        assert cli.main(["bench", *SMALL, *QUICK, "norms=[gn]", "batches=[1,4]", "name=b-1"]) == 0
+        assert app.main(["bench", *SMALL, *QUICK, "norms=[gn]", "batches=[1,4]", "name=b-1"]) == 0
     torch.set_num_threads(threads)
     return here / "results" / "b-1"
 
@@ -88,7 +91,7 @@ def test_a_bench_leaves_tables_page_and_figure(results):
 
 def test_each_cell_has_one_counted_row_per_way_and_all_columns(results):
     rows = rows_of(results / "bench.csv")
-    assert tuple(rows[0]) == cells.BENCH_COLUMNS
+    assert tuple(rows[0]) == aggregate.BENCH_COLUMNS
     counted = [(r["norm"], r["batch"], r["way"]) for r in rows if r["counted"] == "true"]
     assert counted == [("gn", b, way) for b in "14" for way in ("plain", "gnexp")]
     both = {"1", str(cores())}
@@ -132,7 +135,7 @@ def test_both_ways_train_the_same_network_on_as_many_images(results):
 
 
 def timing(way, batch, repeat, rate, threads=1, norm="bn"):
-    values = dict.fromkeys(cells.TIMING_COLUMNS, 1)
+    values = dict.fromkeys(aggregate.TIMING_COLUMNS, 1)
     mine = {"norm": norm, "groups": None, "batch": batch, "way": way, "threads": threads}
     return {**values, **mine, "repeat": repeat, "examples_per_s": rate, "layout": "contiguous"}
 
@@ -144,16 +147,16 @@ def test_the_faster_number_of_threads_counts_and_the_median_is_of_repeats():
         for repeat, rate in enumerate(rates)
     ]
     timings += [timing("gnexp", 2, repeat, rate) for repeat, rate in enumerate((20.0, 60.0, 44.0))]
-    rows = {(r["way"], r["threads"]): r for r in cells.bench_rows(timings)}
+    rows = {(r["way"], r["threads"]): r for r in aggregate.bench_rows(timings)}
     assert [rows[key]["counted"] for key in (("plain", 1), ("plain", 2))] == [True, False]
     assert rows["plain", 1]["examples_per_s"] == 11.0
-    ratio = cells.ratio_rows(timings)[0]
+    ratio = aggregate.ratio_rows(timings)[0]
     assert (ratio["ratio"], ratio["ratio_min"], ratio["ratio_max"]) == (4.0, 2.0, 5.0)
 
 
 def test_a_cell_that_was_timed_in_one_way_only_has_no_ratio():
     timings = [timing("plain", 1, 1, 5.0), timing("plain", 2, 1, 5.0), timing("gnexp", 1, 1, 9.0)]
-    assert [row["batches"] for row in cells.ratio_rows(timings)] == ["1"] * 3
+    assert [row["batches"] for row in aggregate.ratio_rows(timings)] == ["1"] * 3
 
 
 def test_equal_numbers_give_equal_bytes(tmp_path):
@@ -163,7 +166,7 @@ def test_equal_numbers_give_equal_bytes(tmp_path):
         for batch in (1, 8)
         for way, factor in (("plain", 1), ("gnexp", 3))
     ]
-    rows, ratios = cells.bench_rows(timings), cells.ratio_rows(timings)
+    rows, ratios = aggregate.bench_rows(timings), aggregate.ratio_rows(timings)
     for name in ("a", "b"):
         figure.draw_bench(rows, ratios, tmp_path / name, "a title")
     for kind in ("png", "svg"):

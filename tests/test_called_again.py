@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gnexp import own_code
+from gnexp.norms import user_code
 
 SMALL = ("model=resnet8", "model.width=8", "batch=4", "epochs=1", "gradients=0", "workers=1")
 FOLDER = (*SMALL, "data=imagefolder", "data.root=zoo")
@@ -119,7 +119,7 @@ def test_a_file_that_the_model_imports_is_part_of_the_run_and_is_read_again(gnex
         Path(f"{module}.py").write_text(f"WIDTH = {width}\n")
         answer = gnexp("train", *words, f"model._target_=nets{len(style)}.Net")
         assert answer.code == 0, answer.err + answer.out
-        seen.append(own_code.import_target(f"nets{len(style)}.Net")(10).fc.in_features)
+        seen.append(user_code.import_target(f"nets{len(style)}.Net")(10).fc.in_features)
     assert seen == [8, 16]
     assert len(results()) == 2
 
@@ -134,8 +134,8 @@ def test_modules_of_a_package_are_followed_and_installed_ones_are_not(workdir):
     )
     (package / "sizes.py").write_text("W = 8\n")
     (package / "other.py").write_text("nobody imports this\n")
-    own_code.import_target("followed.Net")
+    user_code.import_target("followed.Net")
     import followed
 
-    names = [path.name for path in own_code._sources(followed)]
+    names = [path.name for path in user_code._sources(followed)]
     assert names == ["__init__.py", "nets.py", "parts.py", "sizes.py"]

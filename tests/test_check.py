@@ -4,8 +4,8 @@ import csv
 
 import pytest
 
-from gnexp.passport.claims import CLAIMS
-from gnexp.study.passport import ROW_COLUMNS
+from gnexp.checks.registry import CLAIMS, MODULES
+from gnexp.report.check.report import ROW_COLUMNS
 
 VERDICTS = ("holds", "fails", "undecided", "not measured")
 
@@ -245,12 +245,12 @@ def test_a_mistake_gets_one_sentence_and_nothing_is_written(words, sentence, che
 def test_a_folder_that_refuses_files_is_named_and_the_result_still_printed(
     check, workdir, monkeypatch
 ):
-    from gnexp.study import passport
+    from gnexp.report.check import report
 
     def full(path, data):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(passport, "write_whole", full)
+    monkeypatch.setattr(report, "write_whole", full)
     answer = check("claims=[core]")
     assert answer.code == 1
     assert "1. Core mechanism" in answer.out
@@ -261,4 +261,4 @@ def test_every_claim_of_the_table_can_be_measured():
     from importlib import import_module
 
     for key in CLAIMS:
-        assert callable(import_module(f"gnexp.passport.{key}").measure)
+        assert callable(import_module(f"gnexp.checks.claims.{MODULES.get(key, key)}").measure)

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from gnexp.data.balanced import balanced_subset, fixed_test_order
-from gnexp.data.cifar_c import RELEASED, load_cifar_c
+from gnexp.data.corruptions.cifar_c import RELEASED, load_cifar_c
+from gnexp.data.subsets import balanced_subset, fixed_test_order
 
 SHAPE = (50_000, 32, 32, 3)
 LABELS = np.random.default_rng(0).integers(0, 10, 10_000).astype(np.uint8)

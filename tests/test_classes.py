@@ -6,7 +6,7 @@ import random
 import pytest
 import torch
 
-from gnexp.measure.classes import calibration_error, chance_gap, class_accuracies
+from gnexp.measure.class_accuracy import calibration_error, chance_gap, class_accuracies
 
 FLOAT64 = 1e-12
 
@@ -169,7 +169,7 @@ def test_the_same_seed_gives_the_same_numbers_and_global_random_state_is_left_al
 def test_permutations_in_blocks_are_the_permutations(monkeypatch):
     data = where_classes_do_not_matter(6)
     whole = chance_gap(*data, permutations=100)
-    monkeypatch.setattr("gnexp.measure.classes._AT_ONCE", 1000)
+    monkeypatch.setattr("gnexp.measure.class_accuracy._AT_ONCE", 1000)
     assert chance_gap(*data, permutations=100) == whole
 
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from gnexp.study import cells as grouping
-from gnexp.study.compare import accuracy_rows, cost_rows, match, overall, what_differs
-from gnexp.study.compare_page import build_comparison, comparison_folder
-from gnexp.study.store import Run, load_study, studies
+from gnexp.analysis import cells as grouping
+from gnexp.analysis.compare_studies import accuracy_rows, cost_rows, match, overall, what_differs
+from gnexp.report.comparison_report import build_comparison, comparison_folder
+from gnexp.store.run import Run, load_study, studies
 
 CLASSES = list("abcdefghij")
 MATCHED = ("norm", "groups", "batch", "update_batch")

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gnexp.models.convert import convert
+from gnexp.models.conversion.convert import convert
+from gnexp.norms.base import ActivatedNorm
 from gnexp.norms.registry import NORMS
-from gnexp.norms.replicated import ActivatedNorm
-from gnexp.training.replicas import Stack
+from gnexp.training.stack import Stack
 
 BATCH_NORMS = nn.modules.batchnorm._BatchNorm
 

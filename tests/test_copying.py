@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
-from gnexp.models.convert import convert
+from gnexp.models.conversion.convert import convert
 from gnexp.norms.copying import copied, put_state
-from gnexp.study.store import Run
+from gnexp.store.run import Run
 
 KEEPING = """
 from torch import nn

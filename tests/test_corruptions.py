@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 from scipy import ndimage
 
-from gnexp.data import corruptions
-from gnexp.data.corrupt_blur import defocus_kernel, streak
-from gnexp.data.corrupt_draws import Draws
-from gnexp.data.corruptions import CORRUPTIONS, EXTRA, PUBLISHED, SEVERITIES, corrupt
+from gnexp.data.corruptions import table
+from gnexp.data.corruptions.blur import defocus_kernel, streak
+from gnexp.data.corruptions.draws import Draws
+from gnexp.data.corruptions.table import CORRUPTIONS, EXTRA, PUBLISHED, SEVERITIES, corrupt
 from gnexp.data.synthetic import shapes10
 
 # Where the published parameters trade one effect for another, the distance does not grow: glass
@@ -40,7 +40,7 @@ def test_the_fifteen_published_kinds_and_three_pure_ones_have_five_severities():
     assert len(PUBLISHED) == 15
     assert set(CORRUPTIONS) - set(PUBLISHED) == {"pure_contrast", "pure_brightness", "colour_cast"}
     assert all(len(entry.parameters) == 5 for entry in CORRUPTIONS.values())
-    assert all(entry.kind in corruptions.KINDS for entry in CORRUPTIONS.values())
+    assert all(entry.kind in table.KINDS for entry in CORRUPTIONS.values())
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
@@ -62,7 +62,7 @@ def test_an_image_is_corrupted_alike_alone_in_any_part_and_in_any_chunk(name, x_
     assert whole.device == x_N3SS.device
     assert torch.equal(corrupt(x_N3SS, name, 4, 7), whole)
     assert torch.equal(corrupt(x_N3SS[11:12], name, 4, 7, first=11), whole[11:12])
-    monkeypatch.setattr(corruptions, "_VALUES_AT_ONCE", 3 * 3072)
+    monkeypatch.setattr(table, "_VALUES_AT_ONCE", 3 * 3072)
     assert torch.equal(corrupt(x_N3SS[2:], name, 4, 7, first=2), whole[2:])
 
 

@@ -9,16 +9,16 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gnexp.data.loader import DeviceImages
+from gnexp.data.device_images import DeviceImages
+from gnexp.data.seeding import generator
 from gnexp.data.sources import load_images
+from gnexp.models.initialization import start
 from gnexp.models.resnet import build_model, initialize
-from gnexp.models.start import start
 from gnexp.norms.registry import NORMS, build_norm
-from gnexp.seeding import generator
-from gnexp.training.graph import GraphStep, fastest
+from gnexp.training.cuda_graph import GraphStep, fastest
 from gnexp.training.loop import Recipe, train_epochs
 from gnexp.training.precision import matrix_precision
-from gnexp.training.step import StackedStep
+from gnexp.training.stacked_step import StackedStep
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 
@@ -203,7 +203,7 @@ def test_a_grid_shares_one_graph_per_batch_size_and_says_so(gnexp):
 
 
 def test_an_interrupted_run_goes_on_from_its_checkpoint(gnexp, monkeypatch):
-    from gnexp.study.store import Run
+    from gnexp.store.run import Run
 
     class Stop(BaseException):
         pass

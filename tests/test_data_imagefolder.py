@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from gnexp.data import imagefolder
-from gnexp.data.balanced import fixed_test_order
 from gnexp.data.sources import load_images
+from gnexp.data.subsets import fixed_test_order
 
 ARCHIVE = Path(__file__).resolve().parents[2] / "shared" / "data" / "cifar10-jpeg.tar.xz"
 TWO_CLASSES = ("airplane", "automobile")  # the first in the archive

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from gnexp.data.loader import (
+from gnexp.data.device_images import (
     AUGMENTATIONS,
     DeviceImages,
     augmentation,

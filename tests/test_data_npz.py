@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from gnexp.data.balanced import fixed_test_order
 from gnexp.data.sources import load_images
+from gnexp.data.subsets import fixed_test_order
 
 RNG = np.random.default_rng(1)
 

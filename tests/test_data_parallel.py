@@ -17,9 +17,9 @@ from torch.nn import functional as F
 
 from gnexp.models.resnet import build_model
 from gnexp.norms.registry import build_norm
-from gnexp.parallel.leading import channel_to, close_devices
-from gnexp.study.store import Run
-from gnexp.training.parallel import ParallelStep, shares
+from gnexp.store.run import Run
+from gnexp.training.distributed.leader import channel_to, close_devices
+from gnexp.training.distributed.step import ParallelStep, shares
 
 TINY = ("model=resnet8", "model.width=8", "data.train_limit=60", "data.test_limit=40")
 TINY += ("gradients=0", "batch=2", "device=cpu")
@@ -416,8 +416,8 @@ def test_what_several_devices_cannot_do_is_said_in_a_sentence(gnexp, words):
 
 
 def test_another_number_than_the_launched_one_is_refused(gnexp, monkeypatch):
-    from gnexp.config import TrainConfig
-    from gnexp.rules import problems
+    from gnexp.config.schema import TrainConfig
+    from gnexp.config.validation import problems
 
     place = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
     for name, value in place.items():
@@ -431,7 +431,7 @@ def test_another_number_than_the_launched_one_is_refused(gnexp, monkeypatch):
 
 
 def test_more_devices_than_gpus_are_refused(monkeypatch):
-    from gnexp.parallel.launch import gpu_problems
+    from gnexp.config.torchrun import gpu_problems
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert gpu_problems("auto", 2) == gpu_problems("cpu", 4) == []

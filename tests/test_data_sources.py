@@ -11,9 +11,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from gnexp.data import published
-from gnexp.data.balanced import balanced_subset, fixed_test_order
+from gnexp.data import downloads
 from gnexp.data.sources import load_images
+from gnexp.data.subsets import balanced_subset, fixed_test_order
 
 RNG = np.random.default_rng(0)
 IDX_NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte")
@@ -218,7 +218,7 @@ def test_a_failed_download_says_what_to_place_where(tmp_path, offline, capfd, na
 def test_without_a_root_the_cache_folder_is_where_files_are_looked_for(own_cache):
     with pytest.raises(ValueError, match=f"{own_cache} does not hold fashion_mnist"):
         load_images("fashion_mnist", download=False)
-    assert published.cache_folder() == own_cache
+    assert downloads.cache_folder() == own_cache
 
 
 def test_a_root_that_is_a_file_is_refused(tmp_path):

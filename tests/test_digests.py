@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gnexp.study.choice import Choice, record_choices
-from gnexp.study.store import Run, load_study
+from gnexp.store.lr_choices import Choice, record_choices
+from gnexp.store.run import Run, load_study
 
 STUDY = Path("results/main")
 RUN = STUDY / "gn-b2"
@@ -89,7 +89,9 @@ def test_every_file_has_the_digest_that_sha256sum_prints(name, run):
 def test_a_changed_digit_is_named_in_one_sentence_by_whoever_reads_the_study(
     name, command, gnexp, run, monkeypatch
 ):
-    monkeypatch.setattr("gnexp.study.report.build_report", lambda *args: {})  # it takes its time
+    monkeypatch.setattr(
+        "gnexp.report.study_report.build_report", lambda *args: {}
+    )  # it takes its time
     alter(RUN / name)
     answer = gnexp(command)
     assert answer.code == (command == "verify"), answer
@@ -246,14 +248,14 @@ def test_a_changed_record_of_chosen_rates_is_named_and_set_aside(gnexp, run):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A study of a trained run, with shift measured."""
-    from gnexp import cli
+    from gnexp.cli import app
 
     here, before = tmp_path_factory.mktemp("trained"), os.getcwd()
     os.chdir(here)
     try:
-        assert cli.main(["train", *TINY, *SHIFT, "measure=[shift]"]) == 0
+        assert app.main(["train", *TINY, *SHIFT, "measure=[shift]"]) == 0
         words = ["gradients_at=[2,10]", "gradients=4", "device=cpu", "workers=1"]
-        assert cli.main(["measure", *words]) == 0
+        assert app.main(["measure", *words]) == 0
     finally:
         os.chdir(before)
     return here

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from gnexp.study import files
-from gnexp.study.store import Run
-from gnexp.trainings import Trainings
+from gnexp.runner.trainer import Trainings
+from gnexp.store import files
+from gnexp.store.run import Run
 
 TINY = ("model=resnet8", "model.width=8", "data.train_limit=60", "data.test_limit=40")
 TINY += ("batch=10", "gradients=4", "epochs=3", "norm=bn", "device=cpu")

@@ -9,20 +9,26 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gnexp.data.feed import update_blocks
-from gnexp.data.loader import DeviceImages, crop_flip, epoch_augmentation, epoch_order, normalize
+from gnexp.data.device_images import (
+    DeviceImages,
+    crop_flip,
+    epoch_augmentation,
+    epoch_order,
+    normalize,
+)
+from gnexp.data.seeding import generator
 from gnexp.data.sources import load_images
+from gnexp.data.update_blocks import update_blocks
+from gnexp.models.initialization import start
 from gnexp.models.resnet import build_model, initialize
-from gnexp.models.start import start
 from gnexp.norms.registry import NORMS, build_norm
 from gnexp.norms.stacked import ChunkedBatchNorm2d
-from gnexp.seeding import generator
-from gnexp.training.graph import GraphStep
+from gnexp.runner.process_pool import run_in_processes
+from gnexp.training.cuda_graph import GraphStep
 from gnexp.training.loop import Recipe, train_epochs
-from gnexp.training.rates import peak_rate
-from gnexp.training.replicas import Stack, draws_random_numbers, refusal
-from gnexp.training.step import StackedStep
-from gnexp.workers import run_in_processes
+from gnexp.training.lr_schedule import peak_rate
+from gnexp.training.stack import Stack, draws_random_numbers, refusal
+from gnexp.training.stacked_step import StackedStep
 
 FLOAT64 = 1e-10  # relative, after 20 updates
 ONE_PASS = 1e-12  # float64, relative: the same sums in another order
@@ -242,7 +248,7 @@ def test_an_update_is_one_pass_where_no_statistic_follows_batch_after_batch(norm
 
 
 def test_an_update_larger_than_a_pass_is_cut_into_equal_passes(monkeypatch):
-    monkeypatch.setattr("gnexp.training.step.MOST_IMAGES", 4)
+    monkeypatch.setattr("gnexp.training.stacked_step.MOST_IMAGES", 4)
     x, y = data(3, UPDATES, 8)
     step = stacked([net("bn", r) for r in range(3)], 2, lrs=LRS)
     for ours, theirs in zip(train(step, x, y, LRS), trained_alone("bn", 2, 8), strict=True):
@@ -433,7 +439,7 @@ def test_a_replica_is_fed_its_own_order_and_augmentation_in_batches_of_its_order
 
 def test_an_epoch_in_blocks_is_the_epoch(images, monkeypatch):
     whole = list(update_blocks(images, [1], 1, 2, 4, "crop_flip"))
-    monkeypatch.setattr("gnexp.data.feed.BLOCK", 10)
+    monkeypatch.setattr("gnexp.data.update_blocks.BLOCK", 10)
     blocks = list(update_blocks(images, [1], 1, 2, 4, "crop_flip"))
     assert (len(whole), len(blocks)) == (1, 6)
     assert torch.equal(torch.cat([x for x, _ in blocks], dim=1), whole[0][0])

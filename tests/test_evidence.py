@@ -7,11 +7,11 @@ import pytest
 from evidence_series import draw, make_series
 from scipy import stats
 
-from gnexp.study.break_even import break_even
-from gnexp.study.comparisons import flatness_rows, settings
-from gnexp.study.evidence import NAMES, evidence_tables
-from gnexp.study.losses import halving_losses, loss_rows
-from gnexp.study.rendering import Column
+from gnexp.analysis.accuracy_drop import halving_losses, loss_rows
+from gnexp.analysis.break_even import break_even
+from gnexp.analysis.comparisons import flatness_rows, settings
+from gnexp.analysis.tables.norm_comparisons import NAMES, evidence_tables
+from gnexp.analysis.tables.table import Column
 
 KEY = ("norm", "groups", "batch", "update_batch")
 SHOWN = [Column(k, lambda row, k=k: str(row.get(k) or "")) for k in KEY]

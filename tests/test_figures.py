@@ -14,13 +14,13 @@ import pytest
 from evidence_series import draw, make_series
 from matplotlib.text import Text
 
+from gnexp.analysis.cells import NORM_LABELS
+from gnexp.analysis.lr_search import good_region as region
 from gnexp.norms.registry import NORMS
-from gnexp.study import drawing, plots
-from gnexp.study.cells import NORM_LABELS
-from gnexp.study.labels import spread
-from gnexp.study.lr_plot import accuracy_vs_lr, good_region
-from gnexp.study.tuning import good_region as region
-from gnexp.study.two_batches_plot import two_batches
+from gnexp.report.figures import accuracy, style
+from gnexp.report.figures.batch_vs_update_batch import two_batches
+from gnexp.report.figures.line_labels import spread
+from gnexp.report.figures.lr_search import accuracy_vs_lr, good_region
 
 ROOT = Path(__file__).resolve().parent.parent
 BATCHES = (1, 2, 4, 8, 32)
@@ -66,8 +66,8 @@ def parts():
 
 
 MAKERS = {
-    "accuracy_vs_batch": lambda: plots.accuracy_vs_batch(lines()),
-    "many_series": lambda: plots.accuracy_vs_batch(
+    "accuracy_vs_batch": lambda: accuracy.accuracy_vs_batch(lines()),
+    "many_series": lambda: accuracy.accuracy_vs_batch(
         lines(("bn", "gn", "ln", "in", "none", "LongNameOfANorm"))
     ),
     "accuracy_vs_lr": lambda: accuracy_vs_lr(tuning()[0]),
@@ -79,7 +79,7 @@ PAGE_WIDE = ("accuracy_vs_lr", "two_batches")
 
 @pytest.fixture(params=MAKERS)
 def named_figure(request):
-    with drawing.drawing():
+    with style.drawing():
         yield request.param, MAKERS[request.param]()
 
 
@@ -90,8 +90,8 @@ def texts(figure):
 def test_a_figure_has_the_width_of_a_column_or_of_the_page_in_every_format(named_figure):
     name, figure = named_figure
     width = 7.0 if name in PAGE_WIDE else 3.5
-    made = {kind: drawing.image_bytes(figure, kind) for kind in drawing.FORMATS}
-    assert struct.unpack(">I", made["png"][16:20])[0] == pytest.approx(width * drawing.DPI, abs=1)
+    made = {kind: style.image_bytes(figure, kind) for kind in style.FORMATS}
+    assert struct.unpack(">I", made["png"][16:20])[0] == pytest.approx(width * style.DPI, abs=1)
     assert float(re.search(rb'width="([\d.]+)pt"', made["svg"])[1]) == pytest.approx(72 * width)
     box = re.search(rb"/MediaBox \[ ?0 0 ([\d.]+)", made["pdf"])
     assert float(box[1]) == pytest.approx(72 * width, abs=0.1)
@@ -111,7 +111,7 @@ def test_no_type_is_too_small_for_print_and_no_text_leaves_the_figure(named_figu
 
 def test_pdf_text_is_embedded_as_truetype_and_without_a_date(named_figure):
     _, figure = named_figure
-    made = drawing.image_bytes(figure, "pdf")
+    made = style.image_bytes(figure, "pdf")
     plain = made + b"".join(_streams(made))
     assert b"/CIDFontType2" in plain or b"/TrueType" in plain
     assert b"/Type3" not in plain
@@ -129,11 +129,11 @@ def _streams(pdf):
 def test_the_same_figure_gives_the_same_bytes_in_another_process():
     code = (
         "import sys, hashlib; sys.path.insert(0, 'tests')\n"
-        "from test_figures import MAKERS; from gnexp.study import drawing\n"
-        "with drawing.drawing():\n"
+        "from test_figures import MAKERS; from gnexp.report.figures import style\n"
+        "with style.drawing():\n"
         "    figure = MAKERS['accuracy_vs_batch']()\n"
-        "    for kind in drawing.FORMATS:\n"
-        "        print(hashlib.sha256(drawing.image_bytes(figure, kind)).hexdigest())"
+        "    for kind in style.FORMATS:\n"
+        "        print(hashlib.sha256(style.image_bytes(figure, kind)).hexdigest())"
     )
     run = [
         subprocess.run(
@@ -150,8 +150,8 @@ def test_the_same_figure_gives_the_same_bytes_in_another_process():
 
 
 def test_lines_are_named_at_their_ends_without_touching_each_other():
-    with drawing.drawing():
-        figure = plots.accuracy_vs_batch(lines())
+    with style.drawing():
+        figure = accuracy.accuracy_vs_batch(lines())
     figure.draw_without_rendering()
     assert not figure.legends
     names = {"BN", "GN", "LN", "IN"}
@@ -164,7 +164,7 @@ def test_lines_are_named_at_their_ends_without_touching_each_other():
 
 
 def test_names_too_long_for_the_margin_stand_in_a_legend_that_covers_nothing():
-    with drawing.drawing():
+    with style.drawing():
         figure = MAKERS["many_series"]()
     figure.draw_without_rendering()
     legend = figure.legends[0].get_window_extent()
@@ -183,15 +183,15 @@ def test_places_keep_their_order_their_distance_and_the_range():
 
 
 def test_an_interval_shorter_than_its_marker_still_shows_its_caps():
-    with drawing.drawing():
-        figure = plots.accuracy_vs_batch(lines())
+    with style.drawing():
+        figure = accuracy.accuracy_vs_batch(lines())
     container = figure.axes[0].containers[0]
     assert container[1][0].get_markersize() > container[0].get_markersize()
 
 
 def test_a_format_that_is_none_is_refused_by_name():
-    with drawing.drawing(), pytest.raises(ValueError, match="'eps' is none of png, svg, pdf"):
-        drawing.image_bytes(MAKERS["good_region"](), "eps")
+    with style.drawing(), pytest.raises(ValueError, match="'eps' is none of png, svg, pdf"):
+        style.image_bytes(MAKERS["good_region"](), "eps")
 
 
 def test_only_the_formats_asked_for_are_written_and_the_page_gets_its_svg(tmp_path):
@@ -199,7 +199,7 @@ def test_only_the_formats_asked_for_are_written_and_the_page_gets_its_svg(tmp_pa
     for line in shown:
         for cell in line.cells:
             cell.record.metrics = pd.DataFrame()
-    drawn = plots.draw_figures([], shown, [], [], tmp_path, formats=["pdf"])
+    drawn = accuracy.draw_figures([], shown, [], [], tmp_path, formats=["pdf"])
     assert [p.name for p in tmp_path.iterdir()] == ["accuracy_vs_batch.pdf"]
     assert drawn["accuracy_vs_batch"].startswith(b"<?xml")
 
@@ -208,7 +208,7 @@ def test_a_chosen_rate_at_the_edge_is_drawn_open():
     tried, _ = tuning(("bn",))
     for row in tried:
         row["chosen"] = row["at_edge"] = row["lr"] == RATES[0]
-    with drawing.drawing():
+    with style.drawing():
         figure = accuracy_vs_lr(tried)
     edged = [
         a for a in figure.axes[0].lines if a.get_markeredgecolor() == "black" and len(a.get_xdata())
@@ -220,7 +220,7 @@ def test_a_chosen_rate_at_the_edge_is_drawn_open():
 
 
 def test_every_rate_has_a_tick_and_the_labels_have_room():
-    with drawing.drawing():
+    with style.drawing():
         figure = accuracy_vs_lr(tuning()[0])
     figure.draw_without_rendering()
     axis = figure.axes[4]
@@ -232,7 +232,7 @@ def test_every_rate_has_a_tick_and_the_labels_have_room():
 
 def test_every_norm_of_the_table_has_a_short_name_and_a_style_of_its_own():
     assert list(NORM_LABELS) == list(NORMS)
-    assert set(drawing.STYLES) == set(NORMS)
-    assert len(set(NORM_LABELS.values())) == len(set(drawing.STYLES.values())) == len(NORMS)
-    assert not set(drawing.STYLES.values()) & set(drawing.OTHER_STYLES)
+    assert set(style.STYLES) == set(NORMS)
+    assert len(set(NORM_LABELS.values())) == len(set(style.STYLES.values())) == len(NORMS)
+    assert not set(style.STYLES.values()) & set(style.OTHER_STYLES)
     assert all((ROOT / "configs" / "norm" / f"{name}.yaml").is_file() for name in NORMS)

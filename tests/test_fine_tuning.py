@@ -8,14 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from gnexp import build, cli, starting
-from gnexp.config import DataConfig, ModelConfig, TrainConfig, restore
-from gnexp.launching import HydraJob, Launching
+from gnexp.analysis.cells import cells, series, start_name, varying
+from gnexp.cli import app
+from gnexp.cli.launchers import HydraJob, Launching
+from gnexp.config.schema import DataConfig, ModelConfig, TrainConfig, restore
+from gnexp.models.load_weights import transfer
 from gnexp.models.resnet import build_model
-from gnexp.models.transfer import transfer
 from gnexp.norms.registry import build_norm
-from gnexp.study.cells import cells, series, start_name, varying
-from gnexp.study.store import Run, load_study
+from gnexp.runner.build import data as build
+from gnexp.runner.build import initial_model
+from gnexp.store.run import Run, load_study
 from gnexp.training.evaluate import evaluate
 
 SMALL = ("model=resnet8", "model.width=8", "data.train_limit=80", "data.test_limit=40")
@@ -31,7 +33,7 @@ def trained(tmp_path_factory) -> Path:
     words = ("norm=bn", "batch=8", "epochs=1", "seeds=2", *SMALL, f"out={here}", "study=source")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(here)
-        assert cli.main(["train", *words, "device=cpu"]) == 0
+        assert app.main(["train", *words, "device=cpu"]) == 0
     return only_run(here / "source")
 
 
@@ -63,7 +65,7 @@ def plan(source, norm="bn", **keys) -> TrainConfig:
 
 def started(config, seed=0):
     images = build.device_images(config.data, torch.device("cpu"))
-    return *starting.starting_model(config, images, seed), images
+    return *initial_model.starting_model(config, images, seed), images
 
 
 def rows(folder):

@@ -15,8 +15,12 @@ import yaml
 from torch import nn
 from torch.nn import functional as F
 
-from gnexp import build, networks, own_code, stepping, trainings
-from gnexp.config import ConvertConfig, DataConfig, ModelConfig, TrainConfig, resolve
+from gnexp.config.schema import ConvertConfig, DataConfig, ModelConfig, TrainConfig, resolve
+from gnexp.norms import user_code
+from gnexp.runner import trainer
+from gnexp.runner.build import data as build
+from gnexp.runner.build import model as networks
+from gnexp.runner.build import step as stepping
 
 DATA = ("data.train_limit=24", "data.test_limit=20", "gradients=0", "workers=1", "batch=8")
 RESNET = ("model=torchvision", "model.name=resnet18")
@@ -204,14 +208,14 @@ def test_pools_are_those_of_the_norm_and_of_the_layers_that_the_model_keeps(
 def test_an_interrupted_run_of_a_foreign_model_goes_on_to_the_same_numbers(gnexp, own, monkeypatch):
     words = ("model._target_=own_models.Net", "norm=bn", "epochs=2", *DATA)
     assert gnexp("train", *words, "study=whole").code == 0
-    store = trainings.Trainings._checkpoint
+    store = trainer.Trainings._checkpoint
 
     def interrupt(self, epoch, *rest):
         store(self, epoch, *rest)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainings.Trainings, "_checkpoint", interrupt)
+        patch.setattr(trainer.Trainings, "_checkpoint", interrupt)
         assert gnexp("train", *words).code != 0
     assert len(numbers(runs()[0])) == 1
     assert gnexp("train", *words).code == 0
@@ -243,12 +247,12 @@ def config(target="own_models.Net", norm="gn", **keys):
 
 
 def test_the_checksum_of_the_code_changes_when_the_model_is_edited(own):
-    before = own_code.code_checksum(config())
-    assert before == own_code.code_checksum(config())
+    before = user_code.code_checksum(config())
+    assert before == user_code.code_checksum(config())
     own.write_text(NET.replace("stride=2", "stride=1"))
-    assert own_code.code_checksum(config()) != before
+    assert user_code.code_checksum(config()) != before
     table = TrainConfig(norm={"name": "gn"}, data=DataConfig(train_limit=24))
-    assert own_code.code_checksum(resolve(table)) is None
+    assert user_code.code_checksum(resolve(table)) is None
 
 
 def test_an_edited_model_is_another_run(gnexp, own):

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from scipy.stats import t as student_t
 from torch import nn
 
-from gnexp.measure import gradients
-from gnexp.measure.gradients import choose_draws, draws_per_pass, measure_gradients
+from gnexp.measure import gradient_noise
+from gnexp.measure.gradient_noise import choose_draws, draws_per_pass, measure_gradients
 from gnexp.measure.parameters import parameter_kinds, reported_groups
 from gnexp.measure.per_example import per_example_covariance
 from gnexp.models.resnet import build_model, initialize
@@ -197,12 +197,12 @@ def stacked(monkeypatch):
     """Collects how many copies each stack that a measurement makes holds."""
     sizes = []
 
-    class Recorded(gradients.Stack):
+    class Recorded(gradient_noise.Stack):
         def __init__(self, models):
             sizes.append(len(models))
             super().__init__(models)
 
-    monkeypatch.setattr(gradients, "Stack", Recorded)
+    monkeypatch.setattr(gradient_noise, "Stack", Recorded)
     return sizes
 
 

@@ -10,9 +10,9 @@ import pytest
 from evidence_series import make_series
 from scipy import optimize, special, stats
 
-from gnexp.study.cells import Cell
-from gnexp.study.comparisons import between, settings
-from gnexp.study.inference import (
+from gnexp.analysis.cells import Cell
+from gnexp.analysis.comparisons import between, settings
+from gnexp.analysis.inference import (
     AHEAD,
     BEHIND,
     MODERATED,
@@ -31,9 +31,9 @@ from gnexp.study.inference import (
     welch_difference,
     with_images,
 )
-from gnexp.study.samples import BOUND, CROSSED, Sample, image_variance, over_images, samples
-from gnexp.study.spread import moderate
-from gnexp.study.statistics import equivalence
+from gnexp.analysis.moderated_variance import moderate
+from gnexp.analysis.samples import BOUND, CROSSED, Sample, image_variance, over_images, samples
+from gnexp.analysis.statistics import equivalence
 
 REL = 1e-9  # float64
 STUDIES = 4000

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from gnexp import build, last_weights, trainings
-from gnexp.config import DataConfig, restore
-from gnexp.data.loader import DeviceImages
-from gnexp.last_weights import right_images
-from gnexp.study.cells import cells
-from gnexp.study.store import Run, load_study
+from gnexp.analysis.cells import cells
+from gnexp.config.schema import DataConfig, restore
+from gnexp.data.device_images import DeviceImages
+from gnexp.runner import final_metrics, trainer
+from gnexp.runner.build import data
+from gnexp.runner.final_metrics import right_images
+from gnexp.store.run import Run, load_study
 from gnexp.training.evaluate import Scores
 
 SMALL = ("model=resnet8", "model.width=8", "data.train_limit=120", "data.test_limit=60")
@@ -79,7 +80,7 @@ def test_every_result_says_which_test_images_are_right(gnexp, workdir):
     classes = {
         seed: [row for row in run.rows("classes.csv") if row["seed"] == seed] for seed in found
     }
-    images = build.images_of(restore(run.result()["config"]).data)
+    images = data.images_of(restore(run.result()["config"]).data)
     for seed, rows in classes.items():
         for row in rows:
             its = found[seed][images.y_test == images.classes.index(row["class"])]
@@ -88,7 +89,7 @@ def test_every_result_says_which_test_images_are_right(gnexp, workdir):
 
 
 def test_images_that_do_not_give_the_reported_accuracy_are_not_recorded():
-    shapes = build.images_of(DataConfig(train_limit=20, test_limit=20))
+    shapes = data.images_of(DataConfig(train_limit=20, test_limit=20))
     images = DeviceImages(shapes)
     logits_NK = torch.nn.functional.one_hot(images.y_test, 10).float()
     logits_NK[:5] = logits_NK[:5].roll(1, dims=1)
@@ -306,10 +307,10 @@ def broken(*arguments, **named):
 @pytest.mark.parametrize(
     ("where", "name", "what"),
     [
-        (trainings, "end_numbers", "decomposition"),
-        (trainings, "class_rows", "classes"),
-        (last_weights, "measure_shift", "shift"),
-        (last_weights, "measure_batches", "batches"),
+        (trainer, "end_numbers", "decomposition"),
+        (trainer, "class_rows", "classes"),
+        (final_metrics, "measure_shift", "shift"),
+        (final_metrics, "measure_batches", "batches"),
     ],
 )
 def test_an_instrument_that_fails_at_the_end_costs_its_own_numbers_alone_and_is_measured_later(
@@ -341,20 +342,20 @@ def test_an_instrument_that_fails_at_the_end_costs_its_own_numbers_alone_and_is_
 def test_gradients_that_fail_at_the_end_cost_no_result_even_when_a_kill_follows(
     gnexp, workdir, monkeypatch
 ):
-    real = trainings.own_gradients
+    real = trainer.own_gradients
 
     def at_the_start(config, model, images, seed, epoch):
         return real(config, model, images, seed, epoch) if epoch < config.epochs else broken()
 
     words = ("norm=gn", "gradients=4", *(word for word in SMALL if word != "gradients=0"))
     with monkeypatch.context() as patch:
-        patch.setattr(trainings, "own_gradients", at_the_start)
+        patch.setattr(trainer, "own_gradients", at_the_start)
         with monkeypatch.context() as killed:
 
             def kill(*arguments):
                 raise KeyboardInterrupt
 
-            killed.setattr(trainings.Trainings, "_finish", kill)
+            killed.setattr(trainer.Trainings, "_finish", kill)
             assert gnexp("train", *words).code == 130
         answer = gnexp("train", *words)
     assert answer.code == 0, answer.out + answer.err

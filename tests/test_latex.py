@@ -6,8 +6,8 @@ import subprocess
 
 import pytest
 
-from gnexp.study.latex import COLUMN_PT, LONG_TABLE, TEXT_PT, escape_latex
-from gnexp.study.rendering import Column, Table, to_latex
+from gnexp.analysis.tables.latex import COLUMN_PT, LONG_TABLE, TEXT_PT, escape_latex
+from gnexp.analysis.tables.table import Column, Table, to_latex
 
 PDFLATEX = shutil.which("pdflatex")
 

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from gnexp.launching import Launching, quoted
-from gnexp.study.claims import holder
-from gnexp.study.store import Run
+from gnexp.cli.launchers import Launching, quoted
+from gnexp.store.locks import holder
+from gnexp.store.run import Run
 
 QUICK = ("model=resnet8", "model.width=8", "data.train_limit=60", "data.test_limit=40")
 QUICK += ("epochs=2", "batch=10", "gradients=0")

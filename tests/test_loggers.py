@@ -11,13 +11,13 @@ from collections import Counter
 
 import pytest
 
-from gnexp import loggers
-from gnexp.logged_run import LoggedRun
-from gnexp.loggers import export, export_all, logger_problems
-from gnexp.mending import mend
-from gnexp.study.freshness import is_fresh
-from gnexp.study.report import build_report
-from gnexp.study.store import Run, load_study
+from gnexp.report.fingerprint import is_fresh
+from gnexp.report.study_report import build_report
+from gnexp.runner.loggers import export as loggers
+from gnexp.runner.loggers.export import export, export_all, logger_problems
+from gnexp.runner.loggers.points import LoggedRun
+from gnexp.runner.repair import mend
+from gnexp.store.run import Run, load_study
 
 needs_tensorboard = pytest.mark.skipif(
     importlib.util.find_spec("tensorboard") is None, reason="gnexp[tensorboard] is not installed"
@@ -194,7 +194,8 @@ def test_the_same_store_gives_the_same_bytes_in_another_process(run):
     first = {seed: file_of(run, seed).read_bytes() for seed in (0, 1)}
     for seed in (0, 1):
         file_of(run, seed).unlink()
-    code = f"from gnexp.loggers import *; export(Run({str(run.folder)!r}), 'tensorboard')"
+    code = "from gnexp.runner.loggers.export import *; "
+    code += f"export(Run({str(run.folder)!r}), 'tensorboard')"
     subprocess.run([sys.executable, "-c", code], check=True)
     assert {seed: file_of(run, seed).read_bytes() for seed in (0, 1)} == first
 
@@ -222,7 +223,7 @@ def test_training_with_a_logger_is_live_and_a_killed_one_ends_with_each_step_onc
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gnexp.trainings.follow", killed)
+        patch.setattr("gnexp.runner.trainer.follow", killed)
         assert gnexp(*words, "logger=tensorboard").code == 130
     assert [step for step, _ in calls[-1][1]["train/loss"]] == [1, 2]
     answer = gnexp(*words, "logger=tensorboard")
@@ -261,7 +262,7 @@ def test_a_writer_that_fails_costs_no_training_and_is_told_once(gnexp, workdir, 
     def write(*words):
         raise error
 
-    monkeypatch.setattr("gnexp.tensorboard_files.write_events", write)
+    monkeypatch.setattr("gnexp.runner.loggers.tensorboard.write_events", write)
     words = ("-m", *SMALL, "norm=bn,gn", "epochs=2", "gradients=0", "workers=1")
     answer = gnexp("train", *words, "logger=tensorboard")
     for folder in (workdir / "results/main").glob("*-b10-*"):
@@ -279,7 +280,7 @@ def test_a_writer_that_fails_costs_no_training_and_is_told_once(gnexp, workdir, 
 def test_a_writer_that_failed_for_a_while_leaves_no_gap_and_nothing_to_tell(
     gnexp, workdir, monkeypatch
 ):
-    from gnexp.tensorboard_files import write_events
+    from gnexp.runner.loggers.tensorboard import write_events
 
     calls = []
 
@@ -289,7 +290,7 @@ def test_a_writer_that_failed_for_a_while_leaves_no_gap_and_nothing_to_tell(
             raise OSError(28, "disk full")
         return write_events(*words)
 
-    monkeypatch.setattr("gnexp.tensorboard_files.write_events", write)
+    monkeypatch.setattr("gnexp.runner.loggers.tensorboard.write_events", write)
     words = (*SMALL, "epochs=2", "gradients=0", "workers=1")
     answer = gnexp("train", *words, "logger=tensorboard")
     assert (answer.code, "disk full" in answer.out) == (0, False), answer.out
@@ -349,7 +350,7 @@ def refuse(event, args):
     if event == "socket.connect" and args[0].family != socket.AF_UNIX: sys.exit("connect")
     if event == "socket.getaddrinfo": sys.exit("look-up")
 sys.addaudithook(refuse)
-from gnexp.loggers import *
+from gnexp.runner.loggers.export import *
 print(export(Run({str(run.folder)!r}), "wandb"))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from gnexp.checkpoints import load_states
-from gnexp.study.store import Run
-from gnexp.trainings import Trainings
+from gnexp.runner.checkpoint import load_states
+from gnexp.runner.trainer import Trainings
+from gnexp.store.run import Run
 
 WORDS = ("model=resnet8", "model.width=8", "data.train_limit=60", "data.test_limit=40")
 WORDS += ("epochs=2", "batch=10", "gradients=4", "norm=bn", "workers=1")
@@ -57,7 +57,7 @@ def numbers(folder):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """Studies of a run of two seeds: complete, with one of them stopped, and with a second run."""
-    from gnexp import cli
+    from gnexp.cli import app
 
     here, before = tmp_path_factory.mktemp("trained"), os.getcwd()
     os.chdir(here)
@@ -69,12 +69,12 @@ def trained(tmp_path_factory):
         finish(self, place, replica, last)
 
     try:
-        assert cli.main(["train", *TWO, "device=cpu", "out=whole"]) == 0
+        assert app.main(["train", *TWO, "device=cpu", "out=whole"]) == 0
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Trainings, "_finish", stop)
-            assert cli.main(["train", *TWO, "device=cpu", "out=stopped"]) == 130
+            assert app.main(["train", *TWO, "device=cpu", "out=stopped"]) == 130
         for rate in ("lr=0.1", "lr=0.2"):
-            assert cli.main(["train", *TWO, rate, "device=cpu", "out=two"]) == 0
+            assert app.main(["train", *TWO, rate, "device=cpu", "out=two"]) == 0
     finally:
         os.chdir(before)
     return here
@@ -188,7 +188,7 @@ def test_reading_a_study_goes_on_without_what_is_damaged_and_names_it(
     command, name, gnexp, two_runs, monkeypatch
 ):
     if command == "measure":  # tests of `report` draw figures of the same files
-        monkeypatch.setattr("gnexp.commands.measure.make_report", lambda *args: "")
+        monkeypatch.setattr("gnexp.cli.commands.measure.make_report", lambda *args: "")
     victim = next(p for p in Path("results/main").iterdir() if (p / name).exists())
     data = (victim / name).read_bytes()
     (victim / name).write_bytes(data[: len(data) // 2])

@@ -22,9 +22,9 @@ from gnexp.models.resnet import (
     stages_of,
     zero_last_gamma,
 )
-from gnexp.norms.probes import values_per_statistic
 from gnexp.norms.registry import NORMS, build_norm, group_count
-from gnexp.training.replicas import Stack, refusal
+from gnexp.norms.statistic_size import values_per_statistic
+from gnexp.training.stack import Stack, refusal
 
 BATCH_NORM = partial(build_norm, "bn")
 

@@ -11,12 +11,12 @@ import torch
 import yaml
 from torch import nn
 
-from gnexp.norms import oracle
 from gnexp.norms.layers import ChannelAffine
-from gnexp.norms.probes import stock_pools, values_per_statistic
-from gnexp.norms.reference import normalize_backward_reference, normalize_reference
+from gnexp.norms.reference import oracle
+from gnexp.norms.reference.standard import normalize_backward_reference, normalize_reference
 from gnexp.norms.registry import NORMS, build_norm, group_count
-from gnexp.norms.trial import pooled_axes
+from gnexp.norms.smoke_test import pooled_axes
+from gnexp.norms.statistic_size import stock_pools, values_per_statistic
 from gnexp.training.precision import autocast
 
 FIVE = ("bn", "gn", "ln", "in", "none")  # whose backward formula is written out by hand too

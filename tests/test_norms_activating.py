@@ -18,9 +18,9 @@ from oracle_checks import (
 )
 from torch import nn
 
-from gnexp.norms.probes import values_per_statistic
+from gnexp.norms.base import stack_replicated
 from gnexp.norms.registry import build_norm
-from gnexp.norms.replicated import stack_replicated
+from gnexp.norms.statistic_size import values_per_statistic
 
 # Values have variance 9, so an eps of 50 in another place than beside it would be plain to see.
 CASES = {

@@ -21,11 +21,12 @@ from oracle_checks import (
 )
 from torch import nn
 
-from gnexp import build, networks
-from gnexp.config import DataConfig, TrainConfig
+from gnexp.config.schema import DataConfig, TrainConfig
 from gnexp.norms.batch_norms import BatchRenorm2d
 from gnexp.norms.registry import build_norm
 from gnexp.norms.synchronization import all_sum, group_size
+from gnexp.runner.build import data as build
+from gnexp.runner.build import model
 
 # Options under which each thing a norm can do happens on some of the shapes.
 CASES = {
@@ -308,15 +309,15 @@ def test_batch_renorm_is_told_how_many_examples_a_device_will_see(keys, examples
     # Of 28 images an epoch takes those of whole updates: 24, or 16 in updates of 16.
     data = DataConfig(train_limit=28, test_limit=10)
     config = build.resolved(TrainConfig(norm={"name": "brn"}, data=data, batch=8, **keys))
-    assert networks.norm_factory(config, trains=True)(16).total_examples == examples
-    layers = networks.seeded_model(config, 10, seed=0).modules()
+    assert model.norm_factory(config, trains=True)(16).total_examples == examples
+    layers = model.seeded_model(config, 10, seed=0).modules()
     totals = {layer.total_examples for layer in layers if isinstance(layer, BatchRenorm2d)}
     assert totals == {examples}
 
 
 def test_where_nothing_is_trained_batch_renorm_has_its_limits_in_full():
     config = build.resolved(TrainConfig(norm={"name": "brn"}))
-    assert networks.norm_factory(config)(16).total_examples is None
+    assert model.norm_factory(config)(16).total_examples is None
 
 
 @pytest.mark.parametrize(("batch", "averaged"), [(2, 2), (8, 4), (64, 4)])
@@ -324,4 +325,4 @@ def test_under_momentum_rule_examples_a_ghost_batch_weighs_by_its_examples(batch
     norm = {"name": "gbn", "ghost_batch": 4, "momentum": 0.1, "momentum_rule": "examples"}
     config = build.resolved(TrainConfig(norm=norm, batch=batch))
     expected = 1 - 0.9 ** (averaged / 128)
-    assert networks.norm_factory(config)(16).momentum == pytest.approx(expected, rel=1e-12)
+    assert model.norm_factory(config)(16).momentum == pytest.approx(expected, rel=1e-12)

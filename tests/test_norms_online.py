@@ -18,7 +18,7 @@ from oracle_checks import (
     numbers,
 )
 
-from gnexp.norms.reference_online import online_norm_backward
+from gnexp.norms.reference.online import online_norm_backward
 from gnexp.norms.registry import NORMS, build_norm
 
 # The defaults, and memories so short that a batch is longer; 0 remembers nothing.

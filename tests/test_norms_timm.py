@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from gnexp.models.resnet import build_model
+from gnexp.norms.base import carries_activation
 from gnexp.norms.registry import NORMS, build_norm
-from gnexp.norms.replicated import carries_activation
 
 SHAPE = (4, 16, 5, 7)
 CARRYING = [name for name in NORMS if carries_activation(build_norm(name, 16))]

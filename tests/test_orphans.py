@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from gnexp import workers
+from gnexp.runner import process_pool
 
 pytestmark = pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="needs /proc")
 
@@ -99,7 +99,7 @@ def test_no_process_outlives_a_call_that_is_killed_when_they_have_just_begun(kin
 STUCK = """
 import sys
 from ctypes import PyDLL
-from gnexp.workers import run_in_processes
+from gnexp.runner.process_pool import run_in_processes
 
 def work(task, emit):
     print("begun", flush=True)
@@ -122,8 +122,8 @@ def test_a_worker_that_is_stuck_in_c_code_ends_with_its_parent(workdir):
 
 WATCHED = """
 import os, subprocess, sys, time
-code = "import os, sys, time; from gnexp import workers; sys.platform = 'darwin';"
-code += "workers.end_with(os.getppid()); time.sleep(600)"
+code = "import os, sys, time; from gnexp.runner import process_pool; sys.platform = 'darwin';"
+code += "process_pool.end_with(os.getppid()); time.sleep(600)"
 subprocess.Popen([sys.executable, "-c", code])
 time.sleep(600)
 """
@@ -132,7 +132,7 @@ time.sleep(600)
 def test_a_process_ends_with_its_parent_where_the_system_has_no_signal_for_it(workdir):
     with called("-c", WATCHED) as (process, mark):
         wait_until(lambda: others(process, mark))
-        time.sleep(3 * workers.LOOK_S)
+        time.sleep(3 * process_pool.LOOK_S)
         assert others(process, mark)
         process.kill()
         process.wait()

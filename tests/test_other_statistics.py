@@ -12,11 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from gnexp.data.loader import DeviceImages, normalize
+from gnexp.data.device_images import DeviceImages, normalize
 from gnexp.data.sources import Images
-from gnexp.measure import population, statistics
-from gnexp.measure.population import population_statistics, running_layers
-from gnexp.measure.statistics import STATISTICS, batch_logits, example_statistics
+from gnexp.measure import bn_statistics
+from gnexp.measure import precise_bn as population
+from gnexp.measure.bn_statistics import STATISTICS, batch_logits, example_statistics
+from gnexp.measure.precise_bn import population_statistics, running_layers
 from gnexp.models.resnet import build_model, initialize
 from gnexp.norms.registry import NORMS, build_norm
 from gnexp.training.evaluate import evaluate
@@ -83,7 +84,7 @@ def resnet(name: str, dtype=torch.float64) -> nn.Module:
 
 def other_scores(model, images, batch, precision="fp32", augment="none", seed=0, plain=None):
     how = {"augment": augment, "seed": seed, "plain": plain}
-    return statistics.other_scores(model, images, batch, precision, **how)
+    return bn_statistics.other_scores(model, images, batch, precision, **how)
 
 
 def train_images(images, dtype=torch.float64):
@@ -228,14 +229,14 @@ def test_population_scores_are_the_same_in_one_pass_and_in_chunks(images, monkey
     plain = evaluate(model, images).logits_NK.numpy()
     assert np.abs(expected - plain).max() > 0.1
     for most_bytes, chunks in ((2**30, 1), (20_000, 20)):
-        monkeypatch.setattr(statistics, "MOST_BYTES", most_bytes)
+        monkeypatch.setattr(bn_statistics, "MOST_BYTES", most_bytes)
         seen = []
 
         def watched(model, chunks, forward, seen=seen):
             seen.append(len(chunks))
             return population_statistics(model, chunks, forward)
 
-        monkeypatch.setattr(statistics, "population_statistics", watched)
+        monkeypatch.setattr(bn_statistics, "population_statistics", watched)
         scores = other_scores(model, images, 2)["population"]
         np.testing.assert_allclose(scores.logits_NK.numpy(), expected, atol=1e-5)  # float32 logits
         assert seen == [chunks]
@@ -304,7 +305,7 @@ def test_the_population_is_a_fixed_random_subset_of_the_training_images(images, 
             return super().forward(x_NCHW)
 
     model = scatter(Watch(nn.BatchNorm2d)).double()
-    monkeypatch.setattr(statistics, "POPULATION", 25)
+    monkeypatch.setattr(bn_statistics, "POPULATION", 25)
     torch.manual_seed(1)
     first = other_scores(model, images, 2)["population"]
     torch.manual_seed(2)
@@ -312,7 +313,7 @@ def test_the_population_is_a_fixed_random_subset_of_the_training_images(images, 
     assert torch.equal(first.logits_NK, second.logits_NK)
     assert 25 in seen
     assert 60 not in seen
-    monkeypatch.setattr(statistics, "POPULATION", 2048)
+    monkeypatch.setattr(bn_statistics, "POPULATION", 2048)
     assert not torch.equal(first.logits_NK, other_scores(model, images, 2)["population"].logits_NK)
 
 
@@ -324,7 +325,7 @@ def population_of(images, augment, seed=0):
     seen = []
     model = net()
     model.register_forward_pre_hook(lambda module, args: seen.append(args[0].clone()))
-    forward, chunks = statistics.population_chunks(
+    forward, chunks = bn_statistics.population_chunks(
         model, images, "fp32", augment=augment, seed=seed
     )
     seen.clear()
@@ -368,7 +369,7 @@ def test_augmented_statistics_are_those_of_precise_bn_in_one_batch(images, build
     model = build(dtype=torch.float32)
     x_NCHW = population_of(images, "crop_flip", seed=3).float()
     recipe = precise_bn(copy.deepcopy(model), [x_NCHW])
-    forward, chunks = statistics.population_chunks(
+    forward, chunks = bn_statistics.population_chunks(
         model, images, "fp32", augment="crop_flip", seed=3
     )
     assert len(chunks) == 1
@@ -490,13 +491,13 @@ def test_many_batches_in_one_pass_give_what_they_give_in_turn(
     model.relu = ACTIVATIONS[activation]
     for layer in running_layers(model).values():
         layer.momentum = momentum
-    passes, set_chunks = [], statistics.Stack.set_chunks
+    passes, set_chunks = [], bn_statistics.Stack.set_chunks
 
     def counted(stack, chunks):
         passes.append(chunks)
         set_chunks(stack, chunks)
 
-    monkeypatch.setattr(statistics.Stack, "set_chunks", counted)
+    monkeypatch.setattr(bn_statistics.Stack, "set_chunks", counted)
     logits = batch_logits(model, images, batch)
     shared = SHARED[activation, batch]
     # Only stock BN tells batches apart within a pass; the others pass one after the other.
@@ -621,7 +622,7 @@ def test_scoring_leaves_the_model_bit_identical(images, build, batch, monkeypatc
     assert set(scores) == set(STATISTICS)
     plain = evaluate(copy.deepcopy(model), images).logits_NK
     assert not any(torch.allclose(s.logits_NK, plain, atol=1e-3) for s in scores.values())
-    monkeypatch.setattr(statistics, "MOST_BYTES", 20_000)
+    monkeypatch.setattr(bn_statistics, "MOST_BYTES", 20_000)
     other_scores(model, images, batch, augment="crop_flip")
     assert snapshot(model) == before
 

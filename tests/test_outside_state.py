@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from gnexp import trainings
+from gnexp.runner import trainer
 from gnexp.training.attributes import changing
 
 FEW = ("data.train_limit=24", "data.test_limit=20", "gradients=0", "workers=1", "batch=8")
@@ -119,14 +119,14 @@ def metrics(study):
 def test_an_interrupted_run_goes_on_with_what_plain_attributes_held(gnexp, own, monkeypatch, words):
     words = (*words, "epochs=2", *FEW)
     assert gnexp("train", *words, "study=whole").code == 0
-    store = trainings.Trainings._checkpoint
+    store = trainer.Trainings._checkpoint
 
     def interrupt(self, epoch, *rest):
         store(self, epoch, *rest)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainings.Trainings, "_checkpoint", interrupt)
+        patch.setattr(trainer.Trainings, "_checkpoint", interrupt)
         assert gnexp("train", *words).code != 0
     answer = gnexp("train", *words)
     assert answer.code == 0, answer.err

@@ -70,13 +70,14 @@ def programs(wheel, tmp_path_factory) -> Path:
 
 
 def test_a_wheel_holds_the_package_its_configs_its_page_and_its_license_and_nothing_else(wheel):
-    expected = {f"gnexp/study/page.{kind}" for kind in ("html.j2", "css", "js")}
-    expected |= {"gnexp/study/compare.html.j2", "gnexp/study/page_parts.html.j2"}
+    expected = {f"gnexp/report/page/page.{kind}" for kind in ("html.j2", "css", "js")}
+    expected |= {f"gnexp/report/page/{name}.html.j2" for name in ("compare", "page_parts")}
     expected |= {p.relative_to(CHECKOUT).as_posix() for p in CHECKOUT.glob("gnexp/**/*.py")}
     expected |= {
-        f"gnexp/{p.relative_to(CHECKOUT).as_posix()}" for p in CHECKOUT.glob("configs/**/*.yaml")
+        f"gnexp/config/yaml/{path.relative_to(CHECKOUT / 'configs').as_posix()}"
+        for path in CHECKOUT.glob("configs/**/*.yaml")
     }
-    assert "gnexp/configs/norm/gn.yaml" in expected
+    assert "gnexp/config/yaml/norm/gn.yaml" in expected
     expected.add("gnexp/py.typed")
     names = set(contents(wheel))
     described = {name for name in names if ".dist-info/" in name}
@@ -103,10 +104,11 @@ def test_a_source_distribution_holds_what_testing_it_needs_and_no_results(sdist)
 
 
 def test_an_installed_wheel_uses_its_own_code_and_configs(programs, workdir):
-    code = "import gnexp, gnexp.hydra_app as h; print(gnexp.__file__, h.config_folder(), sep='\\n')"
+    code = "import gnexp, gnexp.cli.hydra_app as h; "
+    code += "print(gnexp.__file__, h.config_folder(), sep='\\n')"
     package, configs = map(Path, run(programs / "python", "-c", code, cwd=workdir).splitlines())
     assert package.is_relative_to(programs.parent)
-    assert configs == package.parent / "configs"
+    assert configs == package.parent / "config" / "yaml"
 
 
 def test_an_installed_wheel_trains_and_reports_in_an_empty_directory(programs, workdir):

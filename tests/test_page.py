@@ -8,11 +8,11 @@ import pytest
 from page_browser import CHROMIUM, Browser
 from test_report import add_gradients, add_run, config
 
-from gnexp.study import page
-from gnexp.study.page import LONG, pack
-from gnexp.study.page_layout import SECTIONS, layout
-from gnexp.study.rendering import Column, Table
-from gnexp.study.report import build_report
+from gnexp.analysis.tables.table import Column, Table
+from gnexp.report.page import render as page
+from gnexp.report.page.render import LONG, pack
+from gnexp.report.page.sections import SECTIONS, layout
+from gnexp.report.study_report import build_report
 
 needs_browser = pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this machine")
 TABLE = "document.querySelector('table[aria-label=\"{}\"]')"

@@ -10,9 +10,10 @@ import torch
 from passport_norms import BROKEN, Own, Peeks, subject
 from torch import nn
 
+from gnexp.checks import statistic_sets as sets
+from gnexp.checks.claims import batch_independence, train_vs_eval
+from gnexp.checks.finding import FAILS, HOLDS, UNDECIDED, VACUOUS, only_when
 from gnexp.norms.registry import NORMS
-from gnexp.passport import batch_independence, sets, train_test
-from gnexp.passport.finding import FAILS, HOLDS, UNDECIDED, VACUOUS, only_when
 
 INDEPENDENT = [
     f"{done}_{what}"
@@ -104,13 +105,13 @@ def batch(norm, draws=16):
 
 @functools.cache
 def modes(norm):
-    return train_test.measure(under_test(norm))
+    return train_vs_eval.measure(under_test(norm))
 
 
 def quick_modes(norm, monkeypatch):
-    monkeypatch.setattr(train_test, "SIZES", (1, 4))
-    monkeypatch.setattr(train_test, "PASSES", 5)
-    return train_test.measure(under_test(norm, draws=2))
+    monkeypatch.setattr(train_vs_eval, "SIZES", (1, 4))
+    monkeypatch.setattr(train_vs_eval, "PASSES", 5)
+    return train_vs_eval.measure(under_test(norm, draws=2))
 
 
 def by_statement(result):
@@ -270,7 +271,7 @@ def test_what_another_shift_changes_is_that_of_numpy():
 
 def test_a_layer_without_a_statistic_holds_vacuously_what_is_said_of_statistics():
     def verdicts(build):
-        found = by_statement(train_test.measure(replace(stock(build), draws=2)))
+        found = by_statement(train_vs_eval.measure(replace(stock(build), draws=2)))
         return [found[s].verdict for s in EQUIVALENT[:3]]
 
     assert [by_statement(modes("none"))[s].verdict for s in EQUIVALENT[:3]] == [VACUOUS] * 3
@@ -308,7 +309,7 @@ def test_a_shift_that_goes_through_changes_the_output_by_the_closed_form(norm):
 
 def test_the_unbiased_running_variance_is_what_is_left_on_a_batch_s_own_statistics():
     gaps = {p.x: p.y for p in modes("bn").points if p.series == "same batch"}
-    for n in train_test.SIZES:
+    for n in train_vs_eval.SIZES:
         values = n * 16
         expected = 1 - np.sqrt((values - 1) / values)
         assert gaps[n] == pytest.approx(expected, rel=1e-3)  # eps against the variance
@@ -318,7 +319,7 @@ def test_the_unbiased_running_variance_is_what_is_left_on_a_batch_s_own_statisti
 def test_batch_norm_s_gap_is_that_of_a_simulation(n):
     """Running averages in NumPy, with draws of its own from the same population."""
     random = np.random.default_rng(0)
-    population = subject("bn").features("train test", train_test.POPULATION).numpy()
+    population = subject("bn").features("train test", train_vs_eval.POPULATION).numpy()
     mean, variance, gaps = np.zeros(64), np.ones(64), []
     for i in range(130):
         x = population[random.permutation(len(population))[:n]]

@@ -5,8 +5,8 @@ import functools
 import pytest
 from passport_norms import BROKEN, Own, subject
 
-from gnexp.passport.claims import measure_claim
-from gnexp.passport.finding import HOLDS
+from gnexp.checks.finding import HOLDS
+from gnexp.checks.registry import measure_claim
 
 # What a broken norm must fail, and claims that have nothing to do with its defect.
 DEFECTS = {

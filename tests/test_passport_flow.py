@@ -9,9 +9,10 @@ import pytest
 from passport_norms import BROKEN, Own, subject
 from torch import nn
 
-from gnexp.passport import depth, flow
-from gnexp.passport.depth import block_gradients, verdict_by_depth
-from gnexp.passport.finding import FAILS, HOLDS, UNDECIDED, VACUOUS, Finding, Measured, only_when
+from gnexp.checks import gradient_by_depth
+from gnexp.checks.claims import flow
+from gnexp.checks.finding import FAILS, HOLDS, UNDECIDED, VACUOUS, Finding, Measured, only_when
+from gnexp.checks.gradient_by_depth import block_gradients, verdict_by_depth
 
 NORMS = ("bn", "gn", "ln", "in", "none")
 LAYER = (
@@ -24,7 +25,7 @@ LAYER = (
 def measured(norm: str) -> Measured:
     """Claim 7 with the shallowest networks and one initialization."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(depth, "DEPTHS", (8,))
+        patch.setattr(gradient_by_depth, "DEPTHS", (8,))
         return flow.measure(subject(BROKEN.get(norm, norm), draws=4))
 
 
@@ -36,9 +37,9 @@ def by_depth(norm, family: str, at: int, draws: int = 64) -> tuple[Finding, Meas
     """Return the finding on networks of one depth, and all that was measured."""
     images = subject("gn").x_NCHW[:, :, ::4, ::4]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(depth, "DEPTHS", (at,))
+        patch.setattr(gradient_by_depth, "DEPTHS", (at,))
         of = dataclasses.replace(subject(norm, draws=draws), x_NCHW=images)
-        depth.by_depth(of, result := Measured(), family, "networks")
+        gradient_by_depth.by_depth(of, result := Measured(), family, "networks")
     return result.findings[0], result
 
 

@@ -9,9 +9,9 @@ import torch
 from passport_norms import AlmostInvariant, ForgetsEps, Own, WrongGroups, subject
 from torch import Tensor, nn
 
-from gnexp.passport.finding import FAILS, HOLDS, VACUOUS, Finding, Measured, only_when
-from gnexp.passport.geometry import jacobian, measure
-from gnexp.passport.subject import Misbehaved
+from gnexp.checks.claims.geometry import jacobian, measure
+from gnexp.checks.finding import FAILS, HOLDS, VACUOUS, Finding, Measured, only_when
+from gnexp.checks.subject import Misbehaved
 
 NORMS = ("bn", "gn", "ln", "in", "none")
 CHANNELS = 16  # of the layer whose Jacobian is taken, where the norm can be built with them

@@ -9,11 +9,12 @@ import torch
 from passport_norms import BROKEN, Own, subject
 from torch.nn import functional as F
 
+from gnexp.checks import first_updates
+from gnexp.checks.claims import initialization
+from gnexp.checks.finding import FAILS, HOLDS, UNDECIDED, Measured
+from gnexp.checks.signal_growth import Trace, set_last_gamma, trace
+from gnexp.checks.subject import Misbehaved
 from gnexp.models.resnet import zero_last_gamma
-from gnexp.passport import first_updates, initialization
-from gnexp.passport.finding import FAILS, HOLDS, UNDECIDED, Measured
-from gnexp.passport.signal import Trace, set_last_gamma, trace
-from gnexp.passport.subject import Misbehaved
 
 KEYS = (
     *("branch", "uncorrelated", "growth", "growth_of_gamma", "growth_post_activation", "adds_up"),

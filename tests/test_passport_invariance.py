@@ -9,8 +9,8 @@ import torch
 from passport_norms import AlmostInvariant, ForgetsEps, Own, Peeks, WrongGroups, subject
 from torch import nn
 
-from gnexp.passport import invariance
-from gnexp.passport.finding import FAILS, HOLDS, Finding, Measured, only_when
+from gnexp.checks.claims import invariance
+from gnexp.checks.finding import FAILS, HOLDS, Finding, Measured, only_when
 
 NORMS = ("bn", "gn", "ln", "in", "none")
 SCOPES = ("group", "channel", "example", "batch_channel", "batch")

@@ -9,7 +9,9 @@ import torch
 from passport_norms import BROKEN, Own, subject
 from torch import Tensor, nn
 
-from gnexp.measure import privacy
+from gnexp.checks.claims import isolation
+from gnexp.checks.finding import FAILS, HOLDS, UNDECIDED, VACUOUS, Measured
+from gnexp.measure import dp_accounting
 from gnexp.measure.isolation import (
     clipped_sum,
     cross_example_share,
@@ -21,8 +23,6 @@ from gnexp.measure.isolation import (
     sensitivity_bound,
     state_written,
 )
-from gnexp.passport import isolation
-from gnexp.passport.finding import FAILS, HOLDS, UNDECIDED, VACUOUS, Measured
 
 ISOLATING = ("gn", "ln", "in", "none")
 STATEMENTS = ["layer", "jacobian", "outputs", "losses", "bound"]
@@ -138,7 +138,7 @@ def test_a_layer_that_remembers_earlier_batches_gets_no_noise():
 
 def test_without_the_accountant_only_the_noise_is_undecided(monkeypatch):
     monkeypatch.setitem(sys.modules, "dp_accounting", None)
-    privacy.noise_multiplier.cache_clear()
+    dp_accounting.noise_multiplier.cache_clear()
     findings = measured.__wrapped__("gn", draws=2).findings
     assert [finding.verdict for finding in findings] == [HOLDS] * 7 + [UNDECIDED]
     assert INSTALL in findings[-1].note

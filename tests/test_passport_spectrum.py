@@ -9,10 +9,10 @@ import pytest
 import torch
 from passport_norms import AlmostInvariant, Own, Peeks, WrongGroups, subject
 
+from gnexp.checks.claims import spectrum
+from gnexp.checks.finding import FAILS, HOLDS, VACUOUS
+from gnexp.checks.subject import Misbehaved
 from gnexp.norms.registry import NORMS
-from gnexp.passport import spectrum
-from gnexp.passport.finding import FAILS, HOLDS, VACUOUS
-from gnexp.passport.subject import Misbehaved
 
 ONE_EXAMPLE = "holds only when the batch is one example"
 ALIKE = "holds only when the channels of all groups are alike in distribution"

@@ -11,12 +11,13 @@ import torch.nn.functional as F
 from passport_norms import BROKEN, Own, subject
 from torch import nn
 
-from gnexp.passport import network_noise, stability
-from gnexp.passport.finding import FAILS, HOLDS, NOT_MEASURED, UNDECIDED, VACUOUS, Measured
-from gnexp.passport.network_noise import measure_network
-from gnexp.passport.power_law import Variance, fit, predicted, variance_over_draws
-from gnexp.passport.sets import Sets
-from gnexp.passport.subject import Misbehaved
+from gnexp.checks import network_noise
+from gnexp.checks.claims import stability
+from gnexp.checks.finding import FAILS, HOLDS, NOT_MEASURED, UNDECIDED, VACUOUS, Measured
+from gnexp.checks.network_noise import measure_network
+from gnexp.checks.power_law import Variance, fit, predicted, variance_over_draws
+from gnexp.checks.statistic_sets import Sets
+from gnexp.checks.subject import Misbehaved
 
 NORMS = ("bn", "gn", "ln", "in", "none")
 PIXELS_ONLY_WHEN = "holds only when the pixels' upstream gradients are independent"

@@ -7,9 +7,9 @@ from passport_norms import subject
 from scipy import stats
 from torch import nn
 
-from gnexp.passport import trained
-from gnexp.passport.finding import FAILS, HOLDS, UNDECIDED
-from gnexp.passport.subject import Misbehaved
+from gnexp.checks import trained_networks
+from gnexp.checks.finding import FAILS, HOLDS, UNDECIDED
+from gnexp.checks.subject import Misbehaved
 
 
 class Normalized(nn.Module):
@@ -27,12 +27,12 @@ class Normalized(nn.Module):
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    monkeypatch.setattr(trained, "TRAIN_IMAGES", 192)
-    monkeypatch.setattr(trained, "TEST_IMAGES", 60)
+    monkeypatch.setattr(trained_networks, "TRAIN_IMAGES", 192)
+    monkeypatch.setattr(trained_networks, "TEST_IMAGES", 60)
 
 
 def findings(norm, draws=20):
-    return {f.statement: f for f in trained.trained_findings(subject(norm, draws=draws))}
+    return {f.statement: f for f in trained_networks.trained_findings(subject(norm, draws=draws))}
 
 
 def test_every_norm_gets_a_row_for_contrast_and_one_for_style_over_all_seeds():
@@ -53,9 +53,9 @@ def test_every_norm_gets_a_row_for_contrast_and_one_for_style_over_all_seeds():
 def test_networks_that_standardize_images_lose_nothing_to_contrast_but_something_to_style(
     monkeypatch,
 ):
-    plain = trained.small_network
-    monkeypatch.setattr(trained, "small_network", lambda *args: Normalized(plain(*args)))
-    contrast, style = trained.trained_findings(subject("gn", draws=20))
+    plain = trained_networks.small_network
+    monkeypatch.setattr(trained_networks, "small_network", lambda *args: Normalized(plain(*args)))
+    contrast, style = trained_networks.trained_findings(subject("gn", draws=20))
     assert contrast.measured.startswith("0.0 % ")
     assert "0.0 points (0.0 to 0.0)" in contrast.measured
     moved = [float(f.measured.split("move by ")[1].split()[0]) for f in (contrast, style)]
@@ -64,17 +64,17 @@ def test_networks_that_standardize_images_lose_nothing_to_contrast_but_something
 
 def test_lower_contrast_keeps_the_mean_of_an_image_and_style_is_one_map_for_each_colour():
     x = torch.randn(3, 3, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    dim = trained.lower_contrast(subject("gn"), x, 0).numpy()
+    dim = trained_networks.lower_contrast(subject("gn"), x, 0).numpy()
     mean = x.numpy().mean((1, 2, 3), keepdims=True)
     np.testing.assert_allclose(dim, mean + 0.3 * (x.numpy() - mean), atol=1e-12)
-    styled = trained.another_style(subject("gn"), x, 0)
+    styled = trained_networks.another_style(subject("gn"), x, 0)
     for image in range(3):
         for colour in range(3):
             fit = stats.linregress(x[image, colour].flatten(), styled[image, colour].flatten())
             assert fit.rvalue == pytest.approx(1, abs=1e-12)
             assert 0.5 <= fit.slope <= 2
             assert -1 <= fit.intercept <= 1
-    assert not torch.equal(styled, trained.another_style(subject("gn"), x, 1))
+    assert not torch.equal(styled, trained_networks.another_style(subject("gn"), x, 1))
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_lower_contrast_keeps_the_mean_of_an_image_and_style_is_one_map_for_each
 def test_the_verdict_is_on_the_share_of_accuracy_above_chance(after, verdict):
     before = [0.60, 0.61, 0.59]
     found = [(a, b, 0.1) for a, b in zip(before, after)]
-    finding = trained._finding("key", "text", "what", found)
+    finding = trained_networks._finding("key", "text", "what", found)
     assert finding.verdict == verdict
     lost, above = np.array(before) - after, np.array(before) - 0.1
     assert finding.value == pytest.approx(lost.sum() / above.sum(), rel=1e-12)
@@ -98,7 +98,7 @@ def test_the_verdict_is_on_the_share_of_accuracy_above_chance(after, verdict):
 
 def test_networks_at_chance_decide_nothing():
     found = [(0.09, 0.09, 0.1), (0.12, 0.10, 0.1), (0.10, 0.11, 0.1)]
-    finding = trained._finding("key", "text", "what", found)
+    finding = trained_networks._finding("key", "text", "what", found)
     assert finding.verdict == UNDECIDED
     assert "not decidedly above chance" in finding.note
 
@@ -114,4 +114,4 @@ def test_a_norm_that_fails_in_training_is_named():
             return x
 
     with pytest.raises(Misbehaved, match="training raised ArithmeticError: no gradient here"):
-        trained.trained_findings(subject(NoBackward, draws=20))
+        trained_networks.trained_findings(subject(NoBackward, draws=20))

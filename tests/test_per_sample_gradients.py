@@ -8,9 +8,9 @@ from passport_norms import subject
 from scipy import optimize, stats
 from torch import Tensor, nn
 
+from gnexp.measure.dp_accounting import epsilon_spent, noise_multiplier
 from gnexp.measure.isolation import per_example_gradients
 from gnexp.measure.per_example import per_example_covariance
-from gnexp.measure.privacy import epsilon_spent, noise_multiplier
 from gnexp.models.resnet import build_model, initialize
 from gnexp.norms.registry import build_norm
 

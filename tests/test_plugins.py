@@ -15,11 +15,11 @@ import yaml
 from torch import nn
 
 import gnexp as api
-from gnexp.config import as_dict
-from gnexp.models.convert import convert
-from gnexp.passport.claims import CLAIMS
-from gnexp.plugins import plugins
-from gnexp.study.report import build_report
+from gnexp.checks.registry import CLAIMS
+from gnexp.config.schema import as_dict
+from gnexp.models.conversion.convert import convert
+from gnexp.norms.plugins import plugins
+from gnexp.report.study_report import build_report
 
 README = (Path(__file__).resolve().parent.parent / "README.md").read_text()
 TINY = ("model=resnet8", "model.width=8", "data.train_limit=40", "data.test_limit=20")
@@ -153,7 +153,7 @@ def install(tmp_path, monkeypatch):
 @pytest.fixture(autouse=True)
 def no_report_after_a_grid(monkeypatch):
     """Figures take seconds, and are the same whatever norm they are of."""
-    monkeypatch.setattr("gnexp.commands.train.make_report", lambda *args: "")
+    monkeypatch.setattr("gnexp.cli.commands.train.make_report", lambda *args: "")
 
 
 def read_csv(path: Path) -> list[dict]:
@@ -403,8 +403,8 @@ def test_a_norm_is_tried_with_no_more_examples_than_the_batch_has(batch, gnexp, 
 
 
 def test_trying_a_norm_leaves_the_random_state_as_it_was(install):
-    from gnexp.config import ModelConfig, TrainConfig
-    from gnexp.networks import try_own_norm
+    from gnexp.config.schema import ModelConfig, TrainConfig
+    from gnexp.runner.build.model import try_own_norm
 
     module = install({})
     norm = {"name": "custom", "_target_": f"{module}.Root"}
@@ -495,15 +495,17 @@ def test_code_edited_while_a_training_waits_is_not_trained_under_the_old_name(
             path.write_text(path.read_text() + "# edited\n")
         return as_dict(config)
 
-    monkeypatch.setattr("gnexp.execute.as_dict", edit)  # it is called once the runs are planned
+    monkeypatch.setattr(
+        "gnexp.runner.execute.as_dict", edit
+    )  # it is called once the runs are planned
     answer = gnexp(*words)
     assert answer.code == 1
     assert "the code of its norm was edited after this call had begun: call again" in answer.out
 
 
 def test_the_file_of_a_partial_is_part_of_the_runs_identity(install):
-    from gnexp.config import TrainConfig
-    from gnexp.own_code import code_checksum
+    from gnexp.config.schema import TrainConfig
+    from gnexp.norms.user_code import code_checksum
 
     module = install({})
     path = Path(importlib.util.find_spec(module).origin)
@@ -542,9 +544,9 @@ def test_a_mistake_about_a_norm_names_what_that_norm_takes(words, said, gnexp, i
 
 @pytest.mark.parametrize("model", ["resnet8", "plain8"])
 def test_what_is_within_a_norm_starts_as_it_was_built(model, install):
-    from gnexp.config import ModelConfig, TrainConfig
+    from gnexp.config.schema import ModelConfig, TrainConfig
     from gnexp.models.weight_standardization import StandardizedConv2d
-    from gnexp.networks import seeded_model
+    from gnexp.runner.build.model import seeded_model
 
     gated = """
 class Gated(Root):

@@ -17,30 +17,23 @@ from scipy import stats
 from torch import nn
 from torch.nn import functional as F
 
-from gnexp import trainings
-from gnexp.config import (
-    PrivacyConfig,
-    TrainConfig,
-    as_dict,
-    resolve,
-    restore,
-    run_name,
-)
-from gnexp.data.feed import poisson_updates, update_blocks
-from gnexp.data.loader import DeviceImages
+from gnexp.analysis.cells import cells, series
+from gnexp.config.schema import PrivacyConfig, TrainConfig, as_dict, resolve, restore, run_name
+from gnexp.config.validation import problems
+from gnexp.data.device_images import DeviceImages
+from gnexp.data.seeding import secret_normal, secret_uniform
 from gnexp.data.sources import Images
+from gnexp.data.update_blocks import poisson_updates, update_blocks
 from gnexp.models.resnet import build_model, initialize
 from gnexp.norms.registry import build_norm
-from gnexp.rules import problems
-from gnexp.seeding import secret_normal, secret_uniform
-from gnexp.study import plots
-from gnexp.study.cells import cells, series
-from gnexp.study.store import load_study
+from gnexp.report.figures import accuracy
+from gnexp.runner import trainer
+from gnexp.store.run import load_study
 
 pytest.importorskip("opacus")
-from gnexp.training import budget
-from gnexp.training.budget import Budget
-from gnexp.training.private import PrivateStep, refusal
+from gnexp.training import dp_budget
+from gnexp.training.dp_budget import Budget
+from gnexp.training.dp_sgd import PrivateStep, refusal
 
 EXACT = {"rtol": 0, "atol": 1e-12}  # float64
 PRIVATE_NORMS = ("gn", "ln", "in", "none")
@@ -350,7 +343,7 @@ QUICK += ("epochs=2", "batch=5", "update_batch=20", "workers=1", "privacy=dpsgd"
 @pytest.fixture
 def gnexp(gnexp, monkeypatch):
     """The command with an accountant that is quick: it looks at fewer orders."""
-    monkeypatch.setattr(budget, "ORDERS", (*range(2, 13), 16, 32, 64))
+    monkeypatch.setattr(dp_budget, "ORDERS", (*range(2, 13), 16, 32, 64))
     return gnexp
 
 
@@ -417,7 +410,7 @@ class Stop(BaseException):
 def test_a_private_run_that_was_stopped_ends_with_the_numbers_it_would_have_had(gnexp, monkeypatch):
     words = (*QUICK, "checkpoint_minutes=0")
     assert gnexp("train", *words, "study=whole").code == 0
-    stored, saved = trainings.save_states, []
+    stored, saved = trainer.save_states, []
 
     def stop(run, states):
         stored(run, states)
@@ -426,7 +419,7 @@ def test_a_private_run_that_was_stopped_ends_with_the_numbers_it_would_have_had(
             raise Stop
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainings, "save_states", stop)
+        patch.setattr(trainer, "save_states", stop)
         for _ in range(2):
             with pytest.raises(Stop):
                 gnexp("train", *words, "study=stopped")
@@ -451,9 +444,9 @@ def test_secret_runs_of_one_seed_differ_and_store_nothing_to_repeat_them(gnexp, 
         if states[0].get("updates"):
             raise Stop
 
-    stored = trainings.save_states
+    stored = trainer.save_states
     with monkeypatch.context() as patch:
-        patch.setattr(trainings, "save_states", stop)
+        patch.setattr(trainer, "save_states", stop)
         with pytest.raises(Stop):
             gnexp("train", *SECRET, "study=first")
     (folder,) = runs("results/first")
@@ -476,14 +469,14 @@ def test_secret_runs_of_one_seed_differ_and_store_nothing_to_repeat_them(gnexp, 
 
     accountant = RDPAccountant()
     accountant.history = [(seed["noise_multiplier"], 20 / 60, 6)]
-    bound = accountant.get_epsilon(0.0111, alphas=list(budget.ORDERS))
+    bound = accountant.get_epsilon(0.0111, alphas=list(dp_budget.ORDERS))
     assert seed["epsilon_spent"] == pytest.approx(bound, rel=1e-9)
     assert seed["epsilon_spent"] <= 8
 
 
 def test_what_a_secret_run_has_shown_is_stored_and_so_never_drawn_again(gnexp, monkeypatch):
     """Else epsilon would count an epoch once whose accuracy was seen twice."""
-    stored = trainings.save_states
+    stored = trainer.save_states
 
     def stop(run, states):
         if not states[0].get("updates"):  # the end of an epoch is not stored
@@ -493,7 +486,7 @@ def test_what_a_secret_run_has_shown_is_stored_and_so_never_drawn_again(gnexp, m
     seen = {}
     for noise in ("seeded", "secret"):
         with monkeypatch.context() as patch:
-            patch.setattr(trainings, "save_states", stop)
+            patch.setattr(trainer, "save_states", stop)
             with pytest.raises(Stop):
                 gnexp("train", *QUICK, f"privacy.noise={noise}", f"study={noise}")
         (folder,) = runs(f"results/{noise}")
@@ -716,7 +709,7 @@ def test_names_of_runs_that_are_not_private_are_what_they_were_and_all_budgets_h
 @pytest.fixture
 def no_figures(monkeypatch):
     """Reports without their figures, which take longest."""
-    monkeypatch.setattr(plots, "draw_figures", lambda *_: {})
+    monkeypatch.setattr(accuracy, "draw_figures", lambda *_: {})
 
 
 def test_a_grid_over_epsilon_gives_a_cell_to_each(gnexp, no_figures):

@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from gnexp import networks
-from gnexp.config import TrainConfig, resolve
+from gnexp.config.schema import TrainConfig, resolve
+from gnexp.data.seeding import derived_seed, generator
 from gnexp.models.resnet import build_model, initialize
 from gnexp.norms.registry import NORMS, build_norm
-from gnexp.seeding import derived_seed, generator
+from gnexp.runner.build import model as networks
 from gnexp.training.loop import Recipe
-from gnexp.training.rates import learning_rate, peak_rate
-from gnexp.training.step import StackedStep
+from gnexp.training.lr_schedule import learning_rate, peak_rate
+from gnexp.training.stacked_step import StackedStep
 
 FLOAT64 = 1e-10
 

@@ -12,8 +12,8 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from gnexp.cli import HELP
-from gnexp.config import TrainConfig
+from gnexp.cli.app import HELP
+from gnexp.config.schema import TrainConfig
 from gnexp.norms.registry import NORMS
 
 ROOT = Path(__file__).resolve().parent.parent

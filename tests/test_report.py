@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 from evidence_series import make_series
 
-from gnexp.study import cells as grouping
-from gnexp.study import drawing
-from gnexp.study.comparisons import flatness_rows
-from gnexp.study.drawing import STYLES, style_of
-from gnexp.study.noise import check_rows, exponent_rows, gradient_rows
-from gnexp.study.plots import plot_preview
-from gnexp.study.report import MatrixCell, build_report, plain_summary
-from gnexp.study.store import Run, load_study
+from gnexp.analysis import cells as grouping
+from gnexp.analysis.comparisons import flatness_rows
+from gnexp.analysis.gradient_noise import check_rows, exponent_rows, gradient_rows
+from gnexp.report.figures import style
+from gnexp.report.figures.accuracy import plot_preview
+from gnexp.report.figures.style import STYLES, style_of
+from gnexp.report.study_report import MatrixCell, build_report, plain_summary
+from gnexp.store.run import Run, load_study
 
 CLASSES = list("abcdefghij")
 BATCHES = (1, 2, 4, 8, 32, 64)
@@ -453,7 +453,8 @@ def test_the_same_study_gives_the_same_bytes(tmp_path):
     for norm, batch in (("bn", 2), ("gn", 32)):
         add_gradients(add_run(study, norm, config(norm, batch)), norm, (2, 4), epochs=(4,))
     first = {name: path.read_bytes() for name, path in build_report(study).items()}
-    code = "import sys; from gnexp.study.report import build_report; build_report(sys.argv[1])"
+    code = "import sys; from gnexp.report.study_report import build_report; "
+    code += "build_report(sys.argv[1])"
     subprocess.run([sys.executable, "-c", code, str(study)], check=True)  # other hash seed
     for name, content in first.items():
         assert (study / "report" / name).read_bytes() == content, name
@@ -567,13 +568,13 @@ def test_a_study_of_validation_runs_calls_nothing_test(tmp_path):
 
 def axis_labels(study, monkeypatch):
     """Build a report and return the labels of its axes."""
-    seen, image_bytes = set(), drawing.image_bytes
+    seen, image_bytes = set(), style.image_bytes
 
     def spy(figure, kind):
         seen.update(axes.get_ylabel().replace("\n", " ") for axes in figure.axes)
         return image_bytes(figure, kind)
 
-    monkeypatch.setattr(drawing, "image_bytes", spy)
+    monkeypatch.setattr(style, "image_bytes", spy)
     build_report(study)
     return seen
 
@@ -608,7 +609,7 @@ def test_the_preview_shows_ten_images_of_each_class(tmp_path):
 
 
 def test_the_report_imports_no_torch():
-    code = "import sys, gnexp.study.report; print('torch' in sys.modules)"
+    code = "import sys, gnexp.report.study_report; print('torch' in sys.modules)"
     output = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )

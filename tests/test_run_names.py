@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from gnexp.config import (
+from gnexp.config.schema import (
     DataConfig,
     ModelConfig,
     TrainConfig,

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from gnexp import trainings
-from gnexp.config import TrainConfig, resolve
-from gnexp.schedule import Company, Replica, layout, most_together
-from gnexp.study.store import Run
+from gnexp.config.schema import TrainConfig, resolve
+from gnexp.runner import trainer
+from gnexp.runner.schedule import Company, Replica, layout, most_together
+from gnexp.store.run import Run
 
 TINY = ("model=resnet8", "model.width=8", "data.train_limit=60", "data.test_limit=40", "batch=10")
 QUICK = (*TINY, "gradients=0", "workers=1")
@@ -141,7 +141,7 @@ def test_a_rate_gets_its_own_numbers_in_a_step_of_several(gnexp):
 
 def broken_for(bad, error):
     """Replace train_epochs by one that raises when `bad` says so of its seeds."""
-    whole = trainings.train_epochs
+    whole = trainer.train_epochs
 
     def train_epochs(step, images, recipe, seeds, *more):
         if bad(list(seeds)):
@@ -153,7 +153,7 @@ def broken_for(bad, error):
 
 def test_a_training_that_fails_takes_none_of_its_company_with_it(gnexp, monkeypatch):
     broken = broken_for(lambda seeds: 2 in seeds, RuntimeError("not in the mood"))
-    monkeypatch.setattr(trainings, "train_epochs", broken)
+    monkeypatch.setattr(trainer, "train_epochs", broken)
     answer = gnexp("train", *QUICK, "epochs=1", "seeds=4")
     assert answer.code == 1
     (run,) = runs()
@@ -166,7 +166,7 @@ def test_a_training_that_fails_takes_none_of_its_company_with_it(gnexp, monkeypa
 def test_too_little_memory_for_a_stack_makes_it_smaller(gnexp, monkeypatch):
     error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
     broken = broken_for(lambda seeds: len(seeds) > 2, error)
-    monkeypatch.setattr(trainings, "train_epochs", broken)
+    monkeypatch.setattr(trainer, "train_epochs", broken)
     assert gnexp("train", *QUICK, "epochs=1", "seeds=4").code == 0
     seeds = json.loads((runs()[0] / "result.json").read_text())["seeds"]
     assert {(v["status"], v["stack"]) for v in seeds.values()} == {("complete", 2)}

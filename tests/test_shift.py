@@ -8,13 +8,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gnexp.data.balanced import fixed_test_order
-from gnexp.data.cifar_c import load_cifar_c
-from gnexp.data.corruptions import corrupt
-from gnexp.data.loader import DeviceImages
+from gnexp.data.corruptions.cifar_c import load_cifar_c
+from gnexp.data.corruptions.table import corrupt
+from gnexp.data.device_images import DeviceImages
 from gnexp.data.sources import Images, load_images
-from gnexp.measure import shift
-from gnexp.measure.shift import corrupted_test, measure_shift
+from gnexp.data.subsets import fixed_test_order
+from gnexp.measure import corruption_shift
+from gnexp.measure.corruption_shift import corrupted_test, measure_shift
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def test_a_second_model_is_shown_the_same_images_without_making_them_again(
         made.append((name, severity))
         return corrupt(x, name, severity, seed)
 
-    monkeypatch.setattr(shift, "corrupt", counted)
+    monkeypatch.setattr(corruption_shift, "corrupt", counted)
     first = measure_shift(model, images, ["fog", "snow"], [1, 2])
     assert measure_shift(model, images, ["fog", "snow"], [1, 2]) == first
     assert len(made) == 4
@@ -96,20 +96,20 @@ def test_no_more_is_kept_than_the_bound_and_the_numbers_do_not_depend_on_it(
     images, model, monkeypatch
 ):
     one = images.x_test.nbytes
-    already = sum(x.nbytes for each in shift._KEPT.values() for x in each.values())
-    monkeypatch.setattr(shift, "KEPT_BYTES", already + 2 * one)
+    already = sum(x.nbytes for each in corruption_shift._KEPT.values() for x in each.values())
+    monkeypatch.setattr(corruption_shift, "KEPT_BYTES", already + 2 * one)
     rows = measure_shift(model, images, ["fog", "frost"], [1, 2])
-    assert len(shift._KEPT[images]) == 2
+    assert len(corruption_shift._KEPT[images]) == 2
     assert measure_shift(model, images, ["fog", "frost"], [1, 2]) == rows
 
 
 def test_images_that_nobody_holds_are_not_kept():
     images = DeviceImages(load_images("shapes10", train_limit=10, test_limit=10))
     corrupted_test(images, "fog", 1, 0, 10)
-    count = len(shift._KEPT)
+    count = len(corruption_shift._KEPT)
     del images
     gc.collect()
-    assert len(shift._KEPT) == count - 1
+    assert len(corruption_shift._KEPT) == count - 1
 
 
 @pytest.fixture

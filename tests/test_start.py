@@ -12,12 +12,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from gnexp.data.seeding import generator
 from gnexp.models.blocks import ResidualBlock
+from gnexp.models.initialization import start
 from gnexp.models.resnet import build_model
-from gnexp.models.start import start
 from gnexp.models.weight_standardization import StandardizedConv2d, standardize_weights
 from gnexp.norms.registry import build_norm
-from gnexp.seeding import generator
 
 SMALL = ("data.train_limit=60", "data.test_limit=20", "epochs=1", "gradients=0", "batch=10")
 

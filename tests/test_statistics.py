@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 
-from gnexp.study.statistics import (
+from gnexp.analysis.statistics import (
     binomial_interval,
     equivalence,
     fit_exponent,

@@ -10,9 +10,9 @@ import sys
 import numpy as np
 import pytest
 
-from gnexp.study import files
-from gnexp.study.files import write_whole
-from gnexp.study.store import Run, load_study, studies
+from gnexp.store import files
+from gnexp.store.files import write_whole
+from gnexp.store.run import Run, load_study, studies
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def test_a_file_is_synced_before_it_takes_the_place_of_the_old_one(tmp_path, mon
 
 def test_a_writer_killed_at_any_instant_leaves_a_readable_table(tmp_path):
     code = (
-        "import sys; from gnexp.study.store import Run; sys.path.insert(0, sys.argv[2])\n"
+        "import sys; from gnexp.store.run import Run; sys.path.insert(0, sys.argv[2])\n"
         "import test_store\n"
         "run, epoch = Run.create(sys.argv[1]), 0\n"
         "while True:\n"
@@ -303,7 +303,7 @@ def test_a_missing_study_is_named_with_those_there_are_nearest_first(tmp_path):
 
 def test_the_store_imports_neither_torch_nor_the_slow_libraries():
     code = (
-        "import sys, gnexp.study.store\n"
+        "import sys, gnexp.store.run\n"
         "slow = ('torch', 'pandas', 'scipy', 'matplotlib', 'numpy')\n"
         "print([m for m in slow if m in sys.modules])"
     )

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from gnexp import build, cli, own_code
-from gnexp.config import ModelConfig, TrainConfig, restore, run_name
-from gnexp.stored import named_code
+from gnexp.cli import app
+from gnexp.config.schema import ModelConfig, TrainConfig, restore, run_name
+from gnexp.norms import user_code
+from gnexp.runner.build import data
+from gnexp.runner.stored_runs import named_code
 
 SMALL = ("data.train_limit=24", "data.test_limit=20", "epochs=1", "gradients=0", "batch=8")
 SMALL += ("workers=1", "device=cpu")
@@ -36,7 +38,7 @@ def trained(tmp_path_factory):
     before = Path.cwd()
     os.chdir(there)
     try:
-        assert cli.main(["train", "norm=gn", "study=theirs", *SMALL]) == 0
+        assert app.main(["train", "norm=gn", "study=theirs", *SMALL]) == 0
     finally:
         os.chdir(before)
     return there / "results" / "theirs"
@@ -71,8 +73,8 @@ def forge(run, norm=None, **model):
 def named_as_its_code(run):
     """Give a forged run the name that its code has, which a stranger can compute too."""
     config = restore(json.loads((run / "result.json").read_text())["config"])
-    checksum = build.images_of(config.data).checksum
-    return run.rename(run.with_name(run_name(config, checksum, own_code.code_checksum(config))))
+    checksum = data.images_of(config.data).checksum
+    return run.rename(run.with_name(run_name(config, checksum, user_code.code_checksum(config))))
 
 
 def attack(kind, theirs, marker):
@@ -91,7 +93,10 @@ def attack(kind, theirs, marker):
         "os.system": ("os.system", {"command": touch}),
         "subprocess": ("subprocess.getoutput", {"cmd": touch}),
         "a module's own import": ("torchvision.os.system", {"command": touch}),
-        "a function of gnexp": ("gnexp.stored.find_spec", {"name": "results.theirs.payload"}),
+        "a function of gnexp": (
+            "gnexp.runner.stored_runs.find_spec",
+            {"name": "results.theirs.payload"},
+        ),
     }[kind]
     forge(theirs, _target_=target, options=options)
     if kind == "a function of gnexp":  # finding a module below a package imports the package
@@ -238,7 +243,7 @@ def test_layers_of_the_libraries_are_nobodys_own_code(path):
         "timm.models.create_model",
         "timm.models._hub.load_custom_from_hf",
         "timm.layers.create_act.resnet18",
-        "gnexp.provenance.subprocess.run",
+        "gnexp.runner.provenance.subprocess.run",
         "gnexp.norms.registry.build_norm",
         "gnexp.api.train",
         "resnet18",

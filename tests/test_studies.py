@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from gnexp import trainings
-from gnexp.commands import train
-from gnexp.study import outlook, plots
-from gnexp.study.store import Run, load_study
+from gnexp.cli.commands import train
+from gnexp.report.figures import accuracy
+from gnexp.runner import trainer
+from gnexp.store import status as outlook
+from gnexp.store.run import Run, load_study
 
 QUICK = ("model=resnet8", "model.width=8", "data.train_limit=60", "data.test_limit=40")
 QUICK += ("epochs=2", "batch=10", "gradients=0", "workers=1")
@@ -119,7 +120,7 @@ def test_too_little_memory_is_listed_and_tried_again_only_when_asked_to(gnexp, m
 
     words = ("train", "-m", *QUICK, "norm=bn,gn")
     with monkeypatch.context() as patch:
-        patch.setattr(trainings, "train_epochs", greedy)
+        patch.setattr(trainer, "train_epochs", greedy)
         answer = gnexp(*words)
     assert answer.code == 0
     assert answer.out.count("infeasible: ") == 2
@@ -160,14 +161,14 @@ def test_runs_of_another_version_are_kept_and_the_report_says_so(gnexp):
 
 def test_a_report_is_drawn_again_only_when_something_changed(gnexp, monkeypatch):
     assert gnexp("train", "-m", *QUICK, "norm=bn,gn").code == 0
-    drawn, draw = [], plots.draw_figures
+    drawn, draw = [], accuracy.draw_figures
 
     def counted(*words):
         made = draw(*words)
         drawn.extend(made)
         return made
 
-    monkeypatch.setattr(plots, "draw_figures", counted)
+    monkeypatch.setattr(accuracy, "draw_figures", counted)
     figure = Path("results/main/report/accuracy_vs_batch.png")
     before = figure.read_bytes()
     assert gnexp("train", "-m", *QUICK, "norm=bn,gn").code == 0
@@ -198,7 +199,7 @@ def test_a_run_stopped_within_an_epoch_goes_on_from_there(gnexp, monkeypatch, no
     assert gnexp("train", *words, "study=whole").code == 0
     (whole,) = runs("results/whole")
     for at in instants:
-        stored, saved = trainings.save_states, []
+        stored, saved = trainer.save_states, []
 
         def stop(run, states, stored=stored, saved=saved, at=at):
             stored(run, states)
@@ -208,7 +209,7 @@ def test_a_run_stopped_within_an_epoch_goes_on_from_there(gnexp, monkeypatch, no
 
         study = f"stopped{at}"
         with monkeypatch.context() as patch:
-            patch.setattr(trainings, "save_states", stop)
+            patch.setattr(trainer, "save_states", stop)
             with pytest.raises(Stop):
                 gnexp("train", *words, f"study={study}")
         # 20 updates an epoch in blocks of 8; after the last the epoch's own checkpoint follows.
@@ -245,7 +246,7 @@ def test_status_says_what_is_complete_running_interrupted_failed_and_missing(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainings.Trainings, "_finish", stop)
+        patch.setattr(trainer.Trainings, "_finish", stop)
         assert gnexp("train", *QUICK, "norm=ln", "seeds=2").code == 130
         patch.setattr(train, "_execute", stop)
         assert gnexp("train", "-m", *QUICK, "norm=gn,ln,in", "seeds=3").code == 130

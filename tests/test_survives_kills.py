@@ -18,10 +18,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from gnexp import planning, turns
-from gnexp.study import claims
-from gnexp.study.claims import Claim, Holder, TakenOver, holder
-from gnexp.study.store import Run, alone_in
+from gnexp.runner import plan, turns
+from gnexp.store import locks
+from gnexp.store.locks import Claim, Holder, TakenOver, holder
+from gnexp.store.run import Run, alone_in
 
 HARNESS = Path(__file__).parent.parent / "scripts" / "kill_harness.py"
 TINY = ("model=resnet8", "model.width=8", "data.train_limit=60", "data.test_limit=40")
@@ -164,7 +164,7 @@ def test_calls_that_start_at_once_agree_on_the_folder_they_make(workdir):
                 try:
                     while time.monotonic() < start + 0.0001 * call:
                         pass
-                    found = planning.folder_problems(config)
+                    found = plan.folder_problems(config)
                     Run.create("deep/results/main/run")
                     code = 1 if found else 0
                 finally:
@@ -182,12 +182,12 @@ def claimed_by(path, host, pid, duration):
 
 @pytest.fixture
 def short_lease(monkeypatch):
-    monkeypatch.setattr(claims, "LEASE_S", 0.5)
+    monkeypatch.setattr(locks, "LEASE_S", 0.5)
 
 
 def test_a_claim_that_another_machine_renews_is_respected(tmp_path, short_lease):
     path = tmp_path / ".lock-0"
-    claimed_by(path, "elsewhere", 7, claims.LEASE_S)
+    claimed_by(path, "elsewhere", 7, locks.LEASE_S)
     mine = Claim(path)
     for _ in range(10):
         assert not mine.take()
@@ -198,12 +198,12 @@ def test_a_claim_that_another_machine_renews_is_respected(tmp_path, short_lease)
 
 def test_a_claim_that_another_machine_no_longer_renews_is_taken_over(tmp_path, short_lease):
     path = tmp_path / ".lock-0"
-    claimed_by(path, "elsewhere", 7, claims.LEASE_S)
+    claimed_by(path, "elsewhere", 7, locks.LEASE_S)
     mine, start = Claim(path), time.monotonic()
     while not mine.take():
         assert time.monotonic() - start < 10
         time.sleep(0.05)
-    assert time.monotonic() - start > claims.LEASE_S
+    assert time.monotonic() - start > locks.LEASE_S
     assert holder(path).pid == os.getpid()
     mine.drop()
     assert holder(path) is None
@@ -227,7 +227,7 @@ def test_whoever_was_stopped_while_another_took_over_knows_it_at_once(tmp_path):
     assert mine.take()
     assert not mine.lost
     path.unlink()
-    claimed_by(path, "elsewhere", 7, claims.LEASE_S)
+    claimed_by(path, "elsewhere", 7, locks.LEASE_S)
     assert mine.lost
     path.unlink()  # the other one is done
     assert mine.lost
@@ -235,7 +235,7 @@ def test_whoever_was_stopped_while_another_took_over_knows_it_at_once(tmp_path):
 
 def test_a_clock_that_is_wrong_elsewhere_ends_no_claim(tmp_path, short_lease):
     path = tmp_path / ".lock-0"
-    claimed_by(path, "elsewhere", 7, claims.LEASE_S)
+    claimed_by(path, "elsewhere", 7, locks.LEASE_S)
     os.utime(path, (1, 1))  # as if renewed in 1970
     assert not Claim(path).take()
 
@@ -247,7 +247,7 @@ def test_a_call_waits_for_a_training_elsewhere_and_takes_it_over_when_it_is_sile
     assert gnexp("train", *TINY, "epochs=1", "study=whole").code == 0
     (whole,) = Path("results/whole").glob("*-b10-*")
     run = Run.create(Path("results/main") / whole.name)
-    claimed_by(run.lock_file(0), "elsewhere", 7, claims.LEASE_S)
+    claimed_by(run.lock_file(0), "elsewhere", 7, locks.LEASE_S)
     answer = gnexp("train", *TINY, "epochs=1")
     assert answer.code == 0
     assert "waiting for a training that process 7 on elsewhere is at work on" in answer.out
@@ -257,9 +257,10 @@ def test_a_call_waits_for_a_training_elsewhere_and_takes_it_over_when_it_is_sile
 # Stops itself while it writes a file for the N-th time: half of the file's bytes are there.
 STOPS = """
 import os, signal, sys
-from gnexp import cli, turns
-from gnexp.study import claims, files
-claims.LEASE_S, turns.LOOK_S = 0.5, 0.1
+from gnexp import cli
+from gnexp.runner import turns
+from gnexp.store import files, locks
+locks.LEASE_S, turns.LOOK_S = 0.5, 0.1
 name, left, sync = sys.argv[1], int(sys.argv[2]), os.fsync
 
 def stop(descriptor):
@@ -318,7 +319,7 @@ def test_a_file_is_not_replaced_once_a_claim_is_lost(tmp_path):
     with run.lock(0):
         run.set_status(0, "running")
         run.lock_file(0).unlink()
-        claimed_by(run.lock_file(0), "elsewhere", 7, claims.LEASE_S)
+        claimed_by(run.lock_file(0), "elsewhere", 7, locks.LEASE_S)
         with pytest.raises(TakenOver, match="another process took over"):
             run.set_status(0, "failed")
     assert run.statuses()[0]["status"] == "running"

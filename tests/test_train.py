@@ -17,12 +17,13 @@ import numpy as np
 import pytest
 import yaml
 
-from gnexp import networks, shared_weights, trainings
-from gnexp.config import TrainConfig, resolve
-from gnexp.norms import trial
+from gnexp.config.schema import TrainConfig, resolve
+from gnexp.norms import smoke_test
 from gnexp.norms.registry import NORMS
-from gnexp.study.store import COVARIANCE_COLUMNS, GRADIENTS_COLUMNS, METRICS_COLUMNS, Run
-from gnexp.workers import WorkerDied, run_in_processes
+from gnexp.runner import measure_shared_weights, trainer
+from gnexp.runner.build import model
+from gnexp.runner.process_pool import WorkerDied, run_in_processes
+from gnexp.store.run import COVARIANCE_COLUMNS, GRADIENTS_COLUMNS, METRICS_COLUMNS, Run
 
 TINY = (
     "model=resnet8",
@@ -91,8 +92,8 @@ def test_a_run_leaves_the_files_that_are_promised(gnexp):
 
 
 def test_the_stored_accuracy_is_that_of_the_stored_logits(gnexp):
-    from gnexp.build import images_of
-    from gnexp.config import restore
+    from gnexp.config.schema import restore
+    from gnexp.runner.build.data import images_of
 
     assert gnexp("train", *TINY).code == 0
     result = json.loads((only_run() / "result.json").read_text())
@@ -247,9 +248,9 @@ def test_an_own_norm_trains_like_any_other_with_the_keys_typed_for_it(gnexp, own
 def test_an_own_norm_whose_trial_fails_has_unknown_pools(own_norm, monkeypatch):
     own = {"name": "custom", "_target_": f"{own_norm}.Moody"}
     config = resolve(TrainConfig(norm=own, batch=2))
-    assert networks.pools(config) == "chw"
-    monkeypatch.setattr(trial, "SIDE", 32)  # where the layer raises
-    assert networks.pools(config) is None
+    assert model.pools(config) == "chw"
+    monkeypatch.setattr(smoke_test, "SIDE", 32)  # where the layer raises
+    assert model.pools(config) is None
 
 
 def test_an_own_norm_that_draws_its_weights_starts_the_same_every_time(gnexp, own_norm):
@@ -285,7 +286,7 @@ def test_out_of_memory_is_infeasible_and_no_failure(gnexp, monkeypatch):
     def greedy(*words):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has")
 
-    monkeypatch.setattr(trainings, "train_epochs", greedy)
+    monkeypatch.setattr(trainer, "train_epochs", greedy)
     answer = gnexp("train", *TINY)
     assert answer.code == 0
     status = json.loads((only_run() / "status.json").read_text())["seeds"]["0"]
@@ -369,8 +370,8 @@ def test_a_worker_killed_by_a_signal_does_not_take_the_others_with_it():
 @pytest.fixture
 def few_draws(monkeypatch):
     """Shared weights are measured with 4,096 images per point; tests need not wait for that."""
-    monkeypatch.setattr(shared_weights, "IMAGES_PER_POINT", 40)
-    monkeypatch.setattr(shared_weights, "LEAST_DRAWS", 4)
+    monkeypatch.setattr(measure_shared_weights, "IMAGES_PER_POINT", 40)
+    monkeypatch.setattr(measure_shared_weights, "LEAST_DRAWS", 4)
 
 
 def test_shared_weights_are_measured_at_every_batch_size_asked_for(gnexp, few_draws):
@@ -568,7 +569,7 @@ def test_a_published_copy_without_checkpoints_goes_on_and_gives_the_same_numbers
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(trainings.Trainings, "_finish", killed)
+        patched.setattr(trainer.Trainings, "_finish", killed)
         assert gnexp("train", *words, "study=cut", "seeds=3").code == 130
     interrupted = numbers(only_run("results/cut"))[0]
     assert {row["seed"] for row in interrupted} == {"0", "1", "2"}

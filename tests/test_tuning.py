@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gnexp import build, tuning
-from gnexp.config import DataConfig, ModelConfig, TrainConfig, TuningConfig
+from gnexp.analysis.lr_search import good_region, tuned_cells
+from gnexp.analysis.tables.lr_search import tuning_tables
+from gnexp.config.schema import DataConfig, ModelConfig, TrainConfig, TuningConfig
 from gnexp.data.sources import hold_out, load_images
-from gnexp.study.choice import best_rate, chosen_rate, recorded_choices
-from gnexp.study.store import load_study
-from gnexp.study.tuning import good_region, tuned_cells
-from gnexp.study.tuning_tables import tuning_tables
+from gnexp.runner import lr_search
+from gnexp.runner.build import data
+from gnexp.store.lr_choices import best_rate, chosen_rate, recorded_choices
+from gnexp.store.run import load_study
 from gnexp.training.loop import Recipe
 
 QUICK = ("model=resnet8", "model.width=8", "data.train_limit=100", "data.test_limit=40")
@@ -289,7 +290,7 @@ def test_a_best_rate_at_the_edge_adds_rates_beyond_it_until_it_is_none_or_no_mor
     [([0.1, 0.2, 0.4], 0.4, 0.8), ([0.4, 0.1, 0.2], 0.1, 0.05), ([0.1, 1.0], 0.1, 0.01)],
 )
 def test_a_rate_beyond_the_edge_keeps_the_spacing_of_the_last_two(rates, edge, more):
-    assert tuning.extended(rates, edge) == [*rates, more]
+    assert lr_search.extended(rates, edge) == [*rates, more]
 
 
 def test_a_rate_at_which_a_trial_diverged_is_scored_at_chance_and_not_chosen(gnexp):
@@ -310,9 +311,9 @@ def test_an_interrupted_choice_goes_on_and_ends_with_the_numbers_it_would_have_h
     words = (*TUNED, "tuning.lr=[0.05,0.2]", "tuning.train_limit=60", "tuning.validation=20")
     words += ("stack=1",)
     assert gnexp("train", *words, "study=whole").code == 0
-    from gnexp import trainings
+    from gnexp.runner import trainer
 
-    real, left = trainings.Trainings._finish, [2]
+    real, left = trainer.Trainings._finish, [2]
 
     def dying(self, *args):
         left[0] -= 1
@@ -321,7 +322,7 @@ def test_an_interrupted_choice_goes_on_and_ends_with_the_numbers_it_would_have_h
         return real(self, *args)
 
     with monkeypatch.context() as patched:
-        patched.setattr(trainings.Trainings, "_finish", dying)
+        patched.setattr(trainer.Trainings, "_finish", dying)
         assert gnexp("train", *words, "study=cut").code == 130
     assert gnexp("train", *words, "study=cut").code == 0
 
@@ -338,12 +339,12 @@ def test_an_interrupted_choice_goes_on_and_ends_with_the_numbers_it_would_have_h
 
 
 def test_a_failed_trial_leaves_the_rate_unchosen_and_is_listed(gnexp, monkeypatch):
-    from gnexp import trainings
+    from gnexp.runner import trainer
 
     def broken(self):
         raise RuntimeError("no luck")
 
-    monkeypatch.setattr(trainings.Trainings, "run", broken)
+    monkeypatch.setattr(trainer.Trainings, "run", broken)
     answer = gnexp("train", *TUNED)
     assert answer.code == 1
     assert "no rate chosen" in answer.out
@@ -472,4 +473,4 @@ def test_the_last_of_a_fixed_number_of_updates_ends_the_schedule():
         updates=20,
         tuning=TuningConfig(),
     )
-    assert build.resolved(config).epochs == 3
+    assert data.resolved(config).epochs == 3

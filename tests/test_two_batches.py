@@ -9,12 +9,16 @@ import torch
 from evidence_series import make_series
 from omegaconf import OmegaConf
 
+from gnexp.analysis.batch_vs_update_batch import (
+    two_batches_rows,
+    two_batches_sentences,
+    two_batches_table,
+)
+from gnexp.analysis.cells import Series
+from gnexp.data.seeding import generator
 from gnexp.models.resnet import build_model, initialize
 from gnexp.norms.registry import build_norm
-from gnexp.seeding import generator
-from gnexp.study.cells import Series
-from gnexp.study.two_batches import two_batches_rows, two_batches_sentences, two_batches_table
-from gnexp.training.step import StackedStep
+from gnexp.training.stacked_step import StackedStep
 
 UPDATE = 8
 FLOAT64 = 1e-12  # relative, after three updates: the same sums in another order

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from gnexp.study import cells as grouping
-from gnexp.study.batches import batch_rows
-from gnexp.study.classes import class_rows
-from gnexp.study.damage import ACCURACY, LOSS, damage_rows, damage_sentences
-from gnexp.study.report import build_report
-from gnexp.study.robustness import STANDARD, condition_rows, summary_rows
-from gnexp.study.statistics import jackknife
-from gnexp.study.store import Run, load_study
-from gnexp.study.why_plots import CAPTIONS
-from gnexp.study.why_tables import NAMES
+from gnexp.analysis import cells as grouping
+from gnexp.analysis.batch_composition import batch_rows
+from gnexp.analysis.class_accuracy import class_rows
+from gnexp.analysis.corruption_robustness import STANDARD, condition_rows, summary_rows
+from gnexp.analysis.decomposition import ACCURACY, LOSS, damage_rows, damage_sentences
+from gnexp.analysis.statistics import jackknife
+from gnexp.analysis.tables.shift_and_decomposition import NAMES
+from gnexp.report.figures.shift import CAPTIONS
+from gnexp.report.study_report import build_report
+from gnexp.store.run import Run, load_study
 
 REL = 1e-9  # float64
 ABS = 1e-12  # float64, of numbers of order 1

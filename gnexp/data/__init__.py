@@ -1,1 +1,4 @@
-"""Image sources: uint8 arrays from anywhere, then batches on the training device."""
+"""Image sources, subsets, images on the device, blocks of updates, random streams.
+
+It imports no other package. No model and no config goes here.
+"""

@@ -18,8 +18,8 @@ import numpy as np
 from PIL import Image
 
 from gnexp.data.arrays import LEAST_SIDE, Arrays, digest, fit_square, to_rgb
-from gnexp.data.balanced import balanced_subset
-from gnexp.data.published import cache_folder
+from gnexp.data.downloads import cache_folder
+from gnexp.data.subsets import balanced_subset
 
 _SUFFIXES = {
     *(".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp"),

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from gnexp.data.arrays import LEAST_SIDE, Arrays, digest, resize
-from gnexp.data.balanced import balanced_subset, fixed_test_order, stratified_part
+from gnexp.data.downloads import PUBLISHED_TITLES, load_published
 from gnexp.data.imagefolder import load_imagefolder
 from gnexp.data.npz import load_npz, npz_file
-from gnexp.data.published import PUBLISHED_TITLES, load_published
+from gnexp.data.subsets import balanced_subset, fixed_test_order, stratified_part
 from gnexp.data.synthetic import SHAPES10_CLASSES, shapes10
 
 SOURCES = ("shapes10", *PUBLISHED_TITLES, "imagefolder", "npz")

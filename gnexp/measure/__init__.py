@@ -1,1 +1,4 @@
-"""Instruments: a model and data in, numbers out; no config, no files, the model left as it was."""
+"""Instruments: a model and data in, numbers out; weights, buffers and random state stay the same.
+
+It may import training, data and norms. No config and no file goes here.
+"""

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gnexp.measure.parameters import trainable_parameters
-from gnexp.measure.unchanged import unchanged
+from gnexp.measure.preserve_state import unchanged
 
 
 def cross_example_share(layer: nn.Module, x_NCHW: Tensor) -> float:

@@ -2,7 +2,7 @@
 
 A second road to the noise of mini-batch gradients: where examples do not mix, a mini-batch of B
 drawn with replacement has the noise trace / B. Nothing is accumulated here the way
-`gnexp.measure.gradients` does it.
+`gnexp.measure.gradient_noise` does it.
 
 Shape suffixes: N examples, C channels, H, W pixels, M examples of a chunk.
 """
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from gnexp.measure.parameters import reported_groups, trainable_parameters
-from gnexp.measure.unchanged import unchanged
+from gnexp.measure.preserve_state import unchanged
 
 MOST_COMPANIONS = 7  # beside the one example that is watched for a trace of them
 # Of an output's largest value: above float32 rounding, far below what a shared statistic does.

@@ -8,9 +8,9 @@ from collections.abc import Collection
 import torch
 from torch import nn
 
-from gnexp.data.loader import DeviceImages
-from gnexp.measure.population import population_statistics, running_layers
-from gnexp.measure.statistics import POPULATION, population_chunks
+from gnexp.data.device_images import DeviceImages
+from gnexp.measure.bn_statistics import POPULATION, population_chunks
+from gnexp.measure.precise_bn import population_statistics, running_layers
 
 
 def frozen_without_statistics(model: nn.Module, fresh: Collection[str]) -> list[str]:

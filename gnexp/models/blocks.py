@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gnexp.norms.replicated import carries_activation
+from gnexp.norms.base import carries_activation
 
 NormFactory = Callable[[int], nn.Module]
 Shortcut = Callable[[int, int, int, NormFactory], nn.Module]  # as padded_shortcut

@@ -9,6 +9,7 @@ Shapes: N examples, R replicas, C channels of one replica, H and W pixels; G gro
 import torch
 from torch import Tensor, nn
 
+from gnexp.norms.base import ActivatedNorm
 from gnexp.norms.layers import (
     DEFAULT_EPS,
     DEFAULT_GROUPS,
@@ -18,7 +19,6 @@ from gnexp.norms.layers import (
     require_positive_eps,
     require_several,
 )
-from gnexp.norms.replicated import ActivatedNorm
 
 
 def _variance(x: Tensor, axes: tuple[int, ...]) -> Tensor:

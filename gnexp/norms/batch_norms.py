@@ -10,13 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gnexp.norms.layers import (
-    DEFAULT_EPS,
-    DEFAULT_MOMENTUM,
-    require_momentum,
-    require_positive_eps,
-)
-from gnexp.norms.replicated import ReplicatedNorm
+from gnexp.norms.base import ReplicatedNorm
+from gnexp.norms.layers import DEFAULT_EPS, DEFAULT_MOMENTUM, require_momentum, require_positive_eps
 
 DEFAULT_GHOST_BATCH = 8
 # Of batch renorm: its limits, and the parts of training at which they begin and end to widen.

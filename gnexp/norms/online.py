@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from gnexp.norms.base import ReplicatedNorm
 from gnexp.norms.layers import DEFAULT_EPS, require_positive_eps
-from gnexp.norms.replicated import ReplicatedNorm
 
 # The weights that the past keeps in averages, of forward passes and in the control of backward ones
 ALPHA_F, ALPHA_B = 0.999, 0.99

@@ -8,8 +8,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from gnexp.norms.base import ReplicatedNorm
 from gnexp.norms.layers import DEFAULT_EPS, require_positive_eps
-from gnexp.norms.replicated import ReplicatedNorm
 
 DEFAULT_ALPHA = 0.5  # of Dynamic Tanh, as in the source
 

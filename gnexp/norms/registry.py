@@ -21,7 +21,7 @@ from gnexp.norms import (
     switchable,
     synchronized,
 )
-from gnexp.norms.replicated import stack_replicated
+from gnexp.norms.base import stack_replicated
 
 GAMMA_BETA = {"weight": 1.0, "bias": 0.0}
 
@@ -38,7 +38,7 @@ class Norm:
     stacked: (module type, its stacked form); without one a layer is stacked by torch.func.
     channels_last: whether training on a CPU is faster in that layout, by measurement.
     weight_standardization, initialization: what the norm asks of the network around it; see
-    `gnexp.networks`. exact_gradient: whether backward gives the slope of forward.
+    `gnexp.runner.build.model`. exact_gradient: whether backward gives the slope of forward.
     """
 
     build: Callable[..., nn.Module]

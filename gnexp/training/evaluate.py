@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gnexp.data.loader import DeviceImages, normalize
+from gnexp.data.device_images import DeviceImages, normalize
 from gnexp.training.precision import autocast
 
 CHUNK = 250  # test images of 32x32 pixels in one forward pass, fewer of larger ones

@@ -11,13 +11,13 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from gnexp.data.feed import poisson_updates, update_blocks
-from gnexp.data.loader import DeviceImages
-from gnexp.seeding import derived_seed
+from gnexp.data.device_images import DeviceImages
+from gnexp.data.seeding import derived_seed
+from gnexp.data.update_blocks import poisson_updates, update_blocks
 from gnexp.training.evaluate import evaluate
+from gnexp.training.lr_schedule import learning_rate, peak_rate
 from gnexp.training.precision import matrix_precision
-from gnexp.training.rates import learning_rate, peak_rate
-from gnexp.training.step import Tick, no_tick
+from gnexp.training.stacked_step import Tick, no_tick
 
 
 @dataclass(frozen=True)

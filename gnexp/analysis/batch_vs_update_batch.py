@@ -1,0 +1,216 @@
+"""Two batch sizes apart: how much of a small batch's fall is the norm's, how much the optimizer's.
+
+Three cells of one norm share their seeds: R, the reference, with batch = update_batch = U; F, with
+a smaller batch inside the same update of U images; E, with update_batch = batch. From R to F only
+the statistics see fewer images; from F to E the optimizer does too:
+
+  fall = acc(R) - acc(E) = norm + optimizer, norm = acc(R) - acc(F), optimizer = acc(F) - acc(E)
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from gnexp.analysis.cells import Cell, Series, accuracy_interval, key_text, series_label
+from gnexp.analysis.decomposition import pools_images
+from gnexp.analysis.inference import paired_difference
+from gnexp.analysis.tables.table import Column, Cut, Row, Table, percent
+
+TOGETHER = "norm and optimizer together"
+EQUAL = "= batch"  # the update rule of a series, as cells.series names it
+RUNNING, POPULATION = "running", "population_augmented"
+PARTS = ("fall", "norm_part", "optimizer_part")
+LEVELS = ("reference", "fixed", "equal")
+ENDS = ("", "_lo", "_hi")
+_SHOWN = {RUNNING: "running", POPULATION: "population"}
+_NUMBERS = {RUNNING: "test_acc", POPULATION: "test_acc_population_augmented"}
+
+
+def optimizer_is_fixed(keys: Iterable[Mapping[str, Any]]) -> bool:
+    """Return whether cells of several batch sizes share one update_batch.
+
+    keys: of the cells. Only then is the norm alone behind what the batch size changes; where
+    update_batch follows the batch size, the optimizer is too.
+    """
+    keys = list(keys)
+    several = len({key["batch"] for key in keys}) > 1
+    return several and len({key["update_batch"] for key in keys}) == 1
+
+
+def whose(fixed: bool, update_batch: int) -> str:
+    """Return who is behind what a batch size changes, to be set between commas."""
+    return f"norm alone in updates of {update_batch} images" if fixed else TOGETHER
+
+
+def whose_sentence(fixed: Iterable[bool]) -> str:
+    """Return who is behind what batch sizes change; fixed: of each series, see above."""
+    kinds = set(fixed)
+    if kinds == {True}:
+        return "All batch sizes share one update_batch: the norm alone is behind the difference."
+    if True not in kinds:
+        return f"update_batch follows the batch size: {TOGETHER} are behind the difference."
+    return (
+        f"Where update_batch follows the batch size, {TOGETHER} are behind the difference; in "
+        "updates of one size it is the norm alone."
+    )
+
+
+def two_batches_rows(lines: Sequence[Series]) -> list[Row]:
+    """Return one row per norm, batch and statistics where a study holds both update rules.
+
+    Parts of the fall: positive where accuracy is lost, 0..1, paired over the n seeds of all three
+    cells, diverged ones at chance (n_at_chance of them), with 95 % t intervals, each on its own
+    (nan for one seed, or without spread). Levels: accuracy of the seeds that did not diverge, as
+    elsewhere. POPULATION rows: the same with statistics recomputed over augmented training images
+    after the training, where that makes a difference and was measured. A batch without its two
+    partners gives no row.
+    """
+    found = list(_pairs(lines))
+    keys = [_shared(equal) for equal, _ in found]
+    rows = []
+    for (equal, fixed), key in zip(found, keys):
+        update = int(fixed.key["update"])
+        mixes = any(pools_images(line) for line in (equal, fixed))
+        label = series_label(key, keys)
+        if len([1 for e, _ in found if e is equal]) > 1:
+            label += f", update {update}"
+        at = {cell.key["batch"]: cell for cell in fixed.cells}
+        others = {cell.key["batch"]: cell for cell in equal.cells}
+        reference = at.get(update) or others.get(update)
+        for kind in (RUNNING, POPULATION) if mixes else (RUNNING,):
+            for batch in sorted(at.keys() & others.keys() - {update}):
+                cells = (reference, at[batch], others[batch])
+                row = _row(cells, kind) if reference else None
+                if row:
+                    rows.append({**at[batch].key, "statistics": kind, **row, "series": label})
+    return rows
+
+
+def two_batches_sentences(rows: Sequence[Row]) -> list[str]:
+    """Return one sentence per norm: how its fall at the smallest batch splits."""
+    told, seen = [], set()
+    for row in rows:
+        if row["statistics"] != RUNNING or row["series"] in seen:
+            continue
+        seen.add(row["series"])
+        kinds = [r for r in rows if all(r[k] == row[k] for k in ("series", "batch"))]
+        population = next((r for r in kinds if r["statistics"] == POPULATION), None)
+        beside = (
+            f"; with population statistics {_estimate('norm_part')(population)} and "
+            f"{_estimate('optimizer_part')(population)}"
+            if population
+            else ""
+        )
+        chance = f", {row['n_at_chance']} counted at chance" if row["n_at_chance"] else ""
+        single = ", so no interval" if row["n"] == 1 else ""
+        told.append(
+            f"{row['series']}, batch {row['batch']} against {row['update_batch']}: "
+            f"{_estimate('fall')(row)} points lost = {_estimate('norm_part')(row)} because the "
+            f"norm sees {_images(row['batch'])} + {_estimate('optimizer_part')(row)} because the "
+            f"optimizer does{beside} (n = {row['n']} shared seed{'s' * (row['n'] != 1)}{single}"
+            f"{chance})."
+        )
+    return told
+
+
+def two_batches_table(
+    lines: Sequence[Series], key: Sequence[str], shown_key: Sequence[Column]
+) -> Table:
+    """Return the table "two_batches"; key, shown_key: what identifies a cell, raw and shown."""
+    columns = [*key, "statistics", "n", "n_at_chance"]
+    for part in PARTS:
+        columns += [f"{part}{end}" for end in ENDS] + [f"{part}_p"]
+    columns += [f"{level}{end}" for level in LEVELS for end in (*ENDS, "_n")]
+    shown = [
+        *shown_key,
+        Column("Statistics", lambda row: _SHOWN[row["statistics"]], False),
+        Column("Accuracy, batch = update batch (%)", _estimate("reference")),
+        Column("batch inside it (%)", _estimate("fixed")),
+        Column("update = batch, too (%)", _estimate("equal")),
+        Column("Fall in all (points)", _estimate("fall")),
+        Column("of the norm", _estimate("norm_part")),
+        Column("of the optimizer", _estimate("optimizer_part")),
+        Column("n", _counted),
+    ]
+    caption = (
+        "What a small batch costs, in two parts. Of the norm: accuracy lost when only the "
+        "statistics see fewer images, inside a fixed update batch. Of the optimizer: what is lost "
+        "beyond, when the update too has only these images and the learning rate follows it; for "
+        "BN this holds how the two act together. Paired over n seeds, 95 % t intervals, each on "
+        "its own; negative: gained. Population: with statistics recomputed over training images, "
+        "augmented as in training, since the running ones average over as many images but other "
+        "spans of training. Norms that do not mix examples compute the same update at every batch: "
+        "their part is rounding, "
+        "grown by training. Accuracies are of the seeds that did not diverge; in the parts a "
+        "diverged seed counts at chance."
+    )
+    empty = (
+        "No norm was trained both with update_batch = batch and inside a fixed update_batch: "
+        "gnexp train experiment=two_batches does."
+    )
+    rows = two_batches_rows(lines)
+    return Table("two_batches", "Two batch sizes apart", caption, columns, shown, rows, empty)
+
+
+def _pairs(lines: Sequence[Series]) -> Iterator[tuple[Series, Series]]:
+    """Yield (series with update = batch, one with a fixed update), equal in all else."""
+    for equal in lines:
+        if equal.key.get("update") != EQUAL:
+            continue
+        for fixed in lines:
+            same = key_text(_shared(equal)) == key_text(_shared(fixed))
+            if same and fixed.key.get("update") not in (EQUAL, None):
+                yield equal, fixed
+
+
+def _shared(line: Series) -> dict[str, Any]:
+    return {k: v for k, v in line.key.items() if k != "update"}
+
+
+def _row(cells: Sequence[Cell], kind: str) -> Row | None:
+    """Return the parts and levels of (reference, fixed, equal); None where no seed is shared."""
+    scored = [_scored(cell, _NUMBERS[kind]) for cell in cells]
+    seeds = sorted(set.intersection(*(set(of) for of in scored)))
+    if not seeds:
+        return None
+    reference, fixed, equal = ({seed: of[seed] for seed in seeds} for of in scored)
+    row: Row = {"n": len(seeds)}
+    diverged = {seed["seed"] for cell in cells for seed in cell.of("diverged")}
+    row["n_at_chance"] = len(diverged & set(seeds))
+    for part, (a, b) in zip(PARTS, ((reference, equal), (reference, fixed), (fixed, equal))):
+        found = paired_difference(a, b)
+        row |= dict(zip((f"{part}{end}" for end in ENDS), (found.difference, found.lo, found.hi)))
+        row[f"{part}_p"] = found.p
+    row["fall"] = row["norm_part"] + row["optimizer_part"]  # exactly, not but for rounding
+    for level, cell in zip(LEVELS, cells):
+        values = [s.get(_NUMBERS[kind]) for s in cell.of("complete")]
+        known = [v for v in values if v is not None]
+        interval, _ = accuracy_interval(known, cell.test_images)
+        row |= {**interval.columns(level), f"{level}_n": interval.n}
+    return row
+
+
+def _scored(cell: Cell, number: str) -> Mapping[int, float]:
+    """Return {seed: accuracy}, a diverged one at chance; nothing where it was not measured."""
+    complete = {s["seed"]: s.get(number) for s in cell.of("complete")}
+    known = {seed: v for seed, v in complete.items() if v is not None and math.isfinite(v)}
+    if complete and not known:
+        return {}
+    return known | {s["seed"]: 1 / cell.classes for s in cell.of("diverged")}
+
+
+def _images(batch: int) -> str:
+    return "single images" if batch == 1 else f"{batch} images"
+
+
+def _estimate(name: str) -> Cut:
+    def text(row: Row) -> str:
+        value, lo, hi = (percent(row[f"{name}{end}"], 2) for end in ENDS)
+        return f"{value} [{lo}, {hi}]" if lo and hi else value
+
+    return text
+
+
+def _counted(row: Row) -> str:
+    lost = row["n_at_chance"]
+    return f"{row['n']}, {lost} diverged" if lost else str(row["n"])

@@ -1,0 +1,108 @@
+"""The batch size at which a norm and BN change places, as the simultaneous intervals allow."""
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from gnexp.analysis.comparisons import Versus
+from gnexp.analysis.inference import AHEAD, BEHIND, UNDECIDED
+
+CROSSING, NONE, BELOW, ABOVE = "crossing", "none in range", "below", "above"
+SEVERAL, OPEN, UNKNOWN = "several", "undecided", "not tested"
+
+
+@dataclass(frozen=True)
+class BreakEven:
+    """Where the lead changes.
+
+    kind: CROSSING, NONE, BELOW, ABOVE, SEVERAL, OPEN or UNKNOWN. batch: where the mean difference
+    crosses 0, nan without one crossing. lo, hi: the batch sizes between which the simultaneous
+    interval holds 0, 0 and inf beyond the range; nan where kind has none. text: for people.
+    """
+
+    kind: str
+    batch: float
+    lo: float
+    hi: float
+    text: str
+
+
+def break_even(pairs: Sequence[Versus]) -> BreakEven:
+    """Return the break-even batch of one norm against BN, from its comparisons with BN.
+
+    They are adjusted within the family of all norms and batch sizes of a setting.
+
+    Batch sizes whose comparison has a p, ascending, are "ahead" (the simultaneous interval of
+    norm - BN is above 0), "behind" (below) or "undecided" (it holds 0). Then
+    not tested: no comparison has a p; undecided: no batch size is decided;
+    several: decided batch sizes change sides more than once;
+    crossing: they change once, or they never do, an end is undecided, and the mean difference
+    changes sign there. `batch` is where the mean difference crosses 0, linear in log2(batch)
+    (the middle one of several such places); lo, hi are where the bound that is nearer to 0 of the
+    decided size on each side reaches 0, linear in log2 up to the next size, 0 or inf at an open
+    end;
+    below SMALLEST, above LARGEST: one side leads at every decided size, that end only is
+    undecided, and the mean keeps its sign: the lead fades there and may change beyond;
+    none in range: one side leads at every decided size, both ends among them;
+    undecided, also: both ends are, and the mean changes sign at both or at neither.
+    """
+    known = [one for one in pairs if one.adjusted.p_holm == one.adjusted.p_holm]
+    sides = [_SIDE[one.adjusted.verdict] for one in known]
+    decided = [i for i, side in enumerate(sides) if side]
+    if not decided:
+        kind = OPEN if known else UNKNOWN
+        return BreakEven(kind, *[math.nan] * 3, kind)
+    changes = [(i, j) for i, j in itertools.pairwise(decided) if sides[i] != sides[j]]
+    if len(changes) > 1:
+        return BreakEven(SEVERAL, *[math.nan] * 3, SEVERAL)
+    if changes:
+        return _crossing(known, *changes[0])
+    return _one_leader(known, sides, decided)
+
+
+_SIDE = {AHEAD: 1, BEHIND: -1, UNDECIDED: 0}
+
+
+def _one_leader(known: Sequence[Versus], sides: list[int], decided: list[int]) -> BreakEven:
+    first, last = decided[0], decided[-1]
+    who = "the norm" if sides[first] > 0 else "BN"
+    at_left = _crossing(known, None, first) if first > 0 else None
+    at_right = _crossing(known, last, None) if last < len(known) - 1 else None
+    opened = [side for side in (at_left, at_right) if side]
+    if not opened:
+        return BreakEven(NONE, *[math.nan] * 3, f"{NONE}: {who} leads")
+    crossed = [side for side in opened if math.isfinite(side.batch)]
+    if len(crossed) == 1:
+        return crossed[0]
+    if len(opened) == 2:
+        return BreakEven(OPEN, *[math.nan] * 3, OPEN)
+    kind, batch = (BELOW, known[0].batch) if at_left else (ABOVE, known[-1].batch)
+    return BreakEven(kind, math.nan, opened[0].lo, opened[0].hi, f"{kind} {batch}")
+
+
+def _crossing(known: Sequence[Versus], i: int | None, j: int | None) -> BreakEven:
+    """Return what lies between the decided sizes i and j; None is an open end."""
+    x = np.log2([one.batch for one in known])
+    lo = 0.0 if i is None else 2 ** _zero(x, [_near(o, known[i]) for o in known], i)
+    hi = math.inf if j is None else 2 ** _zero(x, [_near(o, known[j]) for o in known], j - 1)
+    means = [one.difference.difference for one in known]
+    places = range(0 if i is None else i, len(known) - 1 if j is None else j)
+    zeros = [_zero(x, means, k) for k in places if means[k] * means[k + 1] <= 0]
+    batch = 2 ** zeros[len(zeros) // 2] if zeros else math.nan
+    ends = [f"below {known[0].batch}" if i is None else f"{lo:.3g}"]
+    ends += [f"above {known[-1].batch}" if j is None else f"{hi:.3g}"]
+    return BreakEven(CROSSING, batch, lo, hi, f"{batch:.3g} ({ends[0]} to {ends[1]})")
+
+
+def _near(one: Versus, decided: Versus) -> float:
+    """Return of a comparison the bound that decided the other: lo where that is ahead."""
+    return one.adjusted.lo if decided.adjusted.verdict == AHEAD else one.adjusted.hi
+
+
+def _zero(x: np.ndarray, y: Sequence[float], k: int) -> float:
+    """Return where the line from point k to k + 1 is 0; point k's place if both are 0."""
+    rise = y[k + 1] - y[k]
+    return float(x[k] if rise == 0 else x[k] + (x[k + 1] - x[k]) * min(1, max(0, -y[k] / rise)))

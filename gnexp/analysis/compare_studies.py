@@ -1,0 +1,249 @@
+"""Two studies side by side: which of their cells are alike, and how their accuracies differ.
+
+Everywhere the difference is the second study minus the first.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from gnexp.analysis.cells import (
+    BASE,
+    Cell,
+    Series,
+    cell_key,
+    key_text,
+    norm_label,
+    series,
+    series_label,
+    varying,
+)
+from gnexp.analysis.comparisons import all_samples, between, scored_by_seed
+from gnexp.analysis.inference import (
+    AHEAD,
+    BEHIND,
+    Difference,
+    Estimate,
+    contrast,
+    simultaneous,
+    welch_difference,
+)
+from gnexp.analysis.samples import Sample
+from gnexp.store.run import Record, Study
+
+Row = dict[str, Any]
+
+VERSION_KEYS = ("gnexp", "commit", "python", "torch", "numpy", "device", "threads", "determinism")
+_TOLD_AS_DATA = ("data", "data.checksum", "data.train_limit", "data.test_limit", "data.size")
+HIGHER, LOWER = "higher", "lower"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A cell of each study, alike in `key`: BASE and whatever else tells cells of one apart."""
+
+    key: Row
+    first: Cell
+    second: Cell
+
+
+@dataclass(frozen=True)
+class Alone:
+    """A cell without a partner: of which study (0 or 1), and why."""
+
+    study: int
+    key: Row
+    why: str
+
+
+def match(
+    first: Sequence[Cell], second: Sequence[Cell], names: Sequence[str]
+) -> tuple[list[Pair], list[Alone]]:
+    """Return the cells that are in both studies, and those that are not.
+
+    Alike is what agrees in norm, groups, batch, update batch, and in every key by which cells of
+    either study that agree in these are told apart. Keys that merely differ between the studies
+    (the model, say) or follow from the batch size (a tuned rate) are what is compared.
+    """
+    told = sorted(_telling_apart(first) | _telling_apart(second))
+    found: dict[str, tuple[Row, tuple[list[Cell], list[Cell]]]] = {}
+    for index, cells in enumerate((first, second)):
+        for cell in cells:
+            key = cell_key(cell.record, told)
+            found.setdefault(key_text(key), (key, ([], [])))[1][index].append(cell)
+    pairs, alone = [], []
+    for key, both in found.values():
+        if [len(cells) for cells in both] == [1, 1]:
+            pairs.append(Pair(key, both[0][0], both[1][0]))
+            continue
+        for index, cells in enumerate(both):
+            absent = f"not in {names[1 - index]}"
+            several = "several runs here differ in nothing that their configs show"
+            why = absent if not both[1 - index] else several
+            alone += [Alone(index, key, why) for _ in cells]
+    return pairs, alone
+
+
+def _telling_apart(cells: Iterable[Cell]) -> set[str]:
+    """Return the keys beyond BASE by which cells differ that agree in BASE."""
+    seen: dict[tuple[str, str], set[str]] = {}
+    for cell in cells:
+        base = key_text([cell.key[column] for column in BASE])
+        for key, value in cell.key.items():
+            seen.setdefault((key, base), set()).add(key_text(value))
+    # Two runs that differ in nothing shown are told apart by their names, which match nothing.
+    return {key for (key, _), values in seen.items() if len(values) > 1 and key != "run"}
+
+
+def labelled(both: Sequence[Sequence[Series]], told: Sequence[str]) -> list[list[Series]]:
+    """Return the lines of two studies so labelled that those of one label agree in `told` keys."""
+    keys = [
+        [{**cell_key(line.cells[0].record, told), **line.key} for line in lines] for lines in both
+    ]
+    for key in (key for side in keys for key in side):
+        del key["batch"], key["update_batch"]
+    every = [key for side in keys for key in side]
+    return [
+        [replace(line, label=series_label(key, every)) for line, key in zip(lines, side)]
+        for lines, side in zip(both, keys)
+    ]
+
+
+def overall(pairs: Sequence[Pair]) -> tuple[Estimate, int, int]:
+    """Return the difference of the mean over all pairs (Welch), and the seeds of second and first.
+
+    Seeds, not cells, are what repeats: cells of one seed share its initial weights. Seeds that lack
+    a cell are left out.
+    """
+    means: list[list[float]] = []
+    for side in ("second", "first"):
+        of_cells = [scored_by_seed(getattr(pair, side)) for pair in pairs]
+        seeds = sorted(set.intersection(*(set(scores) for scores in of_cells)) if of_cells else ())
+        means.append([sum(s[seed] for s in of_cells) / len(of_cells) for seed in seeds])
+    return welch_difference(*means), len(means[0]), len(means[1])
+
+
+def _known(pairs: Sequence[Pair]) -> dict[int, Sample]:
+    """Return the samples of both studies' cells, each moderated over the settings of its own."""
+    return {
+        **all_samples(series([pair.first for pair in pairs])),
+        **all_samples(series([pair.second for pair in pairs])),
+    }
+
+
+def accuracy_rows(pairs: Sequence[Pair]) -> list[Row]:
+    """Return a row per pair: both accuracies, their difference, Holm and a simultaneous interval.
+
+    Accuracies are of the seeds that did not diverge; in the difference those count at chance.
+    """
+    known = _known(pairs)
+    differences = [between(pair.second, pair.first, known) for pair in pairs]
+    rows = []
+    for pair, tested in zip(pairs, _tested(differences)):
+        row: Row = {**pair.key, "label": norm_label(pair.key)}
+        for name, cell in (("first", pair.first), ("second", pair.second)):
+            interval, over = cell.accuracy()
+            row |= {f"{name}_{k}": getattr(interval, k) for k in ("n", "mean", "lo", "hi")}
+            row |= {f"{name}_n_diverged": len(cell.of("diverged")), f"{name}_interval": over}
+        rows.append({**row, **tested})
+    return rows
+
+
+def cost_rows(pairs: Sequence[Pair], reference_batch: int) -> list[Row]:
+    """Return a row per pair away from the reference batch: what the batch costs in each study.
+
+    A cost is accuracy minus that at the reference batch; the difference of two costs says whether
+    the studies agree on what the batch size does.
+    """
+    known = _known(pairs)
+    found = []
+    for pair in pairs:
+        if pair.key["batch"] == reference_batch:
+            continue
+        reference = next((p for p in pairs if _is_reference(p, pair, reference_batch)), None)
+        if reference is not None:
+            sides = [(p.first, p.second) for p in (pair, reference)]
+            costs = [between(a, b, known) for a, b in zip(*sides)]
+            terms = zip((-1.0, 1.0, 1.0, -1.0), (cell for side in sides for cell in side))
+            found.append((pair, costs, contrast((w, known[id(cell)]) for w, cell in terms)))
+    rows = []
+    for (pair, costs, _), tested in zip(found, _tested([d for _, _, d in found])):
+        row: Row = {**pair.key, "label": norm_label(pair.key), "reference_batch": reference_batch}
+        for name, cost in zip(("first", "second"), costs):
+            row |= {f"{name}_n": min(cost.n_a, cost.n_b), f"{name}_cost": cost.difference}
+            row |= {f"{name}_lo": cost.lo, f"{name}_hi": cost.hi}
+        rows.append({**row, **tested})
+    return rows
+
+
+def _is_reference(candidate: Pair, pair: Pair, reference_batch: int) -> bool:
+    """Return whether `candidate` is the pair's cell at the reference batch, updates of its rule."""
+    fixed = pair.key["update_batch"] != pair.key["batch"]
+    update = pair.key["update_batch"] if fixed else reference_batch
+    return candidate.key == {**pair.key, "batch": reference_batch, "update_batch": update}
+
+
+def _tested(differences: Sequence[Difference]) -> list[Row]:
+    words = {AHEAD: HIGHER, BEHIND: LOWER}
+    return [
+        {
+            "difference": d.difference,
+            **{"lo95": d.lo, "hi95": d.hi, "method": d.method, "dof": d.dof},
+            **{"se_seeds": d.se_seeds, "se_images": d.se_images, "images": d.images},
+            **{"p": d.p, "p_holm": adjusted.p_holm, "family": adjusted.family},
+            **{"lo_simultaneous": adjusted.lo, "hi_simultaneous": adjusted.hi},
+            "verdict": words.get(adjusted.verdict, adjusted.verdict)
+            + (f": {d.why}" if d.why else ""),
+        }
+        for d, adjusted in zip(differences, simultaneous(differences))
+    ]
+
+
+def what_differs(first: Sequence[Cell], second: Sequence[Cell]) -> list[Row]:
+    """Return {what, first, second} for every setting, version and machine that differs.
+
+    A setting of several values in a study is given as all of them.
+    """
+    both = [_records(cells) for cells in (first, second)]
+    settings = varying(Study("", both[0][0].folder, [*both[0], *both[1]]))
+    rows = []
+    for key in (k for k in settings if k not in _TOLD_AS_DATA):
+        rows.append((key, *([cell_key(r, [key]).get(key) for r in records] for records in both)))
+    for key, title in (
+        *(("title", "data"), ("train", "training images"), ("test", "test images")),
+        *(("classes", "classes"), ("checksum", "checksum of the data")),
+    ):
+        rows.append((title, *([_of_data(r, key) for r in records] for records in both)))
+    for key in VERSION_KEYS:
+        rows.append((key, *([_provenance(r, key) for r in records] for records in both)))
+    seeds = [[row["seed"] for cell in cells for row in cell.seeds] for cells in (first, second)]
+    rows.append(("seeds", *seeds))
+    told = [{"what": name, "first": _values(a), "second": _values(b)} for name, a, b in rows]
+    return [row for row in told if row["first"] != row["second"]]
+
+
+def _records(cells: Sequence[Cell]) -> list[Record]:
+    return list({record.name: record for cell in cells for record in cell.records}.values())
+
+
+def _of_data(record: Record, key: str) -> Any:
+    value = record.result.get("data", {}).get(key)
+    if key == "title":
+        return value or record.config.get("data", {}).get("name")
+    if key == "checksum":
+        return value and str(value)[:8]
+    return len(value) if key == "classes" and value is not None else value
+
+
+def _provenance(record: Record, key: str) -> Any:
+    value = record.provenance.get(key)
+    dirty = key == "commit" and value and record.provenance.get("dirty")
+    value = str(value)[:10] if key == "commit" and value else value
+    return f"{value} with uncommitted changes" if dirty else value
+
+
+def _values(values: Iterable[Any]) -> str:
+    known = {value for value in values if value is not None}
+    # Numbers by size, words by letter.
+    ordered = sorted(known, key=lambda v: (isinstance(v, str), v if isinstance(v, str) else +v))
+    return ", ".join(str(value) for value in ordered) or "not recorded"

@@ -1,0 +1,53 @@
+"""What a study's accuracies are of, test images or validation images, and the words for it."""
+
+import dataclasses
+import re
+from typing import TYPE_CHECKING
+
+from gnexp.analysis.cells import is_trial
+from gnexp.analysis.tables.table import Table
+from gnexp.store.run import Study
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+TEST, VALIDATION = "test", "validation"
+_OF_IMAGES = re.compile(r"\b[Tt]est(?=\s(?:accurac|batch|image|loss|set\b))")  # no t test
+
+
+def judged_on(study: Study) -> str:
+    """Return what the accuracies that a study reports are of, TEST or VALIDATION images.
+
+    VALIDATION where every run holds images out of its training set: then those are reported.
+    """
+    return VALIDATION if study.runs and all(map(is_trial, study.runs)) else TEST
+
+
+def worded(text: str, on: str) -> str:
+    """Return a text about test images as it reads of images `on`."""
+    if on == TEST:
+        return text
+    return _OF_IMAGES.sub(lambda found: on.capitalize() if found[0] == "Test" else on, text)
+
+
+def worded_table(table: Table, on: str) -> Table:
+    """Return a table with all that people read of it worded; columns and rows are as they were."""
+    if on == TEST:
+        return table
+    shown = [
+        dataclasses.replace(
+            column,
+            header=worded(column.header, on),
+            text=lambda row, text=column.text: worded(text(row), on),
+        )
+        for column in table.shown
+    ]
+    told = {name: worded(getattr(table, name), on) for name in ("title", "caption", "empty")}
+    return dataclasses.replace(table, shown=shown, **told)
+
+
+def word_figure(figure: "Figure", on: str) -> None:
+    """Word the axis labels of a figure that is not laid out yet."""
+    for axes in figure.axes:
+        for label in (axes.xaxis.label, axes.yaxis.label):
+            label.set_text(worded(label.get_text(), on))

@@ -1,0 +1,318 @@
+"""Differences of mean accuracy, families of them, and how many seeds an answer takes.
+
+Two sources of error stand in a difference: the seeds, whose spread is moderated over a setting (or
+each cell's own, which is Welch's test; gnexp.analysis.moderated_variance), and the sampling of the
+test images (gnexp.analysis.samples). Seeds are no blocks: a seed fixes the initialization and the
+order of the images, yet accuracies of one seed in two cells correlate by .02 to .24 on average in
+four published studies (results/reference/inference/correlations.csv): too little for what pairing
+costs in degrees of freedom, and where they correlate, not pairing errs on the safe side.
+What too few values or no spread cannot give is nan, not a guess.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from gnexp.analysis import statistics
+from gnexp.analysis.moderated_variance import KEPT
+from gnexp.analysis.samples import Sample, image_variance
+
+ALPHA = 0.05
+MODERATED, WELCH = "moderated", "Welch"
+AHEAD, BEHIND, UNDECIDED, UNTESTED = "ahead", "behind", "undecided", "not tested"
+NO_SPREAD, TOO_FEW = "no spread between seeds", "fewer than two seeds"
+# The families: each keeps the chance of any false decision in it at ALPHA.
+AGAINST_BN, ALL_PAIRS = "norm against BN", "all pairs"
+AGAINST_REFERENCE, EQUIVALENCE = "batch against reference", "equivalence"
+HALF_WIDTH = 0.005  # half a point of accuracy
+MOST_SEEDS = 30  # beyond which no number of seeds is advised
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A difference, its standard error and degrees of freedom, 95 % interval alone, and p.
+
+    limit: the largest size that it can have; intervals end there.
+    """
+
+    difference: float
+    se: float
+    dof: float
+    lo: float
+    hi: float
+    p: float
+    limit: float = 1.0
+
+
+@dataclass(frozen=True)
+class Difference(Estimate):
+    """A weighted sum of cells' mean accuracies, mostly one minus another, and its sources of error.
+
+    method: MODERATED, WELCH, or "" where a cell has one seed. n_a, n_b: the fewest seeds on the
+    side that counts and on the side that is taken off. se_seeds, se_images: the two sources, se
+    being the root of the sum of their squares; images: how the second is known (CROSSED, BOUND,
+    or "" where the test images are not counted). welch_*: from each cell's own spread over seeds
+    alone, beside it. why: what kept it from a p, or "". terms: what it is made of.
+    """
+
+    method: str = ""
+    n_a: int = 0
+    n_b: int = 0
+    se_seeds: float = math.nan
+    se_images: float = 0.0
+    images: str = ""
+    welch_lo: float = math.nan
+    welch_hi: float = math.nan
+    welch_p: float = math.nan
+    why: str = ""
+    terms: tuple[tuple[float, Sample], ...] = ()
+
+
+@dataclass(frozen=True)
+class Adjusted:
+    """A member of a family: Holm's p, the simultaneous interval, and the decision.
+
+    verdict: AHEAD or BEHIND (Holm rejects at 5 %; the interval lies on one side of 0), UNDECIDED,
+    or UNTESTED (no p; not counted in `family`, the number of comparisons that have one).
+    """
+
+    p_holm: float
+    lo: float
+    hi: float
+    family: int
+    verdict: str
+
+
+def contrast(terms: Iterable[tuple[float, Sample]]) -> Difference:
+    """Return sum weight x mean of the samples; 1 and -1 make a difference.
+
+    se^2 = sum weight^2 variance / n + the variance over test images; degrees of freedom by
+    Satterthwaite over both, those of the seeds as in gnexp.analysis.moderated_variance. Where a
+    sample has one value, or no seed has any spread (all at chance, say), interval and p are nan:
+    equal values of every seed tell nothing of the spread.
+    """
+    terms = tuple(terms)
+    value = math.fsum(w * sample.mean for w, sample in terms)
+    plus, minus = ([s for w, s in terms if (w > 0) == positive] for positive in (True, False))
+    limit = max(sum(w for w, _ in terms if w > 0), -sum(w for w, _ in terms if w < 0))
+    n_a, n_b = (min((s.n for s in side), default=0) for side in (plus, minus))
+    counts = {"limit": limit, "n_a": n_a, "n_b": n_b, "terms": terms}
+    if min(s.n for _, s in terms) < 2:
+        nothing = [math.nan] * 3
+        return Difference(value, math.nan, 0.0, *nothing, **counts, why=TOO_FEW)
+    seeds, dof = _over_seeds(terms)
+    images, images_dof, how = image_variance(terms)
+    se, total_dof = satterthwaite([(seeds**2, dof), (images, images_dof)])
+    found = estimate(value, se if seeds > 1e-12 else 0.0, total_dof, limit)
+    own, own_dof = satterthwaite([(w * w * s.own_variance / s.n, s.n - 1.0) for w, s in terms])
+    welch = estimate(value, own, own_dof, limit)
+    moderated = any(s.prior_dof for _, s in terms)
+    return Difference(
+        **vars(found) | counts,
+        method=MODERATED if moderated else WELCH,
+        **{"se_seeds": seeds, "se_images": math.sqrt(images), "images": how},
+        **{"welch_lo": welch.lo, "welch_hi": welch.hi, "welch_p": welch.p},
+        why="" if found.p == found.p else NO_SPREAD,
+    )
+
+
+def _over_seeds(
+    terms: Sequence[tuple[float, Sample]], seeds: int | None = None
+) -> tuple[float, float]:
+    """Return the standard error over seeds and its dof, were there so many `seeds` in each cell."""
+    parts = [
+        (w * w * s.variance / (seeds or s.n), s.dof if seeds is None else seeds - 1 + s.prior_dof)
+        for w, s in terms
+    ]
+    se, dof = satterthwaite(parts)
+    if any(s.prior_dof or s.scatters for _, s in terms):  # see gnexp.analysis.moderated_variance
+        least = min(part for _, part in parts)
+        dof = least + KEPT * (dof - least)
+    return se, dof
+
+
+def paired_difference(a: Mapping[int, float], b: Mapping[int, float]) -> Estimate:
+    """Return the mean of a - b over the seeds of both {seed: value}, with Student's interval.
+
+    For what a seed makes alike: runs whose updates are the same but for rounding, one network under
+    two statistics. Norms and batch sizes are no such pair.
+    """
+    steps = statistics.t_interval([a[s] - b[s] for s in sorted(a.keys() & b.keys())])
+    return estimate(steps.mean, steps.sd / math.sqrt(max(1, steps.n)), steps.n - 1.0)
+
+
+def welch_difference(a: Sequence[float], b: Sequence[float]) -> Estimate:
+    """Return mean(a) - mean(b) with Welch's interval: each its own spread, values of one kind."""
+    if min(len(a), len(b)) < 2:
+        apart = float(np.mean(a) - np.mean(b)) if len(a) and len(b) else math.nan
+        return estimate(apart, math.nan, 0.0)
+    parts = [(float(np.var(x, ddof=1)) / len(x), len(x) - 1.0) for x in (a, b)]
+    return estimate(float(np.mean(a) - np.mean(b)), *satterthwaite(parts))
+
+
+def satterthwaite(parts: Iterable[tuple[float, float]]) -> tuple[float, float]:
+    """Return (root of the summed variances, their degrees of freedom) of (variance, dof) parts.
+
+    dof = (sum v)^2 / sum v^2 / dof (Welch 1947; Satterthwaite 1946); all of them where no part has
+    any variance.
+    """
+    parts = [*parts]
+    total = math.fsum(v for v, _ in parts)
+    if total <= 0:
+        return 0.0, math.fsum(dof for _, dof in parts if math.isfinite(dof))
+    return math.sqrt(total), total**2 / math.fsum(v * v / dof for v, dof in parts if v > 0)
+
+
+def estimate(difference: float, se: float, dof: float, limit: float = 1.0) -> Estimate:
+    """Return the t test of difference / se against 0; lo, hi and p are nan without spread.
+
+    The interval ends at -limit and limit, beyond which no difference can lie.
+    """
+    from scipy.special import stdtr
+
+    # Rounding leaves 1e-17 of spread between equal values.
+    if not (dof > 0 and math.isfinite(difference) and se > 1e-12):
+        return Estimate(difference, math.nan, dof, math.nan, math.nan, math.nan, limit)
+    half = statistics.t_quantile(1 - ALPHA / 2, dof) * se
+    p = 2 * float(stdtr(dof, -abs(difference) / se))
+    lo, hi = max(difference - half, -limit), min(difference + half, limit)
+    return Estimate(difference, se, dof, lo, hi, p, limit)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return Holm's step-down adjusted p values; nan stays nan and does not count.
+
+    Ascending p_(1..m): max over j <= k of min(1, (m - j + 1) p_(j)). Rejecting what is at most
+    alpha keeps the chance of any false rejection at most alpha, however the tests depend.
+    """
+    p = np.asarray(p_values, dtype=np.float64)
+    adjusted = np.full(len(p), math.nan)
+    known = np.flatnonzero(~np.isnan(p))
+    order = known[np.argsort(p[known], kind="stable")]
+    steps = p[order] * np.arange(len(order), 0, -1)
+    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(steps)) if len(order) else steps
+    return adjusted.tolist()
+
+
+def simultaneous(differences: Sequence[Estimate]) -> list[Adjusted]:
+    """Return each member's Holm p and an interval that agrees with Holm's decision at 5 %.
+
+    Of a family of m: d +- t_{1 - 0.05/(4m), dof} se (Bonferroni at 2.5 % in all); where Holm
+    rejects and that still holds 0, the end beyond 0 is set to 0. So Holm rejects exactly when the
+    interval has no value on the other side of 0 (lo >= 0 or hi <= 0).
+    All intervals together hold their true differences in at least 95 % of studies: a true
+    difference other than 0 is lost either outside the uncut intervals (2.5 % together) or by a
+    decision in the wrong direction, which is half of Holm's 5 %. (The second half is exact for
+    one true difference near 0 and confirmed by simulation for independent ones; ends are closed:
+    that a difference is not 0 is Holm's own statement, at its own 5 %.) Why not narrower: no
+    bounded intervals both exclude 0 exactly when Holm rejects and hold everything in 95 %, as
+    Holm spends all 5 % on differences of 0. Strassburger & Bretz 2008 and Guilbaud 2008 keep
+    5 % by giving the rejected no bound but 0, which says nothing of the size.
+    """
+    adjusted = holm([d.p for d in differences])
+    family = sum(d.p == d.p for d in differences)
+    return [_adjust(d, p, family) for d, p in zip(differences, adjusted)]
+
+
+def _adjust(d: Estimate, p_holm: float, family: int) -> Adjusted:
+    if p_holm != p_holm:
+        return Adjusted(math.nan, math.nan, math.nan, family, UNTESTED)
+    half = statistics.t_quantile(1 - ALPHA / (4 * family), d.dof) * d.se
+    lo, hi = max(d.difference - half, -d.limit), min(d.difference + half, d.limit)
+    if p_holm > ALPHA:
+        return Adjusted(p_holm, lo, hi, family, UNDECIDED)
+    if d.difference > 0:
+        return Adjusted(p_holm, max(lo, 0.0), hi, family, AHEAD)
+    return Adjusted(p_holm, lo, min(hi, 0.0), family, BEHIND)
+
+
+def with_images(sample: Sample) -> tuple[float, float]:
+    """Return a 95 % interval for the mean accuracy over fresh seeds and fresh test images.
+
+    Seeds by their own spread, test images as in `image_variance`; never narrower than the interval
+    over seeds, and within [0, 1]. (nan, nan) for one value, unknown images, or no spread.
+    """
+    images, images_dof, how = image_variance([(1.0, sample)])
+    seeds, dof = sample.own_variance / sample.n, sample.n - 1.0
+    if sample.n < 2 or not how or seeds + images <= 0:
+        return math.nan, math.nan
+    se, dof_both = satterthwaite([(seeds, dof), (images, images_dof)])
+    half = statistics.t_quantile(1 - ALPHA / 2, dof_both) * se
+    half = max(half, statistics.t_quantile(1 - ALPHA / 2, dof) * math.sqrt(seeds))
+    return max(0.0, sample.mean - half), min(1.0, sample.mean + half)
+
+
+def seeds_needed(sd: float, half_width: float = HALF_WIDTH) -> int | float:
+    """Return the least n >= 2 with t_{.975, n - 1} sd / sqrt(n) <= half_width.
+
+    sd: of a seed's accuracy, 0..1. nan for an unknown or absent spread; inf beyond MOST_SEEDS. The
+    interval of a study of that size is as narrow when its sd is this.
+    """
+    if not sd > 0:
+        return math.nan
+
+    def enough(n: int) -> bool:
+        return statistics.t_quantile(1 - ALPHA / 2, n - 1) * sd / math.sqrt(n) <= half_width
+
+    return next((n for n in range(2, MOST_SEEDS + 1) if enough(n)), math.inf)
+
+
+def seeds_to_decide(one: Difference, family: int) -> tuple[int | float, int | float]:
+    """Return the range of seeds in each cell that would decide a difference of this size.
+
+    The least n above today's with |difference| > t_{1 - 0.05/(2 family), dof} se, were difference
+    and test images as now, for the ends of the 50 % interval of the spread over seeds. inf beyond
+    MOST_SEEDS, and where the test images alone prevent it; nan where the spread is unknown.
+    """
+    if one.p != one.p or not one.terms:
+        return math.nan, math.nan
+    _, dof = _over_seeds(one.terms)
+    first = max(s.n for _, s in one.terms) + 1
+    found = []
+    for factor in _sd_factors(dof, 0.5):
+        fits = (n for n in range(first, MOST_SEEDS + 1) if _decides(one, family, n, factor))
+        found.append(next(fits, math.inf))
+    return found[0], found[1]
+
+
+def _decides(one: Difference, family: int, n: int, factor: float) -> bool:
+    seeds, dof = _over_seeds(one.terms, n)
+    se, dof = satterthwaite([((factor * seeds) ** 2, dof), (one.se_images**2, math.inf)])
+    return abs(one.difference) > statistics.t_quantile(1 - ALPHA / (2 * family), dof) * se
+
+
+def equivalence_needs(sd: float, p: float, family: int) -> tuple[int | float, int | float]:
+    """Return (seeds in each cell, test images) without which `flat within 1 point` cannot be shown.
+
+    Two one-sided tests with a margin of one point, the first of Holm's steps over `family`, at a
+    measured difference of 0: z se < 0.01. Half of se^2 to the seeds, 2 sd^2 / n, half to the test
+    images, 2 p (1 - p) / N, the conservative bound. sd: of a seed's accuracy; p: accuracy.
+    """
+    from scipy.special import ndtri
+
+    if not (sd >= 0 and 0 <= p <= 1 and family > 0):
+        return math.nan, math.nan
+    half = (0.01 / float(ndtri(1 - ALPHA / family))) ** 2 / 2
+    return max(2, math.ceil(2 * sd**2 / half)), max(2, math.ceil(2 * p * (1 - p) / half))
+
+
+def sd_interval(sd: float, dof: float, level: float = 1 - ALPHA) -> tuple[float, float]:
+    """Return an interval of a standard deviation: sd sqrt(dof / chi2_{upper, lower}(dof))."""
+    low, high = _sd_factors(dof, level) if sd > 0 and dof > 0 else (math.nan, math.nan)
+    return sd * low, sd * high
+
+
+def _sd_factors(dof: float, level: float) -> tuple[float, float]:
+    from scipy.special import chdtri
+
+    upper, lower = float(chdtri(dof, (1 - level) / 2)), float(chdtri(dof, (1 + level) / 2))
+    return math.sqrt(dof / upper), math.sqrt(dof / lower)
+
+
+def seeds_columns(sd: float, dof: int, name: str = "seeds_needed") -> dict[str, float]:
+    """Return seeds_needed, and _lo and _hi as the sd's 95 % interval has it."""
+    low, high = sd_interval(sd, dof)
+    values = [seeds_needed(s) for s in (sd, low, high)]
+    return dict(zip((name, f"{name}_lo", f"{name}_hi"), values))

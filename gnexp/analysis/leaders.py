@@ -1,0 +1,256 @@
+"""Who leads whom at each batch size of a setting, and over which stretches of them.
+
+Norm against BN is decided in its own family, every pair of other norms in a second one. A lead
+counts where its family decides it and the measured difference is beyond the margin.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from gnexp.analysis.cells import Cell, Series
+from gnexp.analysis.comparisons import Setting, Versus
+from gnexp.analysis.inference import AHEAD, BEHIND, UNDECIDED, UNTESTED, with_images
+from gnexp.analysis.statistics import binomial_interval, t_interval
+
+MARGIN = 0.005  # accuracy; a smaller lead does not count
+LARGE = 0.05  # accuracy; nobody calls such a difference a tie, decided or not
+
+# What is known of j beside i.
+BEATEN, ABOVE = "beaten", "above"  # decided, beyond the margin: i leads j, or j leads i
+CLOSE = "close"  # decided, within the margin
+TIED, APART = "tied", "apart"  # undecided, and less or more than LARGE between them
+UNKNOWN = "unknown"  # not compared
+# Of a batch size: the norm with the highest mean leads all others, some, or none; no norm is above
+# chance; nothing was tested.
+ALL, SOME, OPEN, CHANCE, NOT_TESTED = "all", "some", "open", "chance", "not tested"
+
+
+@dataclass(frozen=True)
+class Place:
+    """One batch size of a setting; lines are numbered as in `setting.lines`.
+
+    cells: of the lines that have a finished seed here. over: {(i, j): i minus j}, both ways round,
+    of all that were compared.
+    """
+
+    batch: int
+    cells: Mapping[int, Cell]
+    over: Mapping[tuple[int, int], Versus]
+    margin: float
+    at_chance: bool
+
+    def mean(self, i: int) -> float:
+        """Return a line's mean accuracy, diverged seeds at chance."""
+        return mean(self.cells[i])
+
+    @cached_property
+    def compared(self) -> list[int]:
+        """The lines that were compared with another, the highest mean first."""
+        found = {i for pair in self.over for i in pair}
+        return sorted(found, key=lambda i: (-self.mean(i), i))
+
+    def state(self, i: int, j: int) -> str:
+        """Return what is known of j beside i."""
+        return self._states.get((i, j), UNKNOWN)
+
+    @cached_property
+    def _states(self) -> dict[tuple[int, int], str]:
+        return {pair: self._of(one) for pair, one in self.over.items()}
+
+    def _of(self, one: Versus) -> str:
+        d, verdict = one.difference.difference, one.adjusted.verdict
+        if verdict == UNDECIDED:
+            return APART if abs(d) >= LARGE else TIED
+        if abs(d) <= self.margin:
+            return CLOSE
+        return BEATEN if verdict == AHEAD else ABOVE
+
+    def among(self, i: int, *states: str) -> list[int]:
+        """Return the lines in these states beside i, the highest mean first."""
+        return [j for j in self.compared if j != i and self.state(i, j) in states]
+
+    @cached_property
+    def led(self) -> set[int]:
+        """The lines that another line leads."""
+        return {j for (_, j), state in self._states.items() if state == BEATEN}
+
+    def near(self, i: int) -> list[int]:
+        """Return the lines that are tied with i and led by nobody, the highest mean first."""
+        return [j for j in self.among(i, TIED, CLOSE) if j not in self.led]
+
+    def out(self, i: int) -> list[int]:
+        """Return the other lines that i or another line leads, the highest mean first."""
+        return [j for j in self.compared if j != i and j in self.led]
+
+    @property
+    def kind(self) -> str:
+        if self.at_chance:
+            return CHANCE
+        if not self.over:
+            return NOT_TESTED
+        beaten = self.among(self.compared[0], BEATEN)
+        return ALL if len(beaten) == len(self.compared) - 1 else SOME if beaten else OPEN
+
+    @property
+    def candidates(self) -> list[int]:
+        """The line with the highest mean, and those that are tied with it and led by nobody."""
+        first = self.compared[0]
+        return [first, *(i for i in self.near(first) if not self._far_above(i))]
+
+    def _far_above(self, i: int) -> list[int]:
+        return [j for j in self.among(i, APART) if self.mean(j) > self.mean(i)]
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Batch sizes of which one sentence is true; leader: None where nothing is recommended."""
+
+    kind: str
+    leader: int | None
+    places: list[Place]
+    from_end: bool = False
+
+    def throughout(self, *states: str) -> list[int]:
+        """Return the lines in these states beside the leader at every place, highest mean first."""
+        return self._in_all([place.among(self.leader, *states) for place in self.places])
+
+    @property
+    def near(self) -> list[int]:
+        """The lines that are tied with the leader and led by nobody, at every place."""
+        return self._in_all([place.near(self.leader) for place in self.places])
+
+    @property
+    def out(self) -> list[int]:
+        """The lines that are led at every place, by the leader or another line."""
+        return self._in_all([place.out(self.leader) for place in self.places])
+
+    def _in_all(self, found: Sequence[Sequence[int]]) -> list[int]:
+        return sorted(set.intersection(*map(set, found)), key=self.outer.compared.index)
+
+    @property
+    def outer(self) -> Place:
+        """The end of the stretch that is an end of the grid; its numbers are told first."""
+        return self.places[-1 if self.from_end else 0]
+
+
+def mean(cell: Cell) -> float:
+    """Return the mean accuracy, diverged seeds at chance; -1 without a finished seed."""
+    return math.fsum(cell.scored) / len(cell.scored) if cell.scored else -1.0
+
+
+def flipped(one: Versus) -> Versus:
+    """Return the comparison seen from the other side."""
+    d, a = one.difference, one.adjusted
+    verdict = {AHEAD: BEHIND, BEHIND: AHEAD}.get(a.verdict, a.verdict)
+    return Versus(
+        one.batch,
+        one.other,
+        one.cell,
+        replace(
+            d,
+            **{"difference": -d.difference, "lo": -d.hi, "hi": -d.lo, "n_a": d.n_b, "n_b": d.n_a},
+            **{"welch_lo": -d.welch_hi, "welch_hi": -d.welch_lo},
+            terms=tuple((-weight, sample) for weight, sample in d.terms),
+        ),
+        replace(a, lo=-a.hi, hi=-a.lo, verdict=verdict),
+    )
+
+
+def _by_batch(line: Series) -> dict[int, Cell]:
+    return {cell.key["batch"]: cell for cell in line.cells if cell.scored}
+
+
+def places(setting: Setting, margin: float = MARGIN) -> list[Place]:
+    """Return the batch sizes at which two norms or more have a finished seed, ascending."""
+    number = {id(line): i for i, line in enumerate(setting.lines)}
+    found = [
+        (number[id(line)], number[id(setting.bn)], one)
+        for line, pairs in setting.pairs
+        for one in pairs
+    ]
+    over: dict[int, dict[tuple[int, int], Versus]] = {}
+    found += [(number[id(a)], number[id(b)], one) for a, b, one in setting.other_pairs]
+    for i, j, one in found:
+        if one.adjusted.verdict != UNTESTED:
+            over.setdefault(one.batch, {}).update({(i, j): one, (j, i): flipped(one)})
+    at: dict[int, dict[int, Cell]] = {}
+    for i, line in enumerate(setting.lines):
+        for batch, cell in _by_batch(line).items():
+            at.setdefault(batch, {})[i] = cell
+    return [
+        Place(batch, cells, over.get(batch, {}), margin, _at_chance(setting, cells))
+        for batch, cells in sorted(at.items())
+        if len(cells) > 1
+    ]
+
+
+def _at_chance(setting: Setting, cells: Mapping[int, Cell]) -> bool:
+    # Nothing is known of one seed on an unknown number of images: nan, which is not at chance.
+    return all(_lowest(setting, cell) <= 1 / cell.classes for cell in cells.values())
+
+
+def _lowest(setting: Setting, cell: Cell) -> float:
+    """Return the lower end of the accuracy's 95 % interval, over seeds and test images.
+
+    Of one seed, or of seeds without any spread, over test images alone.
+    """
+    lo, _ = with_images(setting.samples[id(cell)])
+    if lo != lo:
+        lo, _ = binomial_interval(mean(cell), cell.test_images)
+    return lo if lo == lo else t_interval(cell.scored).lo
+
+
+def stretches(found: Sequence[Place], bn: int | None) -> list[Stretch]:
+    """Return the batch sizes as few stretches, in order; bn: the line that is BN.
+
+    From the left, as many batch sizes of one kind as one leader allows: of the norms that are
+    candidates at all of them that with the highest mean over them. BN must fare alike beside it at
+    all of them, and half of those that it leads at any of them it must lead at all of them.
+    """
+    told: list[Stretch] = []
+    left = list(found)
+    while left:
+        runs = (left[:n] for n in range(len(left), 0, -1))
+        told.append(next(one for run in runs if (one := _as_one(run, bn))))
+        left = left[len(told[-1].places) :]
+    last, first = found[-1:], found[:1]
+    return [
+        replace(one, from_end=one.places[-1:] == last and one.places[:1] != first) for one in told
+    ]
+
+
+def _as_one(run: list[Place], bn: int | None) -> Stretch | None:
+    kinds = {place.kind for place in run}
+    if len(kinds) > 1:
+        return None
+    (kind,) = kinds
+    if kind in (CHANCE, NOT_TESTED):
+        return Stretch(kind, None, run)
+    fit = set.intersection(*(set(place.candidates) for place in run))
+    if not fit:
+        return None
+    leader = max(sorted(fit), key=lambda i: math.fsum(place.mean(i) for place in run))
+    one = Stretch(kind, leader, run)
+    states = [TIED, CLOSE, APART] if kind == OPEN else [BEATEN]
+    common = one.throughout(*states)
+    if not common or 2 * len(common) < max(len(p.among(leader, *states)) for p in run):
+        return None
+    alike = len({(place.state(leader, bn), bn in place.led) for place in run}) == 1
+    return one if alike or leader == bn else None
+
+
+def joined(told: Sequence[Stretch], bn: int | None) -> list[Stretch]:
+    """Return the stretches with those joined that say the same of batch sizes further apart."""
+    found: list[Stretch] = []
+    for one in told:
+        for k, other in enumerate(found):
+            both = sorted([*other.places, *one.places], key=lambda place: place.batch)
+            whole = _as_one(both, bn) if one.kind == other.kind else None
+            if whole and whole.leader == other.leader == one.leader:
+                found[k] = whole
+                break
+        else:
+            found.append(one)
+    return found

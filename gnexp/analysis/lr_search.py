@@ -1,0 +1,314 @@
+"""Learning rates of a study: what each was worth on images held out, and which ones were chosen.
+
+A trial is a run with a validation split: its accuracies are of images held out of the training set,
+never of test images. A cell with trials at several rates is tuned: of the runs that are judged on
+the test set, that at the chosen rate stands for it.
+"""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from gnexp.analysis import statistics
+from gnexp.analysis.cells import Cell, cells, is_trial, key_text, norm_label, row_order, varying
+from gnexp.analysis.comparisons import scored_by_seed
+from gnexp.analysis.tables.table import Row
+from gnexp.store.files import Damaged
+from gnexp.store.lr_choices import BEST, Choice, best_rate, recorded_choices
+from gnexp.store.run import Record, Study
+
+GOOD = 0.02  # a rate is good when its accuracy is at most this far below the best one's
+_ENDS = {"": "mean", "_lo": "lo", "_hi": "hi"}
+TUNED = "tuned"
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuned:
+    """One tuned cell: its key without the rate, its trials by rate, and what was chosen."""
+
+    key: dict[str, Any]
+    trials: dict[float, Cell]
+    choice: Choice
+
+    @property
+    def rate(self) -> float:
+        """The chosen rate."""
+        return self.choice.rate
+
+    @property
+    def best(self) -> float:
+        """The rate with the best mean, which is the chosen one under the rule of that name."""
+        if self.choice.rule == BEST:
+            return self.rate
+        diverged = [rate for rate, cell in self.trials.items() if cell.of("diverged")]
+        return best_rate({rate: cell.scored for rate, cell in self.trials.items()}, diverged)
+
+    @property
+    def at_edge(self) -> bool:
+        """True where the chosen or the best rate is the smallest or the largest tried.
+
+        Then a better one may lie beyond.
+        """
+        return bool({self.rate, self.best} & {min(self.trials), max(self.trials)})
+
+    @property
+    def trial_budget(self) -> tuple[int, int]:
+        """The epochs of each trial, and the images of an epoch."""
+        return _budget(next(iter(self.trials.values())))
+
+
+def parted(study: Study) -> tuple[Study, Study]:
+    """Return the study of the runs that are judged on the test set, and that of the trials.
+
+    A study of trials alone is the former: there is nothing else that could be reported.
+    """
+    trials = [record for record in study.runs if is_trial(record)]
+    judged = [record for record in study.runs if not is_trial(record)]
+    if not judged:
+        return study, dataclasses.replace(study, runs=[])
+    return dataclasses.replace(study, runs=judged), dataclasses.replace(study, runs=trials)
+
+
+def trial_sentences(study: Study, tuned: Sequence[Tuned]) -> list[str]:
+    """Return what is to be known of a study's trials, of one that has any."""
+    if all(map(is_trial, study.runs)):
+        return [
+            "Every accuracy here is of images held out of the training set, not of test images."
+        ]
+    if not tuned:
+        return []
+    seeds = sum(len(cell.scored) for each in tuned for cell in each.trials.values())
+    edge = sum(each.at_edge for each in tuned)
+    told = f"; {edge} of them at the edge of the rates tried" if edge else ""
+    judged = judged_cells(study)
+    waiting = sum(_chosen(judged, each) is None for each in tuned)
+    told += f"; {waiting} have no result at the chosen rate yet" if waiting else ""
+    untuned = {norm_label(c.key) for c in settled(judged, tuned) if not c.key.get("tuned", True)}
+    told += f". The rates of {', '.join(sorted(untuned))} were not tuned" if untuned else ""
+    return [
+        f"The learning rates of {len(tuned)} cells were chosen by {seeds} trainings on images held"
+        f" out of the training set{_budget_told(tuned)}{_rule_told(tuned)}{told}."
+    ]
+
+
+def _rule_told(tuned: Sequence[Tuned]) -> str:
+    """Return how many were chosen by another rule than the best mean, "" without any."""
+    some = [each for each in tuned if each.choice.rule != BEST]
+    those = "" if len(some) == len(tuned) else f", in {len(some)} of them"
+    return f"{those}, as the smallest within one standard error of the best" if some else ""
+
+
+def _budget_told(tuned: Sequence[Tuned]) -> str:
+    """Return which part of the budget trials had, "" where all had the whole."""
+    some = [each for each in tuned if each.choice.budget]
+    if not some:
+        return ""
+    budgets = sorted({each.trial_budget for each in some})
+    shown = ", ".join(f"{epochs} epochs of {images:,} images" for epochs, images in budgets)
+    those = "" if len(some) == len(tuned) else f", those of {len(some)} cells"
+    return f"{those} with a part of the budget ({shown})"
+
+
+def judged_cells(study: Study) -> list[Cell]:
+    """Return the cells of the runs that are judged on the test set, at whatever rate."""
+    return cells(parted(study)[0], varying(study))
+
+
+def tuned_cells(study: Study) -> list[Tuned]:
+    """Return the cells whose rates were chosen, as the study's folder has it written down.
+
+    Those that have ended seeds at two rates or more; what cannot be read counts as not there.
+    """
+    try:
+        choices = recorded_choices(study.folder)
+    except (Damaged, KeyError, TypeError, ValueError):  # the command that trained it writes it anew
+        return []
+    extras, by_name = varying(study), {record.name: record for record in study.runs}
+    found = []
+    for choice in choices:
+        records = [by_name[name] for name in choice.trials.values() if name in by_name]
+        some = cells(dataclasses.replace(study, runs=records), extras)
+        trials = {c.record.config.get("lr"): c for c in some if c.scored}
+        if len(trials) > 1 and choice.rate in trials:
+            ordered = {rate: trials[rate] for rate in sorted(trials)}
+            key = _without_rate(some[0])
+            key |= {name: value for name, value in choice.budget.items() if name in key}
+            found.append(Tuned(key, ordered, choice))
+    return sorted(found, key=lambda each: row_order(each.key))
+
+
+def _chosen(judged: Iterable[Cell], tuned: Tuned) -> Cell | None:
+    """Return the cell on the test set that stands for a tuned one, once it has a result."""
+    return next((c for c in judged if tuned.choice.run in [r.name for r in c.records]), None)
+
+
+def reported(study: Study) -> list[Record]:
+    """Return the runs that the report compares: of a tuned cell that at its chosen rate alone."""
+    tuned = tuned_cells(study)
+    if not tuned:
+        return parted(study)[0].runs
+    return [record for cell in settled(judged_cells(study), tuned) for record in cell.records]
+
+
+def settled(judged: Sequence[Cell], tuned: Sequence[Tuned]) -> list[Cell]:
+    """Return the cells as they are compared: of a tuned one that at its chosen rate alone.
+
+    As long as that has no result the others stay. Tuned cells differ in their rates by design, so
+    the rate is no part of their keys; where others are not tuned, `tuned` tells them apart.
+    """
+    stands = {key_text(each.key): found for each in tuned if (found := _chosen(judged, each))}
+    if not stands:
+        return list(judged)
+    kept = []
+    for cell in judged:
+        chosen = stands.get(key_text(_without_rate(cell)))
+        if chosen is None:
+            kept.append(dataclasses.replace(cell, key={**cell.key, "tuned": False}))
+        elif chosen is cell:
+            key = {**cell.key, "lr": TUNED, "tuned": True}
+            kept.append(dataclasses.replace(cell, key=key))
+    if all(cell.key["tuned"] for cell in kept):
+        keys = [{k: v for k, v in cell.key.items() if k not in ("lr", "tuned")} for cell in kept]
+        kept = [dataclasses.replace(cell, key=key) for cell, key in zip(kept, keys)]
+    return sorted(kept, key=lambda cell: row_order(cell.key))
+
+
+def _without_rate(cell: Cell) -> dict[str, Any]:
+    return {key: value for key, value in cell.key.items() if key != "lr"}
+
+
+def tuning_rows(tuned: Iterable[Tuned]) -> list[Row]:
+    """Return one row per tuned cell and rate: the accuracy on images held out, over tuning seeds.
+
+    Fractions; a diverged seed counts at chance. Two seeds know little of their spread, so the
+    interval is made with the standard deviation that the cell's rates have in common; a rate at
+    which a seed diverged has its own.
+    """
+    rows = []
+    for each in tuned:
+        sd, dof = statistics.pooled_sd(
+            [cell.scored for cell in each.trials.values() if not cell.of("diverged")]
+        )
+        for rate, cell in each.trials.items():
+            interval = statistics.t_interval(cell.scored).within(0, 1)
+            if sd > 0 and not cell.of("diverged"):
+                half = statistics.t_quantile(0.975, dof) * sd / math.sqrt(interval.n)
+                lo, hi = interval.mean - half, interval.mean + half
+                interval = dataclasses.replace(interval, sd=sd, lo=lo, hi=hi).within(0, 1)
+            chosen = rate == each.rate
+            rows.append(
+                {
+                    **each.key,
+                    "lr": rate,
+                    **dict(zip(("trial_epochs", "trial_images"), each.trial_budget)),
+                    "n": interval.n,
+                    "n_diverged": len(cell.of("diverged")),
+                    **{k: getattr(interval, k) for k in ("mean", "sd", "lo", "hi")},
+                    "chosen": chosen,
+                    "at_edge": chosen and each.at_edge,
+                }
+            )
+    return rows
+
+
+def choice_rows(tuned: Iterable[Tuned], judged: Sequence[Cell]) -> list[Row]:
+    """Return one row per tuned cell: the choice, how wide the good region is, what tuning gained.
+
+    judged: the cells on the test set, at whatever rate. The gap is the accuracy at the chosen rate
+    minus that at the untuned one, over the seeds that both have, with its 95 % t interval.
+    """
+    by_key: dict[str, dict[float, Cell]] = {}
+    for cell in judged:
+        by_key.setdefault(key_text(_without_rate(cell)), {})[cell.key.get("lr")] = cell
+    rows = []
+    tried = {(key_text(each.key), row["lr"]): row for each in tuned for row in tuning_rows([each])}
+    for each in tuned:
+        means = {lr: statistics.t_interval(c.scored).mean for lr, c in each.trials.items()}
+        found = by_key.get(key_text(each.key), {})
+        run = _budget(found[each.rate]) if each.rate in found else (None, None)
+        untuned = each.choice.untuned_rate
+        best = tried[key_text(each.key), each.rate]
+        rows.append(
+            {
+                **each.key,
+                "lr": each.rate,
+                "rates": len(each.trials),
+                "at_edge": each.at_edge,
+                **good_region(means, each.best),
+                "rule": each.choice.rule,
+                **dict(zip(("trial_epochs", "trial_images"), each.trial_budget)),
+                **dict(zip(("run_epochs", "run_images"), run)),
+                "n_tuning": best["n"],
+                **{f"validation{end}": best[k] for end, k in _ENDS.items()},
+                **_level(found.get(each.rate), "test"),
+                "untuned_lr": untuned,
+                **_level(found.get(untuned), "untuned"),
+                **_gap(found.get(each.rate), found.get(untuned)),
+            }
+        )
+    return rows
+
+
+def _budget(cell: Cell) -> tuple[int, int]:
+    """Return the epochs of a run, and the images of an epoch."""
+    return cell.record.config["epochs"], cell.record.result["data"]["train"]
+
+
+def _level(cell: Cell | None, name: str) -> dict[str, Any]:
+    interval = statistics.t_interval(cell.scored if cell else []).within(0, 1)
+    return {f"n_{name}": interval.n, **interval.columns(name)}
+
+
+def _gap(chosen: Cell | None, untuned: Cell | None) -> dict[str, Any]:
+    """Return the paired difference; exactly 0 where the untuned rate was chosen."""
+    if chosen is None or untuned is None or chosen is untuned:
+        same = chosen is not None and chosen is untuned
+        return {
+            "n_gap": 0,
+            "gap": 0.0 if same else math.nan,
+            "gap_lo": math.nan,
+            "gap_hi": math.nan,
+        }
+    a, b = scored_by_seed(chosen), scored_by_seed(untuned)
+    gaps = [a[seed] - b[seed] for seed in sorted({*a} & {*b})]
+    interval = statistics.t_interval(gaps).within(-1, 1)
+    return {"n_gap": interval.n, **interval.columns("gap")}
+
+
+def good_region(means: Mapping[float, float], best: float) -> dict[str, Any]:
+    """Return where accuracy is within GOOD of the best rate's: {good_lo, good_hi, ...}.
+
+    means: {rate: accuracy}; best: one of the rates. Between two rates the accuracy is taken to be
+    linear in log2(rate). The region holds the best rate and ends where the accuracy first falls
+    below; good_octaves is its width, and good_open says at which ends ("lo", "hi", "both", "") it
+    reaches the last rate that was tried, and may go on.
+    """
+    rates = sorted(means)
+    least, at = means[best] - GOOD, rates.index(best)
+    lo, lo_open = _border(rates[at::-1], means, least)
+    hi, hi_open = _border(rates[at:], means, least)
+    ends = {(True, True): "both", (True, False): "lo", (False, True): "hi"}
+    return {
+        "good_lo": lo,
+        "good_hi": hi,
+        "good_octaves": math.log2(hi / lo),
+        "good_open": ends.get((lo_open, hi_open), ""),
+    }
+
+
+def octaves(width: float, good_open: str) -> str:
+    """Return a good region's width for people: ">= 2.4" where an end is the last rate tried."""
+    return f"{'>= ' if good_open else ''}{width:.1f}"
+
+
+def _border(
+    rates: Sequence[float], means: Mapping[float, float], least: float
+) -> tuple[float, bool]:
+    """Return where accuracy falls below `least` along the rates, and whether it never does."""
+    for inside, outside in itertools.pairwise(rates):
+        if means[outside] < least:
+            part = (means[inside] - least) / (means[inside] - means[outside])
+            return inside * (outside / inside) ** part, False
+    return rates[-1], True

@@ -1,0 +1,323 @@
+"""The report's tables: which columns they have, what people see of them, and what they mean."""
+
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+
+from gnexp.analysis import gradient_noise
+from gnexp.analysis.batch_vs_update_batch import two_batches_table, whose_sentence
+from gnexp.analysis.cells import BASE, NORM_LABELS, RUN_COLUMNS, Cell, Series, run_rows
+from gnexp.analysis.comparisons import flatness_rows
+from gnexp.analysis.eval_split import TEST, VALIDATION, judged_on, worded_table
+from gnexp.analysis.inference import equivalence_needs, with_images
+from gnexp.analysis.samples import Sample, samples
+from gnexp.analysis.tables.norm_comparisons import evidence_tables, sources
+from gnexp.analysis.tables.shift_and_decomposition import why_tables
+from gnexp.analysis.tables.table import Column, Cut, Row, Table, get, percent
+from gnexp.store.run import Study
+
+ACCURACY_COLUMNS = ("n", "n_diverged", "mean", "sd", "lo", "hi", "interval")
+ACCURACY_COLUMNS += ("lo_images", "hi_images")
+
+
+def build_tables(
+    study: Study, cells: Sequence[Cell], lines: Sequence[Series], reference_batch: int
+) -> dict[str, Table]:
+    """Return every table of the report by name; those without data have no row and say why.
+
+    Columns keep their names (test_acc) where all runs are judged on validation images; what people
+    read says so.
+    """
+    rows = run_rows(study)
+    per_group = any(row["channels_per_group"] is not None for row in rows)
+    extras = [k for k in dict.fromkeys(k for c in cells for k in c.key) if k not in BASE]
+    key = [k for k in BASE if per_group or k != "channels_per_group"] + extras
+    tables = [
+        _runs(rows, per_group),
+        _accuracy(cells, key),
+        _flatness(flatness_rows(lines, reference_batch), key, reference_batch),
+        *evidence_tables(lines, reference_batch, key, key_columns(key)),
+        _gradients(gradient_noise.gradient_rows(cells), key),
+        _exponents(gradient_noise.exponent_rows(cells, lines), key),
+        _check(gradient_noise.check_rows(cells), key),
+        two_batches_table(lines, key, key_columns(key)),
+        *why_tables(cells, lines, reference_batch, key, key_columns(key)),
+    ]
+    on = judged_on(study)
+    return {table.name: worded_table(table, on) for table in tables}
+
+
+def _runs(rows: list[Row], per_group: bool) -> Table:
+    columns = list(rows[0] if rows else RUN_COLUMNS)
+    if not per_group:
+        columns.remove("channels_per_group")
+    shown = [Column("Run", get("run"), False), *key_columns(["norm", "groups"])]
+    shown += key_columns(["channels_per_group"] if per_group else [])
+    shown += key_columns(["batch", "update_batch", "lr"])
+    both = {row.get("split") for row in rows} == {TEST, VALIDATION}
+    accuracy, loss = ("Accuracy", "Loss") if both else ("Test accuracy", "Test loss")
+    shown += [
+        Column("Seed", get("seed")),
+        Column("Status", get("status"), False),
+        *([Column("Judged on", get("split"), False)] if both else []),
+        Column(f"{accuracy}, last epoch (%)", _percent("test_acc", 2)),
+        Column(f"{accuracy}, median of last 5 (%)", _percent("test_acc_median5", 2)),
+        Column(f"{loss} (nats)", get("test_loss")),
+        Column("Train loss (nats)", get("train_loss")),
+        Column("Epochs", get("epochs")),
+        Column("Images seen", get("examples_seen")),
+        Column("Training time (s)", get("train_time_s")),
+        Column("Execution", get("execution"), False),
+        Column("Seeds per step", get("stack")),
+        Column("Device", get("device"), False),
+    ]
+    caption = "Every run and seed. No epoch is selected: the last one is the result."
+    return Table("runs", "Runs", caption, columns, shown, rows, "The study holds no run.")
+
+
+def _accuracy(cells: Sequence[Cell], key: list[str]) -> Table:
+    rows, known = [], samples(cells)
+    for cell in cells:
+        interval, over = cell.accuracy()
+        numbers = {k: getattr(interval, k) for k in ("n", "mean", "sd", "lo", "hi")}
+        numbers |= {"n_diverged": len(cell.of("diverged")), "interval": over}
+        lo_images, hi_images = _with_images(cell, known)
+        rows.append({**cell.key, **numbers, "lo_images": lo_images, "hi_images": hi_images})
+    shown = [
+        *key_columns(key),
+        Column("Test accuracy (%)", _percent("mean", 2)),
+        Column("95 % interval", _range("lo", "hi")),
+        Column("over seeds and test images", _range("lo_images", "hi_images")),
+        Column("SD over seeds", _percent("sd", 2)),
+        Column("n", get("n")),
+        Column("Diverged", _diverged, False),
+        Column("Interval over", get("interval"), False),
+    ]
+    caption = (
+        "Test accuracy of the last epoch: mean over the n seeds that did not diverge, with its "
+        "95 % interval (Student's t over seeds; for one seed Wilson's binomial interval over the "
+        "test images, which says nothing about other seeds). Over seeds and test images: also for "
+        "other test images of the same kind, from which images each seed is right about, or where "
+        "that is unknown as if all seeds erred on the same; diverged seeds leave it open."
+    )
+    columns = [*key, *ACCURACY_COLUMNS]
+    return Table("accuracy", "Accuracy", caption, columns, shown, rows, "No seed is finished yet.")
+
+
+def _with_images(cell: Cell, known: Mapping[int, Sample]) -> tuple[float, float]:
+    """Return the interval over seeds and images of the survivors; none beside diverged seeds."""
+    if cell.of("diverged") or id(cell) not in known:
+        return math.nan, math.nan
+    return with_images(known[id(cell)])
+
+
+def _flatness(rows: list[Row], key: list[str], reference: int) -> Table:
+    columns = [
+        *key,
+        *("reference_batch", "reference_update_batch", "n", "n_reference", "n_diverged"),
+        *("difference", "lo90", "hi90", "lo95", "hi95"),
+        *("method", "se_seeds", "se_images", "images", "dof"),
+        *("p_equivalence", "p", "p_holm", "lo_simultaneous", "hi_simultaneous", "family"),
+        *("p_equivalence_holm", "verdict", "differs"),
+    ]
+    shown = [
+        *key_columns(key),
+        Column(f"Accuracy minus that at batch {reference} (points)", _percent("difference", 2)),
+        Column("Simultaneous 95 % interval", _range("lo_simultaneous", "hi_simultaneous")),
+        Column("p, Holm", get("p_holm")),
+        Column("95 % interval alone", _range("lo95", "hi95")),
+        Column("90 % interval alone", _range("lo90", "hi90")),
+        Column("Standard error: seeds, images", sources),
+        Column("n", lambda row: f"{row['n']} and {row['n_reference']}"),
+        Column("Verdict", get("verdict"), False),
+    ]
+    if any(row["differs"] for row in rows):
+        shown.append(Column("Also differs", get("differs"), False))
+    fixed = [row["update_batch"] == row["reference_update_batch"] for row in rows]
+    whose = whose_sentence(fixed)
+    caption = (
+        f"Each batch size against batch {reference}, fixed beforehand. {whose} All rows are one "
+        "family ('batch against reference') with Holm's adjustment, and the simultaneous intervals "
+        "agree with it. Flat within 1 point: the difference lies inside +-1 point by two one-sided "
+        "tests, at 5 % after Holm over all rows (family 'equivalence'); otherwise lower or higher "
+        f"when Holm rejects at 5 %. {_needs(rows)}Standard errors as in the table of every norm "
+        "against BN. A diverged seed counts at chance."
+    )
+    empty = (
+        f"No norm was trained both at the reference batch {reference} and at another batch size, "
+        "so there is nothing to compare."
+    )
+    return Table("flatness", "What the batch size costs", caption, columns, shown, rows, empty)
+
+
+def _gradients(rows: list[Row], key: list[str]) -> Table:
+    columns = [
+        *key,
+        *("epoch", "at_batch", "parameters", "weights", "n", "k", "noise", "noise_lo", "noise_hi"),
+        *("signal", "signal_lo", "signal_hi", "relative_noise", "noise_scale"),
+        *("noise_scale_lo", "noise_scale_hi", "weight_norm", "weight_norm2_noise", "interval"),
+    ]
+    shown = [
+        *key_columns(key),
+        Column("Epoch", get("epoch")),
+        Column("Measured at batch", get("at_batch")),
+        Column("Parameters", get("parameters"), False),
+        Column("Noise", get("noise")),
+        Column("95 % interval", _bounds("noise_lo", "noise_hi")),
+        Column("Signal", get("signal")),
+        Column("95 % interval", _bounds("signal_lo", "signal_hi")),
+        Column("Noise scale (images)", get("noise_scale")),
+        Column("Range", _bounds("noise_scale_lo", "noise_scale_hi")),
+        Column("|w|^2 x noise", get("weight_norm2_noise")),
+        Column("Seeds", get("n")),
+        Column("Draws", get("k")),
+    ]
+    caption = (
+        "Gradient noise (trace of the covariance of a mini-batch gradient, unbiased) and signal "
+        "(squared norm of the expected gradient, unbiased, may be negative), in (loss/parameter)^2:"
+        " mean over seeds with 95 % interval (one seed: block jackknife over its draws). Noise "
+        "scale is batch x noise / signal; its range combines both intervals and has no upper end "
+        "when the signal's reaches 0. Epoch 0 is the initialization."
+    )
+    title = "Gradient variance"
+    return Table("gradient_variance", title, caption, columns, shown, rows, _NO_GRADIENTS)
+
+
+def _exponents(rows: list[Row], key: list[str]) -> Table:
+    columns = [
+        *(k for k in key if k not in ("batch", "update_batch")),
+        *("weights", "batch", "update_batch", "epoch", "parameters", "slope", "se", "lo95", "hi95"),
+        *("lo997", "hi997", "dof", "n_points", "n_seeds", "expected", "at_batches"),
+        "batch_1_ratio",
+    ]
+    shown = [
+        *key_columns([k for k in key if k not in ("batch", "update_batch")]),
+        Column("Weights", _weights, False),
+        Column("Epoch", get("epoch")),
+        Column("Parameters", get("parameters"), False),
+        Column("Exponent", _fixed("slope")),
+        Column("95 % interval", _bounds("lo95", "hi95", _fixed)),
+        Column("99.7 % interval", _bounds("lo997", "hi997", _fixed)),
+        Column("Expected", get("expected")),
+        Column("Points", get("n_points")),
+        Column("Seeds", get("n_seeds")),
+        Column("At batch", get("at_batches"), False),
+        Column("Batch 1 / fit", get("batch_1_ratio")),
+    ]
+    caption = (
+        "Exponent a of noise = c x batch^a: weighted least squares on logarithms, one intercept "
+        "per seed, error widened when the points scatter more than their own errors. -1 is "
+        "expected where each example is treated alone and the weights are shared; at own weights "
+        "the networks differ too. BN at batch 1 is instance norm: it stays out of the fit, and its "
+        "noise is given relative to the fit."
+    )
+    title = "Exponent of the gradient noise"
+    return Table("exponents", title, caption, columns, shown, rows, _NO_EXPONENTS)
+
+
+def _check(rows: list[Row], key: list[str]) -> Table:
+    columns = [
+        *key,
+        *("seed", "epoch", "at_batch", "parameters", "k", "n_examples", "batch_noise"),
+        *("lo997", "hi997", "trace", "ratio", "agree"),
+    ]
+    shown = [
+        *key_columns(key),
+        Column("Seed", get("seed")),
+        Column("Epoch", get("epoch")),
+        Column("Measured at batch", get("at_batch")),
+        Column("Parameters", get("parameters"), False),
+        Column("Batch x noise", get("batch_noise")),
+        Column("99.7 % interval", _bounds("lo997", "hi997")),
+        Column("Per-example trace", get("trace")),
+        Column("Ratio", _fixed("ratio")),
+        Column("Agree", get("agree"), False),
+    ]
+    caption = (
+        "Batch x noise against the trace of the per-example gradient covariance, which it equals "
+        "for norms that treat each example alone. Agree: the trace lies in the 99.7 % interval, "
+        "so about 3 in 1,000 would disagree by chance."
+    )
+    empty = (
+        "No per-example covariance was measured (it exists for norms that treat examples alone)."
+    )
+    return Table("noise_check", "Noise two ways", caption, columns, shown, rows, empty)
+
+
+_NO_GRADIENTS = "No gradients were measured: train with gradients=256, for example."
+_NO_EXPONENTS = (
+    "No exponent can be fitted: gradients were measured at fewer than two batch sizes per norm."
+)
+_HEADERS = {
+    "norm": "Norm",
+    "groups": "Groups",
+    "channels_per_group": "Channels per group",
+    "batch": "Batch",
+    "update_batch": "Update batch",
+    "lr": "Learning rate",
+    "model": "Model",
+    "data": "Data",
+    "data.checksum": "Data checksum",
+    "epsilon": "Epsilon",
+}
+
+
+def key_columns(key: Sequence[str]) -> list[Column]:
+    """Return the columns for people of the keys that identify a cell."""
+
+    def norm(row: Row) -> str:
+        return NORM_LABELS.get(row["norm"], str(row["norm"]))
+
+    text = ("norm", "model", "data", "run")
+    return [
+        Column(_HEADERS.get(k, k), norm if k == "norm" else get(k), numeric=k not in text)
+        for k in key
+    ]
+
+
+def _fixed(column: str) -> Cut:
+    return lambda row: "" if math.isnan(row[column]) else f"{row[column]:.3f}"
+
+
+def _percent(column: str, digits: int) -> Cut:
+    return lambda row: percent(row.get(column), digits)
+
+
+def _range(lo: str, hi: str) -> Cut:
+    return _bounds(lo, hi, lambda column: _percent(column, 2))
+
+
+def _bounds(lo: str, hi: str, cut: Callable[[str], Cut] = get) -> Cut:
+    def text(row: Row) -> str:
+        low, high = cut(lo)(row), cut(hi)(row)
+        return f"[{low}, {high}]" if low and high else ""
+
+    return text
+
+
+def _needs(rows: Sequence[Row]) -> str:
+    """Return with how many seeds and test images 'flat' could be shown in this family at all."""
+    known = [row for row in rows if row["se_seeds"] == row["se_seeds"]]
+    if not known:
+        return ""
+    sd = statistics.median(row["se_seeds"] * _per_seed(row) for row in known)
+    p = statistics.median(row["accuracy_reference"] for row in known)
+    seeds, images = equivalence_needs(sd, p, known[0]["family"])
+    return (
+        f"With this spread (median SD of a seed {percent(sd, 2)} points) it takes at least {seeds} "
+        f"seeds in each cell and {images:,} test images, by the conservative bound, to show any "
+        "batch size flat. "
+    )
+
+
+def _per_seed(row: Row) -> float:
+    return (1 / row["n"] + 1 / row["n_reference"]) ** -0.5
+
+
+def _diverged(row: Row) -> str:
+    total = row["n"] + row["n_diverged"]
+    return f"{row['n_diverged']} of {total} diverged" if row["n_diverged"] else "none"
+
+
+def _weights(row: Row) -> str:
+    return row["weights"] + (f" (trained at {row['batch']})" if row["batch"] is not None else "")

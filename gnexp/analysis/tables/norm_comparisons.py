@@ -1,0 +1,217 @@
+"""The tables behind the answer: every norm against BN, where they break even, what is lost."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from gnexp.analysis.accuracy_drop import SMALL, loss_rows
+from gnexp.analysis.batch_vs_update_batch import optimizer_is_fixed, whose_sentence
+from gnexp.analysis.break_even import break_even
+from gnexp.analysis.cells import Series
+from gnexp.analysis.comparisons import TESTED, Setting, Versus, norm_rows, pair_rows, settings
+from gnexp.analysis.inference import AHEAD, BEHIND, MOST_SEEDS, UNDECIDED
+from gnexp.analysis.tables.table import Column, Cut, Row, Table, get, percent
+
+NAMES = ("norm_comparisons", "norm_pairs", "break_even", "robustness")
+FAMILY = (
+    "Family 'norm against BN': Holm's adjustment over all norms and batch sizes of a setting "
+    "(model, data, update rule); the simultaneous intervals agree with its decisions at "
+    "5 % and together hold all true differences of a family in 95 % of studies (an end that is "
+    "exactly 0 rests on Holm alone)."
+)
+SOURCES = (
+    "The standard error has two sources. Seeds: by variances that the cells of a setting lend one "
+    "another (moderated), or each cell's own (Welch) in a setting of few cells. Test images: from "
+    "which images each network is right about (crossed), or where only accuracies are known by the "
+    "conservative bound p(1-p)/N of each cell (bound)."
+)
+
+
+def evidence_tables(
+    lines: Sequence[Series], reference_batch: int, key: Sequence[str], shown_key: Sequence[Column]
+) -> list[Table]:
+    """Return the tables of NAMES; those without a comparison have no row and say why.
+
+    key, shown_key: what identifies a cell, raw and for people, one column each.
+    """
+    found = settings(lines)
+    whole = [k for k in key if k not in ("batch", "update_batch")]
+    shown = [c for k, c in zip(key, shown_key) if k in whole]
+    return [
+        _norm_comparisons(found, key, shown_key),
+        _norm_pairs(found, key, shown_key),
+        _break_even(found, whole, shown),
+        _robustness(lines, reference_batch, whole, shown),
+    ]
+
+
+def _norm_comparisons(
+    found: Sequence[Setting], key: Sequence[str], shown_key: Sequence[Column]
+) -> Table:
+    caption = (
+        f"Each norm minus BN at the same batch size. {FAMILY} {SOURCES} Beside it Welch's interval "
+        "alone, over seeds. A diverged seed counts at chance. A comparison without a p has too few "
+        "seeds or no spread, and does not count in the family."
+    )
+    shown = [*shown_key, Column("Minus BN (points)", _points("difference")), *_tested()]
+    title = "Every norm against BN"
+    rows, columns = norm_rows(found), [*key, *_COMPARED]
+    return Table("norm_comparisons", title, caption, columns, shown, rows, _NO_BN)
+
+
+def _norm_pairs(found: Sequence[Setting], key: Sequence[str], shown_key: Sequence[Column]) -> Table:
+    caption = (
+        "Each norm minus each other, BN apart, at the same batch size; all of a setting are one "
+        "family ('all pairs'), Holm's adjustment and standard errors as in the table of every norm "
+        "against BN. The answer is made from these two families."
+    )
+    difference = Column("Difference (points)", _points("difference"))
+    shown = [*shown_key, Column("Minus", get("against"), False), difference, *_tested()]
+    title, empty = "Every norm against every other", "Fewer than two norms beside BN were trained."
+    rows, columns = pair_rows(found), [*key, *_COMPARED]
+    return Table("norm_pairs", title, caption, columns, shown, rows, empty)
+
+
+_COMPARED = ("series", "against", *TESTED, "n_diverged", "n_diverged_against", "verdict", "note")
+
+
+def _tested() -> list[Column]:
+    return [
+        Column("Simultaneous 95 % interval", _range("lo_simultaneous", "hi_simultaneous", _points)),
+        Column("p, Holm", get("p_holm")),
+        Column("95 % interval alone", _range("lo", "hi", _points)),
+        Column("p", get("p")),
+        Column("Standard error: seeds, images", sources),
+        Column("Welch over seeds alone", _range("welch_lo", "welch_hi", _points)),
+        Column("n", _seeds),
+        Column("Verdict", _verdict, False),
+    ]
+
+
+def _break_even(found: Sequence[Setting], key: Sequence[str], shown_key: list[Column]) -> Table:
+    rows = [_even_row(s, line, pairs) for s in found for line, pairs in s.pairs if pairs]
+    columns = [
+        *(*key, "series", "against", "kind", "break_even", "batch", "lo", "hi"),
+        *("ahead", "undecided", "behind", "not_tested", "n", "family"),
+    ]
+    shown = [
+        *shown_key,
+        Column("Break-even batch (range)", get("break_even"), False),
+        Column("Ahead of BN at", get("ahead"), False),
+        Column("Undecided at", get("undecided"), False),
+        Column("Behind BN at", get("behind"), False),
+        Column("n", get("n"), False),
+    ]
+    caption = (
+        "The batch size at which the mean difference from BN crosses 0, interpolated in "
+        "log2(batch), and the range over which the simultaneous interval holds 0, the intervals "
+        "being those of the table of every norm against BN. 'above 64' says "
+        "that the lead fades at the largest batch without the mean changing sign, 'below 1' the "
+        "same at the smallest, 'none in range' that one side leads throughout, 'several' that the "
+        "lead changes more than once."
+    )
+    return Table("break_even", "Break-even with BN", caption, columns, shown, rows, _NO_BN)
+
+
+def _even_row(setting: Setting, line: Series, pairs: Sequence[Versus]) -> Row:
+    even = break_even(pairs)
+    seeds = [min(p.difference.n_a, p.difference.n_b) for p in pairs]
+    key = pairs[0].cell.key
+    at: dict[str, Any] = {}
+    for column, verdict in (("ahead", AHEAD), ("undecided", UNDECIDED), ("behind", BEHIND)):
+        at[column] = " ".join(str(p.batch) for p in pairs if p.adjusted.verdict == verdict)
+    untested = [p for p in pairs if p.adjusted.verdict not in (AHEAD, UNDECIDED, BEHIND)]
+    return {
+        **{k: v for k, v in key.items() if all(p.cell.key.get(k) == v for p in pairs)},
+        **{"series": line.label, "against": setting.bn.label, "kind": even.kind},
+        **{"break_even": even.text, "batch": even.batch, "lo": even.lo, "hi": even.hi},
+        **at,
+        "not_tested": " ".join(str(p.batch) for p in untested),
+        "n": "-".join(map(str, dict.fromkeys([min(seeds), max(seeds)]))),
+        "family": pairs[0].adjusted.family,
+    }
+
+
+def _robustness(
+    lines: Sequence[Series], reference: int, key: Sequence[str], shown_key: list[Column]
+) -> Table:
+    rows = loss_rows(lines, reference)
+    whose = whose_sentence(optimizer_is_fixed(c.key for c in line.cells) for line in lines)
+    columns = [*key, "series", "reference_batch"]
+    for batch in SMALL:
+        columns += [f"loss_{batch}", f"loss_{batch}_lo", f"loss_{batch}_hi", f"n_{batch}"]
+    columns += ["per_halving", "per_halving_lo", "per_halving_hi", "n_halving", "batches"]
+    columns += ["n_diverged", "sd", "dof", "seeds_needed", "seeds_needed_lo", "seeds_needed_hi"]
+    shown = [
+        *shown_key,
+        *(
+            Column(f"Lost from {reference} to {b} (points)", _estimate(f"loss_{b}", f"n_{b}"))
+            for b in SMALL
+            if b != reference
+        ),
+        Column("Lost per halving (points)", _estimate("per_halving", "n_halving")),
+        Column("Over batches", get("batches"), False),
+        Column("SD of a seed (points)", _points("sd")),
+        Column("Seeds for half a point", _needed),
+    ]
+    caption = (
+        f"Accuracy lost as the batch shrinks from {reference}, fixed beforehand, with 95 % "
+        f"intervals over seeds and test images, each on its own. {whose} Per halving: each seed's "
+        "least-squares slope of accuracy on log2(batch) over the batch sizes up to the reference, "
+        "interval over seeds alone. A diverged seed counts at chance. SD pooled over cells without "
+        "diverged seeds; seeds: how many give a mean accuracy a 95 % interval of half a point "
+        f"either way (range: from the 95 % interval of the SD), up to {MOST_SEEDS}."
+    )
+    title, empty = "What is lost as the batch shrinks", "No seed is finished yet."
+    return Table("robustness", title, caption, columns, shown, rows, empty)
+
+
+_NO_BN = "No norm was trained at the same batch size as BN, so there is nothing to compare with it."
+
+
+def _points(column: str) -> Cut:
+    return lambda row: percent(row.get(column), 2)
+
+
+def _range(lo: str, hi: str, cut: Callable[[str], Cut]) -> Cut:
+    def text(row: Row) -> str:
+        low, high = cut(lo)(row), cut(hi)(row)
+        return f"[{low}, {high}]" if low and high else ""
+
+    return text
+
+
+def _estimate(name: str, n: str) -> Cut:
+    bounds = _range(f"{name}_lo", f"{name}_hi", _points)
+
+    def text(row: Row) -> str:
+        value = _points(name)(row)
+        return f"{value} {bounds(row)}".strip() + f" (n = {row[n]})" if value else ""
+
+    return text
+
+
+def sources(row: Row) -> str:
+    """Return '0.34 (moderated), 0.67 (bound)', in points: both sources, where they are known."""
+    seeds, images = percent(row["se_seeds"], 2), percent(row["se_images"], 2)
+    told = [f"{seeds} ({row['method']})"] * bool(row["method"])
+    return ", ".join(told + [f"{images} ({row['images']})"] * bool(row["images"]))
+
+
+def _seeds(row: Row) -> str:
+    lost = row["n_diverged"] + row["n_diverged_against"]
+    return f"{row['n_a']} and {row['n_b']}" + (f", {lost} diverged" if lost else "")
+
+
+def _verdict(row: Row) -> str:
+    return f"{row['verdict']}: {row['note']}" if row["note"] else row["verdict"]
+
+
+def _needed(row: Row) -> str:
+    value, lo, hi = (row[f"seeds_needed{end}"] for end in ("", "_lo", "_hi"))
+    if value != value:
+        return ""
+    return f"{_count(value)} [{_count(lo)}, {_count(hi)}]" if lo == lo else _count(value)
+
+
+def _count(seeds: float) -> str:
+    return f"more than {MOST_SEEDS}" if seeds > MOST_SEEDS else str(seeds)

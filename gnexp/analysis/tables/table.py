@@ -1,0 +1,138 @@
+"""Tables in four forms: raw numbers as CSV, and for people as Markdown, LaTeX and text cells."""
+
+import csv
+import io
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gnexp.analysis.tables.latex import latex_table
+from gnexp.store.files import write_whole
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Row = dict[str, Any]
+Cut = Callable[[Row], str]
+
+PRINTED = 1_000  # rows of a LaTeX table at most: thirty pages
+READ = 5_000  # of a Markdown table, which beyond is shown by nothing
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column for people: its header (with unit) and how a row's text is made."""
+
+    header: str
+    text: Cut
+    numeric: bool = True
+
+
+@dataclass
+class Table:
+    """Rows with every raw column, the columns shown to people, and what they mean.
+
+    empty: why there is no row, in a sentence.
+    """
+
+    name: str
+    title: str
+    caption: str
+    columns: Sequence[str]
+    shown: Sequence[Column]
+    rows: list[Row] = field(default_factory=list)
+    empty: str = "Nothing was measured for this table."
+
+    @property
+    def frame(self) -> "pd.DataFrame":
+        """The raw rows as a DataFrame."""
+        import pandas as pd
+
+        return pd.DataFrame(self.rows, columns=list(self.columns))
+
+    def texts(self) -> list[list[str]]:
+        """Return the shown cells as text, row by row."""
+        return [[column.text(row) for column in self.shown] for row in self.rows]
+
+
+def write_table_files(table: Table, folder: Path) -> list[Path]:
+    """Write NAME.csv, NAME.md and NAME.tex and return their paths."""
+    written = []
+    for suffix, render in (("csv", to_csv), ("md", to_markdown), ("tex", to_latex)):
+        written.append(folder / f"{table.name}.{suffix}")
+        write_whole(written[-1], render(table))
+    return written
+
+
+def to_csv(table: Table) -> str:
+    """Return all columns, accuracies 0..1, floats exact; what is unknown is empty."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(table.columns)
+    for row in table.rows:
+        writer.writerow([_raw(row.get(column)) for column in table.columns])
+    return buffer.getvalue()
+
+
+def to_markdown(table: Table) -> str:
+    """Return the shown columns as a Markdown table under the title, with the caption."""
+    lines = [f"## {table.title}", "", table.caption if table.rows else table.empty, ""]
+    if len(table.rows) > READ:
+        lines.append(f"{len(table.rows)} rows: see {table.name}.csv.")
+    elif table.rows:
+        lines.append("| " + " | ".join(c.header for c in table.shown) + " |")
+        lines.append("| " + " | ".join("---:" if c.numeric else "---" for c in table.shown) + " |")
+        for texts in table.texts():
+            lines.append("| " + " | ".join(_escape_markdown(text) for text in texts) + " |")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def to_latex(table: Table) -> str:
+    """Return the shown columns as LaTeX with booktabs; a comment where there is no row.
+
+    And where there are more than PRINTED, which no paper prints.
+    """
+    if not table.rows:
+        return f"% {table.title}: {table.empty}\n"
+    if len(table.rows) > PRINTED:
+        return f"% {table.title}: {len(table.rows)} rows, too many to print; see {table.name}.csv\n"
+    heads, numeric = [c.header for c in table.shown], [c.numeric for c in table.shown]
+    return latex_table(table.name, table.title, table.caption, heads, table.texts(), numeric)
+
+
+def plain(value: Any, digits: int = 3) -> str:
+    """Return a number with `digits` significant digits; '' for what is unknown, 'inf' as such."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.{digits}g}" if isinstance(value, float) else str(value)
+
+
+def get(column: str) -> Cut:
+    """Return how a column's text is made where it is its value, `plain`."""
+    return lambda row: plain(row.get(column))
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """Return a fraction as percent without the sign; '' for what is unknown."""
+    if value is None or not math.isfinite(value):
+        return ""
+    return f"{100 * value:.{digits}f}"
+
+
+def _raw(value: Any) -> Any:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return repr(float(value)) if isinstance(value, float) else value
+
+
+def _escape_markdown(text: str) -> str:
+    return text.translate(_MARKDOWN)
+
+
+_MARKDOWN = str.maketrans({"\n": " "} | {sign: f"\\{sign}" for sign in "|*_<>`\\"})

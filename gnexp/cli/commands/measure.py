@@ -1,0 +1,130 @@
+"""`gnexp measure`: instruments on stored runs, without training again."""
+
+import contextlib
+from difflib import get_close_matches
+from pathlib import Path
+
+from gnexp.analysis.lr_search import reported
+from gnexp.cli.commands.report import make_report, stored_study
+from gnexp.config.schema import MeasureConfig, Mistake, restore
+from gnexp.config.validation import (
+    count_problems,
+    gradient_problems,
+    idle_problems,
+    shift_problems,
+    study_problems,
+)
+from gnexp.runner.benchmark.memory import measure_cost, problems_of
+from gnexp.runner.build import data
+from gnexp.runner.final_metrics import INSTRUMENTS as LAST
+from gnexp.runner.final_metrics import LastTask, measure_last
+from gnexp.runner.measure_shared_weights import measure_shared
+from gnexp.runner.plan import output_folder
+from gnexp.runner.preflight import corruption_problems
+from gnexp.runner.repair import mend
+from gnexp.runner.stored_runs import measure_all, strange_code, strangers_sentence
+from gnexp.store.run import Record, Run, Study
+
+SHARED = ("gradients", "covariance")
+
+
+def measure(config: MeasureConfig) -> int:
+    """Measure stored runs of a study and refresh its report; the exit code."""
+    data.forget()
+    what = config.what if isinstance(config.what, list) else [config.what]
+    if found := _problems(config, what):
+        raise Mistake("\n".join(found))
+    if what == ["cost"]:
+        print(measure_cost(config.cost, config.device, output_folder(config.out, "cost")))
+        return 0
+    study = stored_study(config.out, config.study)
+    if not any(record.damage or "complete" in _ended(record) for record in study.runs):
+        raise Mistake(f"study={config.study} has no finished training to measure; train first")
+    if found := idle_problems(config.workers, len(study.runs), "runs"):
+        raise Mistake("\n".join(found))
+    if "cost" in what:
+        print(measure_cost(config.cost, config.device, output_folder(config.out, "cost")))
+    trusted = _trusted(config, study)
+    for record in study.runs:
+        if record.damage:  # tables are about to be written to
+            for sentence in mend(Run(record.folder), finished=False):
+                print(f"mended: {sentence}")
+    failed = _measure(config, study, what, trusted)
+    try:
+        print(make_report(Path(config.out), config.study, config.reference_batch))
+    except Mistake as error:  # what failed before is told too
+        failed.append(("report", str(error)))
+    for name, why in failed:
+        print(f"failed: {name}: {why}")
+    return 1 if failed else 0
+
+
+def _trusted(config: MeasureConfig, study: Study) -> set[str]:
+    """Return the code that a stranger's runs may call, and say which; raises Mistake if none may.
+
+    Nothing of it is imported before that.
+    """
+    found: set[str] = set()
+    for record in (each for each in study.runs if each.result):
+        with contextlib.suppress(AttributeError, KeyError, TypeError):  # told when it is measured
+            found |= {*strange_code(record.folder, restore(record.config))}
+    if found and not config.trust:
+        raise Mistake(f"study={config.study}: {strangers_sentence(found)}")
+    for code in sorted(found):
+        print(f"trust=true: code of this study is called: {code}", flush=True)
+    return found
+
+
+def _ended(record: Record) -> set[str]:
+    return {state["status"] for state in record.statuses.values()}
+
+
+def _measure(
+    config: MeasureConfig, study: Study, what: list[str], trusted: set[str]
+) -> list[tuple[str, str]]:
+    failed: list[tuple[str, str]] = []
+    records = reported(study)  # trials and rates that were not chosen are in no table of these
+    if {*what} & {*SHARED}:
+        failed += measure_shared(
+            [record.folder for record in records],
+            batches=config.gradients_at if "gradients" in what else [],
+            draws=config.gradients,
+            covariance="covariance" in what,
+            device=config.device,
+            workers=config.workers,
+            trusted=trusted,
+        )
+    if last := tuple(name for name in what if name in LAST):
+        tasks = [
+            LastTask(record.folder, last, config.shift, config.device, tuple(trusted))
+            for record in records
+            if record.result
+        ]
+        runs = f"{len(tasks)} run{'s' * (len(tasks) != 1)}"
+        print(f"measuring {', '.join(last)}: {runs}", flush=True)
+        failed += measure_all(tasks, measure_last, config.workers, config.device)
+    return failed
+
+
+def _problems(config: MeasureConfig, what: list[str]) -> list[str]:
+    found = study_problems(config) + gradient_problems(config.gradients, config.gradients_at)
+    found += count_problems({"workers": config.workers, "reference_batch": config.reference_batch})
+    valid = (*SHARED, *LAST, "cost")
+    for name in what:
+        if name not in valid:
+            near = get_close_matches(str(name), valid, n=1, cutoff=0.0)[0]
+            found.append(f"what={name} is unknown; did you mean {near}? Valid: {', '.join(valid)}")
+    if not what:
+        found.append("what=[] measures nothing: name instruments, such as what=[shift,classes]")
+    if config.gradients_at is None and "gradients" in what:
+        found.append("gradients_at=null measures nothing: name batch sizes, such as [1,2,4,8]")
+    if config.gradients == 0 and "gradients" in what:
+        found.append("gradients=0 measures nothing: name a number of draws, such as 256")
+    wrong = shift_problems(config.shift)
+    found += wrong or (corruption_problems(config.shift) if "shift" in what else [])
+    found += problems_of(config.cost, config.device) if "cost" in what else []
+    try:
+        data.pick_device(config.device)
+    except ValueError as error:
+        found.append(str(error))
+    return found

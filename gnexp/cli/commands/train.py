@@ -1,0 +1,307 @@
+"""`gnexp train`: one run or a grid, from checked configs to stored runs and their report."""
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from gnexp.cli.commands.report import make_report
+from gnexp.cli.console import (
+    alone_line,
+    choice_lines,
+    closing_line,
+    ended_line,
+    grid_line,
+    passed_over_lines,
+    privacy_lines,
+    single_line,
+    start_lines,
+    tuning_lines,
+)
+from gnexp.cli.progress import Progress
+from gnexp.config.schema import Mistake, TrainConfig, as_dict, is_tuned
+from gnexp.runner.build import data
+from gnexp.runner.execute import Task, mark_died, record_undefined, run_task
+from gnexp.runner.loggers.export import export_all, viewing_lines
+from gnexp.runner.lr_search import chosen_runs, record, wanted
+from gnexp.runner.measure_shared_weights import measure_shared
+from gnexp.runner.plan import plan
+from gnexp.runner.planned_run import PlannedRun, standing
+from gnexp.runner.process_pool import WorkerDied, run_here, run_in_processes
+from gnexp.runner.provenance import now
+from gnexp.runner.resume import missing, steps_for
+from gnexp.runner.schedule import Step
+from gnexp.runner.stored_runs import named_code, remember
+from gnexp.runner.turns import wait_for_some
+from gnexp.store.disk import disk_failure
+from gnexp.store.locks import TakenOver
+from gnexp.store.run import Run
+from gnexp.training.distributed.leader import devices_released
+
+# Called with the numbers of the configs to train and the seeds that are missing, by run.
+Launch = Callable[[list[int], dict[PlannedRun, list[int]]], None]
+
+
+@devices_released()
+def train(
+    configs: list[TrainConfig], command: str, grid: bool, launch: Launch | None = None
+) -> int:
+    """Train what is missing of these runs and return the exit code.
+
+    launch: trains the configs of these numbers elsewhere, through `train_job`, and returns when all
+    are done or given up. Raises Mistake with one sentence per problem, before anything is written.
+    """
+    data.forget()
+    call = _Call(command, now(), launch)
+    grid = grid or any(map(is_tuned, configs))
+    if configs[0].data.preview:
+        plan(configs=[c for _, c in wanted(configs)])  # refuses what is wrong
+        _preview(configs[0])
+    runs, failed = [], []
+    try:
+        for fresh in _rounds(configs):
+            if not runs:
+                print(*tuning_lines(configs), sep="\n", end="\n" * any(map(is_tuned, configs)))
+                for line in passed_over_lines(config.data for config in configs):
+                    print(line)
+            runs += fresh
+            failed += _train(fresh, call, grid)
+    except OSError as error:  # nothing more can be written
+        study = Path(configs[0].out) / configs[0].study
+        if why := error.args[0] if isinstance(error, _DiskFailed) else disk_failure(error, study):
+            return _conclude(runs, {f"study={study.name}": why}, grid)
+        raise
+    config = runs[0].config
+    for line in choice_lines(configs):
+        print(line)
+    failed += _measure_shared(configs, runs, {name for name, _ in failed})
+    failed += export_all([run.folder for run in runs], config.logger)
+    if grid:
+        failed += _report(config)
+    elif runs[0].name not in dict(failed) and not runs[0].undefined:
+        print(closing_line(runs[0]))
+    for line in viewing_lines(Path(config.out) / config.study, config.logger):
+        print(line)
+    return _conclude(runs, dict(failed), grid)
+
+
+class _DiskFailed(OSError):
+    """The disk under a study, not a training, failed; the text is a sentence."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Call:
+    """One call of the command: what was typed, when, and who trains if not this machine."""
+
+    command: str
+    started: str
+    launch: Launch | None = None
+
+
+def _rounds(configs: list[TrainConfig]) -> Iterator[list[PlannedRun]]:
+    """Yield the runs that are asked for, then those that follow from what these gave, and so on."""
+    known: set[str] = set()
+    while True:
+        numbers, now_wanted = zip(*wanted(configs), strict=True)
+        fresh = [run for run in plan(list(now_wanted), numbers) if run.name not in known]
+        record(configs)
+        if not fresh:
+            return
+        known |= {run.name for run in fresh}
+        yield fresh
+
+
+def _train(runs: list[PlannedRun], call: _Call, grid: bool) -> list[tuple[str, str]]:
+    """Train what is missing of these runs, telling of it; return (run, reason) for what failed."""
+    try:
+        todo = missing(runs)
+        for run in [run for run in todo if run.undefined]:
+            record_undefined(run, todo.pop(run), call.command, call.started)
+        here = call.launch is None
+        steps, reasons, workers = steps_for(todo) if here else _announce(todo)
+    except TakenOver:
+        raise
+    except OSError as error:
+        out = runs[0].config.out
+        raise Mistake(f"out={out}: {error}; use another out=FOLDER") from error
+    for run, reason in reasons.items():
+        print(alone_line(run, reason))
+    if grid:
+        print(grid_line(runs, list(todo), workers))
+    elif todo:
+        print(single_line(runs[0], steps, workers))
+    for line in [*start_lines(list(todo)), *privacy_lines(list(todo))]:
+        print(line)
+    if why := remember((run.folder, run.config) for run in runs):
+        print(f"gnexp measure will ask for trust=true: {why}")
+    if call.launch is None:
+        return _execute(todo, [Task(step, call.command, call.started) for step in steps], workers)
+    return _launch(call.launch, todo)
+
+
+@devices_released()
+def train_job(configs: list[TrainConfig], command: str) -> None:
+    """Train what is missing of these runs, in this process and without a word: one job of many.
+
+    What became of it is in the run folders.
+    """
+    data.forget()  # a launcher's process may have done a job of an earlier call
+    configs = [dataclasses.replace(c, force=False, retry=None) for c in configs]
+    for runs in _rounds(configs):
+        todo = {run: seeds for run in runs if (seeds := standing(run).todo)}
+        steps, _, workers = steps_for(todo)
+        silent = contextlib.suppress(_DiskFailed)
+        with silent, open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+            _execute(todo, [Task(step, command, now()) for step in steps], workers)
+
+
+def _announce(todo: dict[PlannedRun, list[int]]) -> tuple[list[Step], dict[PlannedRun, str], int]:
+    """Write the configs of what jobs elsewhere are to train; they lay out their own steps."""
+    for run in todo:
+        Run.create(run.folder).write_config(as_dict(run.config))
+    return [], {}, 0
+
+
+def _launch(launch: Launch, todo: dict[PlannedRun, list[int]]) -> list[tuple[str, str]]:
+    """Let a launcher train what is to do, and return (run, reason) for what it left undone."""
+    if todo:
+        launch(sorted({job for run in todo for job in run.jobs}), todo)
+    left = {run.name: standing(run).todo for run in todo}
+    return [(name, f"seeds {seeds}: no result came back") for name, seeds in left.items() if seeds]
+
+
+def _report(config: TrainConfig) -> list[tuple[str, str]]:
+    """Report the study; what keeps it from being reported is a failure of what was asked for."""
+    try:
+        out = Path(config.out)
+        print(make_report(out, config.study, config.reference_batch, config.report))
+    except Mistake as error:
+        return [("report", str(error))]
+    return []
+
+
+def _execute(
+    todo: dict[PlannedRun, list[int]], tasks: list[Task], workers: int
+) -> list[tuple[str, str]]:
+    """Run the tasks and return (run, reason) for what failed; a run is told of when it is whole.
+
+    What another call is at work on comes last, when that call has done it or is gone. Raises
+    _DiskFailed when the study's folder cannot be written to.
+    """
+    if not tasks:
+        return []
+    runs = {run.name: run for run in todo}
+    waiting = {run.name: set(seeds) for run, seeds in todo.items()}
+    failed: dict[str, str] = {}
+    with Progress({run.name: size(run, seeds) for run, seeds in todo.items()}) as progress:
+
+        def ended(run: str, seed: int, why: str | None) -> None:
+            waiting[run].discard(seed)
+            if why:
+                failed.setdefault(run, why)
+            if not waiting[run]:
+                line = f"{run}: {failed[run]}" if run in failed else closing_line(runs[run])
+                progress.run_done(run, line, run in failed)
+
+        held: list[Step] = []
+        call = tasks[0]
+        while tasks or held:
+            held += _round(tasks, workers, progress, ended)
+            free, held = wait_for_some(held, progress.say) if held else ([], [])
+            tasks = [dataclasses.replace(call, step=step) for step in free]
+    return list(failed.items())
+
+
+def _round(
+    tasks: list[Task],
+    workers: int,
+    progress: Progress,
+    ended: Callable[[str, int, str | None], None],
+) -> list[Step]:
+    """Run the tasks once, and tell of each training that ended; return those that others have."""
+    full: list[str] = []  # of the disk
+    if workers > 1:
+        count = min(workers, len(tasks))
+        results = run_in_processes(tasks, run_task, progress.event, count, lambda: bool(full))
+    else:
+        results = run_here(tasks, run_task, progress.event, lambda: bool(full))
+    busy = []
+    for index, outcome in results:
+        step = tasks[index].step
+        if isinstance(outcome, WorkerDied):
+            mark_died(step, outcome.why)
+            died = {"status": "failed", "why": outcome.why}
+            outcome = {(replica.run, replica.seed): died for replica in step.replicas}
+        full += [state["why"] for state in outcome.values() if state.get("disk")]
+        for (run, seed), state in outcome.items():
+            if state["status"] != "busy" and not state.get("disk"):
+                ended(run, seed, state["why"] if state["status"] == "failed" else None)
+        held = step.part(lambda r, o=outcome: o[r.run, r.seed]["status"] == "busy")
+        if held:
+            busy.append(held)
+    if full:
+        raise _DiskFailed(full[0])
+    return busy
+
+
+def size(run: PlannedRun, seeds: list[int]) -> tuple[int, int]:
+    """Return (images to train, images of an update) for the progress bar."""
+    config = run.config
+    images = data.recipe(config).examples_seen(
+        config.epochs, len(data.images_of(config.data).x_train)
+    )
+    return images * len(seeds), config.update_batch
+
+
+def _conclude(runs: list[PlannedRun], failed: dict[str, str], grid: bool) -> int:
+    """List what diverged, did not fit or failed; return the exit code."""
+    found = {run: standing(run) for run in runs if run.folder.is_dir()}
+    for status in ("diverged", "infeasible"):
+        for run, now_is in found.items():
+            if (grid or run.undefined) and (line := ended_line(run, now_is, status)):
+                print(line)
+    before = 0
+    for run, now_is in found.items():
+        if now_is.failed and run.name not in failed:
+            failed[run.name] = next(iter(now_is.failed.values()))
+            before += 1
+    for name, why in failed.items():
+        print(f"failed: {name}: {why}")
+    if before:
+        print("what failed in an earlier call is tried again with retry=failed")
+    return 1 if failed else 0
+
+
+def _measure_shared(
+    configs: list[TrainConfig], runs: list[PlannedRun], failed: set[str]
+) -> list[tuple[str, str]]:
+    """Measure at shared weights where asked for: at those of each family's largest batch."""
+    runs = [run for run in runs if run.name not in failed]
+    if any(map(is_tuned, configs)):  # trials, and rates that were not chosen, are in no table of it
+        chosen = chosen_runs(configs)
+        runs = [run for run in runs if run.name in chosen]
+    config = runs[0].config if runs else None
+    if not config or not (config.gradients_at or config.covariance):
+        return []
+    folders = [run.folder for run in runs]
+    # `gradients` is for a run's own points; shared ones are fitted and need their own number.
+    return measure_shared(
+        folders,
+        batches=config.gradients_at or [],
+        draws=None,
+        covariance=config.covariance,
+        device=config.device,
+        workers=config.workers,
+        trusted={code for run in runs for code in named_code(run.config)},
+    )
+
+
+def _preview(config: TrainConfig) -> None:
+    from gnexp.report.figures.accuracy import plot_preview
+
+    images = data.images_of(config.data)
+    path = Path(config.out) / config.study / "preview.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    plot_preview(path, images.x_train, images.y_train, images.classes, images.title)
+    print(f"ten images of each class: {path}")

@@ -1,0 +1,74 @@
+"""`gnexp verify`: whether the files of a study are those that were written."""
+
+from pathlib import Path
+
+from gnexp.config.schema import Mistake, VerifyConfig
+from gnexp.config.validation import study_problems
+from gnexp.report import fingerprint
+from gnexp.store.changes import changed_files, restored_by, without_digest
+from gnexp.store.digests import Writer, stored_digests
+from gnexp.store.files import Damaged
+from gnexp.store.run import alone_in, load_study, record_of, runs_of
+
+
+def verify(config: VerifyConfig) -> int:
+    """Name every file of a study that was changed or is gone; return 1 if there is one, else 0."""
+    if found := study_problems(config):
+        raise Mistake("\n".join(found))
+    folder = Path(config.out) / config.study
+    runs = runs_of(folder) if folder.is_dir() else []
+    if not runs:
+        try:
+            load_study(folder)
+        except ValueError as error:
+            raise Mistake(str(error)) from error
+    sentences = {folder: _sentences(folder, [])}
+    sentences |= {run.folder: _sentences(run.folder, record_of(run).damage) for run in runs}
+    for sentence in (text for texts in sentences.values() for text in texts):
+        print(sentence)
+    report = folder / "report"
+    changed = fingerprint.changed_files(report) if report.is_dir() else []
+    for name in changed:
+        print(f"{report / name} was changed since it was made: 'gnexp report' makes it anew")
+    if config.record:
+        _record([each for each, texts in sentences.items() if not texts])
+    count = sum(map(len, sentences.values())) + len(changed)
+    print(_closing(config.study, list(sentences), count))
+    return 1 if count else 0
+
+
+def _sentences(folder: Path, damage: list[str]) -> list[str]:
+    changed = changed_files(folder)
+    told = [f"{text}: {restored_by(folder / name)}" for name, text in changed.items()]
+    return told + [text for text in damage if text not in changed.values()]
+
+
+def _record(folders: list[Path]) -> None:
+    """Give files without a digest the one that they have now; a digest that stands is kept."""
+    try:
+        for folder in folders:
+            if names := without_digest(folder):
+                with alone_in(folder):
+                    writer = Writer(folder)
+                    for name in names:
+                        writer.record(name)
+                    writer.close()
+                print(f"{folder}: recorded as they are now: {', '.join(names)}")
+    except OSError as error:
+        raise Mistake(f"record=true: {error}") from error
+
+
+def _closing(study: str, folders: list[Path], count: int) -> str:
+    whole = unknown = 0
+    for folder in folders:
+        unknown += len(without_digest(folder))
+        try:
+            whole += len(stored_digests(folder))
+        except Damaged:
+            continue
+    text = f"{study}: {len(folders) - 1} runs, {whole} files with a digest"
+    text += f", {count} not as they were written" if count else ", all as they were written"
+    if unknown:
+        text += f"; {unknown} without one, of which nobody can tell: record=true stores what they"
+        text += " are now"
+    return text

@@ -1,0 +1,328 @@
+"""The lines a person reads before and after training."""
+
+import dataclasses
+import itertools
+import statistics
+import time
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from gnexp.analysis.statistics import binomial_interval, t_interval
+from gnexp.cli.progress import duration, image_cost
+from gnexp.config.schema import (
+    TUNING_SEEDS_FROM,
+    DataConfig,
+    TrainConfig,
+    TuningConfig,
+    is_private,
+    is_tuned,
+    named_seeds,
+    norm_label,
+    tested_on,
+    trial,
+)
+from gnexp.runner.build import data as build
+from gnexp.runner.build import dp_sgd, initial_model, initial_weights
+from gnexp.runner.build import model as networks
+from gnexp.runner.build import step as stepping
+from gnexp.runner.lr_search import settled_tuning
+from gnexp.runner.planned_run import PlannedRun, Standing, standing
+from gnexp.runner.schedule import Step
+from gnexp.store.run import Run
+from gnexp.training.evaluate import CHUNK
+
+MANY_CHOICES = 60  # tuned cells beyond which their table is in the report alone
+WARM_UP = 3  # updates before those that the estimate times
+
+
+def describe_norm(config: TrainConfig) -> str:
+    """Return a resolved config's norm for people: "gn (32 groups)"."""
+    label = norm_label(config.norm)
+    if config.channels_per_group:
+        return f"{label} ({config.channels_per_group} channels per group)"
+    return f"{label} ({config.groups} groups)" if config.groups else label
+
+
+def _device_text(config: TrainConfig, workers: int) -> str:
+    device = build.pick_device(config.device)
+    if config.devices > 1:
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu processes"
+        return f"{config.devices} devices ({name})"
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if workers > 1:
+        return f"cpu, {workers} processes of one thread"
+    return f"cpu, {torch.get_num_threads()} threads"
+
+
+def _data_text(config: TrainConfig) -> str:
+    images = build.images_of(config.data)
+    return (
+        f"{images.title}: {len(images.x_train):,} training and {len(images.x_test):,}"
+        f" {tested_on(config)} images"
+    )
+
+
+def passed_over_lines(data: Iterable[DataConfig]) -> list[str]:
+    """Return what of these data is not used, a line per data set that has such."""
+    found = [build.images_of(each) for each in data]
+    told = {images.title: images.passed_over for images in found if images.passed_over}
+    return [f"{title}: passed over {what}" for title, what in told.items()]
+
+
+def single_line(run: PlannedRun, steps: list[Step], workers: int) -> str:
+    """Return the line that says what will run and about how long it takes."""
+    config = run.config
+    model = networks.seeded_model(config, len(build.images_of(config.data).classes), seed=0)
+    parameters = sum(p.numel() for p in model.parameters())
+    accumulated = f" on each of {config.devices} devices" if config.devices > 1 else ""
+    if config.update_batch != config.batch:
+        accumulated += f" in updates of {config.update_batch}"
+    return (
+        f"{_device_text(config, workers)} | {_data_text(config)} | {config.model.name} with"
+        f" {describe_norm(config)}, {parameters:,} parameters | batch {config.batch}{accumulated},"
+        f" {config.epochs} epoch{'s' * (config.epochs > 1)}, {_updates(config):,} updates"
+        f"{_seeds_text(steps)}{_expected_text(config, steps, workers)}"
+    )
+
+
+def _updates(config: TrainConfig) -> int:
+    used = build.recipe(config).examples_per_epoch(len(build.images_of(config.data).x_train))
+    return config.updates or config.epochs * used // config.update_batch
+
+
+def _seeds_text(steps: list[Step]) -> str:
+    """Return how the seeds train: " x 5 seeds, 3 + 2 in one step"."""
+    sizes = [len(step.replicas) for step in steps]
+    if sum(sizes) == 1:
+        return ""
+    how = f", {' + '.join(map(str, sizes))} in one step" if max(sizes) > 1 else ", one by one"
+    return f" x {sum(sizes)} seeds{how}"
+
+
+def alone_line(run: PlannedRun, reason: str) -> str:
+    """Return the line that says why the seeds of a run train one after the other."""
+    return f"{describe_norm(run.config)}: its seeds train one after the other, since {reason}"
+
+
+def _expected_text(config: TrainConfig, steps: list[Step], workers: int) -> str:
+    # Capturing, or starting processes, only to guess is not worth it.
+    if build.pick_device(config.device).type == "cuda" or config.devices > 1:
+        return ""
+    largest = max(step.size for step in steps)
+    rounds = max(1.0, sum(step.size for step in steps) / workers / largest)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1 if workers > 1 else threads)
+        return f" | about {duration(_expected_time(config, largest) * rounds)}"
+    except Exception:  # training meets the same error, and records it
+        return ""
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _expected_time(config: TrainConfig, size: int, limit_s: float = 0.25) -> float:
+    """Return the seconds that `size` seeds in a step will take, from about `limit_s` of updates.
+
+    They are made by throw-away copies, and are no more than a tenth of the training's, if those
+    are not too few to time. Evaluating is taken for a third of training as many images in large
+    batches.
+    """
+    images = build.device_images(config.data, build.pick_device(config.device))
+    models = [networks.seeded_model(config, len(images.classes), seed) for seed in range(size)]
+    step, _ = stepping.training_step([config] * size, models, images)
+    timed = config
+    if is_private(config):  # a single pass costs as much per image, and an update has many
+        timed = dataclasses.replace(config, update_batch=config.batch)
+    total = _updates(config)
+    (x, y), updates = stepping.trial_block([timed] * size, size, images), 0
+    for index in itertools.count():
+        if index == WARM_UP:
+            start = time.perf_counter()
+        at = index % y.shape[1]
+        step.run(x[:, at : at + 1], y[:, at : at + 1], [[0.0] * size])
+        updates = index + 1 - WARM_UP
+        if updates > 2 and (time.perf_counter() - start > limit_s or 10 * updates > total):
+            break
+    per_image = (time.perf_counter() - start) / updates / timed.update_batch
+    tested = len(images.x_test) * image_cost(CHUNK) / image_cost(config.update_batch) / 3
+    trained = build.recipe(config).examples_seen(config.epochs, len(images.x_train))
+    measuring = 1.0 if config.gradients == 0 else 1.1
+    return per_image * (trained * measuring + config.epochs * tested)
+
+
+def privacy_lines(runs: list[PlannedRun]) -> list[str]:
+    """Return what is to be known of private runs before they train: their noise, and its limits."""
+    private = [run.config for run in runs if is_private(run.config)]
+    if not private:
+        return []
+    planned, also = {}, {}
+    for config in private:
+        size = len(build.images_of(config.data).x_train)
+        plan = dp_sgd.budget(config, size)
+        planned[plan, config.privacy.clip] = (
+            f"DP-SGD: noise multiplier {plan.noise_multiplier():.3g}, clip {config.privacy.clip:g},"
+            f" sampling rate {plan.sampling_rate:.3g}, {plan.updates:,} updates for epsilon"
+            f" {plan.epsilon:g} at delta {plan.delta:.2e}"
+        )
+        noise = config.privacy.noise
+        other = "; privacy.noise=secret draws them from the system's entropy"
+        also[f"DP-SGD: {dp_sgd.NOISE[noise]}{other * (noise == 'seeded')}"] = None
+        also[f"DP-SGD: neighbours differ in {dp_sgd.neighbours(size)}"] = None
+    return [
+        *planned.values(),
+        *also,
+        "DP-SGD: epsilon is of one training's weights and what follows from them, such as test"
+        " accuracy; releasing several, or one trained anew, adds up, and train_loss and train_acc"
+        " are not covered",
+    ]
+
+
+def start_lines(runs: list[PlannedRun]) -> list[str]:
+    """Return what the runs that start from stored weights take of them, once per norm."""
+    lines, alike = [], ("norm", "groups", "channels_per_group", "model", "data", "privacy")
+    alike += ("init_from", "init_statistics", "weight_standardization")
+    for config in {str([getattr(r.config, k) for k in alike]): r.config for r in runs}.values():
+        if config.init_from is None or not initial_weights.is_there(config.init_from):
+            continue  # all that is to be trained goes on from its own checkpoint
+        source = initial_weights.read_source(config.init_from)
+        classes, seed = len(build.images_of(config.data).classes), config.seeds[0]
+        model = networks.seeded_model(config, classes, seed)
+        said = initial_model.load_start(config, source, model, classes, seed).sentence()
+        if config.init_statistics == "reestimate":
+            said += "; running statistics re-estimated on training images"
+        whose = "" if source.seed(seed, TUNING_SEEDS_FROM) is None else ", seed by seed"
+        lines.append(f"{describe_norm(config)} starts from {source.name}{whose}: {said}")
+        if is_private(config):
+            lines.append(
+                "DP-SGD: epsilon does not cover what the weights at init_from know of these images"
+            )
+    return list(dict.fromkeys(lines))
+
+
+def _spent_text(seeds: list[dict[str, Any]]) -> str:
+    """Return what the trainings cost in privacy, "" where they are not private."""
+    spent = [numbers for numbers in seeds if "epsilon_spent" in numbers]
+    if not spent:
+        return ""
+    most = max(spent, key=lambda numbers: numbers["epsilon_spent"])
+    each = " by each seed" if len(spent) > 1 else ""
+    seeded = any(numbers["noise"].startswith("seeded") for numbers in spent)
+    unless = ", against anyone who does not know the seed" if seeded else ""
+    return f", epsilon {most['epsilon_spent']:.4g} spent{each} at delta {most['delta']:.2e}{unless}"
+
+
+def grid_line(runs: list[PlannedRun], todo: list[PlannedRun], workers: int) -> str:
+    """Return the line that says how much of a grid there is to do; no workers: others do it."""
+    config = runs[0].config
+    counts: Counter[str] = Counter()
+    for run in runs:
+        states = set() if run in todo else set(standing(run).ended.values())
+        if run in todo:
+            counts["to train"] += 1
+        elif "failed" in states:
+            counts["failed"] += 1
+        else:
+            counts[states.pop() if len(states) == 1 else "complete"] += 1
+    kinds = ("complete", "diverged", "infeasible", "failed", "to train")
+    parts = [f"{counts[k]} {k}" for k in kinds if counts[k]]
+    where = f"{_device_text(config, workers)} | " if workers else ""
+    where += _data_text(config)
+    return f"{len(runs)} run{'s' * (len(runs) > 1)}: {', '.join(parts)} | {where}"
+
+
+def tuning_lines(configs: list[TrainConfig]) -> list[str]:
+    """Return what will be done to choose the learning rates, once per way of choosing."""
+    told = Counter(_told_of(c.tuning) for c in configs if is_tuned(c))
+    return [
+        f"lr=tuned: {cells} cell{'s' * (cells > 1)}, {trials}; then {chosen} on the whole set with"
+        " other seeds"
+        for (trials, chosen), cells in told.items()
+    ]
+
+
+def _told_of(tuning: TuningConfig) -> tuple[str, str]:
+    """Return (how the rates are tried, which of them is chosen), in words."""
+    more, seeds = tuning.extend, len(named_seeds(tuning.seeds))
+    budget = [f"{tuning.epochs} epoch{'s' * (tuning.epochs > 1)}"] if tuning.epochs else []
+    budget += [f"{tuning.train_limit:,} training images"] if tuning.train_limit else []
+    each = f"{seeds} seeds of {' and '.join(budget)}" if budget else f"{seeds} seeds"
+    trials = (
+        f"each at {len(tuning.lr)} rates x {each} on"
+        f" {_held_out_text(tuning.validation)} held out of the training set"
+        f"{f', up to {more} rates more where the best is at the edge' * (more > 0)}"
+    )
+    if tuning.rule == "best":
+        return trials, "the chosen rate"
+    return trials, "the smallest rate within one standard error of the best"
+
+
+def _held_out_text(part: float) -> str:
+    return f"{100 * part:g} % of the images" if part < 1 else f"{part:,} images"
+
+
+def choice_lines(configs: list[TrainConfig]) -> list[str]:
+    """Return the rate that was chosen for each tuned config, or that none could be."""
+    lines = []
+    for config in configs if len(configs) <= MANY_CHOICES else ():
+        if not is_tuned(config):
+            continue
+        now, plain = settled_tuning(config), build.resolved(trial(config, 1.0))
+        head = f"{describe_norm(plain)}, batch {config.batch}: "
+        if now.chosen is None:
+            why = "not every trial has ended" if now.waiting else "no trial gave an accuracy"
+            lines.append(f"{head}no rate chosen, since {why}")
+            continue
+        mean = 100 * statistics.mean(now.scores[now.chosen])
+        edge = ", at the edge of the rates" if now.edges else ""
+        lines.append(
+            f"{head}lr={now.chosen:g} of {len(now.scores)} rates{edge}"
+            f" ({mean:.1f} % on the images held out, {len(now.scores[now.chosen])} seeds)"
+        )
+    return lines
+
+
+def ended_line(run: PlannedRun, now: Standing, status: str) -> str:
+    """Return the line that lists a run's seeds of a status and why, "" without any."""
+    seeds = [seed for seed, was in now.ended.items() if was == status]
+    if not seeds:
+        return ""
+    whys = "; ".join(dict.fromkeys(now.why[seed] for seed in seeds if now.why[seed]))
+    named = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+    return f"{status}: {run.name}: {named} of {len(run.config.seeds)}{f': {whys}' * bool(whys)}"
+
+
+def _numbers(run: PlannedRun) -> dict[int, dict[str, Any]]:
+    """Return the final numbers of the seeds asked for, as far as they have any."""
+    seeds = Run(run.folder).result().get("seeds", {}).items()
+    return {int(seed): v for seed, v in seeds if int(seed) in run.config.seeds}
+
+
+def closing_line(run: PlannedRun) -> str:
+    """Return the line that says what came out, with its interval, and where it lies."""
+    config = run.config
+    seeds = _numbers(run)
+    good = [v["test_acc"] for v in seeds.values() if v["status"] == "complete"]
+    lost = Counter(v["status"] for v in seeds.values() if v["status"] != "complete")
+    lost.update({"unfinished": len(config.seeds) - len(seeds)})
+    trouble = "".join(f", {n} of {len(config.seeds)} {k}" for k, n in lost.items() if n)
+    head = f"{describe_norm(config)}, batch {config.batch}"
+    head += "" if config.data.validation is None else f", lr={config.lr:g}"
+    if not good:
+        return f"{head}: no seed completed{trouble} | {run.folder}"
+    if len(good) == 1:
+        tests = len(build.images_of(config.data).x_test)
+        lo, hi = binomial_interval(good[0], tests)
+        mean, basis = good[0], f"over {tests:,} {tested_on(config)} images, one seed"
+    else:
+        interval = t_interval(good)
+        mean, lo, hi, basis = interval.mean, interval.lo, interval.hi, f"over {len(good)} seeds"
+    lo, hi = max(lo, 0.0), min(hi, 1.0)  # of few seeds, t may leave [0, 1]
+    return (
+        f"{head}: {100 * mean:.1f} % {tested_on(config)} accuracy"
+        f" (95 % CI {100 * lo:.1f} to {100 * hi:.1f} {basis}{trouble})"
+        f"{_spent_text(list(seeds.values()))} | {run.folder}"
+    )

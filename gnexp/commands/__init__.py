@@ -1,1 +1,0 @@
-"""One function per command word; each joins training, measuring and storing."""

@@ -1,0 +1,54 @@
+"""What may be typed: the YAML files of `configs`, and the keys of a command."""
+
+import dataclasses
+import os
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from gnexp.config.schema import CUSTOM, Mistake
+
+
+def config_folder() -> Path:
+    """Return the folder of YAML files: `configs` of a checkout, or `gnexp/config/yaml` of a wheel.
+
+    Raises Mistake where neither can be read.
+    """
+    package = Path(__file__).resolve().parents[1]
+    for folder in (package.parent / "configs", package / "config" / "yaml"):
+        if os.access(folder / "norm", os.R_OK | os.X_OK) and os.access(folder, os.R_OK):
+            return folder
+    raise Mistake(f"the configs of gnexp cannot be read in {package}: install it for this user")
+
+
+def norm_names() -> list[str]:
+    """Return the names of gnexp's own norms, without importing them."""
+    names = sorted(path.stem for path in (config_folder() / "norm").glob("*.yaml"))
+    return [name for name in names if name != CUSTOM]
+
+
+def norm_options(name: str) -> list[str]:
+    """Return the options of a norm of gnexp, as they are typed."""
+    options = OmegaConf.load(config_folder() / "norm" / f"{name}.yaml")
+    return [f"norm.{key}" for key in options if key != "name"]
+
+
+def keys_of(schema: type, prefix: str = "") -> list[str]:
+    """Return the names of all keys of a config, nested ones with dots."""
+    names = []
+    for field in dataclasses.fields(schema):
+        names.append(prefix + field.name)
+        if dataclasses.is_dataclass(field.type):
+            names += keys_of(field.type, f"{prefix}{field.name}.")
+    return names
+
+
+def truth_keys(schema: type, prefix: str = "") -> list[str]:
+    """Return the names of a config's keys that are true or false, nested ones with dots."""
+    names = []
+    for field in dataclasses.fields(schema):
+        if field.type is bool:
+            names.append(prefix + field.name)
+        elif dataclasses.is_dataclass(field.type):
+            names += truth_keys(field.type, f"{prefix}{field.name}.")
+    return names

@@ -1,0 +1,174 @@
+"""Corrupted images: the 15 kinds of CIFAR-10-C at five severities, and three pure ones.
+
+Parameters are those of the authors' CIFAR script (github.com/hendrycks/robustness,
+ImageNet-C/create_c/make_cifar_c.py), for the benchmark of Hendrycks & Dietterich 2019,
+arXiv:1903.12261; the algorithms are restated here. What differs from the released images: other
+random draws; results are rounded to the nearest level, where the release cuts the fraction off;
+frost is drawn, not photographed; and of what Pillow does, a version's own details.
+
+The release is for 32x32. At other sizes, lengths that it states in pixels stay so (defocus, glass,
+motion and snow: milder in a larger image); zoom, pixelate, elastic_transform, fog and frost are in
+shares of the image, so they scale with it.
+"""
+
+from collections.abc import Callable, Iterator
+from difflib import get_close_matches
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from gnexp.data.arrays import LEAST_SIDE
+from gnexp.data.corruptions import affine, blur, digital, noise, weather
+from gnexp.data.corruptions.draws import Draws
+
+SEVERITIES = (1, 2, 3, 4, 5)
+KINDS = ("noise", "blur", "weather", "digital", "pure")
+_VALUES_AT_ONCE = 1 << 20  # so that a chunk's planes stay near the processor
+
+
+class Corruption(NamedTuple):
+    """`change(x, draws, *parameters)` on float64 (N, 3, S, S) in [0, 1], and the parameters of
+    severity 1 to 5. `kind` is one of KINDS."""
+
+    kind: str
+    change: Callable[..., Tensor]
+    parameters: tuple[tuple[float, ...], ...]
+
+
+def _single(*values: float) -> tuple[tuple[float, ...], ...]:
+    return tuple((value,) for value in values)
+
+
+CORRUPTIONS = {
+    "gaussian_noise": Corruption(
+        "noise", noise.gaussian_noise, _single(0.04, 0.06, 0.08, 0.09, 0.10)
+    ),
+    "shot_noise": Corruption("noise", noise.shot_noise, _single(500, 250, 100, 75, 50)),
+    "impulse_noise": Corruption(
+        "noise", noise.impulse_noise, _single(0.01, 0.02, 0.03, 0.05, 0.07)
+    ),
+    "defocus_blur": Corruption(
+        "blur",
+        blur.defocus_blur,  # radius, standard deviation against aliasing
+        ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1, 0.2), (1.5, 0.1)),
+    ),
+    "glass_blur": Corruption(
+        "blur",
+        blur.glass_blur,  # standard deviation, reach, rounds
+        ((0.05, 1, 1), (0.25, 1, 1), (0.4, 1, 1), (0.25, 1, 2), (0.4, 1, 2)),
+    ),
+    "motion_blur": Corruption(
+        "blur",
+        blur.motion_blur,  # radius, standard deviation
+        ((6, 1), (6, 1.5), (6, 2), (8, 2), (9, 2.5)),
+    ),
+    "zoom_blur": Corruption("blur", blur.zoom_blur, _single(1.06, 1.11, 1.16, 1.21, 1.26)),
+    "snow": Corruption(
+        "weather",
+        weather.snow,  # mean, deviation, zoom, threshold, radius, sigma, image's share
+        (
+            (0.1, 0.2, 1, 0.6, 8, 3, 0.95),
+            (0.1, 0.2, 1, 0.5, 10, 4, 0.9),
+            (0.15, 0.3, 1.75, 0.55, 10, 4, 0.9),
+            (0.25, 0.3, 2.25, 0.6, 12, 6, 0.85),
+            (0.3, 0.3, 1.25, 0.65, 14, 12, 0.8),
+        ),
+    ),
+    "frost": Corruption(
+        "weather",
+        weather.frost,  # shares of the image and of the frost
+        ((1, 0.2), (1, 0.3), (0.9, 0.4), (0.85, 0.4), (0.75, 0.45)),
+    ),
+    "fog": Corruption(
+        "weather",
+        weather.fog,  # density, decay
+        ((0.2, 3), (0.5, 3), (0.75, 2.5), (1, 2), (1.5, 1.75)),
+    ),
+    "brightness": Corruption("weather", weather.brightness, _single(0.05, 0.1, 0.15, 0.2, 0.3)),
+    "contrast": Corruption("digital", digital.contrast, _single(0.75, 0.5, 0.4, 0.3, 0.15)),
+    "elastic_transform": Corruption(
+        "digital",
+        digital.elastic_transform,  # strength, smoothness, tilt, as shares of the side
+        ((0, 0, 0.08), (0.05, 0.2, 0.07), (0.08, 0.06, 0.06), (0.1, 0.04, 0.05), (0.1, 0.03, 0.03)),
+    ),
+    "pixelate": Corruption("digital", digital.pixelate, _single(0.95, 0.9, 0.85, 0.75, 0.65)),
+    "jpeg_compression": Corruption(
+        "digital", digital.jpeg_compression, _single(80, 65, 58, 50, 40)
+    ),
+    "pure_contrast": Corruption("pure", affine.pure_contrast, _single(0.75, 0.5, 0.4, 0.3, 0.15)),
+    "pure_brightness": Corruption(
+        "pure", affine.pure_brightness, _single(0.05, 0.1, 0.15, 0.2, 0.3)
+    ),
+    "colour_cast": Corruption("pure", affine.colour_cast, _single(0.1, 0.2, 0.3, 0.4, 0.5)),
+}
+PUBLISHED = tuple(name for name, entry in CORRUPTIONS.items() if entry.kind != "pure")
+EXTRA = ("speckle_noise", "gaussian_blur", "spatter", "saturate")  # in the released files only
+
+
+def corrupt(x_N3SS: Tensor, name: str, severity: int, seed: int, *, first: int = 0) -> Tensor:
+    """Return uint8 (N, 3, S, S) on x's device: the images corrupted, severity 1 to 5.
+
+    An image's corruption depends on (seed, name, severity, index) alone, where x_N3SS[i] has the
+    index first + i: a part of a set, with `first` saying where it begins, gives that part of the
+    whole. The same bytes on every call, and for every split into parts.
+    Raises ValueError for an unknown name or severity, or images that are not uint8 (N, 3, S, S)
+    with S >= 8.
+    """
+    require_corruption(name)
+    require_severity(severity)
+    _check_images(x_N3SS)
+    parts = [
+        _corrupt_chunk(x, name, severity, seed, range(start, start + len(x)))
+        for start, x in _chunks(x_N3SS, first)
+    ]
+    return torch.cat(parts) if parts else x_N3SS.clone()
+
+
+def require_corruption(name: str, released: bool = False) -> None:
+    """Raise ValueError, naming the nearest valid one, if `name` is not a corruption.
+
+    released: whether the files of CIFAR-10-C are there, which hold the EXTRA ones too.
+    """
+    if name in EXTRA and not released:
+        raise ValueError(
+            f"corruptions={name} comes only from the files of CIFAR-10-C, without which it must be"
+            f" one of {', '.join(CORRUPTIONS)}"
+        )
+    valid = (*CORRUPTIONS, *EXTRA) if released else tuple(CORRUPTIONS)
+    if name not in valid:
+        near = get_close_matches(str(name).lower(), valid, n=1, cutoff=0.0)[0]
+        raise ValueError(
+            f"corruptions={name} is unknown; did you mean {near}? Valid: {', '.join(valid)}"
+        )
+
+
+def require_severity(severity: int) -> None:
+    """Raise ValueError if `severity` is not a whole number from 1 to 5."""
+    if not isinstance(severity, int) or isinstance(severity, bool) or severity not in SEVERITIES:
+        raise ValueError(f"severity={severity} must be a whole number from 1 to 5")
+
+
+def _check_images(x_N3SS: Tensor) -> None:
+    shape = tuple(x_N3SS.shape)
+    if x_N3SS.dtype != torch.uint8:
+        raise ValueError(f"images have dtype {x_N3SS.dtype}: they must be uint8, 0 to 255")
+    if len(shape) != 4 or shape[1] != 3 or shape[2] != shape[3] or shape[2] < LEAST_SIDE:
+        raise ValueError(
+            f"images have shape {shape}: they must be (N, 3, S, S) with S >= {LEAST_SIDE}"
+        )
+
+
+def _chunks(x_N3SS: Tensor, first: int) -> Iterator[tuple[int, Tensor]]:
+    size = max(1, _VALUES_AT_ONCE // x_N3SS[:1].numel()) if len(x_N3SS) else 1
+    for start in range(0, len(x_N3SS), size):
+        yield first + start, x_N3SS[start : start + size]
+
+
+def _corrupt_chunk(x_N3SS: Tensor, name: str, severity: int, seed: int, indices: range) -> Tensor:
+    entry = CORRUPTIONS[name]
+    draws = Draws(seed, f"corruption {name}", severity, indices, x_N3SS.device)
+    changed = entry.change(x_N3SS.double() / 255, draws, *entry.parameters[severity - 1])
+    # float64 sums may differ in their last digits with the size of a chunk; without the small
+    # number, a value that lies exactly between two levels would go either way.
+    return (changed * 255 + (0.5 + 1e-6)).floor().clamp(0, 255).byte()

@@ -1,0 +1,297 @@
+"""Test accuracy and loss under other statistics than the running ones that training left behind.
+
+The running statistics, by which a layer normalizes in evaluation mode, give way to those of the
+training images, as training augments them ("population_augmented") or not ("population"), of the
+test batch ("batch"), or to their own mixture with those of the test image itself ("example").
+
+Shapes: N images, C channels, H, W pixels, K classes, M batches of B images each, m of one pass.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gnexp.data.device_images import DeviceImages, augmented, normalize
+from gnexp.data.seeding import generator
+from gnexp.measure.per_example import MOST_COMPANIONS, find_mixing_layer
+from gnexp.measure.precise_bn import (
+    Forward,
+    NoPopulation,
+    dry_pass,
+    input_of,
+    population_statistics,
+    running_layers,
+)
+from gnexp.measure.preserve_state import unchanged
+from gnexp.norms.copying import copied
+from gnexp.training.evaluate import Scores, evaluate, images_of_a_pass
+from gnexp.training.precision import autocast
+from gnexp.training.stack import Stack, refusal
+
+STATISTICS = ("population_augmented", "population", "batch", "example")
+POPULATION = 2048  # training images that stand for all of them
+MOST_BYTES = 2**30  # of activations in the one pass over the population
+_TOGETHER_ON_CPU = 16  # images in a pass of several batches: more would not fit in its caches
+_LIVE = 3  # activations held at once: a layer's input, its output and a residual branch's
+
+
+@torch.no_grad()
+def other_scores(
+    model: nn.Module,
+    images: DeviceImages,
+    batch: int,
+    precision: str = "fp32",
+    *,
+    augment: str,
+    seed: int,
+    plain: Scores | None = None,
+) -> dict[str, Scores | None]:
+    """Score the test images with other statistics in the layers that have running ones.
+
+    "population_augmented": of 2,048 training images (the same ones always; all if fewer), augmented
+    as `augment` says by draws of `seed`, layer by layer, the earlier layers using theirs already;
+    the images are like those that training normalized. "population": of the same images without
+    augmentation. "batch": of the test images in batches of `batch`, the training batch; see
+    `batch_logits`. "example": see `example_statistics`.
+
+    None marks what cannot be said: both "population" ones where `population_statistics` raises
+    NoPopulation, "example" where a layer with running statistics is no stock BatchNorm2d, and all
+    where a layer without running statistics makes an example depend on its training batch. If no
+    layer does, nothing is to be replaced: all are `plain`, the result of `evaluate` at this
+    precision, computed if not given. Leaves no trace in the model. A diverged model has nan losses.
+    Raises ValueError if batch < 1.
+    """
+    _require_batch(batch)
+    if not running_layers(model):
+        some = images.x_test[: 1 + MOST_COMPANIONS]
+        dtype = next(model.parameters()).dtype
+        if find_mixing_layer(model, normalize(some, images.mean, images.std, dtype)) is not None:
+            return dict.fromkeys(STATISTICS)
+        if plain is None:
+            with unchanged(model):
+                plain = evaluate(model, images, precision=precision)
+        return dict.fromkeys(STATISTICS, plain)
+    logits_NK = batch_logits(model, images, batch, precision).float()
+    hits = (logits_NK.argmax(dim=1) == images.y_test).double().mean()
+    loss = F.cross_entropy(logits_NK, images.y_test)
+    population = _population_scores(model, images, precision, "none", seed)
+    same = augment == "none"
+    return {
+        "population_augmented": (
+            population if same else _population_scores(model, images, precision, augment, seed)
+        ),
+        "population": population,
+        "batch": Scores(hits.item(), loss.item(), logits_NK),
+        "example": _example_scores(model, images, batch, precision),
+    }
+
+
+def _require_batch(batch: int) -> None:
+    if batch < 1:
+        raise ValueError(f"batch={batch} must be at least 1")
+
+
+def _from_uint8(model: nn.Module, images: DeviceImages, precision: str) -> Forward:
+    """Return the forward pass from uint8 images to logits, in the model's dtype and `precision`."""
+    dtype = next(model.parameters()).dtype
+
+    def forward(x_NCHW: Tensor) -> Tensor:
+        with autocast(x_NCHW.device, precision):
+            return model(normalize(x_NCHW, images.mean, images.std, dtype))
+
+    return forward
+
+
+def population_chunks(
+    model: nn.Module,
+    images: DeviceImages,
+    precision: str,
+    most: int = POPULATION,
+    *,
+    augment: str = "none",
+    seed: int = 0,
+) -> tuple[Forward, Sequence[Tensor]]:
+    """Return a forward pass from uint8 images, and the images that stand for all training images.
+
+    They are 2,048, the same ones always, or all if fewer; or the first `most` of them. augment:
+    crop and mirror each as training does, by draws of `seed`. In so many chunks that memory is
+    bounded; see `population_statistics`, which takes both.
+    """
+    count = len(images.x_train)
+    index_N = torch.randperm(count, generator=generator(0, "population"))[:POPULATION][:most]
+    x_NCHW = images.x_train[index_N.to(images.x_train.device)]
+    x_NCHW = augmented(x_NCHW, augment, generator(seed, "population augmentation"))
+    forward = _from_uint8(model, images, precision)
+    _, bytes_of_one = dry_pass(model, forward, x_NCHW[:1])
+    fits = _LIVE * bytes_of_one * len(x_NCHW) <= MOST_BYTES
+    at_once = max(1, min(images_of_a_pass(x_NCHW), MOST_BYTES // max(1, _LIVE * bytes_of_one)))
+    return forward, x_NCHW.split(len(x_NCHW) if fits else at_once)
+
+
+def _population_scores(
+    model: nn.Module, images: DeviceImages, precision: str, augment: str, seed: int
+) -> Scores | None:
+    forward, chunks = population_chunks(model, images, precision, augment=augment, seed=seed)
+    try:
+        with population_statistics(model, chunks, forward):
+            return evaluate(model, images, precision=precision)
+    except NoPopulation:
+        return None
+
+
+@torch.no_grad()
+def batch_logits(
+    model: nn.Module,
+    images: DeviceImages,
+    batch: int,
+    precision: str = "fp32",
+    *,
+    together: bool = True,
+) -> Tensor:
+    """Return logits (N, K) of the test images, each normalized with its batch's statistics.
+
+    Batches of `batch` images in the fixed test order, the last one filled up from the start; each
+    image is scored once. Layers with running statistics are in training mode and update nothing,
+    all others in evaluation mode. In the model's dtype. together: pass many batches at once, each
+    with its own statistics, where the model stacks; else one after the other. Leaves no trace in
+    the model. Raises ValueError if batch < 1.
+    """
+    _require_batch(batch)
+    count, batches = len(images.x_test), -(-len(images.x_test) // batch)
+    index_MB = torch.arange(batches * batch).remainder(count).view(batches, batch)
+    index_MB = index_MB.to(images.x_test.device)
+    on_cpu = index_MB.device.type == "cpu"
+    most = _TOGETHER_ON_CPU if on_cpu else images_of_a_pass(images.x_test)
+    parts = []
+    with unchanged(model):
+        several = together and 2 * batch <= most
+        stack = batches_together(model, images.x_test.shape[1:]) if several else None
+        model.eval()
+        layers = list(running_layers(model).values())
+        for layer in layers:
+            layer.train()
+        kept = [(layer, name, b, b.clone()) for layer in layers for name, b in _buffers(layer)]
+        forward = _from_uint8(stack or model, images, precision)
+        for index_mB in index_MB.split(most // batch if stack else 1):
+            order_Bm = index_mB.T  # image n of a pass belongs to batch n % m
+            if stack:
+                stack.net.set_chunks(len(index_mB))
+            logits = forward(images.x_test[order_Bm.flatten()])
+            parts.append(logits.unflatten(0, order_Bm.shape).transpose(0, 1).flatten(0, 1))
+            # A layer may use its running statistics in training mode too, and shall find the same.
+            for layer, name, buffer, value in kept if stack is None else ():
+                layer._buffers[name] = buffer.copy_(value)
+    return torch.cat(parts)[:count]
+
+
+def _buffers(layer: nn.Module) -> list[tuple[str, Tensor]]:
+    return [(name, buffer) for name, buffer in layer._buffers.items() if buffer is not None]
+
+
+class _Alone(nn.Module):
+    """A stack of one model, called as the model is: (N, C, H, W) -> (N, K)."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.net = Stack([model])
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        return self.net(x_NCHW[:, None])[:, 0]
+
+
+def batches_together(model: nn.Module, shape: Sequence[int]) -> _Alone | None:
+    """Return the model as a stack whose passes may hold several batches; None if it takes none."""
+    trial = copied(model)
+    for layer in trial.modules():
+        # A cumulative average would have to follow the batches one by one; here none is wanted.
+        if type(layer) is nn.BatchNorm2d:
+            layer.momentum = 0.0
+    with torch.enable_grad():  # the check compares gradients too
+        refused = refusal([copied(trial).cpu()], shape, chunks=2)
+    if refused:
+        return None
+    alone = _Alone(trial).eval()
+    for layer in alone.modules():
+        # Those of a stack that tell batches apart, which they do in training mode. What a mapped
+        # module holds stays in evaluation mode: having no buffers, it has no running statistics.
+        if hasattr(layer, "chunks"):
+            layer.training = True
+    return alone
+
+
+def _example_scores(
+    model: nn.Module, images: DeviceImages, batch: int, precision: str
+) -> Scores | None:
+    if not all(_is_stock(layer) for layer in running_layers(model).values()):
+        return None
+    with example_statistics(model, batch):
+        return evaluate(model, images, precision=precision)
+
+
+def _is_stock(layer: nn.Module) -> bool:
+    own = "forward" in vars(layer) or type(layer).forward is not nn.BatchNorm2d.forward
+    return isinstance(layer, nn.BatchNorm2d) and not own
+
+
+@contextmanager
+def example_statistics(model: nn.Module, batch: int) -> Iterator[None]:
+    """Within the block each image moves the statistics it is normalized by towards its own.
+
+    In a training batch an image made a = 1 / batch of the statistics; so it does here, the running
+    ones standing for the rest of the batch:
+    mean = a m + (1 - a) running_mean,
+    var = a v + (1 - a) running_var + a (1 - a) (m - running_mean)^2,
+    of the image's own mean m and biased variance v per channel. At batch 1 that is instance norm,
+    what batch norm computed in training; for large batches it is the usual evaluation. In the
+    spirit of EvalNorm, without its learned weights. The model is in evaluation mode; afterwards it
+    is as it was. Raises ValueError if batch < 1, or naming a layer with running statistics that is
+    no stock BatchNorm2d.
+    """
+    _require_batch(batch)
+    layers = running_layers(model)
+    for name, layer in layers.items():
+        if not _is_stock(layer):
+            raise ValueError(
+                f"{name} is a {type(layer).__name__}; only what a stock BatchNorm2d does with its "
+                f"statistics is known"
+            )
+    hooks = []
+    with unchanged(model):
+        model.eval()
+        try:
+            for layer in layers.values():
+                hooks.append(layer.register_forward_hook(_mixer(1 / batch), with_kwargs=True))
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+def _mixer(a: float) -> Callable[..., Tensor]:
+    """Return a forward hook that gives what batch norm gives with the moved statistics."""
+
+    def hook(layer: nn.BatchNorm2d, args: tuple, kwargs: dict, output: Tensor) -> Tensor:
+        x_NCHW = input_of(args, kwargs)
+        # In the dtype of the statistics: under bf16 the input has three digits.
+        var_NC11, mean_NC11 = torch.var_mean(
+            x_NCHW.to(layer.running_mean.dtype), dim=(2, 3), correction=0, keepdim=True
+        )
+        mean, var = mean_NC11, var_NC11
+        if a < 1:  # at 1 not even running statistics of nan count
+            kept_mean, kept_var = (
+                b[:, None, None] for b in (layer.running_mean, layer.running_var)
+            )
+            mean = a * mean + (1 - a) * kept_mean
+            var = a * var + (1 - a) * kept_var + a * (1 - a) * (mean_NC11 - kept_mean).square()
+        scale = (var + layer.eps).rsqrt()
+        if layer.weight is not None:
+            scale = scale * layer.weight[:, None, None]
+        shift = -mean * scale
+        if layer.bias is not None:
+            shift = shift + layer.bias[:, None, None]
+        return torch.addcmul(shift, x_NCHW.to(scale.dtype), scale).to(output.dtype)
+
+    return hook

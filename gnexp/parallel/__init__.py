@@ -1,1 +1,0 @@
-"""The processes that train one run together: how they are started, find each other, and end."""

@@ -1,0 +1,160 @@
+"""The norm passport as files: all rows, a table of verdicts, a page, and figures."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gnexp.analysis.tables.table import Column, Table, to_csv, to_markdown
+from gnexp.report.check.figures import CAPTIONS, draw_passport
+from gnexp.store.files import write_whole
+
+Row = dict[str, Any]
+
+ROW_COLUMNS = ("norm", "claim", "key", "title", "section", "statement", "text", "what")
+ROW_COLUMNS += ("expected", "measured", "value", "lo", "hi", "tolerance", "n", "verdict", "note")
+POINT_COLUMNS = ("norm", "claim", "key", "panel", "series", "x", "y", "lo", "hi")
+
+READING = """\
+A verdict is what a number says, never what a norm is called: a number without chance in it is held
+against the tolerance of its row; one with chance in it *holds* only when its whole 95 % interval
+lies inside the tolerance, *fails* when none of it does, and is *undecided* between. *holds only
+when ...* names the condition under which the sentence is true; *holds vacuously* says that the norm
+has nothing of what the sentence speaks of, as its note tells. Layers are measured in float64 and
+training mode, as black boxes; a network's claim says what it was measured on."""
+
+
+@dataclass
+class Passport:
+    """What a check found.
+
+    rows, points: dicts, see ROW_COLUMNS and POINT_COLUMNS, by norm, then claim. claims: (number,
+    key, title). main: (claim's key, statement) of the rows in the summary. trouble: (norm, why) ->
+    numbers of the claims that could not be measured. traces: of what was raised, for errors.txt.
+    """
+
+    norms: list[str]
+    claims: list[tuple[int, str, str]]
+    main: set[tuple[str, str]] = field(default_factory=set)
+    rows: list[Row] = field(default_factory=list)
+    points: list[Row] = field(default_factory=list)
+    trouble: dict[tuple[str, str], list[int]] = field(default_factory=dict)
+    traces: list[str] = field(default_factory=list)
+
+    def trouble_lines(self) -> list[str]:
+        """Return one sentence for each thing that kept claims from being measured."""
+        lines = []
+        for (_, why), numbers in self.trouble.items():
+            named = f"claim{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))}"
+            lines.append(f"not measured, {named}: {why}")
+        return lines
+
+
+def write_passport(folder: Path, passport: Passport, made: Mapping[str, Any]) -> None:
+    """Write check.csv, points.csv, summary.md, check.md and the figures; made: provenance."""
+    rows = Table("check", "", "", ROW_COLUMNS, [], passport.rows)
+    points = Table("points", "", "", POINT_COLUMNS, [], passport.points)
+    write_whole(folder / "check.csv", to_csv(rows))
+    write_whole(folder / "points.csv", to_csv(points))
+    write_whole(folder / "summary.md", to_markdown(verdict_table(passport, main=True)))
+    for old in folder.glob("claim*.*"):
+        old.unlink()
+    figures = draw_passport(folder, passport.norms, passport.claims, passport.points)
+    write_whole(folder / "check.md", page(passport, figures, made))
+
+
+def verdict_table(passport: Passport, main: bool = False) -> Table:
+    """Return the table of verdicts: a row per statement or main statement, a column per norm."""
+    rows: list[Row] = []
+    for (number, _), its_rows in _by_statement(passport.rows).items():
+        first = its_rows[0]
+        if main and (first["key"], first["statement"]) not in passport.main:
+            continue
+        begins = not rows or rows[-1]["claim"] != number
+        verdicts = {row["norm"]: row["verdict"] for row in its_rows}
+        head = {"claim": number, "title": f"{number}. {first['title']}" if begins else ""}
+        rows.append({**head, "text": first["text"], **verdicts})
+    shown = [
+        Column("Claim", lambda row: row["title"], False),
+        Column("In a sentence", lambda row: row["text"], False),
+        *(Column(n, lambda row, n=n: row.get(n, "not measured"), False) for n in passport.norms),
+    ]
+    title = "What the article claims, what was measured"
+    return Table("verdicts", title, "", ["claim", "text", *passport.norms], shown, rows)
+
+
+def _by_statement(rows: list[Row]) -> dict[tuple[int, str], list[Row]]:
+    """Return the measured rows of each statement, claim by claim in their first order."""
+    found: dict[tuple[int, str], list[Row]] = {}
+    for row in rows:
+        if row.get("statement"):
+            found.setdefault((row["claim"], row["statement"]), []).append(row)
+    numbers = sorted({claim for claim, _ in found})
+    return {key: found[key] for number in numbers for key in found if key[0] == number}
+
+
+def page(passport: Passport, figures: Mapping[str, Path], made: Mapping[str, Any]) -> str:
+    """Return check.md."""
+    parts = [
+        f"# Norm passport: {', '.join(passport.norms)}",
+        _facts(made),
+        READING,
+        *passport.trouble_lines(),
+        to_markdown(verdict_table(passport)),
+    ]
+    for number, key, title in passport.claims:
+        rows = [row for row in passport.rows if row["claim"] == number]
+        parts.append(_claim_part(number, title, rows))
+        if key in figures:
+            picture = f"![{title}]({figures[key].with_suffix('.png').name})"
+            parts.append(f"{picture}\n\n{CAPTIONS[key]}")
+    return "\n\n".join(part.rstrip() for part in parts if part) + "\n"
+
+
+def _facts(made: Mapping[str, Any]) -> str:
+    changed = ", with changes" if made.get("dirty") else ""
+    commit = f" ({str(made['commit'])[:10]}{changed})" if made.get("commit") else ""
+    return (
+        f"`{made['command']}`\n\ngnexp {made['gnexp']}{commit}, Python {made['python']}, PyTorch"
+        f" {made['torch']}, {made['device']}."
+    )
+
+
+def _claim_part(number: int, title: str, rows: list[Row]) -> str:
+    """Return the section of one claim: a table per statement, a row per norm."""
+    parts = [f"## {number}. {title}"]
+    if rows:
+        parts[0] += f" [{rows[0]['section']}]"
+    for its_rows in _by_statement(rows).values():
+        first = its_rows[0]
+        shown = [
+            Column("Norm", lambda row: row["norm"], False),
+            Column("Expected", lambda row: row["expected"], False),
+            Column("Measured", lambda row: row["measured"], False),
+            Column("Verdict", lambda row: row["verdict"], False),
+        ]
+        tolerances = list(dict.fromkeys(row["tolerance"] for row in its_rows if row["tolerance"]))
+        whats = list(dict.fromkeys(row["what"] for row in its_rows))
+        caption = f"{_sentence('; or '.join(whats))}"
+        if tolerances:
+            caption += f" Tolerance: {'; or '.join(tolerances)}."
+        table = to_markdown(Table("", first["text"], caption, (), shown, its_rows))
+        parts.append("#" + table.rstrip())
+        parts += [_note(note, norms) for note, norms in _notes(its_rows).items()]
+    return "\n\n".join(parts)
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
+
+
+def _notes(rows: list[Row]) -> dict[str, list[str]]:
+    notes: dict[str, list[str]] = {}
+    for row in rows:
+        if row["note"]:
+            notes.setdefault(row["note"], []).append(row["norm"])
+    return notes
+
+
+def _note(note: str, norms: list[str]) -> str:
+    return f"*{', '.join(norms)}*: {_sentence(note)}"

@@ -1,0 +1,4 @@
+"""The figures of a report.
+
+It imports what `gnexp.report` may import. Colours, markers and file formats are in `style`.
+"""

@@ -1,0 +1,215 @@
+"""The answer of a study in a few sentences, made from its simultaneous intervals alone.
+
+Over each stretch of batch sizes one of three forms: "use X" where X has the highest mean and is
+decidedly better than every other norm; "use X, Y or Z, not W" where Y and Z are statistically tied
+with X and W is decidedly worse; else "the data do not decide", and what would. Where no norm is
+above chance, that. Beside it: what is missing, how was trained, and what the intervals hold.
+"""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gnexp.analysis.cells import Series
+from gnexp.analysis.comparisons import Setting, Versus, between, flatness_rows, settings
+from gnexp.analysis.eval_split import judged_on, worded
+from gnexp.analysis.inference import ALPHA, TOO_FEW
+from gnexp.analysis.leaders import MARGIN, NOT_TESTED, Place, places
+from gnexp.analysis.lr_search import tuned_cells
+from gnexp.analysis.samples import BOUND
+from gnexp.report.text import phrases as words
+from gnexp.report.text.answer_sentences import lead_sentences
+from gnexp.report.text.gaps import gaps
+from gnexp.report.text.training_length import training, update_rule
+from gnexp.store.run import Study
+
+SEEDS = 5  # as many as a first study should have
+MOST_SETTINGS = 3  # that are answered one by one
+
+
+def answer(
+    lines: Sequence[Series], reference_batch: int, margin: float = MARGIN, tuned: bool = False
+) -> list[str]:
+    """Return the sentences: which norm to use at which batch size, or why nobody can say.
+
+    One answer for each setting (model, data set, update rule), those with most cells first.
+    margin: the accuracy, 0..1, beyond which a lead counts. tuned: whether learning rates were
+    tuned where a cell's key does not say.
+    """
+    lines = [line for line in lines if line.cells]
+    if not lines:
+        return ["No seed is finished yet."]
+    found = settings(lines)
+    order = sorted(found, key=lambda one: -sum(len(line.cells) for line in one.lines))
+    told = [_of_setting(one, lines, reference_batch, margin) for one in order]
+    shown = told[:MOST_SETTINGS]
+    trained = training([one.lines for one in order[:MOST_SETTINGS]], tuned)
+    for setting, one, sentence in zip(order, shown, trained):
+        if _any_complete(setting):
+            one.beside.extend([*sentence, *update_rule(setting.lines)])
+    if len(found) == 1:
+        (one,) = shown
+        return [*one.leads, *one.beside, *_method(shown, margin)]
+    shared = [text for text in shown[0].beside if all(text in one.beside for one in shown)]
+    sentences = []
+    for setting, one in zip(order, shown):
+        name = words.capital(words.setting(setting, found))
+        own = [*one.leads, *(text for text in one.beside if text not in shared)]
+        sentences += [f"{name}: {words.lowered(text)}" for text in own]
+    rest = len(told) - len(shown)
+    more = [f"{rest} more setting{'s are' if rest > 1 else ' is'} in the tables."] * bool(rest)
+    return [*sentences, *more, *shared, *_method(shown, margin)]
+
+
+def study_answer(
+    study: Study, lines: Sequence[Series], reference_batch: int, margin: float = MARGIN
+) -> list[str]:
+    """Return the answer of a study's series; of images held out where those are judged on."""
+    tuned = bool(tuned_cells(study))
+    on = judged_on(study)
+    return [worded(text, on) for text in answer(lines, reference_batch, margin, tuned)]
+
+
+@dataclass(frozen=True)
+class _Told:
+    """A setting's sentences: who leads, and what stands beside it; tested: its comparisons."""
+
+    leads: list[str]
+    beside: list[str]
+    tested: list[Versus]
+    with_bn: int
+    others: int
+
+
+def _of_setting(
+    setting: Setting, lines: Sequence[Series], reference_batch: int, margin: float
+) -> _Told:
+    names = words.names(setting)
+    found = places(setting, margin)
+    if not any(cell.scored for line in setting.lines for cell in line.cells):
+        return _Told(["No seed is finished yet."], [], [], 0, 0)
+    if not _any_complete(setting):
+        return _Told([_diverged(setting)], [], [], 0, 0)
+    if len(setting.lines) == 1:
+        return _Told(_alone(setting, names[0], lines, reference_batch), [], [], 0, 0)
+    if not found:
+        return _Told([_nothing_in_common(setting, names)], [], [], 0, 0)
+    compared = [place for place in found if place.kind != NOT_TESTED]
+    beside = gaps(setting, found if compared else [], names)
+    if not compared:
+        return _Told(_untested(found, setting, names), beside, [], 0, 0)
+    tested = {
+        (place.batch, min(i, j), max(i, j)): one
+        for place in found
+        for (i, j), one in place.over.items()
+    }
+    bn = _number(setting)
+    with_bn = sum(bn in (i, j) for _, i, j in tested)
+    leads = lead_sentences(compared, names, bn)
+    return _Told(leads, beside, [*tested.values()], with_bn, len(tested) - with_bn)
+
+
+def _any_complete(setting: Setting) -> bool:
+    return any(cell.of("complete") for line in setting.lines for cell in line.cells)
+
+
+def _number(setting: Setting) -> int | None:
+    return next((i for i, line in enumerate(setting.lines) if line is setting.bn), None)
+
+
+def _diverged(setting: Setting) -> str:
+    batches = sorted({cell.key["batch"] for line in setting.lines for cell in line.cells})
+    who = "every norm" if len(setting.lines) > 1 else words.names(setting)[0]
+    return (
+        f"Every seed of {who} diverged at batch {words.spelled(batches)}, so there is no accuracy "
+        "to compare; a smaller lr is the first thing to try."
+    )
+
+
+def _untested(found: Sequence[Place], setting: Setting, names: Sequence[str]) -> list[str]:
+    """Say why nothing has a p: one seed each, or no spread."""
+    place = found[0]
+    first, *others = sorted(place.cells, key=lambda i: (-place.mean(i), i))
+    bn = _number(setting)
+    rival = bn if bn in others else others[0]
+    one = between(place.cells[first], place.cells[rival], setting.samples)
+    lead = (
+        f"{names[first]} has the highest mean, {words.points(one.difference)} above {names[rival]} "
+        f"at batch {place.batch} ({words.seeds(one.n_a, one.n_b)})"
+    )
+    if one.why == TOO_FEW:
+        return [
+            f"One seed decides nothing: {lead}, and nothing says how far another seed would move "
+            "it.",
+            f"Train seeds={SEEDS} of each, which adds the missing ones.",
+        ]
+    return [
+        f"The data do not decide: {lead}, but all seeds agree exactly, which tells nothing of "
+        "their spread.",
+        "Train more seeds of each.",
+    ]
+
+
+def _nothing_in_common(setting: Setting, names: Sequence[str]) -> str:
+    """Say that no two norms were trained at one batch size."""
+    told = [
+        f"{name} at batch {words.spelled([cell.key['batch'] for cell in line.cells])}"
+        for name, line in zip(names, setting.lines)
+    ]
+    first = words.spelled([cell.key["batch"] for cell in setting.lines[0].cells])
+    return (
+        f"Nothing can be compared: {words.some(told)} have no batch size in common; train all of "
+        f"them at batch {first}."
+    )
+
+
+def _alone(setting: Setting, name: str, lines: Sequence[Series], reference_batch: int) -> list[str]:
+    """Say that one norm is alone, and what its smallest batch costs."""
+    (line,) = setting.lines
+    which = "other norms" if line.norm == "bn" else "norm=bn"
+    batches = words.spelled([cell.key["batch"] for cell in line.cells])
+    told = [f"Only {name} was trained; train {which} at batch {batches} to compare."]
+    for row in flatness_rows(lines, reference_batch):
+        here = all(row.get(key) == value for key, value in line.cells[0].key.items())
+        if here and row["p_holm"] == row["p_holm"]:
+            return [*told, _lost(row)]
+    return told
+
+
+def _lost(row: dict[str, Any]) -> str:
+    verb = "does not clearly move"
+    if row["p_holm"] <= ALPHA:
+        verb = "loses accuracy" if row["difference"] < 0 else "gains accuracy"
+    bounds = words.bounds(row["lo_simultaneous"], row["hi_simultaneous"])
+    family = f"simultaneous over {row['family']} comparisons (Holm)"
+    return (
+        f"From batch {row['reference_batch']} to {row['batch']} it {verb}: "
+        f"{100 * row['difference']:+.1f} points (95 % interval {bounds}, "
+        f"{words.seeds(row['n'], row['n_reference'])}), "
+        f"{family if row['family'] > 1 else 'the only comparison'}."
+    )
+
+
+def _method(told: Sequence[_Told], margin: float) -> list[str]:
+    """Return in a list the sentence on what the intervals hold; empty if nothing was tested."""
+    tested = [one.difference for each in told for one in each.tested]
+    if not tested:
+        return []
+    over = " within each setting"
+    if len(told) == 1:
+        n, m = told[0].with_bn, told[0].others
+        said = [f"{n} comparison{'s' * (n != 1)} with BN"] * bool(n)
+        said += [f"{m} between {'other ' * bool(n)}norms"] * bool(m)
+        over = f" over {' and '.join(said)}"
+    seeds = statistics.median(one.se_seeds for one in tested)
+    sources = f"a typical standard error is {100 * seeds:.2f} points from seeds"
+    known = [one for one in tested if one.images]
+    if known:
+        images = statistics.median(one.se_images for one in known)
+        bound = " (an upper bound)" * any(one.images == BOUND for one in known)
+        sources += f" and {100 * images:.2f} from test images{bound}"
+    return [
+        f"Intervals are simultaneous{over} (Holm); {sources}; a lead counts beyond "
+        f"{words.margin(margin)}."
+    ]

@@ -1,0 +1,176 @@
+"""The words of the answer: names of norms and settings, lists, differences with n."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from gnexp.analysis import statistics
+from gnexp.analysis.cells import NORM_LABELS, Cell, Series, chosen, telling
+from gnexp.analysis.comparisons import Setting, Versus
+from gnexp.analysis.inference import ALPHA, seeds_to_decide
+
+MOST_BATCHES = 4  # that are spelled out
+SCATTERS = 2.0  # times the other's standard deviation over seeds
+
+
+def names(setting: Setting) -> list[str]:
+    """Return the setting's norms as a person would call them: 'BN', 'GN with 8 groups'."""
+    keys = [line.key for line in setting.lines]
+    return ["BN" if line is setting.bn else name(line, keys) for line in setting.lines]
+
+
+def name(line: Series, keys: Sequence[Mapping[str, Any]]) -> str:
+    """Return 'GN with 8 groups', and what else tells the series from those with these keys."""
+    plain = NORM_LABELS.get(line.norm, line.norm)
+    groups, width = line.key.get("groups"), line.key.get("channels_per_group")
+    if line.norm == "none":  # "no norm leads BN" would say something else
+        plain = "none (no normalization)"
+    elif width is not None:
+        plain = f"{plain} with {width} channels per group"
+    elif groups is not None:
+        plain = f"{plain} with {groups} group{'s' * (groups != 1)}"
+    return plain + _more(line, keys)
+
+
+def _more(line: Series, keys: Sequence[Mapping[str, Any]]) -> str:
+    told = [
+        chosen(column, line.key[column], [key.get(column) for key in keys])
+        for column in telling(line.key, keys)
+        if column != "tuned" and line.key[column] != "tuned"  # told of all of them together
+    ]
+    return f" ({', '.join(told)})" if told else ""
+
+
+def setting(one: Setting, among: Sequence[Setting]) -> str:
+    """Return what tells a setting from the others: 'with model=resnet8', 'trained from scratch'."""
+    told, start = [], ""
+    for key in dict.fromkeys(key for other in among for key in other.key):
+        values = [other.key.get(key) for other in among]
+        if len(set(map(repr, values))) < 2 or (key == "lr" and key not in one.key):
+            continue
+        text = chosen(key, one.key.get(key), values)
+        if key == "init_from":
+            start = f"trained {text}"
+        else:
+            told.append(text)
+    with_all = f"with {spelled(told)}" if told else ""
+    if not (start or with_all):
+        return "with the rates that were tuned"
+    return " ".join(filter(None, (start, with_all)))
+
+
+def spelled(items: Sequence[object], last: str = "and") -> str:
+    """Return '1, 2 and 4'."""
+    texts = [str(item) for item in items]
+    return f" {last} ".join([", ".join(texts[:-1]), texts[-1]] if len(texts) > 1 else texts)
+
+
+def some(items: Sequence[str], most: int = 3, last: str = "and") -> str:
+    """Return '1, 2 and 4', of more than `most` the first of them 'and 9 more'; all but one: all."""
+    more = len(items) - most
+    return spelled(items if more <= 1 else [*items[:most], f"{more} more"], last)
+
+
+def either(items: Sequence[str], most: int = 3, among_them: str = "") -> str:
+    """Return 'LN, IN or 2 more'; 'LN, IN or 2 more, BN among them' where that one is not named."""
+    told = some(items, most, "or")
+    hidden = len(items) > most + 1 and among_them in items[most:]
+    return f"{told}, {among_them} among them" if hidden else told
+
+
+def where(batches: Iterable[int], all_batches: Sequence[int]) -> str:
+    """Return 'At every batch size (1 and 2)', 'Up to batch 4', 'From batch 8 up', ..."""
+    batches = sorted(batches)
+    if len(batches) == len(all_batches) > 1:
+        told = spelled(all_batches)
+        if len(all_batches) > MOST_BATCHES:
+            told = f"{all_batches[0]} to {all_batches[-1]}"
+        return f"At every batch size ({told})"
+    n = len(batches)
+    if n > 1 and batches == list(all_batches[:n]):
+        return f"Up to batch {batches[-1]}"
+    if n > 1 and batches == list(all_batches[-n:]):
+        return f"From batch {batches[0]} up"
+    return f"At batch {spelled(batches)}"
+
+
+def interval(one: Versus, first: str, second: str) -> str:
+    """Return '(95 % interval 10.9 to 13.7, n = 5 each)', and which of the two diverged."""
+    a, b = one.difference.n_a, one.difference.n_b
+    lost = [
+        f"; {who} diverged in {len(cell.of('diverged'))} of {len(cell.scored)}, counted at chance"
+        for who, cell in ((first, one.cell), (second, one.other))
+        if cell.of("diverged")
+    ]
+    known = f"95 % interval {bounds(one.adjusted.lo, one.adjusted.hi)}, "
+    known *= one.adjusted.lo == one.adjusted.lo
+    return f"({known}{seeds(a, b)}{''.join(lost)})"
+
+
+def seeds(a: int, b: int) -> str:
+    """Return 'n = 5 each', or 'n = 5 and 3'."""
+    return f"n = {a} each" if a == b else f"n = {a} and {b}"
+
+
+def points(difference: float) -> str:
+    """Return '12.3 points' of a difference 0..1."""
+    return f"{100 * difference if abs(difference) >= 5e-4 else 0.0:.1f} points"
+
+
+def margin(value: float) -> str:
+    """Return '0.5 points' of a margin 0..1."""
+    return f"{100 * value:g} points"
+
+
+def bounds(lo: float, hi: float) -> str:
+    """Return '10.9 to 13.7', in points; 'above 0 to 5.2' where the end at 0 is Holm's decision."""
+    below, above = ("0.0" if abs(end) < 5e-4 else f"{100 * end:.1f}" for end in (lo, hi))
+    return f"{'above 0' if lo == 0 else below} to {'below 0' if hi == 0 else above}"
+
+
+def would_decide(one: Versus) -> str:
+    """Return how many seeds, or what else, would decide a difference of this size."""
+    family = one.adjusted.family
+    lo, hi = seeds_to_decide(one.difference, family)
+    if lo != lo:
+        return "more seeds would tell"
+    if math.isinf(lo):
+        least = statistics.t_quantile(1 - ALPHA / (2 * family), 1e9) * one.difference.se_images
+        if abs(one.difference.difference) <= least:
+            images = min(one.cell.test_images, one.other.test_images)
+            return f"{images:,} test images are too few to decide it"
+        return "more than 30 seeds each would be needed"
+    if math.isinf(hi):
+        return f"{lo} to more than 30 seeds each would decide it"
+    return f"{lo if lo == hi else f'{lo} to {hi}'} seeds each would decide it"
+
+
+def scatters(one: Versus, first: str, second: str) -> str:
+    """Return which of the two scatters more from seed to seed, "" if both about alike."""
+    a, b = (statistics.t_interval(cell.scored).sd for cell in (one.cell, one.other))
+    if a != a or b != b or max(a, b) < SCATTERS * min(a, b):
+        return ""
+    return second if b > a else first
+
+
+def percents(values: Iterable[float]) -> str:
+    """Return '20 to 95 %' of values 0..1, '90 %' where they are alike."""
+    lo, hi = (f"{100 * value:.0f}" for value in (min(values), max(values)))
+    return f"{lo} %" if lo == hi else f"{lo} to {hi} %"
+
+
+def chance(cell: Cell) -> str:
+    """Return '10 %': the accuracy of guessing."""
+    return f"{100 / cell.classes:.3g} %"
+
+
+def capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def lowered(text: str) -> str:
+    """Return a sentence as it goes on after a colon; a norm's name keeps its capitals."""
+    return text[0].lower() + text[1:] if text.startswith(_STARTS) else text
+
+
+_STARTS = ("At ", "From ", "Up ", "One ", "Every ", "Each ", "Only ", "Nothing ", "Train")

@@ -1,0 +1,257 @@
+"""From a config to its norm layers and its network, of gnexp's table, a library's or the user's."""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from gnexp.config.schema import CUSTOM, ConvertConfig, ModelConfig, TrainConfig, is_foreign
+from gnexp.data.seeding import derived_seed, generator
+from gnexp.models.conversion.find_norms import Found
+from gnexp.models.external import build_foreign, constructor, examine, with_norms
+from gnexp.models.initialization import start
+from gnexp.models.resnet import build_model
+from gnexp.norms.layers import momentum_of_batch
+from gnexp.norms.registry import NORMS, build_norm, group_count
+from gnexp.norms.smoke_test import pooled_axes, try_norm
+from gnexp.norms.statistic_size import Undefined
+from gnexp.norms.user_code import code_digests, import_target, own_factory, said_norm
+from gnexp.runner.build.data import images_of, recipe
+
+MOST_TRIED = 64  # examples by which the user's own norm shows what it pools over
+
+
+def norm_factory(config: TrainConfig, trains: bool = False) -> Callable[[int], nn.Module]:
+    """Return the callable that a model calls with a number of channels to get a norm layer.
+
+    trains: whether the layers are for the training of the config, and may follow its length.
+    """
+    options = {k: v for k, v in config.norm.items() if k not in ("name", "_target_")}
+    name = config.norm["name"]
+    if name == CUSTOM:
+        return own_factory(config.norm["_target_"], options)
+    if options.pop("momentum_rule", "batches") == "examples":
+        averaged = min(config.batch, options.get("ghost_batch", config.batch))
+        # Running statistics move by the mean over all devices.
+        options["momentum"] = momentum_of_batch(options["momentum"], averaged * config.devices)
+    if trains and "total_examples" in NORMS[name].options:
+        options.setdefault("total_examples", _examples_of_a_device(config))
+    if config.groups is None and config.channels_per_group is None:
+        return lambda channels: build_norm(name, channels, **options)
+    return lambda channels: build_norm(
+        name, channels, num_groups=_groups(config, channels), **options
+    )
+
+
+def _examples_of_a_device(config: TrainConfig) -> int:
+    """Return how many training images a norm layer of one device sees in all of the training."""
+    images = len(images_of(config.data).x_train)
+    return max(1, recipe(config).examples_seen(config.epochs, images) // config.devices)
+
+
+def _groups(config: TrainConfig, channels: int) -> int:
+    return group_count(channels, config.groups, config.channels_per_group, config.groups_fallback)
+
+
+def try_own_norm(config: TrainConfig) -> None:
+    """Pass a few values through the user's own norm and back, at each width that the model has.
+
+    Raises ValueError with what it does that no norm may do; see `try_norm`. That is Undefined where
+    it does so with one example and not with two.
+    """
+    if config.norm["name"] != CUSTOM:
+        return
+    build = norm_factory(config)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        for channels in dict.fromkeys(norm_sites(config).values()):
+            if trouble := _trouble(build(channels), channels, min(config.batch, 2)):
+                alone = config.batch == 1 and not _trouble(build(channels), channels, 2)
+                kind = Undefined if alone else ValueError
+                raise kind(f"{said_norm(config.norm['_target_'])} {trouble}")
+
+
+def _trouble(layer: nn.Module, channels: int, examples: int) -> str:
+    try:
+        try_norm(layer, channels, examples)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+class _Site(nn.Module):
+    """Stands where a norm layer will be, to learn its name and channels."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+
+
+def norm_sites(config: TrainConfig) -> dict[str, int]:
+    """Return the number of channels at every norm layer of the model, by layer name."""
+    if is_foreign(config.model):
+        return {site.name: site.channels for site in _foreign_norms(config).sites}
+    with torch.device("meta"):
+        model = build_model(config.model.name, _Site, 2, config.model.width)
+    return {n: m.channels for n, m in model.named_modules() if isinstance(m, _Site)}
+
+
+def groups_per_layer(config: TrainConfig) -> dict[str, int]:
+    """Return the number of groups of every layer under group norm, {} under any other.
+
+    Raises ValueError naming the first layer whose channels the groups do not divide.
+    """
+    if config.groups is None and config.channels_per_group is None:
+        return {}
+    counts = {}
+    for layer, channels in norm_sites(config).items():
+        try:
+            counts[layer] = _groups(config, channels)
+        except ValueError as error:
+            raise ValueError(f"layer {layer}: {error}") from None
+    return counts
+
+
+def pools(config: TrainConfig) -> str | None:
+    """Return the axes, letters of "nchw", over which some layer of the network has a statistic.
+
+    Of the norm: by the table, or by trial at each width where it is the user's own; of the layers
+    that a foreign model keeps: by their kind, or by trial. None where the trial raised.
+    """
+    entry = NORMS.get(config.norm["name"])
+    found = {*(entry.pools if entry else "")}
+    if is_foreign(config.model):
+        kept = _foreign_norms(config).pools
+        if kept is None:
+            return None
+        found |= {*kept}
+    if entry is None:
+        build, examples = norm_factory(config), min(max(config.batch, 2), MOST_TRIED)
+        try:
+            with torch.random.fork_rng(devices=[]):
+                for channels in dict.fromkeys(norm_sites(config).values()):
+                    found |= {*pooled_axes(build(channels), channels, examples)}
+        except Exception:  # whatever the user's code does with a batch that was not asked for
+            return None
+    return "".join(axis for axis in "nchw" if axis in found)
+
+
+def network_start(config: TrainConfig) -> dict[str, Any]:
+    """Return the keywords of `start`: what the config asks of a new network, or its norm does.
+
+    Raises ValueError for standardized filters without a layer that standardizes what they give.
+    """
+    entry = NORMS.get(config.norm["name"])
+    by_norm = entry.initialization if entry else "he"
+    if config.weight_standardization and entry and not entry.pools:
+        raise ValueError(
+            f"weight_standardization=true needs a norm that standardizes, which"
+            f" norm={config.norm['name']} does not: each layer would multiply the variance by its"
+            " fan-in; use norm=gn or norm=bn"
+        )
+    standardized = config.weight_standardization or bool(entry and entry.weight_standardization)
+    return {
+        "initialization": config.initialization if by_norm == "he" else by_norm,
+        "weight_standardization": standardized,
+        "zero_gamma": config.zero_gamma,
+    }
+
+
+def _new_foreign(model: ModelConfig, num_classes: int, shape: tuple[int, ...]) -> nn.Module:
+    """Return a library's or the user's model as its constructor builds it for (C, H, W)."""
+    if model._target_ is not None:
+        construct = import_target(model._target_, "model._target_")
+    else:
+        construct = constructor(model.library, model.name)
+    own = model._target_ is not None
+    options = model.options or {}
+    return build_foreign(construct, num_classes, options, _said(model), shape, always=not own)
+
+
+def _said(model: ModelConfig) -> str:
+    """Return what was typed to choose a foreign model."""
+    if model._target_ is not None:
+        return f"model._target_={model._target_}"
+    return f"model={model.library} model.name={model.name}"
+
+
+def _foreign_norms(config: TrainConfig) -> Found:
+    """Return the norm layers of a foreign model at the size of the images; looked at once."""
+    images = images_of(config.data)
+    shape, classes = tuple(images.x_train.shape[1:]), len(images.classes)
+    asked = [dataclasses.asdict(config.model), dataclasses.asdict(config.convert)]
+    code = code_digests(config).get("model")
+    return _examined(json.dumps(asked, sort_keys=True), code, shape, classes)
+
+
+@functools.lru_cache(maxsize=8)
+def _examined(asked: str, code: str | None, shape: tuple[int, ...], num_classes: int) -> Found:
+    """Examine a model that is built from the code of a digest."""
+    typed, chosen = json.loads(asked)
+    model, convert = ModelConfig(**typed), ConvertConfig(**chosen)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        built = _new_foreign(model, num_classes, shape)
+    leave = convert.leave or ()
+    return examine(built, shape, num_classes, _said(model), only=convert.only, leave=leave)
+
+
+def _foreign_model(
+    config: TrainConfig, num_classes: int, weight_standardization: bool
+) -> tuple[nn.Module, list[str]]:
+    """Return a foreign model with the config's norm, and one line for each layer it had."""
+    found = _foreign_norms(config)
+    shape = tuple(images_of(config.data).x_train.shape[1:])
+    model = _new_foreign(config.model, num_classes, shape)
+    try:
+        return with_norms(
+            model,
+            found,
+            norm_factory(config, trains=True),
+            shape,
+            weight_standardization=weight_standardization,
+        )
+    except Undefined:
+        raise
+    except ValueError as error:
+        raise ValueError(f"{_said(config.model)}: {error}") from error
+
+
+def conversion_report(config: TrainConfig) -> list[str]:
+    """Return what became of every norm layer of a foreign model, [] for a model of the table.
+
+    And [] where the norm is not defined at the batch and image size.
+    """
+    if not is_foreign(config.model):
+        return []
+    with torch.random.fork_rng(devices=[]):
+        standardized = network_start(config)["weight_standardization"]
+        classes = len(images_of(config.data).classes)
+        try:
+            return _foreign_model(config, classes, standardized)[1]
+        except Undefined:
+            return []
+
+
+def seeded_model(config: TrainConfig, num_classes: int, seed: int) -> nn.Module:
+    """Return the model of one seed on the CPU; the global random state is left as it was."""
+    asked = network_start(config)
+    with torch.random.fork_rng(devices=[]):
+        # A user's own norm may draw from the global generator when it is built.
+        torch.default_generator.manual_seed(derived_seed(seed, "build"))
+        if is_foreign(config.model):  # its convolutions are not all followed by a norm
+            standardized = asked.pop("weight_standardization")
+            model, _ = _foreign_model(config, num_classes, standardized)
+        else:
+            model = build_model(
+                config.model.name,
+                norm_factory(config, trains=True),
+                num_classes,
+                config.model.width,
+            )
+    start(model, generator(seed, "initialization"), norms=norm_sites(config), **asked)
+    return model

@@ -1,0 +1,266 @@
+"""A step of trainings from claims on them to what became of each: complete, failed, busy."""
+
+import contextlib
+import dataclasses
+import re
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from gnexp.config.schema import as_dict, run_name
+from gnexp.norms import user_code
+from gnexp.runner.build import data
+from gnexp.runner.checkpoint import State, load_states
+from gnexp.runner.planned_run import PlannedRun
+from gnexp.runner.provenance import now, provenance
+from gnexp.runner.schedule import Replica, Step, step_of
+from gnexp.runner.trainer import Emit, Trainings, place_of, result_head
+from gnexp.store.disk import disk_failure
+from gnexp.store.files import Damaged
+from gnexp.store.locks import TakenOver, holder, require_claims
+from gnexp.store.run import Run
+
+Outcomes = dict[tuple[str, int], dict[str, Any]]  # of (run, seed): its "status", "why", ...
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a worker process needs to know: trainings that share a step, and their call."""
+
+    step: Step
+    command: str
+    started: str
+    frugal: bool = False
+
+
+def run_task(task: Task, emit: Emit) -> Outcomes:
+    """Train what the step holds and return what became of each.
+
+    An exception is recorded with its reason and a traceback in the folder. Where several share the
+    step, its halves are tried first: so one that fails, or too little memory for all, harms none
+    of the others. A disk that fails ends them all, to go on in the same company. Two processes
+    never train the same seed of a run: the second leaves it alone, and says that it is "busy".
+    """
+    outcomes: Outcomes = {}
+    claimed: set[str] = set()
+    with contextlib.ExitStack() as held, _threads(task.step.company.threads):
+        for replica in task.step.replicas:
+            key = replica.run, replica.seed
+            if any(outcome["status"] == "busy" for outcome in outcomes.values()):
+                # Whoever has one of them trains the others too, and may not have come to them yet.
+                outcomes[key] = {"status": "busy", "why": "another process is at work on its step"}
+                continue
+            try:
+                run = Run.create(replica.folder)
+                if held.enter_context(run.lock(replica.seed)):
+                    claimed.add(replica.name)
+                else:
+                    who = holder(run.lock_file(replica.seed)) or "another process"
+                    why = f"{who} is at work on this run (seed {replica.seed})"
+                    outcomes[key] = {"status": "busy", "why": why}
+            except OSError as error:  # a full disk, a folder that is gone
+                why = disk_failure(error, replica.folder.parent) or str(error)
+                outcomes[key] = {"status": "failed", "why": why, "again": True, "disk": True}
+        free = task.step.part(lambda replica: replica.name in claimed)
+        if free:
+            try:
+                outcomes |= _guarded(dataclasses.replace(task, step=free), emit)
+            except TakenOver as error:
+                emit({"kind": "note", "text": f"{_names(free.replicas)}: {error}"})
+                busy = {"status": "busy", "why": str(error)}
+                outcomes |= {(r.run, r.seed): busy for r in free.replicas}
+    return outcomes
+
+
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Train with as many threads as were planned, which decides the last digits on a CPU."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _guarded(task: Task, emit: Emit) -> Outcomes:
+    """Train what is unfinished of the step; on an exception its halves, at last one by one.
+
+    Raises TakenOver when another process has one of its trainings.
+    """
+    try:
+        todo = task.step.part(lambda r: r.seed not in Run(r.folder).finished_seeds())
+        if todo:
+            task_todo = dataclasses.replace(task, step=todo)
+            _prepare(task_todo)
+            _train(task_todo, emit)
+        return {(r.run, r.seed): _outcome(r) for r in task.step.replicas}
+    except TakenOver:
+        raise
+    except Exception as error:
+        require_claims()  # what went wrong then is no failure of the training
+        replicas = list(task.step.replicas)
+        why = disk_failure(error, replicas[0].folder.parent)
+        if why or isinstance(error, Damaged):
+            return {(r.run, r.seed): _stopped(r, why or str(error), bool(why)) for r in replicas}
+        if len(replicas) > 1:
+            middle = len(replicas) // 2
+            halves = [replicas[:middle], replicas[middle:]]
+            emit({"kind": "note", "text": f"{_names(replicas)}: {_reason(error)}; trying halves"})
+            steps = [step_of(half, task.step.company.threads) for half in halves]
+            parts = [dataclasses.replace(task, step=step) for step in steps]
+            return {k: v for part in parts for k, v in _guarded(part, emit).items()}
+        if _out_of_memory(error) and not task.frugal:
+            return _guarded(dataclasses.replace(task, frugal=True), emit)
+        return {(replicas[0].run, replicas[0].seed): _record_failure(replicas[0], error)}
+
+
+def _stopped(replica: Replica, why: str, disk: bool) -> dict[str, Any]:
+    """Return what became of a training whose folder could not be written, or read: it goes on.
+
+    That is recorded where it can be; else the status still says that the training was running.
+    """
+    run = Run(replica.folder)
+    with contextlib.suppress(ValueError, OSError):
+        if replica.seed in run.finished_seeds():
+            return _outcome(replica)
+        run.set_status(replica.seed, "failed", why, again=True)
+    return {"status": "failed", "why": why, "again": True, "disk": disk}
+
+
+def _outcome(replica: Replica) -> dict[str, Any]:
+    """Return what became of a training that has a result."""
+    run = Run(replica.folder)
+    numbers = run.result()["seeds"][str(replica.seed)]
+    why = run.statuses().get(replica.seed, {}).get("why", "")
+    return {"status": numbers["status"], "why": why}
+
+
+def _record_failure(replica: Replica, error: Exception) -> dict[str, Any]:
+    """Write down that a training failed, as far as its folder can still be written."""
+    run, why = Run(replica.folder), _reason(error)
+    more: dict[str, Any] = {}
+    try:
+        if _out_of_memory(error):
+            asked = bytes_asked(str(error))
+            why = f"out of memory: {_memory_text(asked)}" if asked else why
+            _record_infeasible(replica, why, bytes_asked=asked)
+            return {"status": "infeasible", "why": why}
+        # Of a file or a connection, not of the model: worth another try without being asked.
+        more = {"again": True} if isinstance(error, OSError) else {}
+        run.write_traceback(replica.seed, traceback.format_exc())
+        run.set_status(replica.seed, "failed", why, **more)
+    except TakenOver:
+        raise
+    except (ValueError, OSError) as worse:  # a corrupt file of the store, a full disk
+        reason = disk_failure(worse, replica.folder.parent) or str(worse)
+        why = f"{why}; and it cannot be recorded: {reason}"
+        return {"status": "failed", "why": why, "again": True, "disk": True}
+    return {"status": "failed", "why": why, **more}
+
+
+def record_undefined(run: PlannedRun, seeds: Sequence[int], command: str, started: str) -> None:
+    """Write down that these seeds are infeasible, since the norm is undefined for the run."""
+    for seed in seeds:
+        replica = Replica(run.config, run.name, seed)
+        with Run.create(replica.folder).lock(seed) as claim:
+            if claim:
+                _prepare(Task(step_of([replica], 1), command, started))
+                _record_infeasible(replica, run.undefined)
+
+
+def _record_infeasible(replica: Replica, why: str, **numbers: Any) -> None:
+    run, numbers = Run(replica.folder), {"status": "infeasible", "why": why, **numbers}
+    run.add_result(replica.seed, numbers, **result_head(replica.config, run))
+    run.set_status(replica.seed, "infeasible", why)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ValueError | OSError):
+        return str(error)
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def _names(replicas: Sequence[Replica]) -> str:
+    return ", ".join(replica.name for replica in replicas)
+
+
+def mark_died(step: Step, why: str) -> None:
+    """Record that the process of a step ended while it trained, unless another took it over."""
+    for replica in step.replicas:
+        run = Run(replica.folder)
+        if not run.folder.is_dir():
+            continue
+        with contextlib.suppress(ValueError, OSError), run.lock(replica.seed) as claim:
+            if claim and run.statuses().get(replica.seed, {}).get("status") == "running":
+                run.set_status(replica.seed, "failed", why, again=True)
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out: on CUDA, in Python, or in PyTorch's allocator on a CPU."""
+    known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return known or "DefaultCPUAllocator: " in str(error)
+
+
+_UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+
+
+def bytes_asked(message: str) -> int | None:
+    """Return how many bytes an allocator says it was asked for, None where it does not say."""
+    found = re.search(r"allocate ([\d.]+) (bytes|[KMGT]iB)", message)
+    return round(float(found[1]) * _UNITS[found[2]]) if found else None
+
+
+def _memory_text(count: int) -> str:
+    unit = max((u for u in _UNITS if count >= _UNITS[u]), key=_UNITS.get, default="bytes")
+    number = f"{count / _UNITS[unit]:.4g}"
+    return f"{number} {unit} asked for" + ("" if unit == "bytes" else f" ({count:,} bytes)")
+
+
+def _prepare(task: Task) -> None:
+    """Write what the run folders hold before any number: configs, provenance, statuses."""
+    for replica in task.step.replicas:
+        run = Run(replica.folder)
+        device = data.pick_device(replica.config.device)
+        run.write_config(as_dict(replica.config))
+        run.write_provenance(provenance(device, task.command, task.started, _code_of(replica)))
+        run.set_status(replica.seed, "running", since=now())
+
+
+def _code_of(replica: Replica) -> dict[str, str]:
+    """Return the digests of the user's own norm and model, once seen to be those of the run."""
+    config = replica.config
+    if code := user_code.code_digests(config):
+        checksum = data.images_of(config.data).checksum
+        if run_name(config, checksum, user_code.code_checksum(config)) != replica.run:
+            raise ValueError(
+                f"the code of its {' or '.join(code)} was edited after this call had begun:"
+                " call again"
+            )
+    return code
+
+
+def _train(task: Task, emit: Emit) -> None:
+    """Train a step; those of its trainings that were interrupted at another place go in turn."""
+    states = _stored_states(task.step.replicas)
+    places = {
+        replica.name: place_of(states.get(replica.name, {})) for replica in task.step.replicas
+    }
+    for place in sorted(set(places.values())):
+        part = task.step.part(lambda replica, place=place: places[replica.name] == place)
+        Trainings(part, states, task.frugal, emit).run()
+
+
+def _stored_states(replicas: Sequence[Replica]) -> dict[str, State]:
+    """Return the checkpointed states from which these can go on, by the replicas' names."""
+    stored = {folder: load_states(Run(folder)) for folder in {r.folder for r in replicas}}
+    found = {r.name: stored[r.folder].get(r.seed, {}) for r in replicas}
+    ends = {r.name: r.config.epochs for r in replicas}
+    return {
+        name: state
+        for name, state in found.items()
+        if "momentum" in state or state.get("epoch") == ends[name]
+    }

@@ -1,0 +1,220 @@
+"""What is measured of a trained model: at the end of its training, and later on the stored run.
+
+decomposition: test accuracy and loss under other statistics than the running ones. classes: of
+each class, and calibration. shift: on corrupted images. batches: under shifts of the batch. The
+first two are cheap and belong to every run; the others are asked for.
+"""
+
+import base64
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gnexp.config.schema import ShiftConfig, TrainConfig
+from gnexp.data.corruptions.cifar_c import load_cifar_c
+from gnexp.data.corruptions.table import CORRUPTIONS, PUBLISHED
+from gnexp.data.device_images import DeviceImages
+from gnexp.measure.batch_shift import measure_batches
+from gnexp.measure.bn_statistics import STATISTICS, other_scores
+from gnexp.measure.class_accuracy import calibration_error, chance_gap, class_accuracies
+from gnexp.measure.corruption_shift import measure_shift
+from gnexp.runner.process_pool import Emit
+from gnexp.runner.stored_runs import StoredRun, alone_with
+from gnexp.store.files import Damaged
+from gnexp.store.run import Run
+from gnexp.training.evaluate import Scores, evaluate
+from gnexp.training.malloc import keep_freed_memory
+from gnexp.training.precision import matrix_precision
+
+ALWAYS = ("decomposition", "classes")
+ASKED_FOR = ("shift", "batches")
+INSTRUMENTS = (*ALWAYS, *ASKED_FOR)
+
+
+OTHER_SCORES = [f"test_{kind}_{name}" for name in STATISTICS for kind in ("acc", "loss")]
+
+
+@contextmanager
+def keeping_the_result(what: str, unmeasured: dict[str, str]) -> Iterator[None]:
+    """Note in `unmeasured` why an instrument failed, so that the training's result is kept.
+
+    Errors of the store (a full disk) pass: the same call then goes on from the checkpoint.
+    """
+    try:
+        yield
+    except (OSError, Damaged):
+        raise
+    except Exception as error:
+        words = str(error).strip().splitlines() or ["without a message"]
+        named = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        unmeasured[what] = named + words[0]
+
+
+def corruption_names(shift: ShiftConfig) -> list[str]:
+    """Return the corruptions that are named; where none is, all there are, or all published."""
+    every = PUBLISHED if shift.root else CORRUPTIONS
+    return list(every) if shift.corruptions is None else list(shift.corruptions)
+
+
+def end_numbers(
+    config: TrainConfig, model: nn.Module, images: DeviceImages, seed: int, plain: Scores
+) -> dict[str, Any]:
+    """Return what result.json holds beside the plain scores: under other statistics, calibration.
+
+    An evaluation that is not defined for the model is None.
+    """
+    how = {"augment": config.data.augment, "seed": seed, "plain": plain}
+    with matrix_precision(config.precision):
+        scores = other_scores(model, images, config.batch, config.precision, **how)
+    numbers: dict[str, Any] = {"ece": calibration_error(plain.logits_NK, images.y_test)}
+    for name, score in scores.items():
+        numbers[f"test_acc_{name}"] = None if score is None else score.accuracy
+        numbers[f"test_loss_{name}"] = None if score is None else score.loss
+    return numbers
+
+
+def right_images(plain: Scores, images: DeviceImages, accuracy: float) -> dict[str, str]:
+    """Return {"correct": which test images are right}: one bit each, in stored order, in base64.
+
+    Bits as `numpy.packbits` packs them, 1 where the largest float32 logit is the label's. {} where
+    their share is not `accuracy`, the one reported: a training that was killed between its last
+    evaluation and its result is evaluated again, maybe by other kernels.
+    """
+    right_N = (plain.logits_NK.argmax(dim=1) == images.y_test).cpu().numpy()
+    if abs(right_N.sum() - accuracy * len(right_N)) > 0.5:
+        return {}
+    return {"correct": base64.b64encode(np.packbits(right_N)).decode("ascii")}
+
+
+def class_rows(logits_NK: Tensor, images: DeviceImages, seed: int) -> list[dict[str, Any]]:
+    """Return the rows of classes.csv of one seed."""
+    rows = class_accuracies(logits_NK, images.y_test, images.classes)
+    return [{"seed": seed, **row} for row in rows]
+
+
+def class_head(run: Run, images: DeviceImages) -> dict[str, Any]:
+    """Return what result.json says of the classes over all seeds whose logits are stored.
+
+    A "note" in place of the numbers says why there are none.
+    """
+    labels = images.y_test.cpu().numpy()
+    logits = [each for _, each in sorted(run.logits().items()) if np.isfinite(each).all()]
+    if not logits:
+        return {}
+    hits_SN = np.stack([each.argmax(axis=1) == labels for each in logits])
+    try:
+        return {"classes": chance_gap(hits_SN, labels)}
+    except ValueError as error:  # a test set of one class
+        return {"classes": {"note": f"no chance gap: {error}"}}
+
+
+def measure_asked_for(
+    run: Run,
+    config: TrainConfig,
+    model: nn.Module,
+    images: DeviceImages,
+    seed: int,
+    what: Iterable[str],
+    shift: ShiftConfig,
+) -> None:
+    """Measure and store what is asked for beyond what belongs to every run."""
+    with matrix_precision(config.precision):
+        if "shift" in what:
+            names = corruption_names(shift)
+            rows = measure_shift(
+                model,
+                images,
+                names,
+                shift.severities,
+                limit=shift.images,
+                cifar_c=load_cifar_c(shift.root, names) if shift.root else None,
+                precision=config.precision,
+            )
+            run.add_rows("shift.csv", [{"seed": seed, **row} for row in rows])
+        if "batches" in what:
+            rows = measure_batches(model, images, limit=shift.images, precision=config.precision)
+            run.add_rows("batches.csv", [{"seed": seed, **row} for row in rows])
+
+
+@dataclass(frozen=True)
+class LastTask:
+    """What to measure at the last weights of one stored run."""
+
+    folder: Path
+    what: tuple[str, ...]
+    shift: ShiftConfig
+    device: str
+    trusted: tuple[str, ...] = ()
+
+
+def measure_last(task: LastTask, emit: Emit) -> str | None:
+    """Measure a stored run, every complete seed; return what went wrong, None if nothing did."""
+    return alone_with(task, lambda run: _measure_seeds(run, task, emit))
+
+
+def _measure_seeds(run: Run, task: LastTask, emit: Emit) -> None:
+    stored = StoredRun(run, task.device, task.trusted)
+    if stored.device.type == "cpu":
+        keep_freed_memory()
+    for seed in stored.seeds:
+        what = [name for name in task.what if not _is_measured(stored, seed, name, task.shift)]
+        if not what:
+            continue
+        if set(what) - {"classes"}:
+            model = stored.model(seed)
+            plain = _plain(stored, model)
+            if "decomposition" in what:
+                numbers = end_numbers(stored.config, model, stored.images, seed, plain)
+                run.add_result(seed, {**stored.numbers[seed], **numbers})
+            measure_asked_for(run, stored.config, model, stored.images, seed, what, task.shift)
+        if "classes" in what:
+            _measure_classes(stored, seed)
+        _forget_reasons(run, seed, what)
+        emit({"text": f"{run.name}, seed {seed}: measured {', '.join(what)}"})
+
+
+def _plain(stored: StoredRun, model: nn.Module) -> Scores:
+    with matrix_precision(stored.config.precision):
+        return evaluate(model, stored.images, precision=stored.config.precision)
+
+
+def _measure_classes(stored: StoredRun, seed: int) -> None:
+    """Store the classes of one seed, from its logits where they are, else from its weights."""
+    run, images = stored.run, stored.images
+    if seed not in run.logits():
+        logits_NK = _plain(stored, stored.model(seed)).logits_NK
+        run.add_logits(seed, logits_NK.cpu().numpy())
+    logits_NK = torch.from_numpy(run.logits()[seed]).float().to(images.y_test.device)
+    run.add_rows("classes.csv", class_rows(logits_NK, images, seed))
+    ece = calibration_error(logits_NK, images.y_test)
+    numbers = run.result()["seeds"][str(seed)]
+    run.add_result(seed, {"ece": ece, **numbers}, **class_head(run, images))
+
+
+def _forget_reasons(run: Run, seed: int, measured: Iterable[str]) -> None:
+    """Drop from a seed's numbers why these instruments failed at the end of its training."""
+    numbers = run.result()["seeds"][str(seed)]
+    reasons = numbers.pop("unmeasured", {})
+    left = {what: why for what, why in reasons.items() if what not in measured}
+    if left != reasons:
+        run.add_result(seed, {**numbers, **({"unmeasured": left} if left else {})})
+
+
+def _is_measured(stored: StoredRun, seed: int, name: str, shift: ShiftConfig) -> bool:
+    run = stored.run
+    if name in stored.numbers[seed].get("unmeasured", {}):
+        return False
+    if name == "decomposition":
+        return "test_acc_population_augmented" in stored.numbers[seed]
+    rows = [row for row in run.rows(f"{name}.csv") if row["seed"] == seed]
+    if name != "shift":
+        return bool(rows)
+    wanted = {(c, s) for c in corruption_names(shift) for s in shift.severities}
+    images = min(shift.images or len(stored.images.x_test), len(stored.images.x_test))
+    return wanted <= {(r["corruption"], r["severity"]) for r in rows if r["n"] == images}

@@ -1,0 +1,203 @@
+"""`lr=tuned`: every cell's rate is chosen on images held out of the training set, then trained.
+
+What is still to be trained follows from what is stored, so an interrupted study goes on anywhere.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from gnexp.config.schema import Mistake, TrainConfig, is_tuned, run_name, trial
+from gnexp.config.validation import problems
+from gnexp.norms import user_code
+from gnexp.runner.build import data
+from gnexp.store.files import Damaged
+from gnexp.store.lr_choices import Choice, best_rate, chosen_rate, record_choices
+from gnexp.store.run import Run
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuning:
+    """How far one cell's choice is: the accuracies of each rate's ended seeds, and the rest.
+
+    rates: all that are tried. scores: {rate: accuracies on the images held out}, a diverged seed at
+    chance; diverged: rates with such a seed; waiting: rates with a seed that has not ended.
+    """
+
+    config: TrainConfig
+    rates: list[float]
+    scores: dict[float, list[float]]
+    diverged: list[float]
+    waiting: list[float]
+
+    @property
+    def chosen(self) -> float | None:
+        """The rate that the config's rule chooses when all have ended, None before."""
+        if self.waiting or not self.scores:
+            return None
+        return chosen_rate(self.config.tuning.rule, self.scores, self.diverged)
+
+    @property
+    def edges(self) -> list[float]:
+        """The smallest and the largest rate tried, where it is the chosen or the best one."""
+        if self.chosen is None:
+            return []
+        found = {self.chosen, best_rate(self.scores, self.diverged)}
+        return sorted(found & {min(self.scores), max(self.scores)})
+
+
+def wanted(configs: Iterable[TrainConfig]) -> list[tuple[int, TrainConfig]]:
+    """Return what these configs ask to be trained, as far as it is known yet, with their numbers.
+
+    A tuned one asks for its trials; for one at a further rate while the best is at the edge; and
+    when the rate is chosen for itself at that rate, and at the untuned one. Raises Mistake listing
+    what is wrong with those that are tuned.
+    """
+    configs = list(configs)
+    if found := dict.fromkeys(s for c in configs if is_tuned(c) for s in problems(c)):
+        raise Mistake("\n".join(found))
+    try:
+        return [(n, each) for n, config in enumerate(configs) for each in _wanted(config)]
+    except ValueError as error:  # of the images or the norm: a mistake in what is typed
+        raise Mistake(_of_trials(str(error), configs)) from error
+
+
+def _of_trials(sentence: str, configs: Iterable[TrainConfig]) -> str:
+    """Return the sentence with the keys that were typed, where it names those of a trial."""
+    sentence = sentence.replace("data.validation=", "tuning.validation=")
+    for limit in {c.tuning.train_limit for c in configs if c.tuning.train_limit is not None}:
+        sentence = sentence.replace(f"data.train_limit={limit} ", f"tuning.train_limit={limit} ")
+    return sentence
+
+
+def _wanted(config: TrainConfig) -> list[TrainConfig]:
+    if not is_tuned(config):
+        return [config]
+    _check_limit(config)
+    now = settled_tuning(config)
+    trials = [trial(config, rate) for rate in sorted(now.rates)]
+    if now.chosen is None:
+        return trials
+    final = dict.fromkeys(r for r in (now.chosen, config.tuning.untuned) if r is not None)
+    return trials + [dataclasses.replace(config, lr=float(rate)) for rate in final]
+
+
+def _check_limit(config: TrainConfig) -> None:
+    """Raise ValueError when a trial would have more images than the run."""
+    limit = config.tuning.train_limit
+    if limit is not None and limit > (images := len(data.images_of(config.data).x_train)):
+        raise ValueError(
+            f"tuning.train_limit={limit} must be at most {images}, the training images of the run"
+        )
+
+
+def record(configs: Iterable[TrainConfig]) -> None:
+    """Write down in the study's folder which rates are chosen by now, for its report."""
+    chosen: dict[Path, dict[str, Choice]] = {}
+    for config in configs:
+        now = settled_tuning(config) if is_tuned(config) else None
+        if now and now.chosen is not None:
+            choices = chosen.setdefault(Path(config.out) / config.study, {})
+            choices[_name(config, 1.0)] = _choice(config, now)
+    for study, choices in chosen.items():
+        for sentence in record_choices(study, choices):
+            print(f"damaged: {sentence}")
+
+
+def chosen_runs(configs: Iterable[TrainConfig]) -> set[str]:
+    """Return the names of the runs that a report compares: those at chosen and at typed rates."""
+    rates = [(c, settled_tuning(c).chosen if is_tuned(c) else c.lr) for c in configs]
+    return {_name(config, rate) for config, rate in rates if rate is not None}
+
+
+def _choice(config: TrainConfig, now: Tuning) -> Choice:
+    untuned = None if config.tuning.untuned is None else float(config.tuning.untuned)
+    return Choice(
+        run=_name(config, now.chosen),
+        rate=now.chosen,
+        untuned=None if untuned is None else _name(config, untuned),
+        untuned_rate=untuned,
+        trials={rate: folder_of(data.resolved(trial(config, rate))).name for rate in now.scores},
+        rule=config.tuning.rule,
+        budget=_run_budget(config),
+    )
+
+
+def _run_budget(config: TrainConfig) -> dict[str, Any]:
+    """Return what the run has otherwise than its trials, by the names of a cell's key."""
+
+    def keys(config: TrainConfig) -> dict[str, Any]:
+        return {
+            "epochs": config.epochs,
+            "data.train_limit": config.data.train_limit,
+            "data.checksum": data.images_of(config.data).checksum[:8],
+        }
+
+    tried = keys(trial(config, 1.0))
+    return {key: value for key, value in keys(config).items() if value != tried[key]}
+
+
+def _name(config: TrainConfig, rate: float) -> str:
+    return folder_of(data.resolved(dataclasses.replace(config, lr=rate))).name
+
+
+def settled_tuning(config: TrainConfig) -> Tuning:
+    """Return how far a tuned config's choice is, with the further rates that it has led to."""
+    rates = [float(rate) for rate in config.tuning.lr]
+    for _ in range(config.tuning.extend):
+        now = tuning(config, rates)
+        if not now.edges:
+            return now
+        # The larger first: by a better rate beyond it others may be no longer near the best.
+        rates = extended(rates, now.edges[-1])
+    return tuning(config, rates)
+
+
+def extended(rates: list[float], edge: float) -> list[float]:
+    """Return the rates with one more beyond the edge, as far as the last two are apart."""
+    low, second, *_ = sorted(rates)
+    *_, before, high = sorted(rates)
+    further = edge * high / before if edge == high else edge * low / second
+    # Steps of an exact factor stay what a person would type.
+    return [*rates, float(f"{further:.6g}")]
+
+
+def tuning(config: TrainConfig, rates: Iterable[float]) -> Tuning:
+    """Return how far the trials of a tuned config at these rates are, from their run folders."""
+    scores: dict[float, list[float]] = {}
+    rates, diverged, waiting = list(rates), [], []
+    for rate in rates:
+        each = data.resolved(trial(config, rate))
+        seeds = _results(Run(folder_of(each)))
+        found = [seeds[str(seed)] for seed in each.seeds if str(seed) in seeds]
+        if len(found) < len(each.seeds):
+            waiting.append(rate)
+        if any(numbers.get("status") == "diverged" for numbers in found):
+            diverged.append(rate)
+        chance = 1 / len(data.images_of(each.data).classes)
+        scored = [_score(numbers, chance) for numbers in found]
+        if scored := [score for score in scored if score is not None]:
+            scores[rate] = scored
+    return Tuning(config, rates, scores, diverged, waiting)
+
+
+def _results(run: Run) -> dict[str, dict[str, Any]]:
+    """Return the numbers of the seeds that ended; a damaged file's are mended before training."""
+    try:
+        return run.result().get("seeds", {})
+    except Damaged:
+        return {}
+
+
+def _score(numbers: dict[str, Any], chance: float) -> float | None:
+    if numbers.get("status") == "complete":
+        return numbers["test_acc"] if math.isfinite(numbers["test_acc"]) else chance
+    return chance if numbers.get("status") == "diverged" else None
+
+
+def folder_of(config: TrainConfig) -> Path:
+    """Return the folder of a resolved config's run."""
+    checksums = data.images_of(config.data).checksum, user_code.code_checksum(config)
+    return Path(config.out) / config.study / run_name(config, *checksums)

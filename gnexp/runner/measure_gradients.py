@@ -1,0 +1,70 @@
+"""Gradient variance at the weights of a model, as rows of gradients.csv."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from gnexp.config.schema import TrainConfig
+from gnexp.data.device_images import DeviceImages, draw_batches
+from gnexp.data.seeding import derived_seed
+from gnexp.measure.gradient_noise import choose_draws, measure_gradients
+from gnexp.runner.build import data
+from gnexp.training.precision import matrix_precision
+
+
+def own_gradients(
+    config: TrainConfig, model: nn.Module, images: DeviceImages, seed: int, epoch: int
+) -> list[dict[str, Any]]:
+    """Return the rows of one seed's model at its own batch size; none where draws are zero."""
+    draws = config.gradients
+    if draws is None:
+        used = data.recipe(config).examples_per_epoch(len(images.x_train))
+        draws = choose_draws(config.epochs * used // config.batch)
+    if not draws:
+        return []
+    augment = config.data.augment if config.gradients_augment else "none"
+    return gradients_at(
+        model, images, (config.batch,), lambda _: draws, seed, epoch, augment, config.precision
+    )
+
+
+def gradients_at(
+    model: nn.Module,
+    images: DeviceImages,
+    batches: tuple[int, ...],
+    draws_of: Callable[[int], int],
+    seed: int,
+    epoch: int,
+    augment: str,
+    precision: str,
+) -> list[dict[str, Any]]:
+    """Return rows of gradients.csv: the gradient noise at the model's weights per batch size.
+
+    The precision is that of training, except that bf16 runs are measured in float32: rounding
+    would count as noise.
+    """
+    rows = []
+    for batch in batches:
+        k = draws_of(batch)
+        purpose = f"gradients-{epoch}-{batch}"
+        drawn = draw_batches(images, batch, k, seed, purpose, augment)
+        with matrix_precision(precision), _own_stream(images, seed, purpose):
+            measured = measure_gradients(model, drawn, k, batch)
+        for row in measured:
+            rows.append({"seed": seed, "epoch": epoch, "at_batch": batch, **row})
+    return rows
+
+
+@contextlib.contextmanager
+def _own_stream(images: DeviceImages, seed: int, purpose: str) -> Iterator[None]:
+    """Give models that draw in a forward pass a stream of this point's own, so that it repeats."""
+    device = images.x_train.device
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.default_generator.manual_seed(derived_seed(seed, f"{purpose} forward"))
+        if devices:
+            torch.cuda.manual_seed(derived_seed(seed, f"{purpose} forward"))
+        yield

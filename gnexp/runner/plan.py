@@ -1,0 +1,155 @@
+"""From the configs of a grid to its distinct runs, all of them checked before the first starts."""
+
+import contextlib
+import dataclasses
+import tempfile
+from collections.abc import Iterable, Sequence
+from operator import attrgetter
+from pathlib import Path
+
+from gnexp.config.schema import Mistake, TrainConfig, identity, is_private, restore, run_name
+from gnexp.config.torchrun import gpu_problems
+from gnexp.config.validation import problems, width_problems
+from gnexp.norms import user_code
+from gnexp.runner import preflight
+from gnexp.runner.build import data, initial_weights, model
+from gnexp.runner.checkpoint import load_states
+from gnexp.runner.planned_run import PlannedRun
+from gnexp.store.run import Run
+from gnexp.training.distributed.step import packed
+
+
+def plan(configs: list[TrainConfig], numbers: Sequence[int] | None = None) -> list[PlannedRun]:
+    """Return the distinct runs of a grid; raises Mistake listing all that is wrong.
+
+    numbers: of the configs among those that were typed, by default their places.
+    """
+    found: list[str] = []
+    good = []
+    for key in ("study", "out", "reference_batch", "report.margin"):
+        if len({repr(attrgetter(key)(config)) for config in configs}) > 1:
+            found.append(f"{key}= takes one value per grid: its runs share one report")
+    for config in configs:
+        wrong = problems(config)
+        wrong = wrong or width_problems(config.model)
+        found += wrong
+        if not wrong:
+            try:
+                good.append(data.resolved(config))
+            except ValueError as error:
+                found.append(str(error))
+    undefined: dict[str, str] = {}
+    if not found:
+        for key, config in {_built_by(config): config for config in good}.items():
+            checked = preflight.check(config)
+            undefined[key] = checked.undefined
+            found += checked.problems or ([] if checked.undefined else _devices_problems(config))
+    if not found:
+        found += folder_problems(configs[0])
+    if found:
+        raise Mistake("\n".join(dict.fromkeys(found)))
+    runs: dict[str, PlannedRun] = {}
+    for number, config in zip(numbers or range(len(good)), good, strict=True):
+        checksums = data.images_of(config.data).checksum, user_code.code_checksum(config)
+        name = run_name(config, *checksums)
+        if other := _other_config(config, name, checksums):
+            raise Mistake(other)
+        jobs, why = (number,), undefined[_built_by(config)]
+        if name in runs:  # jobs may differ in their seeds alone
+            known = runs[name].config.seeds
+            seeds = [*known, *(s for s in config.seeds if s not in known)]
+            config = dataclasses.replace(runs[name].config, seeds=seeds)
+            jobs = (*runs[name].jobs, number)
+        runs[name] = PlannedRun(config, name, jobs, why)
+    if gone := [line for run in runs.values() for line in _gone_problems(run)]:
+        raise Mistake("\n".join(dict.fromkeys(gone)))
+    return list(runs.values())
+
+
+def _gone_problems(run: PlannedRun) -> list[str]:
+    """Return whether weights are gone from which a seed has still to start."""
+    config, stored = run.config, Run(run.folder)
+    if config.init_from is None or initial_weights.is_there(config.init_from):
+        return []
+    try:
+        begun = set() if config.force else {*load_states(stored), *stored.finished_seeds()}
+    except ValueError:  # damaged: what is mended may have to start again
+        begun = set()
+    new = [seed for seed in config.seeds if seed not in begun]
+    if not new:
+        return []
+    return [
+        f"init_from={config.init_from} does not exist, and seed {new[0]} of {run.name} has still to"
+        " start from there; put it back, or type where it is now"
+    ]
+
+
+def _other_config(config: TrainConfig, name: str, checksums: tuple[str, str | None]) -> str:
+    """Return a sentence if the folder of this name holds another config, "" if it does not."""
+    run = Run(Path(config.out) / config.study / name)
+    try:
+        stored = run.result().get("config")
+        if not stored or identity(restore(stored), *checksums) == identity(config, *checksums):
+            return ""
+    except (ValueError, TypeError, KeyError):  # damaged: that is for mending
+        return ""
+    return f"{run.folder} holds a run of another config: move it away, or choose another study="
+
+
+def _devices_problems(config: TrainConfig) -> list[str]:
+    """Return what keeps a run from several devices: too few GPUs, a model that cannot be sent."""
+    if config.devices == 1:
+        return []
+    if found := gpu_problems(config.device, config.devices):
+        return found
+    classes = len(data.images_of(config.data).classes)
+    try:
+        packed([model.seeded_model(config, classes, seed=0)])
+    except ValueError as error:
+        return [f"devices={config.devices}: {error}; or use devices=1"]
+    return []
+
+
+def _built_by(config: TrainConfig) -> str:
+    """Return the values of all keys that building and checking looks at."""
+    looked_at = ("norm", "model", "data", "groups", "channels_per_group", "groups_fallback")
+    looked_at += ("batch", "update_batch", "device", "precision", "zero_gamma", "privacy")
+    looked_at += ("devices", "weight_standardization", "initialization")
+    looked_at += ("init_from", "init_statistics")
+    budgeted = ("epochs",)  # by private training
+    values = [getattr(config, key) for key in looked_at + budgeted * is_private(config)]
+    return str(values + [config.seeds] * (config.init_from is not None))
+
+
+def output_folder(out: str, name: str, stale: Iterable[str] = ()) -> Path:
+    """Make OUT/NAME, without the `stale` files of an earlier call, and return it.
+
+    Raises Mistake when that is not possible.
+    """
+    folder = Path(out) / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in stale:
+            (folder / file).unlink(missing_ok=True)
+    except OSError as error:
+        reason = error.strerror or error
+        raise Mistake(
+            f"out={out}: {folder} cannot be written ({reason}); use another out=FOLDER"
+        ) from error
+    return folder
+
+
+def folder_problems(config: TrainConfig) -> list[str]:
+    """Make the study's folder; return what keeps it from being written, then without a trace."""
+    folder = Path(config.out) / config.study
+    made = [part for part in (folder, *folder.parents) if not part.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)  # another call may do so at the same time
+        with tempfile.TemporaryFile(dir=folder):
+            return []
+    except OSError as error:
+        for part in made:
+            with contextlib.suppress(OSError):  # never made, or in use by another call
+                part.rmdir()
+        reason = error.strerror or error
+        return [f"out={config.out}: {folder} cannot be written ({reason}); use another out=FOLDER"]

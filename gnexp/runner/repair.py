@@ -1,0 +1,138 @@
+"""What a crash, a bad disk or a stray hand left damaged: named, set aside, and made good.
+
+Nothing is deleted: a damaged file stays beside the others as NAME.damaged. What can be derived is
+derived again: tables and results from the checkpoint, statuses and configs by the call itself.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from gnexp.runner.checkpoint import State, load_states
+from gnexp.runner.trainer import place_of, refill
+from gnexp.store.changes import LARGE, OF_A_RUN, changed_files, is_gone, restored_by
+from gnexp.store.files import Damaged
+from gnexp.store.run import Run
+
+_TABLES = ("metrics.csv", "gradients.csv", "covariance.csv")
+_TABLES += ("shift.csv", "batches.csv", "classes.csv")
+
+
+def mend(run: Run, finished: bool) -> list[str]:
+    """Make a run's folder readable again; return a sentence for everything that was damaged.
+
+    finished: nothing is to be trained, so that its large files are only read when another one is
+    damaged. Afterwards every file of the run can be read, or is absent and will be made anew:
+    seeds whose result is gone are unfinished again, to be finished from the checkpoint where it
+    is whole.
+    """
+    if finished and _small_files_are_whole(run):
+        return []
+    told = [sentence] if (sentence := run.repair_digests()) else []
+    with run.writing():
+        lost = _gone(run, told)
+        states = _checkpoint(run, told)
+        _document(run, "result.json", run.result, told, "its seeds are finished again")
+        _document(run, "status.json", run.statuses, told, "results are kept")
+        _document(run, "plan.json", run.plan, told, "seeds that had not begun are planned anew")
+        _document(run, "provenance.json", run.provenance, told, "versions and commands are gone")
+        _document(run, "config.yaml", run.config, told, "it is written anew")
+        if config := run.result().get("config") if not run.config() else None:
+            run.write_config(config)
+        damaged = [name for name in _TABLES if _table(run, name, told)]
+        if damaged or lost or _lacks_table(run):
+            _refill(run, states, told)
+        if _document(run, "logits.npz", run.logits, told, "they are computed again"):
+            _finish_again(run, states, told)
+    return told
+
+
+def is_readable(run: Run) -> bool:
+    """Return whether the files that say how far a run is can be read."""
+    try:
+        run.result(), run.statuses()
+    except Damaged:
+        return False
+    return True
+
+
+def _small_files_are_whole(run: Run) -> bool:
+    try:
+        run.result(), run.statuses(), run.plan(), run.provenance(), run.config()
+    except Damaged:
+        return False
+    small = [name for name in OF_A_RUN if name not in LARGE]
+    torn = any(run.whole_rows(name)[1] for name in _TABLES) or _lacks_table(run)
+    return not torn and not changed_files(run.folder, small)
+
+
+def _lacks_table(run: Run) -> bool:
+    return bool(run.result().get("seeds")) and not (run.folder / "metrics.csv").is_file()
+
+
+def _gone(run: Run, told: list[str]) -> list[str]:
+    """Name the files that were written and are no longer there; return those that are tables."""
+    names = [name for name in OF_A_RUN if name not in LARGE and is_gone(run.folder / name)]
+    for name in names:
+        told.append(f"{run.folder / name} is gone: {restored_by(run.folder / name)}")
+        if name not in _TABLES:  # written anew where it is needed
+            run.forget(name)
+    return [name for name in names if name in _TABLES]
+
+
+def _checkpoint(run: Run, told: list[str]) -> dict[int, State]:
+    try:
+        return load_states(run)
+    except Damaged as error:
+        aside = run.set_aside("checkpoint.pt")
+        told.append(f"{error}: kept as {aside}; unfinished seeds start afresh")
+        return {}
+
+
+def _document(run: Run, name: str, read: Callable[[], Any], told: list[str], then: str) -> bool:
+    """Set a file aside that cannot be read; return whether it was so."""
+    try:
+        read()
+    except Damaged as error:
+        told.append(f"{error}: kept as {run.set_aside(name)}; {then}")
+        return True
+    return False
+
+
+def _table(run: Run, name: str, told: list[str]) -> bool:
+    """Keep a table's whole rows; return whether there were others."""
+    rows, sentence = run.whole_rows(name)
+    if not sentence:
+        return False
+    aside = run.set_aside(name)
+    if rows:
+        run.rewrite(name, rows)
+    told.append(f"{sentence}: kept as {aside}; {restored_by(run.folder / name)}")
+    return True
+
+
+def _refill(run: Run, states: dict[int, State], told: list[str]) -> None:
+    """Put what checkpoints hold back into the tables; name the finished seeds that lack rows."""
+    for state in states.values():
+        refill(run, state.get("rows", {}))
+    rows = run.metrics()
+    for seed, numbers in run.result().get("seeds", {}).items():
+        have = {row["epoch"] for row in rows if row["seed"] == int(seed)}
+        if (lacking := numbers.get("epochs", 0) - len(have)) > 0:
+            told.append(f"{run.folder / 'metrics.csv'}: seed {seed} lacks {lacking} epochs")
+
+
+def _finish_again(run: Run, states: dict[int, State], told: list[str]) -> None:
+    """Let the seeds whose last weights are there be evaluated again; the others keep a result."""
+    result = run.result()
+    seeds = result.get("seeds", {})
+    with_weights = {
+        seed
+        for seed, numbers in seeds.items()
+        if numbers.get("status") == "complete"
+        and place_of(states.get(int(seed), {})) == (numbers.get("epochs"), 0)
+    }
+    if with_weights:
+        kept = {seed: numbers for seed, numbers in seeds.items() if seed not in with_weights}
+        run.write_result({**result, "seeds": kept})
+    for seed in seeds.keys() - with_weights:
+        told.append(f"{run.folder / 'logits.npz'}: those of seed {seed} are gone")

@@ -1,0 +1,129 @@
+"""What of a grid's runs is still to be trained, and in which steps and processes."""
+
+import torch
+
+from gnexp.config.schema import as_dict, retried
+from gnexp.config.torchrun import launched
+from gnexp.runner.build import data
+from gnexp.runner.build import step as stepping
+from gnexp.runner.checkpoint import drop_states, load_states
+from gnexp.runner.planned_run import PlannedRun, standing
+from gnexp.runner.repair import is_readable, mend
+from gnexp.runner.schedule import Company, Replica, Step, layout
+from gnexp.store.run import Run
+
+WORTH_A_PROCESS = 1000  # images in all; fewer are trained sooner than a second process has started
+
+
+def missing(runs: list[PlannedRun]) -> dict[PlannedRun, list[int]]:
+    """Return the seeds to train, by run; what is damaged is told and mended first."""
+    todo = {}
+    for run in runs:
+        stored = Run(run.folder)
+        if not run.folder.is_dir():
+            todo[run] = list(run.config.seeds)
+            continue
+        finished = is_readable(stored) and not standing(run).todo
+        for sentence in mend(stored, finished):
+            print(f"damaged: {sentence}")
+        stored.settle()
+        found = standing(run)
+        config = run.config
+        again = {s: was for s, was in found.ended.items() if was in retried(config.retry)}
+        for seed in config.seeds if config.force else again:
+            if config.force or again[seed] != "failed":
+                _forget(stored, seed)
+            if found.ended.get(seed) == "failed":  # without force it goes on from its checkpoint
+                stored.set_status(seed, "failed", found.why[seed], again=True)
+        if seeds := [s for s in config.seeds if config.force or s in found.todo or s in again]:
+            todo[run] = seeds
+    return todo
+
+
+def _forget(run: Run, seed: int) -> None:
+    """Drop what one seed gave, so that it is trained from the start, unless somebody is at it."""
+    with run.lock(seed) as claim:
+        if claim:
+            run.drop_seed(seed)
+            run.drop_plan(seed)
+            drop_states(run, [seed])
+
+
+def steps_for(
+    todo: dict[PlannedRun, list[int]],
+) -> tuple[list[Step], dict[PlannedRun, str], int]:
+    """Lay the missing trainings out: steps, why the seeds of a run train apart, processes.
+
+    The layout is written into the run folders, and followed by every later call: so one that was
+    interrupted before a training began still gives it the company, and the digits, of the first.
+    """
+    if not todo:
+        return [], {}, 1
+    replicas = [
+        Replica(run.config, run.name, seed) for run, seeds in todo.items() for seed in seeds
+    ]
+    config = replicas[0].config
+    device = data.pick_device(config.device)
+    names, company, reasons = {replica.name for replica in replicas}, {}, {}
+    for run, seeds in todo.items():
+        company |= _known_company(run, seeds, device.type)
+        # One training shares its step with none; finding out takes longer than a few updates.
+        if len(replicas) > 1 and (reason := stepping.company_refusal(run.config, device)):
+            reasons[run] = reason
+    images = sum(len(data.images_of(r.config.data).x_train) * r.config.epochs for r in replicas)
+    workers = data.worker_count(config.workers, config.device)
+    parallel = max(run.config.devices for run in todo)
+    if parallel > 1 or (config.workers is None and images < WORTH_A_PROCESS):
+        workers = 1
+    alone = {run.name for run in reasons}
+
+    for known in set(company.values()):
+        # A call that was killed while it wrote the plan has told only some of the members.
+        company = {name: known for name in known.members if name in names} | company
+
+    def laid_out() -> tuple[list[Step], int]:
+        steps = layout(replicas, company, alone, device.type, workers)
+        if min(workers, len(steps)) > 1:
+            return steps, min(workers, len(steps))
+        threads = torch.get_num_threads()
+        if parallel > 1 and not launched():  # whose launcher divides them
+            threads = max(1, threads // parallel)
+        return layout(replicas, company, alone, device.type, workers, threads), 1
+
+    _write_plan(todo, laid_out()[0], device.type)
+    for run, seeds in todo.items():  # another call may have been first
+        company |= _known_company(run, seeds, device.type)
+    steps, processes = laid_out()
+    apart = {run: reason for run, reason in reasons.items() if len(todo[run]) > 1}
+    return steps, apart, processes
+
+
+def _known_company(run: PlannedRun, seeds: list[int], device_type: str) -> dict[str, Company]:
+    """Return the company in which an earlier call began these trainings, or planned to."""
+    stored = Run(run.folder)
+    if not run.folder.is_dir():
+        return {}
+    states, planned, found = load_states(stored), stored.plan(), {}
+    for seed in seeds:
+        replica = Replica(run.config, run.name, seed)
+        entry = states.get(seed)
+        if entry is None and planned.get(seed, {}).get("device") == device_type:
+            entry = planned[seed]
+        known = Company.read(entry or {})
+        if known and replica.name in known.members and len(known.lrs) == len(known.members):
+            found[replica.name] = known
+    return found
+
+
+def _write_plan(todo: dict[PlannedRun, list[int]], steps: list[Step], device_type: str) -> None:
+    """Let every run's folder say what it is to become, before the first training starts."""
+    entries = {
+        (replica.run, replica.seed): {**step.company.entry(), "device": device_type}
+        for step in steps
+        for replica in step.replicas
+    }
+    for run, seeds in todo.items():
+        stored = Run.create(run.folder)
+        with stored.writing():
+            stored.write_config(as_dict(run.config))
+            stored.add_plan({seed: entries[run.name, seed] for seed in seeds})

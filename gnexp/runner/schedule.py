@@ -1,0 +1,175 @@
+"""Which trainings share a step, and how steps are laid out over processes."""
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+from gnexp.cli.progress import image_cost
+from gnexp.config.schema import NOT_IDENTITY, TrainConfig
+
+# Measured (ResNet-20, one thread of an AMD EPYC, PyTorch 2.14.1, see results/LOG.md): at batch 1
+# ten replicas in a step train 2.0 times as many images per second as one, at batch 16 there is no
+# gain left, and at 64 five replicas are a sixth slower than one: they no longer fit a cache.
+CPU_IMAGES, CPU_REPLICAS = 80, 10
+# One H100, ResNet-20 at batch 1: a replica's update takes 0.27 ms among 5, 0.21 among 20.
+CUDA_REPLICAS = 20
+
+# Trainings in one CUDA graph share the images they count, and nothing else: norm, model, rate and
+# decay may differ. Stacked on a CPU they share the architecture too, and only rates may differ.
+_GRAPH_KEYS = ("data", "batch", "update_batch", "epochs", "updates", "precision", "execution")
+_GRAPH_KEYS += ("lr_rule", "warmup", "schedule", "device", "devices")
+_FREE_IN_A_STACK = {"lr", *NOT_IDENTITY} - {"device", "execution"}
+
+
+@dataclass(frozen=True)
+class Replica:
+    """One seed of one run."""
+
+    config: TrainConfig
+    run: str
+    seed: int
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return Path(self.config.out) / self.config.study / self.run
+
+    @property
+    def name(self) -> str:
+        """Its name among those that share a step."""
+        return f"{self.run}/{self.seed}"
+
+
+@dataclass(frozen=True)
+class Company:
+    """What decides a training's last digits beside its config: those that share its step.
+
+    members: their names, in the order of their places; lrs: their rates; threads: of the process.
+    """
+
+    members: tuple[str, ...]
+    lrs: tuple[float, ...]
+    threads: int
+
+    @classmethod
+    def read(cls, entry: Mapping[str, Any]) -> "Company | None":
+        """Return what `entry` holds under "step", "lrs" and "threads", None if it lacks them."""
+        if not entry.get("step"):
+            return None
+        return cls(tuple(entry["step"]), tuple(entry.get("lrs", ())), int(entry.get("threads", 1)))
+
+    def entry(self) -> dict[str, Any]:
+        """Return it in plain lists and numbers, as `read` takes it."""
+        return {"step": list(self.members), "lrs": list(self.lrs), "threads": self.threads}
+
+
+@dataclass(frozen=True)
+class Step:
+    """Trainings that share a step, each with its place among the members of their company.
+
+    Places without a training are filled by a copy that nobody records: so a step that was
+    interrupted goes on in its old shape when some of its trainings have ended.
+    """
+
+    replicas: tuple[Replica, ...]
+    places: tuple[int, ...]
+    company: Company
+
+    @property
+    def size(self) -> int:
+        """The number of places."""
+        return len(self.company.members)
+
+    @property
+    def cost(self) -> float:
+        """How long it takes, in arbitrary units; needs resolved configs."""
+        config = self.replicas[0].config
+        return self.size * config.epochs * image_cost(config.update_batch or config.batch)
+
+    def part(self, keep: Callable[[Replica], bool]) -> "Step | None":
+        """Return the step with those of its trainings only, each at its place; None without any."""
+        pairs = zip(self.places, self.replicas, strict=True)
+        kept = [(place, replica) for place, replica in pairs if keep(replica)]
+        if not kept:
+            return None
+        places, replicas = zip(*kept, strict=True)
+        return Step(replicas, places, self.company)
+
+
+def step_of(replicas: list[Replica], threads: int) -> Step:
+    """Return the step of exactly these trainings."""
+    names = tuple(replica.name for replica in replicas)
+    rates = tuple(replica.config.lr for replica in replicas)
+    return Step(tuple(replicas), tuple(range(len(replicas))), Company(names, rates, threads))
+
+
+def most_together(device_type: str, update_batch: int) -> int:
+    """Return how many trainings may share a step on a device ("cpu" or "cuda")."""
+    if device_type == "cuda":
+        return CUDA_REPLICAS
+    return max(1, min(CPU_REPLICAS, CPU_IMAGES // update_batch))
+
+
+def layout(
+    replicas: list[Replica],
+    company: dict[str, Company],
+    alone: set[str],
+    device_type: str,
+    workers: int,
+    threads: int = 1,
+) -> list[Step]:
+    """Distribute trainings over steps, the longest first.
+
+    company: of those that were planned or begun in an earlier call, by name. alone: runs whose
+    models cannot share a step. With several workers, steps are halved until each worker has about
+    as much to do. threads: of one process that trains a step which is new.
+    """
+    steps = []
+    by_company: dict[Company, list[Replica]] = {}
+    by_kind: dict[str, list[Replica]] = {}
+    for replica in replicas:
+        if replica.name in company:
+            by_company.setdefault(company[replica.name], []).append(replica)
+        else:
+            kind = replica.name if replica.run in alone else _kind(replica.config, device_type)
+            by_kind.setdefault(kind, []).append(replica)
+    for known, some in by_company.items():
+        places = tuple(known.members.index(replica.name) for replica in some)
+        steps.append(Step(tuple(some), places, known))
+    fresh = []
+    for some in by_kind.values():
+        # Equal rates side by side share an optimizer step.
+        some = sorted(some, key=lambda replica: (replica.config.lr, replica.run, replica.seed))
+        first = some[0].config
+        most = first.stack or most_together(device_type, first.update_batch // first.devices)
+        fresh += _slices(some, most, threads)
+    everything = sum(step.cost for step in (*steps, *fresh))
+    while fresh:
+        step = max(fresh, key=lambda step: step.cost)
+        # A share and a half: the halves of a step that is a little too large would be as slow.
+        if step.size == 1 or step.cost * workers <= 1.5 * everything:
+            break
+        fresh.remove(step)
+        fresh += _slices(list(step.replicas), ceil(step.size / 2), threads)
+    return sorted([*steps, *fresh], key=lambda step: -step.cost)
+
+
+def _slices(replicas: list[Replica], most: int, threads: int) -> list[Step]:
+    """Return steps of nearly equal size, none larger than `most`."""
+    count = ceil(len(replicas) / most)
+    edges = [round(i * len(replicas) / count) for i in range(count + 1)]
+    return [step_of(replicas[a:b], threads) for a, b in itertools.pairwise(edges)]
+
+
+def _kind(config: TrainConfig, device_type: str) -> str:
+    """Return what the configs of trainings that may share a step have in common."""
+    values = dataclasses.asdict(config)
+    if device_type == "cuda" and config.devices == 1:
+        return json.dumps({key: values[key] for key in _GRAPH_KEYS}, sort_keys=True)
+    shared = {key: value for key, value in values.items() if key not in _FREE_IN_A_STACK}
+    return json.dumps(shared, sort_keys=True)

@@ -1,0 +1,374 @@
+"""Trainings that share a step, from their states to their folders: train, measure, store.
+
+Each goes through: build (or continue from the checkpoint), gradients at the start, then epoch after
+epoch metrics, gradients where due, checkpoint; at the end logits, then the result. Between any two
+writes it may be killed: what was not checkpointed is done again, with the same numbers.
+"""
+
+import contextlib
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from gnexp.config.schema import TrainConfig, asked_for, is_private, tested_on
+from gnexp.runner.build import data, dp_sgd, initial_model
+from gnexp.runner.build import model as networks
+from gnexp.runner.build import step as stepping
+from gnexp.runner.checkpoint import State, save_states
+from gnexp.runner.final_metrics import (
+    OTHER_SCORES,
+    class_head,
+    class_rows,
+    end_numbers,
+    keeping_the_result,
+    measure_asked_for,
+    right_images,
+)
+from gnexp.runner.loggers.export import follow
+from gnexp.runner.measure_gradients import own_gradients
+from gnexp.runner.provenance import version
+from gnexp.runner.schedule import Replica, Step
+from gnexp.store.run import Run
+from gnexp.training.attributes import put_attributes, stored_attributes
+from gnexp.training.evaluate import Scores, evaluate
+from gnexp.training.loop import Epoch, Pause, train_epochs
+from gnexp.training.lr_schedule import peak_rate
+from gnexp.training.precision import matrix_precision
+
+Emit = Callable[[dict[str, Any]], None]
+TICK_S = 0.5  # how often a step reports its progress within an epoch
+
+
+def place_of(state: State) -> tuple[int, int]:
+    """Return where a stored state stands: (epochs done, updates of the next one)."""
+    return state.get("epoch", 0), state.get("updates", 0)
+
+
+class Trainings:
+    """The trainings of one step that stand at the same place, to their ends."""
+
+    def __init__(
+        self,
+        step: Step,
+        states: dict[str, State],
+        frugal: bool,
+        emit: Emit,
+    ) -> None:
+        """Build the models, or take them from `states`, by the trainings' names."""
+        self.replicas, self.places, self.company = step.replicas, step.places, step.company
+        self.states, self.emit = states, emit
+        self.config = self.replicas[0].config
+        self.epoch, self.updates = place_of(states.get(self.replicas[0].name, {}))
+        self.device = data.pick_device(self.config.device)
+        self.images = data.device_images(self.config.data, self.device)
+        # A place that nobody trains at is filled by a copy of the first, at the rate it had: equal
+        # digits need equal spans of equal rates in the optimizer.
+        first = self.replicas[0]
+        self.filled = [
+            dataclasses.replace(first, config=dataclasses.replace(self.config, lr=lr))
+            for lr in self.company.lrs
+        ]
+        for place, replica in zip(self.places, self.replicas, strict=True):
+            self.filled[place] = replica
+        self.models, starts = self._models()
+        self.outside, lost = stepping.outside_state(self.config, self.models[0], self.images)
+        self.step, self.note = stepping.training_step(
+            [r.config for r in self.filled],
+            self.models,
+            self.images,
+            frugal,
+            [replica.seed for replica in self.filled],
+        )
+        if lost:
+            unseen = (
+                f"{', '.join(lost)} change{'s' * (len(lost) == 1)} in training, and no checkpoint"
+                " holds it: if the run is interrupted, it goes on to other digits; keep it in a"
+                " buffer or in a number"
+            )
+            self.note = "; ".join(filter(None, (self.note, unseen)))
+        if self.note:
+            names = ", ".join(replica.name for replica in self.replicas)
+            emit({"kind": "note", "text": f"{names}: {self.note}"})
+        self.secret = self.config.privacy.noise == "secret"
+        self.going = dict(zip(self.places, self.replicas, strict=True))
+        # What a seed gave so far goes with its checkpoint: a damaged table is filled from there.
+        self.rows: dict[int, dict[str, list[dict[str, Any]]]] = {
+            place: {"metrics": [], "gradients": []} for place in self.going
+        }
+        for place in self.going:
+            if starts[place]:
+                self.rows[place]["initial_weights"] = [starts[place]]
+        self.stored_at = time.monotonic()
+
+    def _models(self) -> tuple[list[nn.Module], list[dict[str, Any] | None]]:
+        """Return the models, and what new ones start from; the weights of others are to come."""
+        if (self.epoch, self.updates) == (0, 0):
+            started = [
+                initial_model.starting_model(r.config, self.images, r.seed) for r in self.filled
+            ]
+            return [model for model, _ in started], [record for _, record in started]
+        classes = len(self.images.classes)
+        models = [networks.seeded_model(r.config, classes, r.seed) for r in self.filled]
+        return [model.to(self.device) for model in models], [None] * len(models)
+
+    def run(self) -> None:
+        """Train, measure and store epoch after epoch; then the results."""
+        self._begin()
+        epochs = train_epochs(
+            self.step,
+            self.images,
+            data.recipe(self.config),
+            [replica.seed for replica in self.filled],
+            [replica.config.lr for replica in self.filled],
+            self.epoch + 1,
+            self._ticker(),
+            self._resumed(),
+            self._pausing,
+        )
+        last: dict[int, Epoch] = {}
+        for results in epochs:
+            for place, replica in self.going.items():
+                last[place] = results[place]
+                row = _row(results[place], replica.seed)
+                self.rows[place]["metrics"].append(row)
+            # What was shown must not be drawn anew after a kill: epsilon would count it once.
+            if stored_first := self.secret and not results[0].diverged:
+                self._checkpoint(results[0].epoch)
+            for place, replica in list(self.going.items()):
+                diverged = self._epoch_done(place, replica, results[place])
+                follow(Run(replica.folder), replica.seed, replica.config.logger)
+                if diverged:
+                    self._finish(place, replica, results[place])
+                    del self.going[place]
+            if not stored_first:
+                self._checkpoint(results[0].epoch)
+            if not self.going:
+                return
+        for place, replica in self.going.items():
+            self._finish(place, replica, last.get(place))
+
+    def _begin(self) -> None:
+        """Put the models where training is to go on, and the tables to what they held there."""
+        if (self.epoch, self.updates) == (0, 0):
+            for place, replica in self.going.items():
+                Run(replica.folder).drop_seed(replica.seed)
+                self._measure(place, replica, 0)
+            return
+        for place, replica in enumerate(self.filled):
+            self.step.load(place, self.states[replica.name])
+            put_attributes(self.models[place], self.states[replica.name].get("attributes", {}))
+        for place, replica in self.going.items():
+            run, state = Run(replica.folder), self.states[replica.name]
+            self.rows[place] = state.get("rows") or _stored_rows(run, replica.seed, self.epoch)
+            refill(run, self.rows[place])
+            if self.secret and self.epoch < self.config.epochs:
+                self.note = (
+                    f"noise and sampling were drawn anew from epoch {self.epoch + 1}, update"
+                    f" {self.updates + 1} on: privacy.noise=secret stores none of what it drew"
+                )
+                self.emit({"kind": "note", "text": f"{replica.name}: {self.note}"})
+
+    def _resumed(self) -> Pause | None:
+        if not self.updates:
+            return None
+        state = self.states[self.replicas[0].name]
+        return Pause(self.updates, state["time_s"], state["random_states"])
+
+    def _pausing(self, epoch: int, now: Callable[[], Pause]) -> None:
+        """Store a long epoch's state every so many minutes."""
+        if time.monotonic() - self.stored_at >= 60 * self.config.checkpoint_minutes:
+            self._checkpoint(epoch - 1, now())
+
+    def _epoch_done(self, place: int, replica: Replica, epoch: Epoch) -> bool:
+        """Store what an epoch gave one replica; return whether it diverged."""
+        row = self.rows[place]["metrics"][-1]
+        Run(replica.folder).add_metrics([row])
+        self.emit({"kind": "epoch", "run": replica.run, "on": tested_on(replica.config), **row})
+        if epoch.diverged:
+            return True
+        if epoch.epoch in (max(1, self.config.epochs // 2), self.config.epochs):
+            self._measure(place, replica, epoch.epoch)
+        return False
+
+    def _checkpoint(self, epoch: int, pause: Pause | None = None) -> None:
+        """Store the weights of all that go on; their momentum too, as long as it is needed."""
+        more: dict[str, Any] = {"epoch": epoch, **self.company.entry()}
+        if pause:
+            more |= dataclasses.asdict(pause)
+        for folder in sorted({replica.folder for replica in self.going.values()}):
+            states = {}
+            for place, replica in self.going.items():
+                if replica.folder == folder:
+                    state = {**self.step.state(place), **more, "rows": self.rows[place]}
+                    if kept := stored_attributes(self.models[place], self.outside):
+                        state["attributes"] = kept
+                    if not pause and epoch == self.config.epochs:
+                        del state["momentum"]
+                    states[replica.seed] = state
+            save_states(Run(folder), states)
+        self.stored_at = time.monotonic()
+
+    def _measure(self, place: int, replica: Replica, epoch: int) -> None:
+        if replica.config.gradients == 0:
+            return
+        model, why, rows = self.step.model(place), {}, []
+        trained = epoch == replica.config.epochs
+        with keeping_the_result("gradients", why) if trained else contextlib.nullcontext():
+            rows = own_gradients(replica.config, model, self.images, replica.seed, epoch)
+        if why:  # goes with the checkpoint, as the result is yet to come
+            self.rows[place]["unmeasured"] = [why]
+        self.rows[place]["gradients"] += rows
+        Run(replica.folder).add_gradients(rows)
+
+    def _finish(self, place: int, replica: Replica, last: Epoch | None) -> None:
+        """Store a training's end; `last` is None when it was killed just before that."""
+        run, config = Run(replica.folder), replica.config
+        model = self.step.model(place)
+        if last is None:
+            with matrix_precision(config.precision):
+                scores = evaluate(model, self.images, precision=config.precision)
+        else:
+            scores = Scores(last.test_acc, last.test_loss, last.logits_NK)
+        run.add_logits(replica.seed, scores.logits_NK.cpu().numpy())
+        diverged = last is not None and last.diverged
+        status = "diverged" if diverged else "complete"
+        used = data.recipe(config).examples_per_epoch(len(self.images.x_train))
+        numbers = _numbers(self.rows[place]["metrics"], config, status)
+        numbers["decay_per_epoch"] = _decay_per_epoch(config, used)
+        numbers |= {
+            "device": self.device.type,
+            "execution": self.step.execution,
+            "stack": self.step.replicas,
+            "layout": "channels_last" if self.step.channels_last else "contiguous",
+        }
+        if is_private(config):
+            updates = numbers["examples_seen"] // config.update_batch
+            numbers |= dp_sgd.record(config, len(self.images.x_train), updates)
+            by = "torch.func" if self.step.mapped else "hooks"
+            numbers["per_example_gradients"] = by
+        if config.devices > 1:
+            numbers["devices"] = config.devices
+        if self.note:
+            numbers["note"] = self.note
+        if start := self.rows[place].get("initial_weights"):
+            numbers["initial_weights"] = start[0]
+        head = result_head(config, run, model)
+        why = f"the loss was not finite in epoch {last.epoch}" if diverged else ""
+        if why:
+            numbers["why"] = why
+        else:
+            numbers |= right_images(scores, self.images, numbers["test_acc"])
+            unmeasured = dict(*self.rows[place].get("unmeasured", ()))
+            numbers |= dict.fromkeys(["ece", *OTHER_SCORES])
+            with keeping_the_result("decomposition", unmeasured):
+                numbers |= end_numbers(config, model, self.images, replica.seed, scores)
+            self._measure_end(replica, model, scores, unmeasured)
+            if unmeasured:
+                numbers["unmeasured"] = unmeasured
+            for what, reason in unmeasured.items():
+                text = f"{replica.name}: {what} could not be measured: {reason}"
+                self.emit({"kind": "note", "text": text})
+        with run.writing():  # the classes are of all seeds so far
+            classes = class_head(run, self.images)
+            run.add_result(replica.seed, numbers, **head, **classes)
+        if note := classes.get("classes", {}).get("note"):
+            self.emit({"kind": "note", "text": f"{replica.name}: {note}"})
+        run.set_status(replica.seed, status, why)
+        run.drop_traceback(replica.seed)
+
+    def _measure_end(
+        self, replica: Replica, model: nn.Module, scores: Scores, unmeasured: dict[str, str]
+    ) -> None:
+        run, config, seed = Run(replica.folder), replica.config, replica.seed
+        with keeping_the_result("classes", unmeasured):
+            run.add_rows("classes.csv", class_rows(scores.logits_NK, self.images, seed))
+        for what in asked_for(config.measure):
+            with keeping_the_result(what, unmeasured):
+                measure_asked_for(run, config, model, self.images, seed, [what], config.shift)
+
+    def _ticker(self) -> Callable[[int], None]:
+        """Return a tick that reports the images of each replica, at most every TICK_S."""
+        since = {"images": 0, "time": time.monotonic()}
+        keys = [(replica.run, replica.seed) for replica in self.replicas]
+
+        def tick(images: int) -> None:
+            since["images"] += images
+            now = time.monotonic()
+            if now - since["time"] >= TICK_S:
+                each = since["images"] / self.step.replicas
+                self.emit({"kind": "tick", "replicas": keys, "examples": each})
+                since.update(images=0, time=now)
+
+        return tick
+
+
+def _stored_rows(run: Run, seed: int, epoch: int) -> dict[str, list[dict[str, Any]]]:
+    """Return what a seed gave up to an epoch, for checkpoints of a version that left it out."""
+
+    def its(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [row for row in rows if row["seed"] == seed and row["epoch"] <= epoch]
+
+    return {"metrics": its(run.metrics()), "gradients": its(run.gradients())}
+
+
+def refill(run: Run, rows: dict[str, list[dict[str, Any]]]) -> None:
+    """Put the rows that a checkpoint holds into the run's tables, where they may be lacking."""
+    run.add_metrics(rows.get("metrics", []))
+    if rows.get("gradients"):
+        run.add_gradients(rows["gradients"])
+
+
+def _row(epoch: Epoch, seed: int) -> dict[str, Any]:
+    keys = ("epoch", "examples_seen", "lr", "train_loss", "train_acc")
+    keys += ("test_loss", "test_acc", "time_s")
+    return {"seed": seed, **{key: getattr(epoch, key) for key in keys}}
+
+
+def _numbers(rows: list[dict[str, Any]], config: TrainConfig, status: str) -> dict[str, Any]:
+    """Return the final numbers of a seed; the last epoch counts, none is selected."""
+    last = rows[-1]
+    return {
+        "status": status,
+        "test_acc": last["test_acc"],
+        "test_acc_median5": statistics.median(row["test_acc"] for row in rows[-5:]),
+        "test_loss": last["test_loss"],
+        "train_loss": last["train_loss"],
+        "train_acc": last["train_acc"],
+        "epochs": last["epoch"],
+        "examples_seen": last["examples_seen"],
+        "train_time_s": sum(row["time_s"] for row in rows),
+    }
+
+
+def _decay_per_epoch(config: TrainConfig, used: float) -> float:
+    """Return peak rate x weight decay x updates: only the linear rule keeps it over batch sizes."""
+    peak = peak_rate(config.lr, config.lr_rule, config.update_batch)
+    return peak * config.weight_decay * used / config.update_batch
+
+
+def result_head(config: TrainConfig, run: Run, model: nn.Module | None = None) -> dict[str, Any]:
+    """Return what result.json says of the run as a whole."""
+    images = data.images_of(config.data)
+    head: dict[str, Any] = {
+        "run": run.name,
+        "gnexp": version(),
+        "config": run.config(),
+        "groups_per_layer": networks.groups_per_layer(config),
+        "pools": networks.pools(config),
+        **({"conversion": lines} if (lines := networks.conversion_report(config)) else {}),
+        "data": {
+            "title": images.title,
+            "checksum": images.checksum,
+            "train": len(images.x_train),
+            "test": len(images.x_test),
+            "classes": list(images.classes),
+            **({"passed_over": images.passed_over} if images.passed_over else {}),
+        },
+    }
+    if model is not None:
+        head["parameters"] = sum(p.numel() for p in model.parameters())
+    return head

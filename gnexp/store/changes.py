@@ -1,0 +1,120 @@
+"""What of a folder's files was changed or lost since it was written, and what brings it back.
+
+By their digests, see gnexp.store.digests; what files hold is read elsewhere.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping
+from pathlib import Path
+
+from gnexp.store import digests
+from gnexp.store.files import Damaged, bytes_of
+
+_TRAIN = "the same 'gnexp train' "
+_FROM = "from checkpoint.pt"
+_MEASURE = "'gnexp measure study={study} what=[{what}]' measures it again"
+# What brings a file of a run back; LARGE are those that no table is made of.
+RESTORED = {
+    "config.yaml": f"{_TRAIN}writes it again",
+    "plan.json": f"{_TRAIN}plans seeds that had not begun anew",
+    "provenance.json": "nothing brings its versions and commands back",
+    "status.json": f"{_TRAIN}writes it again, results are kept",
+    "result.json": f"{_TRAIN}finishes its seeds again {_FROM}",
+    "metrics.csv": f"{_TRAIN}restores it {_FROM}",
+    "gradients.csv": f"{_TRAIN}restores the run's own points {_FROM}; {_MEASURE}",
+    **dict.fromkeys(("covariance.csv", "shift.csv", "batches.csv", "classes.csv"), _MEASURE),
+    "checkpoint.pt": "nothing brings the weights back, finished seeds keep their results",
+    "logits.npz": f"training more seeds of the run computes it again {_FROM}",
+    "tuning.json": f"{_TRAIN}writes it again",
+    "optimization_results.yaml": "nothing brings it back",
+    digests.FILE: f"{_TRAIN}keeps the digests in it that are still those of files",
+}
+LARGE = ("checkpoint.pt", "logits.npz")
+_OF_A_STUDY = ("tuning.json", "optimization_results.yaml")
+OF_A_RUN = tuple(name for name in RESTORED if name not in (*_OF_A_STUDY, digests.FILE))
+
+
+def restored_by(path: Path) -> str:
+    """Return what brings a file of a run, or of a study, back."""
+    what = path.stem
+    text = RESTORED.get(path.name, "nothing brings it back")
+    weights = path.parent / "checkpoint.pt"
+    if _FROM in text and not _is_whole(weights):
+        text = text.replace(_FROM, f"{_FROM}, which is not whole here")
+    return text.format(study=path.parent.parent.name, what=what)
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        return digests.read_checked(path) is not None
+    except Damaged:
+        return False
+
+
+def changed_files(
+    folder: Path, names: Iterable[str] | None = None, read: Collection[str] = ()
+) -> dict[str, str]:
+    """Return a sentence by file of these (default: all) that was changed, or is gone.
+
+    read: files that were read and compared already.
+    """
+    try:
+        stored = digests.stored_digests(folder)
+    except Damaged as error:
+        return {digests.FILE: f"{error}, so that nobody can tell whether others were"}
+    found = {}
+    for name in sorted(stored if names is None else stored.keys() & set(names)):
+        path = folder / name
+        try:
+            if name not in read:
+                digests.read_checked(path)
+            if name in RESTORED and is_gone(path):
+                found[name] = f"{path} is gone"
+        except Damaged as error:
+            found[name] = str(error)
+    return found
+
+
+def is_gone(path: Path) -> bool:
+    """Return whether a file was written and is no longer there; raises Damaged."""
+    accepted = digests.stored_digests(path.parent).get(path.name, [digests.ABSENT])
+    return digests.ABSENT not in accepted and not path.is_file()
+
+
+def without_digest(folder: Path) -> list[str]:
+    """Return the files of a run, or a study, that have no digest."""
+    try:
+        stored = digests.stored_digests(folder)
+    except Damaged:
+        return []
+    return [
+        name
+        for name in (*OF_A_RUN, *_OF_A_STUDY)
+        if name not in stored and (folder / name).is_file()
+    ]
+
+
+def lost_rows(
+    folder: Path, seeds: Iterable[int], rows: Callable[[str], list[Mapping[str, object]]]
+) -> list[str]:
+    """Return a sentence per table that lacks rows which a damaged one, kept beside it, holds.
+
+    seeds: of the run. rows: returns the rows that a table has now. Digits of the damaged one may be
+    wrong, so that its rows are only counted.
+    """
+    found = []
+    try:
+        stored = digests.stored_digests(folder)
+    except Damaged:
+        return []
+    for aside in sorted(stored):
+        table, mark, _ = aside.partition(".damaged")
+        if not mark or not table.endswith(".csv"):
+            continue
+        data = bytes_of(folder / aside) or b""
+        had = Counter(line.split(b",")[0].decode("ascii", "replace") for line in data.splitlines())
+        now = Counter(str(row["seed"]) for row in rows(table))
+        if count := sum(max(0, had[str(seed)] - now[str(seed)]) for seed in seeds):
+            again = restored_by(folder / table)
+            found.append(f"{folder / table} lacks {count} rows that {aside} holds: {again}")
+    return found

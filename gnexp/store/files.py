@@ -1,0 +1,216 @@
+"""Files that are always whole: a reader sees the old version or the new one, never a part.
+
+JSON and CSV with fixed order and exact floats, so that equal contents are equal bytes.
+A file that cannot be read raises Damaged (a ValueError) naming it.
+"""
+
+import csv
+import io
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gnexp.store.locks import require_claims
+
+Row = dict[str, Any]
+Columns = Mapping[str, type]
+Read = Callable[[Path], bytes | None]
+DEEPEST = 32  # values within values; gnexp's own files have a handful
+LARGEST_YAML = 2**20  # bytes; a config has a thousand
+TOO_DEEP = f"more than {DEEPEST} values within one another"
+
+
+class Damaged(ValueError):
+    """A file of the store cannot be read; the text is a sentence that names it."""
+
+
+def write_whole(path: Path, data: bytes | str) -> None:
+    """Replace `path` by `data` (text as UTF-8) in one rename; on an error nothing changes.
+
+    The temporary file lies in the same folder, because a rename is atomic only within one file
+    system, and is synced first, so that a power cut cannot leave a renamed but empty file.
+    Raises TakenOver if another process has taken over a claim under which this one writes.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        require_claims()
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        require_claims()  # a file that vanished was tidied up by whoever took over
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as JSON, see `json_text`."""
+    write_whole(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """Return `value` as JSON; a number that is not finite becomes null, as the standard asks."""
+    return json.dumps(plain(value, finite=True), indent=1, allow_nan=False) + "\n"
+
+
+def bytes_of(path: Path) -> bytes | None:
+    """Return a file's bytes, None when there is no such file."""
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return None
+
+
+def read_json(path: Path, read: Read = bytes_of) -> dict[str, Any]:
+    """Return the JSON object in `path`; {} when there is no such file."""
+    data = read(path)
+    if data is None:
+        return {}
+    try:
+        value = json.loads(data.decode())
+    except (ValueError, RecursionError) as error:
+        raise damaged(path, error) from error
+    if not isinstance(value, dict):
+        raise damaged(path, "not a JSON object")
+    if _is_too_deep(value):
+        raise damaged(path, TOO_DEEP)
+    return value
+
+
+def _is_too_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(DEEPEST):
+        inner = (v.values() if isinstance(v, dict) else v for v in level)
+        level = [w for v in inner for w in v if isinstance(w, (dict, list))]
+        if not level:
+            return False
+    return True
+
+
+def read_yaml(path: Path, read: Read = bytes_of) -> dict[str, Any]:
+    """Return the YAML mapping in `path`; {} when there is no such file.
+
+    Anchors are refused: a few lines of them can stand for more values than any memory holds.
+    """
+    import yaml
+
+    if path.is_file() and path.stat().st_size > LARGEST_YAML:
+        raise damaged(path, f"larger than {LARGEST_YAML} bytes")
+    data, loader = read(path), getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    if data is None:
+        return {}
+    try:
+        # Before the value is built: a great depth would end the process.
+        why = _refused(yaml.parse(data, loader))
+        value = None if why else yaml.load(data, loader)
+    except (yaml.YAMLError, ValueError) as error:  # such as a date that is none
+        raise damaged(path, error) from error
+    if why or not isinstance(value, dict):
+        raise damaged(path, why or "not a mapping")
+    return value
+
+
+def _refused(events: Iterable[Any]) -> str:
+    """Return why YAML is not read, "" if nothing is against it."""
+    depth = 0
+    for event in events:
+        if getattr(event, "anchor", None) is not None:
+            return f"it has the anchor {event.anchor}, and gnexp writes none"
+        kind = type(event).__name__
+        depth += kind.endswith(("SequenceStartEvent", "MappingStartEvent"))
+        depth -= kind.endswith(("SequenceEndEvent", "MappingEndEvent"))
+        if depth > DEEPEST:
+            return TOO_DEEP
+    return ""
+
+
+def table_text(columns: Columns, key: Sequence[str], rows: Iterable[Row]) -> str:
+    """Return rows as CSV, sorted by `key`; floats read back as exactly the same number."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(columns)
+    for row in sorted(rows, key=lambda row: tuple(row[c] for c in key)):
+        writer.writerow([repr(row[c]) if isinstance(row[c], float) else row[c] for c in columns])
+    return buffer.getvalue()
+
+
+def read_table(path: Path, columns: Columns, read: Read = bytes_of) -> list[Row]:
+    """Return the rows of a CSV that table_text made, typed; [] when there is no such file."""
+    rows, bad = read_whole_rows(path, columns, read)
+    if bad:
+        raise damaged(path, bad[0])
+    return rows
+
+
+def read_whole_rows(
+    path: Path, columns: Columns, read: Read = bytes_of
+) -> tuple[list[Row], list[str]]:
+    """Return the rows that are whole, and what is wrong with each of the other lines."""
+    data = read(path)
+    if data is None:
+        return [], []
+    # Line ends may be those that git gives to text files.
+    lines = data.replace(b"\r\n", b"\n").decode("utf-8", "replace").split("\n")
+    if not lines[-1]:  # behind the last line's end
+        del lines[-1]
+        cut = None
+    else:
+        cut = len(lines)
+    rows, bad = [], []
+    header, *body = lines or [""]
+    if header != ",".join(columns):
+        bad.append("its header is not " + ",".join(columns))
+        # Without its header a table may be of another version: nothing in it can be trusted.
+        return [], [*bad, *body]
+    for number, line in enumerate(body, start=2):
+        try:
+            (values,) = csv.reader([line], strict=True)
+            pairs = zip(columns.items(), values, strict=True)
+            row = {c: kind(value) for (c, kind), value in pairs}
+            if number == cut:  # its last number may lack digits
+                raise ValueError("it ends in the middle")
+            rows.append(row)
+        except (ValueError, csv.Error) as error:
+            bad.append(f"line {number}: {error}")
+    return rows, bad
+
+
+def typed_row(row: Mapping[str, Any], columns: Columns, name: str) -> Row:
+    """Return `row` in the columns' own order and types (None is nan in a float column).
+
+    Raises ValueError when the row's keys are not exactly the columns.
+    """
+    if set(row) != set(columns):
+        wrong = ", ".join(sorted(set(row) ^ set(columns)))
+        raise ValueError(f"a row of {name} lacks or does not know: {wrong}")
+    return {
+        c: math.nan if kind is float and row[c] is None else kind(row[c])
+        for c, kind in columns.items()
+    }
+
+
+def plain(value: Any, finite: bool = False) -> Any:
+    """Return `value` in Python's own types, so that numpy scalars and tuples serialize alike.
+
+    finite: turn nan and infinities into None.
+    """
+    if isinstance(value, Mapping):
+        return {str(k): plain(v, finite) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v, finite) for v in value]
+    if isinstance(value, float):
+        return None if finite and not math.isfinite(value) else float(value)
+    if isinstance(value, (str, bool, int, type(None))):
+        return value
+    return plain(value.item(), finite) if hasattr(value, "item") else str(value)
+
+
+def damaged(path: Path, why: object) -> Damaged:
+    """Return the error for a file that cannot be read."""
+    return Damaged(f"{path} is corrupt ({why})")

@@ -1,0 +1,646 @@
+"""The run store: one folder per run, every file written whole.
+
+STUDY/RUN/ holds config.yaml, plan.json, provenance.json, status.json, metrics.csv, gradients.csv,
+covariance.csv, result.json, checkpoint.pt and logits.npz, and the digests of all in digests.json.
+A reader sees either the old or the new version of a file, never a part of one, whenever the writer
+is killed, and never bytes that are not those that were written.
+"""
+
+import contextlib
+import difflib
+import functools
+import io
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gnexp.store import digests
+from gnexp.store.changes import LARGE, OF_A_RUN, changed_files, lost_rows, without_digest
+from gnexp.store.digests import read_checked
+from gnexp.store.files import (
+    Damaged,
+    damaged,
+    json_text,
+    plain,
+    read_json,
+    read_table,
+    read_whole_rows,
+    read_yaml,
+    table_text,
+    typed_row,
+)
+from gnexp.store.locks import Claim, require_claims, writing_under
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+METRICS_COLUMNS = {
+    "seed": int,
+    "epoch": int,
+    "examples_seen": int,
+    "lr": float,
+    "train_loss": float,
+    "train_acc": float,
+    "test_loss": float,
+    "test_acc": float,
+    "time_s": float,
+}
+GRADIENTS_COLUMNS = {
+    "seed": int,
+    "epoch": int,
+    "at_batch": int,
+    "parameters": str,
+    "k": int,
+    "noise": float,
+    "noise_lo": float,
+    "noise_hi": float,
+    "signal": float,
+    "signal_lo": float,
+    "signal_hi": float,
+    "relative_noise": float,
+    "noise_scale": float,
+    "weight_norm": float,
+}
+COVARIANCE_COLUMNS = {"seed": int, "epoch": int, "parameters": str, "n": int, "trace": float}
+SHIFT_COLUMNS = {
+    **{"seed": int, "corruption": str, "severity": int},
+    **{"n": int, "accuracy": float, "loss": float},
+}
+BATCHES_COLUMNS = {
+    **{"seed": int, "statistics": str, "composition": str, "at_batch": int},
+    **{"n": int, "accuracy": float, "loss": float, "expected": float, "logit_change": float},
+}
+CLASSES_COLUMNS = {"seed": int, "class": str, "n": int, "accuracy": float}
+
+METRICS_KEY = ("seed", "epoch")
+GRADIENTS_KEY = ("seed", "epoch", "at_batch", "parameters")
+COVARIANCE_KEY = ("seed", "epoch", "parameters")
+SHIFT_KEY = ("seed", "corruption", "severity")
+BATCHES_KEY = ("seed", "statistics", "composition", "at_batch")
+CLASSES_KEY = ("seed", "class")
+STATUSES = ("running", "complete", "diverged", "infeasible", "failed")
+NOT_STUDIES = ("check", "reference", "report")
+
+# What a report is made of; a run's config is in its result, or it has none.
+INPUTS = ("config.yaml", "provenance.json", "status.json", "result.json")
+INPUTS += ("metrics.csv", "gradients.csv", "covariance.csv")
+INPUTS += ("shift.csv", "batches.csv", "classes.csv")
+_RUN_FILES = ("config.yaml", "status.json", "metrics.csv", "result.json")
+_TABLES = {
+    "metrics.csv": (METRICS_COLUMNS, METRICS_KEY),
+    "gradients.csv": (GRADIENTS_COLUMNS, GRADIENTS_KEY),
+    "covariance.csv": (COVARIANCE_COLUMNS, COVARIANCE_KEY),
+    "shift.csv": (SHIFT_COLUMNS, SHIFT_KEY),
+    "batches.csv": (BATCHES_COLUMNS, BATCHES_KEY),
+    "classes.csv": (CLASSES_COLUMNS, CLASSES_KEY),
+}
+
+
+def _writes(method: Any) -> Any:
+    """Let a method of Run be the only one, over all processes, that changes the run's files."""
+
+    @functools.wraps(method)
+    def alone(self: "Run", *args: Any, **kwargs: Any) -> Any:
+        with self.writing():
+            return method(self, *args, **kwargs)
+
+    return alone
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Wait until no other process writes to a folder, and keep it so; tidy up after killed ones."""
+    claim = Claim(folder / ".writing")
+    claim.take(wait=True)
+    try:
+        with writing_under(claim):
+            for leftover in folder.glob(".*.tmp"):
+                require_claims()
+                leftover.unlink(missing_ok=True)
+            yield
+    finally:
+        claim.drop()
+
+
+class Run:
+    """One run's folder: a config and what each of its seeds gave.
+
+    Tables are lists of rows (dicts of plain numbers, see the *_COLUMNS constants); adding a row
+    whose key is there already replaces it, so a resumed epoch is written twice without harm.
+    A file that cannot be read raises Damaged (a ValueError) naming it.
+    """
+
+    def __init__(self, folder: Path | str):
+        self.folder = Path(folder)
+        self._writing = 0
+        self._open: digests.Writer | None = None
+
+    @classmethod
+    def create(cls, folder: Path | str) -> "Run":
+        """Make the folder (parents too) if it is not there, and return its Run."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        return cls(folder)
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    def exists(self) -> bool:
+        """Whether the folder holds at least one of a run's files."""
+        return any((self.folder / name).is_file() for name in _RUN_FILES)
+
+    @contextlib.contextmanager
+    def lock(self, seed: int | None = None) -> Iterator[Claim | None]:
+        """Yield the claim to train this seed of the run, None where another process has it.
+
+        seed None: the claim to measure the run as it is stored.
+        """
+        claim = Claim(self.lock_file(seed))
+        if not claim.take():
+            yield None
+            return
+        try:
+            with writing_under(claim):
+                yield claim
+        finally:
+            claim.drop()
+
+    def lock_file(self, seed: int | None = None) -> Path:
+        """Return the file that marks who works on a seed, or measures the run."""
+        return self.folder / (".lock" if seed is None else f".lock-{int(seed)}")
+
+    def settle(self) -> None:
+        """Tidy up after killed processes: claims, half-written files, statuses behind results.
+
+        And tracebacks of failures that are over.
+        """
+        if any(self.folder.glob(".*.tmp")) or any(
+            len(accepted) > 1 for accepted in digests.stored_digests(self.folder).values()
+        ):
+            with self.writing():  # which removes the temporary files
+                self._files.settle()
+        # With what filelock sets beside a claim for the moment in which it passes to another.
+        for path in [*self.folder.glob(".lock*"), *self.folder.glob(".writing*")]:
+            Claim(path).clear()
+        statuses = self.statuses()
+        for seed, numbers in self._seeds_of("result.json").items():
+            status = numbers.get("status", "complete")
+            if statuses.get(seed, {}).get("status") != status:
+                self.set_status(seed, status, numbers.get("why", ""))
+            self.drop_traceback(seed)
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Wait until no other process changes a file of the run, and keep it so.
+
+        Seeds of one run may train in several processes: what is read here is still true when it
+        is written back. May be nested.
+        """
+        self._writing += 1
+        try:
+            if self._writing > 1:
+                yield
+                return
+            with alone_in(self.folder):
+                yield
+                if self._open:
+                    self._open.close()
+        finally:
+            self._writing -= 1
+            if not self._writing:
+                self._open = None
+
+    @property
+    def _files(self) -> digests.Writer:
+        """Who changes the run's files, within `writing`."""
+        self._open = self._open or digests.Writer(self.folder)
+        return self._open
+
+    @_writes
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        """Write the resolved config as config.yaml, keys in the order given.
+
+        Its `seeds` are joined with those of the calls before.
+        """
+        import yaml
+
+        if isinstance(config.get("seeds"), list):
+            known = self.config().get("seeds") or []
+            config = {**config, "seeds": sorted({*known, *config["seeds"]})}
+        text = yaml.safe_dump(plain(config), sort_keys=False, default_flow_style=None, width=100)
+        self._files.write("config.yaml", text)
+
+    def config(self) -> dict[str, Any]:
+        """Return the resolved config; {} when it has not been written."""
+        return read_yaml(self.folder / "config.yaml", read_checked)
+
+    @_writes
+    def add_plan(self, entries: Mapping[int, Mapping[str, Any]]) -> None:
+        """Write down, for seeds that have no entry yet, in which company each is to train."""
+        self._write_plan({**entries, **self.plan()})
+
+    @_writes
+    def drop_plan(self, seed: int) -> None:
+        """Forget in which company a seed was to train."""
+        self._write_plan({s: entry for s, entry in self.plan().items() if s != seed})
+
+    def _write_plan(self, seeds: Mapping[int, Mapping[str, Any]]) -> None:
+        self._write_json("plan.json", {"seeds": {str(s): seeds[s] for s in sorted(seeds)}})
+
+    def plan(self) -> dict[int, dict[str, Any]]:
+        """Return {seed: what `add_plan` got}."""
+        return self._seeds_of("plan.json")
+
+    @_writes
+    def write_provenance(self, provenance: Mapping[str, Any]) -> None:
+        """Write what produced the numbers: commit, versions, device, determinism, command.
+
+        That of earlier calls, which trained other seeds, is kept under "earlier". The processes of
+        one call start at the same time with the same command, and leave one entry.
+        """
+        before = self.provenance()
+        earlier = before.pop("earlier", [])
+        if before and all(before.get(k) == provenance.get(k) for k in ("started", "command")):
+            return
+        kept = {"earlier": [*earlier, before]} if before else {}
+        self._write_json("provenance.json", {**provenance, **kept})
+
+    def provenance(self) -> dict[str, Any]:
+        """Return provenance.json; {} when it has not been written."""
+        return self._read_json("provenance.json")
+
+    @_writes
+    def set_status(self, seed: int, status: str, why: str = "", **more: Any) -> None:
+        """Record one seed's status (one of STATUSES) and the reason, for people.
+
+        more: "since", when it began to run; "again", true when what failed was not the training.
+        """
+        if status not in STATUSES:
+            raise ValueError(f"status={status!r} of seed {seed} is none of {', '.join(STATUSES)}")
+        seeds = {**self.statuses(), int(seed): {"status": status, "why": why, **more}}
+        self._write_json("status.json", {"seeds": {str(s): seeds[s] for s in sorted(seeds)}})
+
+    def statuses(self) -> dict[int, dict[str, Any]]:
+        """Return {seed: {"status", "why", ...}}, see `set_status`."""
+        return self._seeds_of("status.json")
+
+    def _seeds_of(self, name: str) -> dict[int, dict[str, Any]]:
+        return _by_seed(self._read_json(name).get("seeds", {}), self.folder / name)
+
+    @_writes
+    def add_metrics(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Add rows of METRICS_COLUMNS, replacing those of the same seed and epoch."""
+        self._upsert("metrics.csv", rows)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Return the rows of metrics.csv, sorted by seed and epoch."""
+        return self._read_table("metrics.csv")
+
+    @_writes
+    def add_gradients(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Add rows of GRADIENTS_COLUMNS, replacing those of the same GRADIENTS_KEY."""
+        self._upsert("gradients.csv", rows)
+
+    def gradients(self) -> list[dict[str, Any]]:
+        """Return the rows of gradients.csv, sorted by GRADIENTS_KEY."""
+        return self._read_table("gradients.csv")
+
+    @_writes
+    def add_covariance(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Add rows of COVARIANCE_COLUMNS, replacing those of the same COVARIANCE_KEY."""
+        self._upsert("covariance.csv", rows)
+
+    def covariance(self) -> list[dict[str, Any]]:
+        """Return the rows of covariance.csv, sorted by COVARIANCE_KEY."""
+        return self._read_table("covariance.csv")
+
+    @_writes
+    def add_rows(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Add rows of one of the tables, such as "shift.csv", replacing those of the same key."""
+        self._upsert(name, rows)
+
+    def rows(self, name: str) -> list[dict[str, Any]]:
+        """Return the rows of one of the tables."""
+        return self._read_table(name)
+
+    @_writes
+    def write_result(self, result: Mapping[str, Any]) -> None:
+        """Write result.json whole; result["seeds"] maps each finished seed to its numbers.
+
+        A number that is not finite is stored as null, which every JSON reader understands.
+        """
+        seeds = {int(seed): numbers for seed, numbers in result.get("seeds", {}).items()}
+        ordered = {str(seed): seeds[seed] for seed in sorted(seeds)}
+        self._write_json("result.json", {**result, "seeds": ordered})
+
+    @_writes
+    def add_result(self, seed: int, numbers: Mapping[str, Any], **head: Any) -> None:
+        """Add (or replace) one finished seed; `head` are result.json's other keys to set."""
+        result = self.result()
+        seeds = {**result.get("seeds", {}), str(int(seed)): dict(numbers)}
+        self.write_result({**result, **head, "seeds": seeds})
+
+    def result(self) -> dict[str, Any]:
+        """Return result.json, seeds keyed by text as in the file; {} when there is none."""
+        return self._read_json("result.json")
+
+    def finished_seeds(self) -> list[int]:
+        """Return the seeds that result.json lists, sorted."""
+        return sorted(self._seeds_of("result.json"))
+
+    @_writes
+    def drop_seed(self, seed: int) -> None:
+        """Forget one seed's result, rows and logits, before it is trained afresh."""
+        result = self.result()
+        # The result goes first: a seed listed there must never have fewer rows than it had.
+        if str(int(seed)) in result.get("seeds", {}):
+            del result["seeds"][str(int(seed))]
+            self.write_result(result)
+        for name in _TABLES:
+            rows = self._read_table(name)
+            kept = [row for row in rows if row["seed"] != seed]
+            if len(kept) < len(rows):
+                self._files.write(name, table_text(*_TABLES[name], kept))
+        logits = self.logits()
+        if logits.pop(int(seed), None) is not None:
+            self._write_logits(logits)
+        self.drop_traceback(seed)
+
+    @_writes
+    def set_aside(self, name: str) -> str:
+        """Rename a file that cannot be read, so that nothing of it is lost; return its new name."""
+        aside = digests.set_aside_name(self.folder, name)
+        self._files.rename(name, aside)
+        return aside
+
+    @_writes
+    def repair_digests(self) -> str:
+        """Make digests.json readable again; return a sentence about what it was, "" if whole."""
+        return digests.repair(self.folder)
+
+    @_writes
+    def forget(self, name: str) -> None:
+        """Drop the digest of a file that is gone."""
+        self._files.remove(name)
+
+    def whole_rows(self, name: str) -> tuple[list[dict[str, Any]], str]:
+        """Return a table's whole rows, and a sentence if some are not, "" else.
+
+        There are none in a table that was changed since it was written.
+        """
+        path = self.folder / name
+        try:
+            rows, bad = read_whole_rows(path, _TABLES[name][0], read_checked)
+        except Damaged as error:
+            return [], str(error)
+        return rows, f"{path} is corrupt ({bad[0]})" if bad else ""
+
+    @_writes
+    def rewrite(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Let a table hold these rows and no others."""
+        self._files.write(name, table_text(*_TABLES[name], rows))
+
+    @_writes
+    def write_traceback(self, seed: int, text: str) -> None:
+        """Keep the traceback of what made a seed fail."""
+        self._files.write(f"traceback-{int(seed)}.txt", text)
+
+    def drop_traceback(self, seed: int) -> None:
+        """Remove the traceback of a failure that is over."""
+        name = f"traceback-{int(seed)}.txt"
+        if (self.folder / name).is_file():
+            with self.writing():
+                self._files.remove(name)
+
+    @_writes
+    def write_checkpoint(self, data: bytes) -> None:
+        """Replace checkpoint.pt; the bytes are the caller's affair."""
+        self._files.write("checkpoint.pt", data)
+
+    def checkpoint(self) -> bytes | None:
+        """Return the bytes of checkpoint.pt, None when there is none."""
+        return read_checked(self.folder / "checkpoint.pt")
+
+    @_writes
+    def add_logits(self, seed: int, logits_NC: "np.ndarray") -> None:
+        """Add one seed's test logits, (test images, classes), stored as float16."""
+        import numpy as np
+
+        with np.errstate(over="ignore"):  # beyond 65,504 a float16 is infinite
+            halves = np.asarray(logits_NC, dtype=np.float16)
+        self._write_logits({**self.logits(), int(seed): halves})
+
+    def logits(self) -> dict[int, "np.ndarray"]:
+        """Return {seed: float16 (test images, classes)}; {} when there are none."""
+        import zipfile
+        import zlib
+
+        import numpy as np
+
+        path = self.folder / "logits.npz"
+        data = read_checked(path)
+        if data is None:
+            return {}
+        try:
+            with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+                return {int(key.removeprefix("seed_")): arrays[key] for key in arrays.files}
+        except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise damaged(path, error) from error
+
+    def _write_logits(self, logits: Mapping[int, "np.ndarray"]) -> None:
+        import numpy as np
+
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **{f"seed_{seed}": logits[seed] for seed in sorted(logits)})
+        self._files.write("logits.npz", buffer.getvalue())
+
+    def _write_json(self, name: str, value: Any) -> None:
+        self._files.write(name, json_text(value))
+
+    def _read_json(self, name: str) -> dict[str, Any]:
+        value = read_json(self.folder / name, read_checked)
+        _by_seed(value.get("seeds", {}), self.folder / name)
+        return value
+
+    def _upsert(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        columns, key = _TABLES[name]
+        table = {tuple(row[c] for c in key): row for row in self._read_table(name)}
+        for row in rows:
+            typed = typed_row(row, columns, name)
+            table[tuple(typed[c] for c in key)] = typed
+        self._files.write(name, table_text(columns, key, table.values()))
+
+    def _read_table(self, name: str) -> list[dict[str, Any]]:
+        return read_table(self.folder / name, _TABLES[name][0], read_checked)
+
+
+@dataclass
+class Record:
+    """What one run's folder holds, for reading: tables become DataFrames when first asked for.
+
+    Damaged files count as absent, and damaged lines of tables too; `damage` names them. A file that
+    was changed since it was written is damaged as a whole.
+    """
+
+    name: str
+    folder: Path
+    config: dict[str, Any]
+    result: dict[str, Any]
+    provenance: dict[str, Any]
+    statuses: dict[int, dict[str, Any]]  # a finished seed's status comes from result.json
+    damaged_documents: list[str] = field(default_factory=list)
+
+    def rows(self, name: str) -> list[dict[str, Any]]:
+        """Return the whole rows of a table."""
+        return self._tables[name][0]
+
+    @cached_property
+    def _tables(self) -> dict[str, tuple[list[dict[str, Any]], str]]:
+        return {name: Run(self.folder).whole_rows(name) for name in _TABLES}
+
+    @cached_property
+    def damage(self) -> list[str]:
+        """One sentence for each file of the run that is not whole, not as it was written, or gone.
+
+        Large files are left out: no table is made of them.
+        """
+        tables = [sentence for _, sentence in self._tables.values() if sentence]
+        others = [name for name in OF_A_RUN if name not in LARGE]
+        others += [f"traceback-{seed}.txt" for seed in self.statuses]
+        found = [*self.damaged_documents, *tables]
+        read = (*_TABLES, "result.json", "status.json", "provenance.json")
+        found += changed_files(self.folder, others, read).values()
+        return list(dict.fromkeys([*found, *lost_rows(self.folder, self.statuses, self.rows)]))
+
+    @cached_property
+    def metrics(self) -> "pd.DataFrame":
+        return _frame(self.rows("metrics.csv"), METRICS_COLUMNS)
+
+    @cached_property
+    def gradients(self) -> "pd.DataFrame":
+        return _frame(self.rows("gradients.csv"), GRADIENTS_COLUMNS)
+
+    @cached_property
+    def covariance(self) -> "pd.DataFrame":
+        return _frame(self.rows("covariance.csv"), COVARIANCE_COLUMNS)
+
+    def numbers(self, seed: int) -> dict[str, Any]:
+        """Return result.json's numbers of one seed; {} while it is unfinished."""
+        return self.result.get("seeds", {}).get(str(seed), {})
+
+
+@dataclass
+class Study:
+    """A folder of runs, sorted by name; `unreadable` names those that had to be left out."""
+
+    name: str
+    folder: Path
+    runs: list[Record]
+    unreadable: list[str] = field(default_factory=list)
+
+    @property
+    def damage(self) -> list[str]:
+        """One sentence for each file of the study that is not whole, not as written, or gone."""
+        found = [*self.unreadable, *changed_files(self.folder).values()]
+        return [*found, *(text for record in self.runs for text in record.damage)]
+
+    @property
+    def unknown(self) -> int:
+        """How many files have no digest, so that nobody can tell whether they were changed."""
+        folders = [self.folder, *(record.folder for record in self.runs)]
+        return sum(len(without_digest(folder)) for folder in folders)
+
+
+def load_study(folder: Path | str) -> Study:
+    """Read a study, finished or not; files and folders that are no runs are ignored.
+
+    Damaged files count as absent, see `Study.damage`. Raises ValueError when there is no such study
+    (listing those there are, nearest first), and when it holds no run that can be read.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(_no_such_study(folder))
+    records = [record_of(run) for run in runs_of(folder)]
+    readable = [record for record in records if record.config]
+    unreadable = [t for r in records if not r.config for t in r.damaged_documents]
+    if not readable:
+        raise ValueError(
+            f"study={folder.name}: {'; '.join(unreadable)}"
+            if unreadable
+            else f"study={folder.name} holds no run yet: start one with "
+            f"'gnexp train study={folder.name}'"
+        )
+    return Study(folder.name, folder, readable, unreadable)
+
+
+def runs_of(folder: Path) -> list[Run]:
+    """Return the runs in a study's folder, sorted by name, whether or not they can be read."""
+    runs = [Run(child) for child in sorted(folder.iterdir()) if child.name not in NOT_STUDIES]
+    return [run for run in runs if run.folder.is_dir() and run.exists()]
+
+
+def studies(out: Path | str) -> list[str]:
+    """Return the names of the studies under `out` (folders that hold a run), sorted."""
+    out = Path(out)
+    if not out.is_dir():
+        return []
+    return sorted(
+        child.name
+        for child in out.iterdir()
+        if child.is_dir() and child.name not in NOT_STUDIES and not child.name.startswith(".")
+        if any(Run(run).exists() for run in child.iterdir() if run.is_dir())
+    )
+
+
+def record_of(run: Run) -> Record:
+    """Return what a run's folder holds; what of it is damaged counts as absent."""
+    damaged_documents = []
+
+    def read(document: Callable[[], dict[Any, Any]]) -> dict[Any, Any]:
+        try:
+            return document()
+        except Damaged as error:
+            damaged_documents.append(str(error))
+            return {}
+
+    result = read(run.result)
+    # YAML is slow to parse: it is read only for runs that have finished no seed.
+    config = result.get("config") or read(run.config)
+    statuses = read(run.statuses)
+    for seed, numbers in result.get("seeds", {}).items():
+        why = statuses.get(int(seed), {}).get("why", "")
+        statuses[int(seed)] = {"status": numbers.get("status", "complete"), "why": why}
+    wanted = config.get("seeds") or []
+    for seed in range(wanted) if isinstance(wanted, int) else wanted:
+        statuses.setdefault(int(seed), {"status": "missing", "why": "not started"})
+    ordered = {seed: statuses[seed] for seed in sorted(statuses)}
+    provenance = read(run.provenance)
+    return Record(run.name, run.folder, config, result, provenance, ordered, damaged_documents)
+
+
+def _no_such_study(folder: Path) -> str:
+    names = studies(folder.parent)
+    if not names:
+        return f"study={folder.name} does not exist, and {folder.parent} holds no study yet"
+
+    def distance(name: str) -> float:
+        return -difflib.SequenceMatcher(None, folder.name, name).ratio()
+
+    nearest = ", ".join(sorted(names, key=distance))
+    return f"study={folder.name} does not exist in {folder.parent}; there is: {nearest}"
+
+
+def _by_seed(seeds: Any, path: Path) -> dict[int, dict[str, Any]]:
+    try:
+        return {int(seed): dict(value) for seed, value in seeds.items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise damaged(path, error) from error
+
+
+def _frame(rows: list[dict[str, Any]], columns: Mapping[str, type]) -> "pd.DataFrame":
+    import pandas as pd
+
+    return pd.DataFrame(rows, columns=list(columns)).astype(dict(columns))

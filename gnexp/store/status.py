@@ -1,0 +1,100 @@
+"""How far a study is: the state of every seed, who is at work on it, and the time that is left."""
+
+import dataclasses
+import statistics
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from gnexp.cli.progress import image_cost
+from gnexp.store.locks import Holder, holder
+from gnexp.store.run import Record, Run, Study
+
+# "interrupted" is a training that was running and whose process is gone.
+STATES = ("complete", "diverged", "infeasible", "failed", "running", "interrupted", "missing")
+UNFINISHED = ("running", "interrupted", "missing")
+
+
+@dataclass(frozen=True)
+class SeedState:
+    """One seed of a run: one of STATES, the reason, and where it stands."""
+
+    seed: int
+    state: str
+    why: str = ""
+    again: bool = False  # a failure that the next call tries again by itself
+    epoch: int = 0  # of those that are done
+    holder: Holder | None = None
+    since: str = ""
+
+    @property
+    def to_do(self) -> bool:
+        """Whether the next call of the same command would train it, or somebody does now."""
+        return self.state in UNFINISHED or self.again
+
+
+def seed_states(record: Record) -> list[SeedState]:
+    """Return the state of every seed that was asked for, in their order."""
+    done = Counter[int]()
+    for row in record.rows("metrics.csv"):
+        done[row["seed"]] = max(done[row["seed"]], row["epoch"])
+    states = []
+    for seed, stored in record.statuses.items():
+        state = SeedState(seed, stored["status"], stored.get("why", ""), epoch=done[seed])
+        if state.state == "failed":
+            state = dataclasses.replace(state, again=bool(stored.get("again")))
+        if state.state in ("running", "missing", "failed"):
+            # The mark of who is at work says more than a status, which a killed process left.
+            if by := holder(Run(record.folder).lock_file(seed)):
+                since = str(stored.get("since", ""))
+                state = SeedState(seed, "running", epoch=done[seed], holder=by, since=since)
+            elif state.state == "running":
+                state = dataclasses.replace(state, state="interrupted")
+        states.append(state)
+    return states
+
+
+def time_left_s(study: Study, states: dict[str, list[SeedState]]) -> float | None:
+    """Return the seconds of training that are left, at the speed so far; None if there is none.
+
+    states: `seed_states` by run. Those that are at work now share the work; where nobody is, one
+    process does all of it. Runs that have not begun are taken to cost what others did per image,
+    small batches being dearer, see `image_cost`.
+    """
+    speeds = {record.name: _seconds_per_cost(record) for record in study.runs}
+    known = [speed for speed in speeds.values() if speed is not None]
+    if not known:
+        return None
+    usual, total = statistics.median(known), 0.0
+    images = _images_per_epoch(study.runs)
+    for record in study.runs:
+        epochs = int(record.config.get("epochs") or 0)
+        speed = speeds[record.name]
+        left = sum(max(0, epochs - s.epoch) for s in states[record.name] if s.to_do)
+        per_epoch = images.get(record.name, max(images.values())) * _cost(record)
+        total += left * per_epoch * (usual if speed is None else speed)
+    at_work = {s.holder for by_run in states.values() for s in by_run if s.holder}
+    return total / max(1, len(at_work))
+
+
+def _cost(record: Record) -> float:
+    return image_cost(record.config.get("update_batch") or record.config.get("batch") or 1)
+
+
+def _seconds_per_cost(record: Record) -> float | None:
+    """Return what a unit of `image_cost` took in this run, None before its first epoch."""
+    rows = record.rows("metrics.csv")
+    if not rows:
+        return None
+    images = [row["examples_seen"] / row["epoch"] for row in rows]
+    return statistics.median(
+        row["time_s"] / (count * _cost(record)) for row, count in zip(rows, images)
+    )
+
+
+def _images_per_epoch(records: Iterable[Record]) -> dict[str, float]:
+    return {
+        record.name: rows[0]["examples_seen"] / rows[0]["epoch"]
+        for record in records
+        if (rows := record.rows("metrics.csv"))
+    }
