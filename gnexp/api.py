@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 from gnexp.cli.overrides import overrides
 from gnexp.config.schema import CUSTOM, CheckConfig, Mistake, TrainConfig
+from gnexp.store import study
 
 if TYPE_CHECKING:
     import pandas as pd
     from torch import nn
 
     from gnexp.checks.subject import Subject
-    from gnexp.store.run import Study
+    from gnexp.store.study import Study
 
 _COUNTS = ("groups", "channels_per_group", "batch", "update_batch", "seed", "stack", "epochs")
 _COUNTS += ("examples_seen", "claim", "n")
@@ -120,7 +121,7 @@ def _trained(configs: list[TrainConfig]) -> "pd.DataFrame":
     from gnexp.analysis.cells import run_rows
     from gnexp.runner.build import data
     from gnexp.runner.lr_search import folder_of, wanted
-    from gnexp.store.run import load_study
+    from gnexp.store.study import load_study
 
     asked: dict[str, set[int]] = {}
     for _, each in wanted(configs):
@@ -148,12 +149,12 @@ def load_study(path: str | os.PathLike[str]) -> "pd.DataFrame":
     if store.Run(folder).exists():
         raise Mistake(f"{folder} is a run; its study is the folder around it: {folder.parent}")
     try:
-        study: Study = store.load_study(folder)
+        found: Study = study.load_study(folder)
     except ValueError as error:
         raise Mistake(str(error)) from error
-    for sentence in study.damage:
+    for sentence in found.damage:
         warnings.warn(f"damaged: {sentence}", stacklevel=2)
-    return _frame(run_rows(study))
+    return _frame(run_rows(found))
 
 
 def check(
@@ -180,8 +181,9 @@ def check(
     claimed and what is so; a claim in which the norm misbehaves is "not measured", and `note` says
     why. Nothing is written to disk. Raises Mistake for what cannot be built or is no norm.
     """
-    from gnexp.cli.commands.check import joined, outcome_of, plan
-    from gnexp.report.check.report import ROW_COLUMNS
+    from gnexp.analysis.check_result import ROW_COLUMNS
+    from gnexp.checks.run import joined, outcome_of
+    from gnexp.cli.commands.check import plan
 
     asked = {"groups": groups, "channels": channels, "draws": draws, "seed": seed}
     asked["reference"] = reference

@@ -188,7 +188,7 @@ def published_settings():
     from gnexp.analysis.cells import series
     from gnexp.analysis.comparisons import settings
     from gnexp.analysis.lr_search import judged_cells, settled, tuned_cells
-    from gnexp.store.run import load_study
+    from gnexp.store.study import load_study
 
     for name in ("cifar10-first", "cifar10-lr-fair", "cifar10-why", "all-norms", "fine-tune"):
         study = load_study(FOLDER / name)

@@ -24,10 +24,10 @@ from torch import nn
 
 import gnexp as api
 from gnexp.analysis.cells import RUN_COLUMNS
+from gnexp.analysis.check_result import ROW_COLUMNS
 from gnexp.cli.overrides import TAKES_A_LIST, overrides
 from gnexp.config.schema import TrainConfig
 from gnexp.norms.registry import NORMS
-from gnexp.report.check.report import ROW_COLUMNS
 
 README = (Path(__file__).resolve().parent.parent / "README.md").read_text()
 TINY = {"model": {"name": "resnet8", "width": 8}, "data.train_limit": 40, "data.test_limit": 20}

@@ -13,7 +13,7 @@ from gnexp.analysis import cells as grouping
 from gnexp.analysis.article_claims import COLUMNS, FAILS, HOLDS, UNDECIDED, article_claims
 from gnexp.analysis.comparisons import norm_rows, settings
 from gnexp.analysis.tables.accuracy import build_tables
-from gnexp.store.run import load_study
+from gnexp.store.study import load_study
 
 
 def claims_of(study, reference=32):

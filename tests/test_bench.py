@@ -16,7 +16,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from gnexp.cli import app
-from gnexp.config.schema import BenchConfig, DataConfig, ModelConfig, bench_run, resolve
+from gnexp.config.resolve import bench_run, resolve
+from gnexp.config.schema import BenchConfig, DataConfig, ModelConfig
+from gnexp.config.torchrun import cores
 from gnexp.data.device_images import DeviceImages, crop_flip, normalize
 from gnexp.report.benchmark import aggregate, figure
 from gnexp.runner.benchmark import hardware, machine, measurement, processes
@@ -32,7 +34,6 @@ from gnexp.runner.benchmark.plain_loop import (
 from gnexp.runner.benchmark.timer import LEAST_UPDATES, Neighbours, Window
 from gnexp.runner.build import data as build
 from gnexp.runner.build import model as networks
-from gnexp.runner.process_pool import cores
 from gnexp.training.cuda_graph import GraphStep
 from gnexp.training.stacked_step import StackedStep
 

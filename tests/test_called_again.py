@@ -137,5 +137,5 @@ def test_modules_of_a_package_are_followed_and_installed_ones_are_not(workdir):
     user_code.import_target("followed.Net")
     import followed
 
-    names = [path.name for path in user_code._sources(followed)]
+    names = [path.name for path in user_code.source_files(followed)]
     assert names == ["__init__.py", "nets.py", "parts.py", "sizes.py"]

@@ -4,8 +4,8 @@ import csv
 
 import pytest
 
+from gnexp.analysis.check_result import ROW_COLUMNS
 from gnexp.checks.registry import CLAIMS, MODULES
-from gnexp.report.check.report import ROW_COLUMNS
 
 VERDICTS = ("holds", "fails", "undecided", "not measured")
 

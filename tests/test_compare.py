@@ -14,7 +14,8 @@ from scipy import stats
 from gnexp.analysis import cells as grouping
 from gnexp.analysis.compare_studies import accuracy_rows, cost_rows, match, overall, what_differs
 from gnexp.report.comparison_report import build_comparison, comparison_folder
-from gnexp.store.run import Run, load_study, studies
+from gnexp.store.run import Run
+from gnexp.store.study import load_study, studies
 
 CLASSES = list("abcdefghij")
 MATCHED = ("norm", "groups", "batch", "update_batch")

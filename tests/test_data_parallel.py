@@ -431,7 +431,7 @@ def test_another_number_than_the_launched_one_is_refused(gnexp, monkeypatch):
 
 
 def test_more_devices_than_gpus_are_refused(monkeypatch):
-    from gnexp.config.torchrun import gpu_problems
+    from gnexp.runner.preflight import gpu_problems
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert gpu_problems("auto", 2) == gpu_problems("cpu", 4) == []

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from gnexp.store.lr_choices import Choice, record_choices
-from gnexp.store.run import Run, load_study
+from gnexp.store.run import Run
+from gnexp.store.study import load_study
 
 STUDY = Path("results/main")
 RUN = STUDY / "gn-b2"

@@ -11,13 +11,15 @@ import torch
 from gnexp.analysis.cells import cells, series, start_name, varying
 from gnexp.cli import app
 from gnexp.cli.launchers import HydraJob, Launching
-from gnexp.config.schema import DataConfig, ModelConfig, TrainConfig, restore
+from gnexp.config.identity import restore
+from gnexp.config.schema import DataConfig, ModelConfig, TrainConfig
 from gnexp.models.load_weights import transfer
 from gnexp.models.resnet import build_model
 from gnexp.norms.registry import build_norm
 from gnexp.runner.build import data as build
 from gnexp.runner.build import initial_model
-from gnexp.store.run import Run, load_study
+from gnexp.store.run import Run
+from gnexp.store.study import load_study
 from gnexp.training.evaluate import evaluate
 
 SMALL = ("model=resnet8", "model.width=8", "data.train_limit=80", "data.test_limit=40")

@@ -15,9 +15,10 @@ import yaml
 from torch import nn
 from torch.nn import functional as F
 
-from gnexp.config.schema import ConvertConfig, DataConfig, ModelConfig, TrainConfig, resolve
-from gnexp.norms import user_code
+from gnexp.config.resolve import resolve
+from gnexp.config.schema import ConvertConfig, DataConfig, ModelConfig, TrainConfig
 from gnexp.runner import trainer
+from gnexp.runner.build import code_digest
 from gnexp.runner.build import data as build
 from gnexp.runner.build import model as networks
 from gnexp.runner.build import step as stepping
@@ -247,12 +248,12 @@ def config(target="own_models.Net", norm="gn", **keys):
 
 
 def test_the_checksum_of_the_code_changes_when_the_model_is_edited(own):
-    before = user_code.code_checksum(config())
-    assert before == user_code.code_checksum(config())
+    before = code_digest.code_checksum(config())
+    assert before == code_digest.code_checksum(config())
     own.write_text(NET.replace("stride=2", "stride=1"))
-    assert user_code.code_checksum(config()) != before
+    assert code_digest.code_checksum(config()) != before
     table = TrainConfig(norm={"name": "gn"}, data=DataConfig(train_limit=24))
-    assert user_code.code_checksum(resolve(table)) is None
+    assert code_digest.code_checksum(resolve(table)) is None
 
 
 def test_an_edited_model_is_another_run(gnexp, own):

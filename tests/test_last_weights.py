@@ -10,12 +10,14 @@ import pytest
 import torch
 
 from gnexp.analysis.cells import cells
-from gnexp.config.schema import DataConfig, restore
+from gnexp.config.identity import restore
+from gnexp.config.schema import DataConfig
 from gnexp.data.device_images import DeviceImages
 from gnexp.runner import final_metrics, trainer
 from gnexp.runner.build import data
 from gnexp.runner.final_metrics import right_images
-from gnexp.store.run import Run, load_study
+from gnexp.store.run import Run
+from gnexp.store.study import load_study
 from gnexp.training.evaluate import Scores
 
 SMALL = ("model=resnet8", "model.width=8", "data.train_limit=120", "data.test_limit=60")

@@ -11,13 +11,15 @@ from collections import Counter
 
 import pytest
 
+from gnexp.config.validation import logger_problems
 from gnexp.report.fingerprint import is_fresh
 from gnexp.report.study_report import build_report
 from gnexp.runner.loggers import export as loggers
-from gnexp.runner.loggers.export import export, export_all, logger_problems
+from gnexp.runner.loggers.export import export, export_all
 from gnexp.runner.loggers.points import LoggedRun
 from gnexp.runner.repair import mend
-from gnexp.store.run import Run, load_study
+from gnexp.store.run import Run
+from gnexp.store.study import load_study
 
 needs_tensorboard = pytest.mark.skipif(
     importlib.util.find_spec("tensorboard") is None, reason="gnexp[tensorboard] is not installed"

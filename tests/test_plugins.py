@@ -16,7 +16,7 @@ from torch import nn
 
 import gnexp as api
 from gnexp.checks.registry import CLAIMS
-from gnexp.config.schema import as_dict
+from gnexp.config.identity import as_dict
 from gnexp.models.conversion.convert import convert
 from gnexp.norms.plugins import plugins
 from gnexp.report.study_report import build_report
@@ -505,7 +505,7 @@ def test_code_edited_while_a_training_waits_is_not_trained_under_the_old_name(
 
 def test_the_file_of_a_partial_is_part_of_the_runs_identity(install):
     from gnexp.config.schema import TrainConfig
-    from gnexp.norms.user_code import code_checksum
+    from gnexp.runner.build.code_digest import code_checksum
 
     module = install({})
     path = Path(importlib.util.find_spec(module).origin)

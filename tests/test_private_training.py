@@ -18,7 +18,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from gnexp.analysis.cells import cells, series
-from gnexp.config.schema import PrivacyConfig, TrainConfig, as_dict, resolve, restore, run_name
+from gnexp.config.identity import as_dict, restore, run_name
+from gnexp.config.resolve import resolve
+from gnexp.config.schema import PrivacyConfig, TrainConfig
 from gnexp.config.validation import problems
 from gnexp.data.device_images import DeviceImages
 from gnexp.data.seeding import secret_normal, secret_uniform
@@ -28,7 +30,7 @@ from gnexp.models.resnet import build_model, initialize
 from gnexp.norms.registry import build_norm
 from gnexp.report.figures import accuracy
 from gnexp.runner import trainer
-from gnexp.store.run import load_study
+from gnexp.store.study import load_study
 
 pytest.importorskip("opacus")
 from gnexp.training import dp_budget

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from gnexp.config.schema import TrainConfig, resolve
+from gnexp.config.resolve import resolve
+from gnexp.config.schema import TrainConfig
 from gnexp.data.seeding import derived_seed, generator
 from gnexp.models.resnet import build_model, initialize
 from gnexp.norms.registry import NORMS, build_norm

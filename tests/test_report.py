@@ -21,7 +21,8 @@ from gnexp.report.figures import style
 from gnexp.report.figures.accuracy import plot_preview
 from gnexp.report.figures.style import STYLES, style_of
 from gnexp.report.study_report import MatrixCell, build_report, plain_summary
-from gnexp.store.run import Run, load_study
+from gnexp.store.run import Run
+from gnexp.store.study import load_study
 
 CLASSES = list("abcdefghij")
 BATCHES = (1, 2, 4, 8, 32, 64)

@@ -4,16 +4,9 @@ import dataclasses
 
 import pytest
 
-from gnexp.config.schema import (
-    DataConfig,
-    ModelConfig,
-    TrainConfig,
-    as_dict,
-    expand,
-    resolve,
-    restore,
-    run_name,
-)
+from gnexp.config.identity import as_dict, restore, run_name
+from gnexp.config.resolve import expand, resolve
+from gnexp.config.schema import DataConfig, ModelConfig, TrainConfig
 
 GN = {"name": "gn", "eps": 1e-5}
 BN = {"name": "bn", "eps": 1e-5, "momentum": 0.1}

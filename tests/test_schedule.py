@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from gnexp.config.schema import TrainConfig, resolve
+from gnexp.config.resolve import resolve
+from gnexp.config.schema import TrainConfig
 from gnexp.runner import trainer
 from gnexp.runner.schedule import Company, Replica, layout, most_together
 from gnexp.store.run import Run

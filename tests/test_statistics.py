@@ -6,13 +6,8 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 
-from gnexp.analysis.statistics import (
-    binomial_interval,
-    equivalence,
-    fit_exponent,
-    pooled_sd,
-    t_interval,
-)
+from gnexp.analysis.statistics import binomial_interval, equivalence, fit_exponent, t_interval
+from gnexp.store.lr_choices import pooled_sd
 
 REL = 1e-9  # float64
 

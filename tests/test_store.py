@@ -12,7 +12,8 @@ import pytest
 
 from gnexp.store import files
 from gnexp.store.files import write_whole
-from gnexp.store.run import Run, load_study, studies
+from gnexp.store.run import Run
+from gnexp.store.study import load_study, studies
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from gnexp.cli import app
-from gnexp.config.schema import ModelConfig, TrainConfig, restore, run_name
-from gnexp.norms import user_code
-from gnexp.runner.build import data
+from gnexp.config.identity import restore, run_name
+from gnexp.config.schema import ModelConfig, TrainConfig
+from gnexp.runner.build import code_digest, data
 from gnexp.runner.stored_runs import named_code
 
 SMALL = ("data.train_limit=24", "data.test_limit=20", "epochs=1", "gradients=0", "batch=8")
@@ -74,7 +74,7 @@ def named_as_its_code(run):
     """Give a forged run the name that its code has, which a stranger can compute too."""
     config = restore(json.loads((run / "result.json").read_text())["config"])
     checksum = data.images_of(config.data).checksum
-    return run.rename(run.with_name(run_name(config, checksum, user_code.code_checksum(config))))
+    return run.rename(run.with_name(run_name(config, checksum, code_digest.code_checksum(config))))
 
 
 def attack(kind, theirs, marker):

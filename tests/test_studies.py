@@ -17,7 +17,8 @@ from gnexp.cli.commands import train
 from gnexp.report.figures import accuracy
 from gnexp.runner import trainer
 from gnexp.store import status as outlook
-from gnexp.store.run import Run, load_study
+from gnexp.store.run import Run
+from gnexp.store.study import load_study
 
 QUICK = ("model=resnet8", "model.width=8", "data.train_limit=60", "data.test_limit=40")
 QUICK += ("epochs=2", "batch=10", "gradients=0", "workers=1")

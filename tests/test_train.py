@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 import yaml
 
-from gnexp.config.schema import TrainConfig, resolve
+from gnexp.config.resolve import resolve
+from gnexp.config.schema import TrainConfig
 from gnexp.norms import smoke_test
 from gnexp.norms.registry import NORMS
 from gnexp.runner import measure_shared_weights, trainer
@@ -92,7 +93,7 @@ def test_a_run_leaves_the_files_that_are_promised(gnexp):
 
 
 def test_the_stored_accuracy_is_that_of_the_stored_logits(gnexp):
-    from gnexp.config.schema import restore
+    from gnexp.config.identity import restore
     from gnexp.runner.build.data import images_of
 
     assert gnexp("train", *TINY).code == 0

@@ -15,7 +15,7 @@ from gnexp.data.sources import hold_out, load_images
 from gnexp.runner import lr_search
 from gnexp.runner.build import data
 from gnexp.store.lr_choices import best_rate, chosen_rate, recorded_choices
-from gnexp.store.run import load_study
+from gnexp.store.study import load_study
 from gnexp.training.loop import Recipe
 
 QUICK = ("model=resnet8", "model.width=8", "data.train_limit=100", "data.test_limit=40")

@@ -14,12 +14,14 @@ from gnexp.analysis import cells as grouping
 from gnexp.analysis.batch_composition import batch_rows
 from gnexp.analysis.class_accuracy import class_rows
 from gnexp.analysis.corruption_robustness import STANDARD, condition_rows, summary_rows
-from gnexp.analysis.decomposition import ACCURACY, LOSS, damage_rows, damage_sentences
+from gnexp.analysis.decomposition import ACCURACY, LOSS, damage_rows
 from gnexp.analysis.statistics import jackknife
 from gnexp.analysis.tables.shift_and_decomposition import NAMES
 from gnexp.report.figures.shift import CAPTIONS
 from gnexp.report.study_report import build_report
-from gnexp.store.run import Run, load_study
+from gnexp.report.text.decomposition import damage_sentences
+from gnexp.store.run import Run
+from gnexp.store.study import load_study
 
 REL = 1e-9  # float64
 ABS = 1e-12  # float64, of numbers of order 1

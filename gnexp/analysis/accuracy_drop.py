@@ -11,6 +11,7 @@ from gnexp.analysis.cells import Series
 from gnexp.analysis.comparisons import between, scored_by_seed, settings
 from gnexp.analysis.inference import seeds_columns
 from gnexp.analysis.samples import Sample
+from gnexp.store import lr_choices
 
 Row = dict[str, Any]
 SMALL = (2, 1)
@@ -47,7 +48,7 @@ def _row(line: Series, reference_batch: int, known: Mapping[int, Sample]) -> Row
     row |= {**slope.columns("per_halving"), "n_halving": slope.n}
     row["batches"] = " ".join(map(str, sorted(used)))
     steady = [c.scored for c in line.cells if not c.of("diverged")]
-    sd, dof = statistics.pooled_sd(steady)
+    sd, dof = lr_choices.pooled_sd(steady)
     row |= {"n_diverged": sum(len(c.of("diverged")) for c in line.cells)}
     return {**row, "sd": sd, "dof": dof, **seeds_columns(sd, dof)}
 

@@ -14,7 +14,7 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from gnexp.analysis import statistics
-from gnexp.store.run import Record, Study
+from gnexp.store.study import Record, Study
 
 if TYPE_CHECKING:
     import numpy as np

@@ -29,7 +29,7 @@ from gnexp.analysis.inference import (
     welch_difference,
 )
 from gnexp.analysis.samples import Sample
-from gnexp.store.run import Record, Study
+from gnexp.store.study import Record, Study
 
 Row = dict[str, Any]
 

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 from gnexp.analysis.cells import is_trial
 from gnexp.analysis.tables.table import Table
-from gnexp.store.run import Study
+from gnexp.store.study import Study
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    pass
 
 TEST, VALIDATION = "test", "validation"
 _OF_IMAGES = re.compile(r"\b[Tt]est(?=\s(?:accurac|batch|image|loss|set\b))")  # no t test
@@ -44,10 +44,3 @@ def worded_table(table: Table, on: str) -> Table:
     ]
     told = {name: worded(getattr(table, name), on) for name in ("title", "caption", "empty")}
     return dataclasses.replace(table, shown=shown, **told)
-
-
-def word_figure(figure: "Figure", on: str) -> None:
-    """Word the axis labels of a figure that is not laid out yet."""
-    for axes in figure.axes:
-        for label in (axes.xaxis.label, axes.yaxis.label):
-            label.set_text(worded(label.get_text(), on))

@@ -15,9 +15,10 @@ from gnexp.analysis import statistics
 from gnexp.analysis.cells import Cell, cells, is_trial, key_text, norm_label, row_order, varying
 from gnexp.analysis.comparisons import scored_by_seed
 from gnexp.analysis.tables.table import Row
+from gnexp.store import lr_choices
 from gnexp.store.files import Damaged
 from gnexp.store.lr_choices import BEST, Choice, best_rate, recorded_choices
-from gnexp.store.run import Record, Study
+from gnexp.store.study import Record, Study
 
 GOOD = 0.02  # a rate is good when its accuracy is at most this far below the best one's
 _ENDS = {"": "mean", "_lo": "lo", "_hi": "hi"}
@@ -188,7 +189,7 @@ def tuning_rows(tuned: Iterable[Tuned]) -> list[Row]:
     """
     rows = []
     for each in tuned:
-        sd, dof = statistics.pooled_sd(
+        sd, dof = lr_choices.pooled_sd(
             [cell.scored for cell in each.trials.values() if not cell.of("diverged")]
         )
         for rate, cell in each.trials.items():

@@ -129,19 +129,6 @@ def binomial_interval(accuracy: float, n: int, level: float = 0.95) -> tuple[flo
     return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
 
 
-def pooled_sd(cells: Sequence[Sequence[float]]) -> tuple[float, int]:
-    """Return the standard deviation common to all cells, and its degrees of freedom.
-
-    sqrt(sum (n_i - 1) sd_i^2 / sum (n_i - 1)); cells of one value add nothing.
-    """
-    arrays = [np.asarray(cell, dtype=np.float64) for cell in cells]
-    dof = sum(max(x.size - 1, 0) for x in arrays)
-    if not dof:
-        return math.nan, 0
-    squares = sum(float(((x - x.mean()) ** 2).sum()) for x in arrays if x.size > 1)
-    return math.sqrt(squares / dof), dof
-
-
 def equivalence(
     difference: float, se: float, dof: float, margin: float = 0.01
 ) -> tuple[float, float, float]:

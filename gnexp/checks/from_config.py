@@ -4,16 +4,9 @@ import torch
 
 from gnexp.analysis.cells import norm_label as table_label
 from gnexp.checks.subject import Subject
-from gnexp.config.schema import (
-    CUSTOM,
-    NORM_ADDED_LATER,
-    TAKES_GROUPS,
-    CheckConfig,
-    TrainConfig,
-    check_run,
-    norm_label,
-    resolve,
-)
+from gnexp.config.identity import NORM_ADDED_LATER, norm_label
+from gnexp.config.resolve import check_run, resolve
+from gnexp.config.schema import CUSTOM, TAKES_GROUPS, CheckConfig, TrainConfig
 from gnexp.data.device_images import normalize
 from gnexp.norms import user_code
 from gnexp.norms.registry import NORMS, build_norm, group_count

@@ -27,7 +27,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from gnexp.cli.hydra_errors import sentence_of
 from gnexp.config.files import config_folder, norm_names
-from gnexp.config.schema import COMMANDS, Mistake, expand
+from gnexp.config.resolve import expand
+from gnexp.config.schema import COMMANDS, Mistake
 from gnexp.config.validation import problems
 from gnexp.norms import plugins
 

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from gnexp.analysis.statistics import binomial_interval, t_interval
-from gnexp.cli.progress import duration, image_cost
+from gnexp.config.identity import norm_label
+from gnexp.config.resolve import named_seeds, trial
 from gnexp.config.schema import (
     TUNING_SEEDS_FROM,
     DataConfig,
@@ -19,10 +20,7 @@ from gnexp.config.schema import (
     TuningConfig,
     is_private,
     is_tuned,
-    named_seeds,
-    norm_label,
     tested_on,
-    trial,
 )
 from gnexp.runner.build import data as build
 from gnexp.runner.build import dp_sgd, initial_model, initial_weights
@@ -32,6 +30,7 @@ from gnexp.runner.lr_search import settled_tuning
 from gnexp.runner.planned_run import PlannedRun, Standing, standing
 from gnexp.runner.schedule import Step
 from gnexp.store.run import Run
+from gnexp.store.status import duration, image_cost
 from gnexp.training.evaluate import CHUNK
 
 MANY_CHOICES = 60  # tuned cells beyond which their table is in the report alone

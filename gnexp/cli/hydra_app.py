@@ -26,7 +26,8 @@ from gnexp.cli.compose import composed, composer, flags_of, store_configs
 from gnexp.cli.hydra_errors import nearest, sentence_of, unknown_key
 from gnexp.cli.launchers import HydraJob, quoted
 from gnexp.config.files import config_folder, keys_of, norm_names, norm_options, truth_keys
-from gnexp.config.schema import COMMANDS, CUSTOM, Mistake, expand
+from gnexp.config.resolve import expand
+from gnexp.config.schema import COMMANDS, CUSTOM, Mistake
 from gnexp.config.validation import problems, unused_problems
 from gnexp.norms import plugins
 

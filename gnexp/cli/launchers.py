@@ -25,7 +25,8 @@ from hydra.core.utils import JobStatus
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
-from gnexp.config.schema import Mistake, TrainConfig, is_tuned, named_seeds, tested_on
+from gnexp.config.resolve import named_seeds
+from gnexp.config.schema import Mistake, TrainConfig, is_tuned, tested_on
 from gnexp.runner.process_pool import end_unless
 from gnexp.store.locks import is_gone, this_process
 
@@ -126,7 +127,7 @@ class Job:
         import torch
 
         from gnexp.cli.commands.train import train_job
-        from gnexp.config.schema import expand
+        from gnexp.config.resolve import expand
 
         end_unless(lambda: not is_gone(self.head))
         if os.path.isdir(self.folder):  # a norm of the user's own is imported from there

@@ -6,22 +6,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-
-def duration(seconds: float) -> str:
-    """Return a time as people say it: "48 s", "2 min 05 s", "1 h 20 min"."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    if seconds < 3600:
-        return f"{int(seconds) // 60} min {int(seconds) % 60:02d} s"
-    return f"{int(seconds) // 3600} h {int(seconds) % 3600 // 60:02d} min"
-
-
-def image_cost(batch: int) -> float:
-    """Return the relative cost of an image: small batches are overhead, not arithmetic.
-
-    Fitted to the throughput of ResNet-20 on two cores at batch 1 to 64; only bars use it.
-    """
-    return 1 + 4.5 / batch
+from gnexp.store.status import duration, image_cost
 
 
 class Progress:

@@ -19,7 +19,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from gnexp.config.schema import Mistake, TrainConfig, expand, is_tuned, named_seeds
+from gnexp.config.resolve import expand, named_seeds
+from gnexp.config.schema import Mistake, TrainConfig, is_tuned
 from gnexp.store.digests import Writer
 from gnexp.store.run import alone_in
 

@@ -4,6 +4,7 @@ Without torch: rules and the command line ask before it is imported.
 """
 
 import os
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -34,25 +35,19 @@ def launched() -> Place | None:
     return Place(rank, world, local_rank, local_world) if world > 1 else None
 
 
-def gpu_problems(device: str, count: int) -> list[str]:
-    """Return why training cannot have `count` devices of this kind, as `device=` names it."""
-    if count == 1 or device == "cpu":
-        return []
-    import torch
-
-    seen, place = torch.cuda.device_count(), launched()
-    here = place.local_world if place else count
-    if ":" in device:
-        return [f"device={device} is a single GPU, not devices={count}; use device=cuda"]
-    if seen and here > seen:
-        return [
-            f"devices={count} needs {here} GPUs here, and PyTorch sees {seen}; use"
-            f" devices={seen} or device=cpu"
-        ]
-    return []
-
-
 def with_devices(arguments: Sequence[str], place: Place) -> list[str]:
     """Return the arguments of a training with `devices=` as launched, where none is typed."""
     typed = any(a.lstrip("+").partition("=")[0] == "devices" for a in arguments)
     return [*arguments, *([] if typed else [f"devices={place.world}"])]
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def ending(exitcode: int | None) -> str:
+    """Return how a process ended, from its exit code."""
+    killed = exitcode is not None and exitcode < 0
+    by = f"by {signal.Signals(-exitcode).name}" if killed else f"with exit code {exitcode}"
+    return f"its process ended {by}"

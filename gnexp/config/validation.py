@@ -5,11 +5,13 @@ A whole grid is refused by them before torch is imported.
 
 import dataclasses
 import difflib
+import importlib.util
 import math
 import re
 from collections.abc import Callable
 from typing import Any
 
+from gnexp.config.resolve import bench_run, check_run, named_seeds
 from gnexp.config.schema import (
     CUSTOM,
     RETRIED,
@@ -26,17 +28,12 @@ from gnexp.config.schema import (
     StatusConfig,
     TrainConfig,
     asked_for,
-    bench_run,
-    check_run,
     is_foreign,
     is_private,
     is_tuned,
-    named_seeds,
     retried,
 )
-from gnexp.config.torchrun import launched
-from gnexp.runner.loggers.export import logger_problems
-from gnexp.runner.process_pool import cores
+from gnexp.config.torchrun import cores, launched
 
 LR_RULES = ("linear", "sqrt", "none")
 SCHEDULES = ("cosine", "constant")
@@ -690,3 +687,28 @@ def _retry_problems(retry: Any) -> list[str]:
     if all(isinstance(name, str) and name in RETRIED for name in named):
         return []
     return [f"retry={retry} must be {', '.join(RETRIED)} or a list of them, such as retry=failed"]
+
+
+LOGGERS = ("tensorboard", "wandb")
+
+
+def asked_loggers(logger: Any) -> list[str]:
+    """Return the loggers that `logger=` names."""
+    if logger is None:
+        return []
+    return list(logger) if isinstance(logger, (list, tuple)) else [logger]
+
+
+def logger_problems(logger: Any) -> list[str]:
+    """Return a sentence for each name in `logger=` that is unknown or is not installed."""
+    found = []
+    for name in dict.fromkeys(asked_loggers(logger)):
+        if name not in LOGGERS:
+            near = difflib.get_close_matches(str(name), LOGGERS, n=1, cutoff=0.0)[0]
+            valid = ", ".join(LOGGERS)
+            found.append(f"logger={name} is unknown; did you mean {near}? Valid: {valid}")
+        elif importlib.util.find_spec(name) is None:
+            found.append(
+                f"logger={name} needs a package that is not installed: pip install 'gnexp[{name}]'"
+            )
+    return found

@@ -4,7 +4,6 @@ import ast
 import functools
 import hashlib
 import importlib.machinery
-import inspect
 import os
 import sys
 import sysconfig
@@ -17,7 +16,6 @@ from typing import Any
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from gnexp.config.schema import CUSTOM, TrainConfig
 from gnexp.norms import plugins
 from gnexp.norms.registry import NORMS, build_norm, require_channels
 
@@ -73,7 +71,7 @@ def _as_it_is_now(module: ModuleType, attribute: str) -> ModuleType:
     train under it.
     """
     home = sys.modules.get(getattr(getattr(module, attribute, None), "__module__", None) or "")
-    files = [*_sources(module), *(_sources(home) if home else [])]
+    files = [*source_files(module), *(source_files(home) if home else [])]
     by_file = {getattr(each, "__file__", None): each for each in [*sys.modules.values()]}
     loaded = [by_file[str(file)] for file in dict.fromkeys(files) if str(file) in by_file]
     if [each for each in loaded if _is_edited(each)]:
@@ -82,7 +80,7 @@ def _as_it_is_now(module: ModuleType, attribute: str) -> ModuleType:
     return module
 
 
-def _sources(module: ModuleType) -> list[Path]:
+def source_files(module: ModuleType) -> list[Path]:
     """Return the file of a module and those of the modules beside it that it imports, and so on.
 
     Installed packages are not followed: their versions are not gnexp's to watch.
@@ -148,39 +146,6 @@ def _process_began() -> float:
 def said_norm(path: str, key: str = "norm._target_") -> str:
     """Return what is at an import path as it is typed, which may be the name of a plug-in."""
     return plugins.said(path, NORMS) if key == "norm._target_" else f"{key}={path}"
-
-
-def code_digests(config: TrainConfig) -> dict[str, str]:
-    """Return {"norm": ..., "model": ...}: a digest of the source file of those that are own."""
-    targets = {"model": config.model._target_}
-    if config.norm.get("name") == CUSTOM:
-        targets = {"norm": config.norm["_target_"], **targets}
-    found = {
-        part: _source_digest(target, f"{part}._target_")
-        for part, target in targets.items()
-        if target is not None
-    }
-    return {part: digest for part, digest in found.items() if digest}
-
-
-def code_checksum(config: TrainConfig) -> str | None:
-    """Return a digest of the source files of the user's norm and model, None without either."""
-    return "-".join(code_digests(config).values()) or None
-
-
-def _source_digest(path: str, key: str) -> str | None:
-    """Return a digest of the file that defines a target and of the user's files it imports."""
-    target = import_target(path, key)
-    try:
-        home = inspect.getmodule(inspect.unwrap(target))
-    except TypeError:
-        home = None
-    if home is None or not (inspect.isroutine(target) or inspect.isclass(target)):
-        home = sys.modules[path.rpartition(".")[0]]  # of a functools.partial: where it is made
-    found = [hashlib.sha256(file.read_bytes()).hexdigest()[:16] for file in _sources(home)]
-    if len(found) > 1:
-        return hashlib.sha256(" ".join(found).encode()).hexdigest()[:16]
-    return found[0] if found else None
 
 
 def build_named(name: str, num_channels: int, **options: Any) -> nn.Module:

@@ -30,7 +30,8 @@ from gnexp.report.fingerprint import FORMATS, formats_kept
 from gnexp.report.page.render import render
 from gnexp.report.text.answer import study_answer
 from gnexp.store.files import write_whole
-from gnexp.store.run import Study, alone_in, load_study
+from gnexp.store.run import alone_in
+from gnexp.store.study import Study, load_study
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -15,7 +15,8 @@ from gnexp.report.figures import style
 from gnexp.report.page.check_summary import CHECK
 from gnexp.store.files import Damaged, read_json, write_json
 from gnexp.store.lr_choices import CHOICES
-from gnexp.store.run import INPUTS, Study
+from gnexp.store.run import INPUTS
+from gnexp.store.study import Study
 
 STAMP = ".made.json"
 FORMATS = ("png", "svg")  # of the figures' files, where nothing else is asked for

@@ -8,7 +8,6 @@ from gnexp.analysis import cells as grouping
 from gnexp.analysis.article_claims import article_claims
 from gnexp.analysis.batch_vs_update_batch import two_batches_sentences
 from gnexp.analysis.cells import Cell, Series
-from gnexp.analysis.decomposition import damage_sentences
 from gnexp.analysis.eval_split import judged_on, worded
 from gnexp.analysis.leaders import MARGIN
 from gnexp.analysis.lr_search import judged_cells, parted, settled, trial_sentences, tuned_cells
@@ -23,9 +22,11 @@ from gnexp.report.figures.shift import CAPTIONS, why_figures
 from gnexp.report.fingerprint import FORMATS, files_of, formats_kept, is_fresh, stamp
 from gnexp.report.page.render import render_page
 from gnexp.report.text.answer import study_answer
+from gnexp.report.text.decomposition import damage_sentences
 from gnexp.report.text.headline import headline
 from gnexp.store.files import write_whole
-from gnexp.store.run import Study, alone_in, load_study
+from gnexp.store.run import alone_in
+from gnexp.store.study import Study, load_study
 
 FIGURES = {
     "accuracy_vs_batch": "Test accuracy of the last epoch against batch size: mean of the seeds "

@@ -10,9 +10,8 @@ from typing import Any
 
 import torch
 
-from gnexp.config.schema import as_dict, run_name
-from gnexp.norms import user_code
-from gnexp.runner.build import data
+from gnexp.config.identity import as_dict, run_name
+from gnexp.runner.build import code_digest, data
 from gnexp.runner.checkpoint import State, load_states
 from gnexp.runner.planned_run import PlannedRun
 from gnexp.runner.provenance import now, provenance
@@ -233,9 +232,9 @@ def _prepare(task: Task) -> None:
 def _code_of(replica: Replica) -> dict[str, str]:
     """Return the digests of the user's own norm and model, once seen to be those of the run."""
     config = replica.config
-    if code := user_code.code_digests(config):
+    if code := code_digest.code_digests(config):
         checksum = data.images_of(config.data).checksum
-        if run_name(config, checksum, user_code.code_checksum(config)) != replica.run:
+        if run_name(config, checksum, code_digest.code_checksum(config)) != replica.run:
             raise ValueError(
                 f"the code of its {' or '.join(code)} was edited after this call had begun:"
                 " call again"

@@ -8,12 +8,9 @@ first two are cheap and belong to every run; the others are asked for.
 import base64
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from gnexp.config.schema import ShiftConfig, TrainConfig
@@ -24,12 +21,9 @@ from gnexp.measure.batch_shift import measure_batches
 from gnexp.measure.bn_statistics import STATISTICS, other_scores
 from gnexp.measure.class_accuracy import calibration_error, chance_gap, class_accuracies
 from gnexp.measure.corruption_shift import measure_shift
-from gnexp.runner.process_pool import Emit
-from gnexp.runner.stored_runs import StoredRun, alone_with
 from gnexp.store.files import Damaged
 from gnexp.store.run import Run
-from gnexp.training.evaluate import Scores, evaluate
-from gnexp.training.malloc import keep_freed_memory
+from gnexp.training.evaluate import Scores
 from gnexp.training.precision import matrix_precision
 
 ALWAYS = ("decomposition", "classes")
@@ -142,61 +136,6 @@ def measure_asked_for(
             run.add_rows("batches.csv", [{"seed": seed, **row} for row in rows])
 
 
-@dataclass(frozen=True)
-class LastTask:
-    """What to measure at the last weights of one stored run."""
-
-    folder: Path
-    what: tuple[str, ...]
-    shift: ShiftConfig
-    device: str
-    trusted: tuple[str, ...] = ()
-
-
-def measure_last(task: LastTask, emit: Emit) -> str | None:
-    """Measure a stored run, every complete seed; return what went wrong, None if nothing did."""
-    return alone_with(task, lambda run: _measure_seeds(run, task, emit))
-
-
-def _measure_seeds(run: Run, task: LastTask, emit: Emit) -> None:
-    stored = StoredRun(run, task.device, task.trusted)
-    if stored.device.type == "cpu":
-        keep_freed_memory()
-    for seed in stored.seeds:
-        what = [name for name in task.what if not _is_measured(stored, seed, name, task.shift)]
-        if not what:
-            continue
-        if set(what) - {"classes"}:
-            model = stored.model(seed)
-            plain = _plain(stored, model)
-            if "decomposition" in what:
-                numbers = end_numbers(stored.config, model, stored.images, seed, plain)
-                run.add_result(seed, {**stored.numbers[seed], **numbers})
-            measure_asked_for(run, stored.config, model, stored.images, seed, what, task.shift)
-        if "classes" in what:
-            _measure_classes(stored, seed)
-        _forget_reasons(run, seed, what)
-        emit({"text": f"{run.name}, seed {seed}: measured {', '.join(what)}"})
-
-
-def _plain(stored: StoredRun, model: nn.Module) -> Scores:
-    with matrix_precision(stored.config.precision):
-        return evaluate(model, stored.images, precision=stored.config.precision)
-
-
-def _measure_classes(stored: StoredRun, seed: int) -> None:
-    """Store the classes of one seed, from its logits where they are, else from its weights."""
-    run, images = stored.run, stored.images
-    if seed not in run.logits():
-        logits_NK = _plain(stored, stored.model(seed)).logits_NK
-        run.add_logits(seed, logits_NK.cpu().numpy())
-    logits_NK = torch.from_numpy(run.logits()[seed]).float().to(images.y_test.device)
-    run.add_rows("classes.csv", class_rows(logits_NK, images, seed))
-    ece = calibration_error(logits_NK, images.y_test)
-    numbers = run.result()["seeds"][str(seed)]
-    run.add_result(seed, {"ece": ece, **numbers}, **class_head(run, images))
-
-
 def _forget_reasons(run: Run, seed: int, measured: Iterable[str]) -> None:
     """Drop from a seed's numbers why these instruments failed at the end of its training."""
     numbers = run.result()["seeds"][str(seed)]
@@ -204,17 +143,3 @@ def _forget_reasons(run: Run, seed: int, measured: Iterable[str]) -> None:
     left = {what: why for what, why in reasons.items() if what not in measured}
     if left != reasons:
         run.add_result(seed, {**numbers, **({"unmeasured": left} if left else {})})
-
-
-def _is_measured(stored: StoredRun, seed: int, name: str, shift: ShiftConfig) -> bool:
-    run = stored.run
-    if name in stored.numbers[seed].get("unmeasured", {}):
-        return False
-    if name == "decomposition":
-        return "test_acc_population_augmented" in stored.numbers[seed]
-    rows = [row for row in run.rows(f"{name}.csv") if row["seed"] == seed]
-    if name != "shift":
-        return bool(rows)
-    wanted = {(c, s) for c in corruption_names(shift) for s in shift.severities}
-    images = min(shift.images or len(stored.images.x_test), len(stored.images.x_test))
-    return wanted <= {(r["corruption"], r["severity"]) for r in rows if r["n"] == images}

@@ -9,10 +9,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from gnexp.config.schema import Mistake, TrainConfig, is_tuned, run_name, trial
+from gnexp.config.identity import run_name
+from gnexp.config.resolve import trial
+from gnexp.config.schema import Mistake, TrainConfig, is_tuned
 from gnexp.config.validation import problems
-from gnexp.norms import user_code
-from gnexp.runner.build import data
+from gnexp.runner.build import code_digest, data
 from gnexp.store.files import Damaged
 from gnexp.store.lr_choices import Choice, best_rate, chosen_rate, record_choices
 from gnexp.store.run import Run
@@ -199,5 +200,5 @@ def _score(numbers: dict[str, Any], chance: float) -> float | None:
 
 def folder_of(config: TrainConfig) -> Path:
     """Return the folder of a resolved config's run."""
-    checksums = data.images_of(config.data).checksum, user_code.code_checksum(config)
+    checksums = data.images_of(config.data).checksum, code_digest.code_checksum(config)
     return Path(config.out) / config.study / run_name(config, *checksums)

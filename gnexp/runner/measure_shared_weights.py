@@ -6,7 +6,8 @@ from pathlib import Path
 
 from torch import nn
 
-from gnexp.config.schema import TrainConfig, identity, is_private, restore
+from gnexp.config.identity import identity, restore
+from gnexp.config.schema import TrainConfig, is_private
 from gnexp.data.device_images import DeviceImages, normalize
 from gnexp.measure.per_example import find_mixing_layer, per_example_covariance
 from gnexp.norms.statistic_size import values_per_statistic

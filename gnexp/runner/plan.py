@@ -7,14 +7,14 @@ from collections.abc import Iterable, Sequence
 from operator import attrgetter
 from pathlib import Path
 
-from gnexp.config.schema import Mistake, TrainConfig, identity, is_private, restore, run_name
-from gnexp.config.torchrun import gpu_problems
+from gnexp.config.identity import identity, restore, run_name
+from gnexp.config.schema import Mistake, TrainConfig, is_private
 from gnexp.config.validation import problems, width_problems
-from gnexp.norms import user_code
 from gnexp.runner import preflight
-from gnexp.runner.build import data, initial_weights, model
+from gnexp.runner.build import code_digest, data, initial_weights, model
 from gnexp.runner.checkpoint import load_states
 from gnexp.runner.planned_run import PlannedRun
+from gnexp.runner.preflight import gpu_problems
 from gnexp.store.run import Run
 from gnexp.training.distributed.step import packed
 
@@ -50,7 +50,7 @@ def plan(configs: list[TrainConfig], numbers: Sequence[int] | None = None) -> li
         raise Mistake("\n".join(dict.fromkeys(found)))
     runs: dict[str, PlannedRun] = {}
     for number, config in zip(numbers or range(len(good)), good, strict=True):
-        checksums = data.images_of(config.data).checksum, user_code.code_checksum(config)
+        checksums = data.images_of(config.data).checksum, code_digest.code_checksum(config)
         name = run_name(config, *checksums)
         if other := _other_config(config, name, checksums):
             raise Mistake(other)

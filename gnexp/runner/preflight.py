@@ -13,6 +13,7 @@ from gnexp.config.schema import (
     asked_for,
     is_private,
 )
+from gnexp.config.torchrun import launched
 from gnexp.data.corruptions.cifar_c import load_cifar_c
 from gnexp.data.corruptions.table import require_corruption
 from gnexp.data.device_images import normalize
@@ -179,4 +180,22 @@ def corruption_problems(shift: ShiftConfig) -> list[str]:
                 require_corruption(name)
     except ValueError as error:
         return [f"shift.{error}"]
+    return []
+
+
+def gpu_problems(device: str, count: int) -> list[str]:
+    """Return why training cannot have `count` devices of this kind, as `device=` names it."""
+    if count == 1 or device == "cpu":
+        return []
+    import torch
+
+    seen, place = torch.cuda.device_count(), launched()
+    here = place.local_world if place else count
+    if ":" in device:
+        return [f"device={device} is a single GPU, not devices={count}; use device=cuda"]
+    if seen and here > seen:
+        return [
+            f"devices={count} needs {here} GPUs here, and PyTorch sees {seen}; use"
+            f" devices={seen} or device=cpu"
+        ]
     return []

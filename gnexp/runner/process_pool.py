@@ -13,14 +13,11 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+from gnexp.config.torchrun import ending
+
 LOOK_S = 0.5  # how often a process looks whether the one that it ends with is there
 Emit = Callable[[dict[str, Any]], None]
 Work = Callable[[Any, Emit], Any]
-
-
-def cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run_here(
@@ -90,9 +87,7 @@ class WorkerDied:
     """The process of a task ended without an answer."""
 
     def __init__(self, exitcode: int | None) -> None:
-        killed = exitcode is not None and exitcode < 0
-        ending = f"by {signal.Signals(-exitcode).name}" if killed else f"with exit code {exitcode}"
-        self.why = f"its process ended {ending}"
+        self.why = ending(exitcode)
 
 
 @contextlib.contextmanager

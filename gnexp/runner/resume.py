@@ -2,7 +2,8 @@
 
 import torch
 
-from gnexp.config.schema import as_dict, retried
+from gnexp.config.identity import as_dict
+from gnexp.config.schema import retried
 from gnexp.config.torchrun import launched
 from gnexp.runner.build import data
 from gnexp.runner.build import step as stepping

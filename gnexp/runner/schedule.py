@@ -9,8 +9,9 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
-from gnexp.cli.progress import image_cost
-from gnexp.config.schema import NOT_IDENTITY, TrainConfig
+from gnexp.config.identity import NOT_IDENTITY
+from gnexp.config.schema import TrainConfig
+from gnexp.store.status import image_cost
 
 # Measured (ResNet-20, one thread of an AMD EPYC, PyTorch 2.14.1, see results/LOG.md): at batch 1
 # ten replicas in a step train 2.0 times as many images per second as one, at batch 16 there is no

@@ -14,12 +14,12 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from gnexp.config.schema import CUSTOM, TrainConfig, restore, run_name
+from gnexp.config.identity import restore, run_name
+from gnexp.config.schema import CUSTOM, TrainConfig
 from gnexp.config.validation import LIBRARIES
 from gnexp.models.external import is_constructor
-from gnexp.norms import user_code
 from gnexp.norms.copying import put_state
-from gnexp.runner.build import data, initial_model
+from gnexp.runner.build import code_digest, data, initial_model
 from gnexp.runner.build import model as networks
 from gnexp.runner.checkpoint import State, load_states
 from gnexp.runner.process_pool import Emit, WorkerDied, run_here, run_in_processes
@@ -127,7 +127,7 @@ class StoredRun:
         self.device = data.pick_device(device)
         self.images = data.device_images(self.config.data, self.device)
         checksum = data.images_of(self.config.data).checksum
-        if run_name(self.config, checksum, user_code.code_checksum(self.config)) != run.name:
+        if run_name(self.config, checksum, code_digest.code_checksum(self.config)) != run.name:
             raise ValueError(
                 "its images, or the code of its norm, are no longer those it was trained with"
             )

@@ -7,7 +7,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from gnexp.analysis import statistics
+import numpy as np
+
 from gnexp.store.digests import Writer, read_checked, repair, set_aside_name
 from gnexp.store.files import Damaged, json_text, read_json
 from gnexp.store.run import alone_in
@@ -48,7 +49,7 @@ def chosen_rate(
     if rule != ONE_SE:
         return best
     rates = _candidates(scores, diverged)
-    sd, dof = statistics.pooled_sd([scores[rate] for rate in rates])
+    sd, dof = pooled_sd([scores[rate] for rate in rates])
     error = sd / math.sqrt(len(scores[best])) if dof else 0.0
     return next(rate for rate in rates if fmean(scores[rate]) >= fmean(scores[best]) - error)
 
@@ -104,3 +105,16 @@ def recorded_choices(study: Path) -> list[Choice]:
 def _entry(choice: Choice) -> dict[str, object]:
     trials = {f"{rate!r}": choice.trials[rate] for rate in sorted(choice.trials)}
     return {**dataclasses.asdict(choice), "trials": trials}
+
+
+def pooled_sd(cells: Sequence[Sequence[float]]) -> tuple[float, int]:
+    """Return the standard deviation common to all cells, and its degrees of freedom.
+
+    sqrt(sum (n_i - 1) sd_i^2 / sum (n_i - 1)); cells of one value add nothing.
+    """
+    arrays = [np.asarray(cell, dtype=np.float64) for cell in cells]
+    dof = sum(max(x.size - 1, 0) for x in arrays)
+    if not dof:
+        return math.nan, 0
+    squares = sum(float(((x - x.mean()) ** 2).sum()) for x in arrays if x.size > 1)
+    return math.sqrt(squares / dof), dof

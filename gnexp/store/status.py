@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from gnexp.cli.progress import image_cost
 from gnexp.store.locks import Holder, holder
-from gnexp.store.run import Record, Run, Study
+from gnexp.store.run import Run
+from gnexp.store.study import Record, Study
 
 # "interrupted" is a training that was running and whose process is gone.
 STATES = ("complete", "diverged", "infeasible", "failed", "running", "interrupted", "missing")
@@ -98,3 +98,20 @@ def _images_per_epoch(records: Iterable[Record]) -> dict[str, float]:
         for record in records
         if (rows := record.rows("metrics.csv"))
     }
+
+
+def duration(seconds: float) -> str:
+    """Return a time as people say it: "48 s", "2 min 05 s", "1 h 20 min"."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if seconds < 3600:
+        return f"{int(seconds) // 60} min {int(seconds) % 60:02d} s"
+    return f"{int(seconds) // 3600} h {int(seconds) % 3600 // 60:02d} min"
+
+
+def image_cost(batch: int) -> float:
+    """Return the relative cost of an image: small batches are overhead, not arithmetic.
+
+    Fitted to the throughput of ResNet-20 on two cores at batch 1 to 64; only bars use it.
+    """
+    return 1 + 4.5 / batch

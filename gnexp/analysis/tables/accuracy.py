@@ -14,7 +14,7 @@ from gnexp.analysis.samples import Sample, samples
 from gnexp.analysis.tables.norm_comparisons import evidence_tables, sources
 from gnexp.analysis.tables.shift_and_decomposition import why_tables
 from gnexp.analysis.tables.table import Column, Cut, Row, Table, get, percent
-from gnexp.store.run import Study
+from gnexp.store.study import Study
 
 ACCURACY_COLUMNS = ("n", "n_diverged", "mean", "sd", "lo", "hi", "interval")
 ACCURACY_COLUMNS += ("lo_images", "hi_images")

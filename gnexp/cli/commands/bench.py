@@ -7,7 +7,9 @@ from typing import Any
 import torch
 
 from gnexp.cli.console import passed_over_lines
-from gnexp.config.schema import BenchConfig, Mistake, TrainConfig, bench_run, resolve
+from gnexp.config.resolve import bench_run, resolve
+from gnexp.config.schema import BenchConfig, Mistake, TrainConfig
+from gnexp.config.torchrun import cores
 from gnexp.config.validation import bench_problems
 from gnexp.norms.registry import NORMS
 from gnexp.report.benchmark.aggregate import GNEXP, Row, bench_rows, ratio_rows
@@ -18,7 +20,6 @@ from gnexp.runner.benchmark import hardware
 from gnexp.runner.benchmark.machine import Machine, flop_per_example
 from gnexp.runner.build import data
 from gnexp.runner.plan import output_folder
-from gnexp.runner.process_pool import cores
 from gnexp.runner.provenance import now, provenance
 
 FILES = ("timings.csv", "bench.csv", "ratios.csv", "bench.md", "bench.png", "bench.svg")

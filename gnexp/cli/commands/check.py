@@ -2,53 +2,32 @@
 
 import sys
 import time
-import traceback
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from gnexp.checks.finding import NOT_MEASURED
-from gnexp.checks.from_config import label_of, subject_of
-from gnexp.checks.registry import CLAIMS, Claim, measure_claim
-from gnexp.checks.subject import Misbehaved, Subject
+from gnexp.analysis.check_result import Passport
+from gnexp.checks.from_config import label_of
+from gnexp.checks.registry import CLAIMS, Claim
+from gnexp.checks.run import ClaimTask, Outcome, joined, measure_task
 from gnexp.cli.console import passed_over_lines
-from gnexp.cli.progress import duration
-from gnexp.config.schema import CUSTOM, CheckConfig, Mistake, check_run, resolve
+from gnexp.config.resolve import check_run, resolve
+from gnexp.config.schema import CUSTOM, CheckConfig, Mistake
 from gnexp.config.validation import check_problems
 from gnexp.norms import user_code
 from gnexp.norms.reference.oracle import REFERENCES
 from gnexp.report.check.console import terminal_text
-from gnexp.report.check.report import Passport, write_passport
+from gnexp.report.check.report import write_passport
 from gnexp.runner.build import data, model
 from gnexp.runner.plan import output_folder
-from gnexp.runner.process_pool import Emit, WorkerDied, run_here, run_in_processes
+from gnexp.runner.process_pool import WorkerDied, run_here, run_in_processes
 from gnexp.runner.provenance import now, provenance
 from gnexp.store.files import write_json
+from gnexp.store.status import duration
 
 ERRORS = "errors.txt"
-
-
-@dataclass(frozen=True)
-class ClaimTask:
-    """One claim to be measured on one norm."""
-
-    config: CheckConfig
-    claim: Claim
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What measuring a claim gave: rows and points, or why it gave none and where that arose."""
-
-    rows: list[dict[str, Any]]
-    points: list[dict[str, Any]]
-    why: str = ""
-    trace: str = ""
 
 
 def check(configs: list[CheckConfig], command: str) -> int:
@@ -148,54 +127,6 @@ def _measured(tasks: list[ClaimTask], configs: list[CheckConfig], claims: list[C
             found[label_of(task.config), task.claim.key] = answer
             bar.update()
     return joined(found, labels, claims)
-
-
-def joined(
-    found: dict[tuple[str, str], Outcome], labels: list[str], claims: list[Claim]
-) -> Passport:
-    """Return what was found, by (norm's label, claim's key), in the order of norms and claims."""
-    passport = Passport(
-        norms=labels,
-        claims=[(c.number, c.key, c.title) for c in claims],
-        main={(c.key, statement) for c in claims for statement in c.main},
-    )
-    for norm in labels:
-        for claim in claims:
-            outcome = found[norm, claim.key]
-            head = {"norm": norm, "claim": claim.number, "key": claim.key, "title": claim.title}
-            head["section"] = claim.section
-            passport.rows += [{**head, **row} for row in outcome.rows]
-            passport.points += [{**head, **point} for point in outcome.points]
-            if outcome.why:
-                passport.rows.append({**head, "verdict": NOT_MEASURED, "note": outcome.why})
-                passport.trouble.setdefault((norm, outcome.why), []).append(claim.number)
-            if outcome.trace:
-                passport.traces.append(f"{norm}, claim {claim.number}\n{outcome.trace}")
-    return passport
-
-
-def measure_task(task: ClaimTask, emit: Emit) -> Outcome:
-    """Measure one claim on one norm of a config."""
-    return outcome_of(task.claim, label_of(task.config), lambda: subject_of(task.config))
-
-
-def outcome_of(claim: Claim, label: str, subject: Callable[[], Subject]) -> Outcome:
-    """Measure one claim on one norm; whatever the norm does, the other claims still run."""
-    try:
-        measured = measure_claim(claim.key, subject())
-    except Misbehaved as error:
-        cause = error.__cause__
-        trace = "".join(traceback.format_exception(cause)) if cause else ""
-        return Outcome([], [], _one_line(error), trace)
-    except Exception as error:  # raised by the norm's backward pass, say
-        why = f"{label} raised {type(error).__name__}: {_one_line(error)}"
-        return Outcome([], [], why, traceback.format_exc())
-    return Outcome([asdict(f) for f in measured.findings], [asdict(p) for p in measured.points])
-
-
-def _one_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return " ".join(line.strip() for line in lines[:1]) or type(error).__name__
 
 
 def _write_traces(folder: Path, traces: list[str]) -> None:

@@ -5,8 +5,11 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from gnexp.analysis.lr_search import reported
+from gnexp.analysis.tables.table import to_csv, to_markdown
 from gnexp.cli.commands.report import make_report, stored_study
-from gnexp.config.schema import MeasureConfig, Mistake, restore
+from gnexp.config.identity import restore
+from gnexp.config.resolve import cost_run, resolve
+from gnexp.config.schema import CostConfig, MeasureConfig, Mistake
 from gnexp.config.validation import (
     count_problems,
     gradient_problems,
@@ -14,16 +17,19 @@ from gnexp.config.validation import (
     shift_problems,
     study_problems,
 )
-from gnexp.runner.benchmark.memory import measure_cost, problems_of
+from gnexp.report.benchmark.memory import memory_table
+from gnexp.runner.benchmark.memory import MOST, batch_column, memory_row, problems_of
 from gnexp.runner.build import data
 from gnexp.runner.final_metrics import INSTRUMENTS as LAST
-from gnexp.runner.final_metrics import LastTask, measure_last
 from gnexp.runner.measure_shared_weights import measure_shared
+from gnexp.runner.measure_stored import LastTask, measure_last
 from gnexp.runner.plan import output_folder
 from gnexp.runner.preflight import corruption_problems
 from gnexp.runner.repair import mend
 from gnexp.runner.stored_runs import measure_all, strange_code, strangers_sentence
-from gnexp.store.run import Record, Run, Study
+from gnexp.store.files import write_whole
+from gnexp.store.run import Run
+from gnexp.store.study import Record, Study
 
 SHARED = ("gradients", "covariance")
 
@@ -128,3 +134,17 @@ def _problems(config: MeasureConfig, what: list[str]) -> list[str]:
     except ValueError as error:
         found.append(str(error))
     return found
+
+
+def measure_cost(cost: CostConfig, device: str, folder: Path) -> str:
+    """Count (on CUDA: measure) and write what every norm costs; return what to print."""
+    place = data.pick_device(device)
+    rows = [memory_row(cost, resolve(cost_run(cost, norm)), place) for norm in cost.norms]
+    title = f"{cost.model}, images of {cost.size}x{cost.size}: memory of one training update"
+    columns = {batch: batch_column(batch) for batch in cost.batches}
+    table = memory_table(rows, title, columns, cost.memory_gb, MOST, place.type == "cuda")
+    write_whole(folder / "cost.csv", to_csv(table))
+    write_whole(folder / "cost.md", to_markdown(table))
+    lines = ["  ".join(f"{text:>18}" for text in texts) for texts in table.texts()]
+    head = "  ".join(f"{column.header:>18}" for column in table.shown)
+    return "\n".join([table.title, head, *lines, f"cost: {folder / 'cost.md'}"])

@@ -8,7 +8,7 @@ from gnexp.config.schema import Mistake, ReportConfig, ReportOptions
 from gnexp.config.validation import report_problems
 from gnexp.runner.loggers.export import export_all, viewing_lines
 from gnexp.store.disk import disk_failure
-from gnexp.store.run import Study, load_study
+from gnexp.store.study import Study, load_study
 
 
 def report(config: ReportConfig) -> int:

@@ -3,10 +3,9 @@
 from collections import Counter
 
 from gnexp.cli.commands.report import stored_study
-from gnexp.cli.progress import duration
 from gnexp.config.schema import Mistake, StatusConfig
 from gnexp.config.validation import study_problems
-from gnexp.store.status import STATES, SeedState, seed_states, time_left_s
+from gnexp.store.status import STATES, SeedState, duration, seed_states, time_left_s
 
 
 def status(config: StatusConfig) -> int:

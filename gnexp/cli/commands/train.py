@@ -20,7 +20,8 @@ from gnexp.cli.console import (
     tuning_lines,
 )
 from gnexp.cli.progress import Progress
-from gnexp.config.schema import Mistake, TrainConfig, as_dict, is_tuned
+from gnexp.config.identity import as_dict
+from gnexp.config.schema import Mistake, TrainConfig, is_tuned
 from gnexp.runner.build import data
 from gnexp.runner.execute import Task, mark_died, record_undefined, run_task
 from gnexp.runner.loggers.export import export_all, viewing_lines

@@ -8,7 +8,8 @@ from gnexp.report import fingerprint
 from gnexp.store.changes import changed_files, restored_by, without_digest
 from gnexp.store.digests import Writer, stored_digests
 from gnexp.store.files import Damaged
-from gnexp.store.run import alone_in, load_study, record_of, runs_of
+from gnexp.store.run import alone_in
+from gnexp.store.study import load_study, record_of, runs_of
 
 
 def verify(config: VerifyConfig) -> int:

@@ -4,7 +4,8 @@ import shutil
 import textwrap
 from collections.abc import Sequence
 
-from gnexp.report.check.report import Passport, verdict_table
+from gnexp.analysis.check_result import Passport
+from gnexp.report.check.report import verdict_table
 
 WIDTHS = (44, 40, 14, 30, 20)  # of the columns of a full table, in proportion
 LEAST_WIDTH, MOST_WIDTH = 80, 160

@@ -1,19 +1,13 @@
 """The norm passport as files: all rows, a table of verdicts, a page, and figures."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gnexp.analysis.check_result import POINT_COLUMNS, ROW_COLUMNS, Passport, Row
 from gnexp.analysis.tables.table import Column, Table, to_csv, to_markdown
 from gnexp.report.check.figures import CAPTIONS, draw_passport
 from gnexp.store.files import write_whole
-
-Row = dict[str, Any]
-
-ROW_COLUMNS = ("norm", "claim", "key", "title", "section", "statement", "text", "what")
-ROW_COLUMNS += ("expected", "measured", "value", "lo", "hi", "tolerance", "n", "verdict", "note")
-POINT_COLUMNS = ("norm", "claim", "key", "panel", "series", "x", "y", "lo", "hi")
 
 READING = """\
 A verdict is what a number says, never what a norm is called: a number without chance in it is held
@@ -22,32 +16,6 @@ lies inside the tolerance, *fails* when none of it does, and is *undecided* betw
 when ...* names the condition under which the sentence is true; *holds vacuously* says that the norm
 has nothing of what the sentence speaks of, as its note tells. Layers are measured in float64 and
 training mode, as black boxes; a network's claim says what it was measured on."""
-
-
-@dataclass
-class Passport:
-    """What a check found.
-
-    rows, points: dicts, see ROW_COLUMNS and POINT_COLUMNS, by norm, then claim. claims: (number,
-    key, title). main: (claim's key, statement) of the rows in the summary. trouble: (norm, why) ->
-    numbers of the claims that could not be measured. traces: of what was raised, for errors.txt.
-    """
-
-    norms: list[str]
-    claims: list[tuple[int, str, str]]
-    main: set[tuple[str, str]] = field(default_factory=set)
-    rows: list[Row] = field(default_factory=list)
-    points: list[Row] = field(default_factory=list)
-    trouble: dict[tuple[str, str], list[int]] = field(default_factory=dict)
-    traces: list[str] = field(default_factory=list)
-
-    def trouble_lines(self) -> list[str]:
-        """Return one sentence for each thing that kept claims from being measured."""
-        lines = []
-        for (_, why), numbers in self.trouble.items():
-            named = f"claim{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))}"
-            lines.append(f"not measured, {named}: {why}")
-        return lines
 
 
 def write_passport(folder: Path, passport: Passport, made: Mapping[str, Any]) -> None:

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from gnexp.analysis import gradient_noise, statistics
 from gnexp.analysis.cells import Cell, Series
-from gnexp.analysis.eval_split import TEST, word_figure
+from gnexp.analysis.eval_split import TEST
 from gnexp.report.figures import style as drawing
 from gnexp.report.figures.gradient_noise import noise_vs_batch
 from gnexp.report.figures.line_labels import name_lines
-from gnexp.report.figures.style import COLUMN_IN, PAGE_HEIGHT_IN, PAGE_IN
+from gnexp.report.figures.style import COLUMN_IN, PAGE_HEIGHT_IN, PAGE_IN, word_figure
 from gnexp.store.files import write_whole
 
 if TYPE_CHECKING:

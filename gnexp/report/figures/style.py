@@ -4,6 +4,13 @@ One colour and one marker per norm, whatever else a figure shows (the Okabe-Ito 
 colour-blind readers can tell apart; markers for those who print in grey).
 """
 
+from typing import TYPE_CHECKING
+
+from gnexp.analysis.eval_split import worded
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 import contextlib
 import io
 import itertools
@@ -248,3 +255,10 @@ def _legend_columns(labels: Sequence[str], width: float) -> int:
             rows = -(-len(labels) // columns)
             return -(-len(labels) // rows)
     return 1
+
+
+def word_figure(figure: "Figure", on: str) -> None:
+    """Word the axis labels of a figure that is not laid out yet."""
+    for axes in figure.axes:
+        for label in (axes.xaxis.label, axes.yaxis.label):
+            label.set_text(worded(label.get_text(), on))

@@ -14,7 +14,7 @@ from gnexp.analysis.eval_split import judged_on, worded
 from gnexp.analysis.tables.table import Table
 from gnexp.report.page.check_summary import passport_counts
 from gnexp.report.page.sections import MAIN_FIGURE, layout
-from gnexp.store.run import Study
+from gnexp.store.study import Study
 
 LONG, HEAVY = 400, 600_000  # rows that a table on the page has at most; bytes of a packed one
 WIDE_TEXT = 42  # letters beyond which a cell breaks its line

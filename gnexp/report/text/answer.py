@@ -22,7 +22,7 @@ from gnexp.report.text import phrases as words
 from gnexp.report.text.answer_sentences import lead_sentences
 from gnexp.report.text.gaps import gaps
 from gnexp.report.text.training_length import training, update_rule
-from gnexp.store.run import Study
+from gnexp.store.study import Study
 
 SEEDS = 5  # as many as a first study should have
 MOST_SETTINGS = 3  # that are answered one by one

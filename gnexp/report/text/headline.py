@@ -11,7 +11,7 @@ from gnexp.analysis.comparisons import flatness_rows, settings
 from gnexp.analysis.inference import UNTESTED
 from gnexp.analysis.tables.table import percent
 from gnexp.report.text.failing_norms import failing_sentences
-from gnexp.store.run import Study
+from gnexp.store.study import Study
 
 Row = dict[str, Any]
 MANY = 6  # series beyond which one sentence each would be a table

@@ -6,15 +6,15 @@ from dataclasses import dataclass, field
 
 import torch
 
-from gnexp.config.schema import TrainConfig, norm_label
-from gnexp.report.benchmark.aggregate import GNEXP, PLAIN, Row
+from gnexp.config.identity import norm_label
+from gnexp.config.schema import TrainConfig
+from gnexp.config.torchrun import cores
 from gnexp.runner.benchmark import hardware, measurement
-from gnexp.runner.benchmark.measurement import Measured, Task
+from gnexp.runner.benchmark.measurement import GNEXP, PLAIN, Measured, Row, Task
 from gnexp.runner.benchmark.processes import Work, measure_together
 from gnexp.runner.benchmark.timer import Neighbours
 from gnexp.runner.build import data
 from gnexp.runner.build import model as networks
-from gnexp.runner.process_pool import cores
 from gnexp.runner.schedule import most_together
 
 

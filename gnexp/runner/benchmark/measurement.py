@@ -8,6 +8,7 @@ import multiprocessing
 import os
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -28,6 +29,9 @@ from gnexp.runner.build import model as networks
 from gnexp.runner.build import step as stepping
 from gnexp.training.lr_schedule import peak_rate
 
+Row = dict[str, Any]
+
+PLAIN, GNEXP = "plain", "gnexp"
 LAYOUTS = {False: "contiguous", True: "channels_last"}
 
 

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import torch
 
-from gnexp.config.schema import DataConfig, TrainConfig, is_private, resolve
+from gnexp.config.resolve import resolve
+from gnexp.config.schema import DataConfig, TrainConfig, is_private
+from gnexp.config.torchrun import cores
 from gnexp.data.device_images import DeviceImages
 from gnexp.data.sources import Images, hold_out, load_images
 from gnexp.runner.build import initial_weights
-from gnexp.runner.process_pool import cores
 from gnexp.training.loop import Recipe
 
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from gnexp.config.schema import CUSTOM, TrainConfig, is_foreign, norm_label
+from gnexp.config.identity import norm_label
+from gnexp.config.schema import CUSTOM, TrainConfig, is_foreign
 from gnexp.data.device_images import DeviceImages
 from gnexp.measure.per_example import find_mixing_layer
 from gnexp.runner.build.data import default_delta

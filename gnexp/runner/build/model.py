@@ -19,7 +19,8 @@ from gnexp.norms.layers import momentum_of_batch
 from gnexp.norms.registry import NORMS, build_norm, group_count
 from gnexp.norms.smoke_test import pooled_axes, try_norm
 from gnexp.norms.statistic_size import Undefined
-from gnexp.norms.user_code import code_digests, import_target, own_factory, said_norm
+from gnexp.norms.user_code import import_target, own_factory, said_norm
+from gnexp.runner.build.code_digest import code_digests
 from gnexp.runner.build.data import images_of, recipe
 
 MOST_TRIED = 64  # examples by which the user's own norm shows what it pools over

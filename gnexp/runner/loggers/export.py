@@ -5,38 +5,13 @@ may be deleted at any time.
 """
 
 import contextlib
-import difflib
-import importlib.util
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from gnexp.config.validation import asked_loggers
 from gnexp.runner.loggers.points import LoggedRun
 from gnexp.store.run import Run
-
-LOGGERS = ("tensorboard", "wandb")
-
-
-def asked_loggers(logger: Any) -> list[str]:
-    """Return the loggers that `logger=` names."""
-    if logger is None:
-        return []
-    return list(logger) if isinstance(logger, (list, tuple)) else [logger]
-
-
-def logger_problems(logger: Any) -> list[str]:
-    """Return a sentence for each name in `logger=` that is unknown or is not installed."""
-    found = []
-    for name in dict.fromkeys(asked_loggers(logger)):
-        if name not in LOGGERS:
-            near = difflib.get_close_matches(str(name), LOGGERS, n=1, cutoff=0.0)[0]
-            valid = ", ".join(LOGGERS)
-            found.append(f"logger={name} is unknown; did you mean {near}? Valid: {valid}")
-        elif importlib.util.find_spec(name) is None:
-            found.append(
-                f"logger={name} needs a package that is not installed: pip install 'gnexp[{name}]'"
-            )
-    return found
 
 
 def follow(run: Run, seed: int, logger: Any) -> None:

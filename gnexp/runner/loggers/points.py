@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
-from gnexp.config.schema import NOT_IDENTITY, OF_A_CALL
+from gnexp.config.identity import NOT_IDENTITY, OF_A_CALL
 from gnexp.store.run import Run
 
 Point = tuple[int, float, dict[str, float]]

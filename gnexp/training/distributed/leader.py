@@ -18,8 +18,7 @@ from typing import IO
 import torch
 from torch import distributed
 
-from gnexp.config.torchrun import LEADER, VARIABLES, launched
-from gnexp.runner.process_pool import WorkerDied
+from gnexp.config.torchrun import LEADER, VARIABLES, ending, launched
 from gnexp.training.distributed.channel import Channel, DeviceLost
 from gnexp.training.distributed.rendezvous import (
     CALL,
@@ -50,7 +49,7 @@ class _Follower:
         self.said.seek(0)
         lines = self.said.read().decode(errors="replace").strip().splitlines()
         said = f" ({lines[-1]})" if lines and code > 0 else ""
-        return f"device {self.rank}: {WorkerDied(code).why}{said}"
+        return f"device {self.rank}: {ending(code)}{said}"
 
 
 class _Session:

@@ -1,0 +1,184 @@
+"""A study as it is read: its runs, their statuses, and what of them is damaged."""
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gnexp.store.changes import LARGE, OF_A_RUN, changed_files, lost_rows, without_digest
+from gnexp.store.files import Damaged
+from gnexp.store.run import (
+    _TABLES,
+    COVARIANCE_COLUMNS,
+    GRADIENTS_COLUMNS,
+    METRICS_COLUMNS,
+    NOT_STUDIES,
+    Run,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass
+class Record:
+    """What one run's folder holds, for reading: tables become DataFrames when first asked for.
+
+    Damaged files count as absent, and damaged lines of tables too; `damage` names them. A file that
+    was changed since it was written is damaged as a whole.
+    """
+
+    name: str
+    folder: Path
+    config: dict[str, Any]
+    result: dict[str, Any]
+    provenance: dict[str, Any]
+    statuses: dict[int, dict[str, Any]]  # a finished seed's status comes from result.json
+    damaged_documents: list[str] = field(default_factory=list)
+
+    def rows(self, name: str) -> list[dict[str, Any]]:
+        """Return the whole rows of a table."""
+        return self._tables[name][0]
+
+    @cached_property
+    def _tables(self) -> dict[str, tuple[list[dict[str, Any]], str]]:
+        return {name: Run(self.folder).whole_rows(name) for name in _TABLES}
+
+    @cached_property
+    def damage(self) -> list[str]:
+        """One sentence for each file of the run that is not whole, not as it was written, or gone.
+
+        Large files are left out: no table is made of them.
+        """
+        tables = [sentence for _, sentence in self._tables.values() if sentence]
+        others = [name for name in OF_A_RUN if name not in LARGE]
+        others += [f"traceback-{seed}.txt" for seed in self.statuses]
+        found = [*self.damaged_documents, *tables]
+        read = (*_TABLES, "result.json", "status.json", "provenance.json")
+        found += changed_files(self.folder, others, read).values()
+        return list(dict.fromkeys([*found, *lost_rows(self.folder, self.statuses, self.rows)]))
+
+    @cached_property
+    def metrics(self) -> "pd.DataFrame":
+        return _frame(self.rows("metrics.csv"), METRICS_COLUMNS)
+
+    @cached_property
+    def gradients(self) -> "pd.DataFrame":
+        return _frame(self.rows("gradients.csv"), GRADIENTS_COLUMNS)
+
+    @cached_property
+    def covariance(self) -> "pd.DataFrame":
+        return _frame(self.rows("covariance.csv"), COVARIANCE_COLUMNS)
+
+    def numbers(self, seed: int) -> dict[str, Any]:
+        """Return result.json's numbers of one seed; {} while it is unfinished."""
+        return self.result.get("seeds", {}).get(str(seed), {})
+
+
+@dataclass
+class Study:
+    """A folder of runs, sorted by name; `unreadable` names those that had to be left out."""
+
+    name: str
+    folder: Path
+    runs: list[Record]
+    unreadable: list[str] = field(default_factory=list)
+
+    @property
+    def damage(self) -> list[str]:
+        """One sentence for each file of the study that is not whole, not as written, or gone."""
+        found = [*self.unreadable, *changed_files(self.folder).values()]
+        return [*found, *(text for record in self.runs for text in record.damage)]
+
+    @property
+    def unknown(self) -> int:
+        """How many files have no digest, so that nobody can tell whether they were changed."""
+        folders = [self.folder, *(record.folder for record in self.runs)]
+        return sum(len(without_digest(folder)) for folder in folders)
+
+
+def load_study(folder: Path | str) -> Study:
+    """Read a study, finished or not; files and folders that are no runs are ignored.
+
+    Damaged files count as absent, see `Study.damage`. Raises ValueError when there is no such study
+    (listing those there are, nearest first), and when it holds no run that can be read.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(_no_such_study(folder))
+    records = [record_of(run) for run in runs_of(folder)]
+    readable = [record for record in records if record.config]
+    unreadable = [t for r in records if not r.config for t in r.damaged_documents]
+    if not readable:
+        raise ValueError(
+            f"study={folder.name}: {'; '.join(unreadable)}"
+            if unreadable
+            else f"study={folder.name} holds no run yet: start one with "
+            f"'gnexp train study={folder.name}'"
+        )
+    return Study(folder.name, folder, readable, unreadable)
+
+
+def runs_of(folder: Path) -> list[Run]:
+    """Return the runs in a study's folder, sorted by name, whether or not they can be read."""
+    runs = [Run(child) for child in sorted(folder.iterdir()) if child.name not in NOT_STUDIES]
+    return [run for run in runs if run.folder.is_dir() and run.exists()]
+
+
+def studies(out: Path | str) -> list[str]:
+    """Return the names of the studies under `out` (folders that hold a run), sorted."""
+    out = Path(out)
+    if not out.is_dir():
+        return []
+    return sorted(
+        child.name
+        for child in out.iterdir()
+        if child.is_dir() and child.name not in NOT_STUDIES and not child.name.startswith(".")
+        if any(Run(run).exists() for run in child.iterdir() if run.is_dir())
+    )
+
+
+def record_of(run: Run) -> Record:
+    """Return what a run's folder holds; what of it is damaged counts as absent."""
+    damaged_documents = []
+
+    def read(document: Callable[[], dict[Any, Any]]) -> dict[Any, Any]:
+        try:
+            return document()
+        except Damaged as error:
+            damaged_documents.append(str(error))
+            return {}
+
+    result = read(run.result)
+    # YAML is slow to parse: it is read only for runs that have finished no seed.
+    config = result.get("config") or read(run.config)
+    statuses = read(run.statuses)
+    for seed, numbers in result.get("seeds", {}).items():
+        why = statuses.get(int(seed), {}).get("why", "")
+        statuses[int(seed)] = {"status": numbers.get("status", "complete"), "why": why}
+    wanted = config.get("seeds") or []
+    for seed in range(wanted) if isinstance(wanted, int) else wanted:
+        statuses.setdefault(int(seed), {"status": "missing", "why": "not started"})
+    ordered = {seed: statuses[seed] for seed in sorted(statuses)}
+    provenance = read(run.provenance)
+    return Record(run.name, run.folder, config, result, provenance, ordered, damaged_documents)
+
+
+def _no_such_study(folder: Path) -> str:
+    names = studies(folder.parent)
+    if not names:
+        return f"study={folder.name} does not exist, and {folder.parent} holds no study yet"
+
+    def distance(name: str) -> float:
+        return -difflib.SequenceMatcher(None, folder.name, name).ratio()
+
+    nearest = ", ".join(sorted(names, key=distance))
+    return f"study={folder.name} does not exist in {folder.parent}; there is: {nearest}"
+
+
+def _frame(rows: list[dict[str, Any]], columns: Mapping[str, type]) -> "pd.DataFrame":
+    import pandas as pd
+
+    return pd.DataFrame(rows, columns=list(columns)).astype(dict(columns))
