@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=${PYTHON:-python3}
-"$python" -m pytest tests/test_cuda.py tests/test_gradient_variance.py tests/test_memory.py \
+"$python" -m pytest tests/training/test_cuda.py tests/measure/test_gradient_variance.py tests/measure/test_memory.py \
   -k "cuda or gpu" -rs \
   -p no:cacheprovider
 "$python" -m gnexp bench device=cuda seconds=0.4 out="${OUT:-results}" name=bench-gpu

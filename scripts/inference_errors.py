@@ -2,7 +2,8 @@
 
 python scripts/inference_errors.py [repetitions] writes errors.csv and .png, images.csv, seeds.csv
 and correlations.csv to results/reference/inference. Studies are drawn cell by cell; variances are
-moderated by gnexp, the rest is computed here on arrays (tests/test_inference.py ties them).
+moderated by gnexp, the rest is computed here on arrays (tests/analysis/test_inference.py ties
+them).
 
 Shapes: R repetitions (studies), S seeds, G cells, M comparisons of a family, N test images.
 """

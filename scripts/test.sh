@@ -7,6 +7,6 @@ source "$(dirname "${BASH_SOURCE[0]}")/venv.sh" test,ray,slurm,dp,optuna,tensorb
 .venv/bin/ruff format --check .
 status=0
 .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
-  --ignore tests/test_launchers.py "$@" || status=1
-.venv/bin/python -m pytest tests/test_launchers.py "$@" || status=1
+  --ignore tests/cli/test_launchers.py "$@" || status=1
+.venv/bin/python -m pytest tests/cli/test_launchers.py "$@" || status=1
 exit $status

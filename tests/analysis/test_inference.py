@@ -40,7 +40,7 @@ STUDIES = 4000
 SEEDS = (3, 5, 10)
 INF = math.inf
 
-_file = Path(__file__).parents[1] / "scripts" / "inference_errors.py"
+_file = Path(__file__).parents[2] / "scripts" / "inference_errors.py"
 _spec = importlib.util.spec_from_file_location("inference_errors", _file)
 simulation = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(simulation)

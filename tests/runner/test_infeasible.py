@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_bad_input import image_folder
+from image_folders import image_folder
 
 # ResNet-18's four stages halve 8x8 maps to 1x1: one value per channel and image.
 SMALL = ("epochs=1", "gradients=0", "workers=1", "data=imagefolder", "data.root=tiny")

@@ -22,7 +22,7 @@ from gnexp.report.figures.batch_vs_update_batch import two_batches
 from gnexp.report.figures.line_labels import spread
 from gnexp.report.figures.lr_search import accuracy_vs_lr, good_region
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 BATCHES = (1, 2, 4, 8, 32)
 SMALLEST_PT = 6.5
 RATES = [0.0125 * 2**k for k in range(8)]
@@ -128,7 +128,7 @@ def _streams(pdf):
 
 def test_the_same_figure_gives_the_same_bytes_in_another_process():
     code = (
-        "import sys, hashlib; sys.path.insert(0, 'tests')\n"
+        "import sys, hashlib; sys.path[:0] = ['tests', 'tests/report']\n"
         "from test_figures import MAKERS; from gnexp.report.figures import style\n"
         "with style.drawing():\n"
         "    figure = MAKERS['accuracy_vs_batch']()\n"

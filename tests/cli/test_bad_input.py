@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from image_folders import image_folder
 from PIL import Image
 
 from gnexp.cli.hydra_errors import nearest
@@ -247,16 +248,6 @@ def test_an_unknown_instrument_is_refused(gnexp, workdir):
 def test_a_gpu_is_refused_where_there_is_none(gnexp, workdir, monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     refused(gnexp("train", "device=cuda"), workdir, ["device=cuda", "device=cpu"])
-
-
-def image_folder(root, side=32, classes=("cat", "dog"), count=4):
-    rng = np.random.default_rng(0)
-    for split in ("train", "test"):
-        for name in classes:
-            (root / split / name).mkdir(parents=True)
-            for i in range(count):
-                pixels = rng.integers(0, 256, (side, side, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(root / split / name / f"{i}.png")
 
 
 def test_a_data_root_that_does_not_exist_is_named(gnexp, workdir, tmp_path):

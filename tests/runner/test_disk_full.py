@@ -24,7 +24,7 @@ TINY = ("model=resnet8", "model.width=8", "data.train_limit=60", "data.test_limi
 TINY += ("batch=10", "gradients=4", "epochs=3", "norm=bn", "device=cpu")
 WORDS = ("train", *TINY, "seeds=2", "workers=1", "out=disk")
 STUDY = Path("disk/main")
-HARNESS = Path(__file__).parent.parent / "scripts" / "kill_harness.py"
+HARNESS = Path(__file__).parents[2] / "scripts" / "kill_harness.py"
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from gnexp.training.precision import autocast
 
 FIVE = ("bn", "gn", "ln", "in", "none")  # whose backward formula is written out by hand too
 SHAPES = [(4, 16, 5, 7), (1, 16, 6, 6), (3, 16, 1, 2), (2, 48, 2, 3), (5, 16, 4, 1)]
-CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "norm"
+CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "norm"
 RTOL, ATOL = 1e-10, 1e-12  # float64
 
 

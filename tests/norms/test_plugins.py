@@ -21,7 +21,7 @@ from gnexp.models.conversion.convert import convert
 from gnexp.norms.plugins import plugins
 from gnexp.report.study_report import build_report
 
-README = (Path(__file__).resolve().parent.parent / "README.md").read_text()
+README = (Path(__file__).resolve().parents[2] / "README.md").read_text()
 TINY = ("model=resnet8", "model.width=8", "data.train_limit=40", "data.test_limit=20")
 TINY += ("epochs=1", "batch=10", "gradients=0", "workers=1")
 COUNT = itertools.count()

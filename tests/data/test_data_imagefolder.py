@@ -14,7 +14,7 @@ from gnexp.data import imagefolder
 from gnexp.data.sources import load_images
 from gnexp.data.subsets import fixed_test_order
 
-ARCHIVE = Path(__file__).resolve().parents[2] / "shared" / "data" / "cifar10-jpeg.tar.xz"
+ARCHIVE = Path(__file__).resolve().parents[3] / "shared" / "data" / "cifar10-jpeg.tar.xz"
 TWO_CLASSES = ("airplane", "automobile")  # the first in the archive
 
 

@@ -23,7 +23,7 @@ from gnexp.store import locks
 from gnexp.store.locks import Claim, Holder, TakenOver, holder
 from gnexp.store.run import Run, alone_in
 
-HARNESS = Path(__file__).parent.parent / "scripts" / "kill_harness.py"
+HARNESS = Path(__file__).parents[2] / "scripts" / "kill_harness.py"
 TINY = ("model=resnet8", "model.width=8", "data.train_limit=60", "data.test_limit=40")
 TINY += ("batch=10", "gradients=4")
 

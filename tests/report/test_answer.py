@@ -16,7 +16,7 @@ from gnexp.analysis.comparisons import between, settings
 from gnexp.analysis.inference import AHEAD, simultaneous
 from gnexp.report.text.answer import answer
 
-_file = Path(__file__).parents[1] / "scripts" / "answer_errors.py"
+_file = Path(__file__).parents[2] / "scripts" / "answer_errors.py"
 _spec = importlib.util.spec_from_file_location("answer_errors", _file)
 simulation = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(simulation)

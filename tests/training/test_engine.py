@@ -210,7 +210,7 @@ def test_the_layout_of_the_images_changes_nothing_but_rounding(norm):
 
 @pytest.mark.parametrize("norm", EVERY)
 def test_parallel_branches_are_the_models_alone(norm):
-    # What a CUDA graph captures, run eagerly; tests/test_cuda.py has the captured one.
+    # What a CUDA graph captures, run eagerly; tests/training/test_cuda.py has the captured one.
     x, y = data(3, UPDATES, 4)
     pair, single = stacked([net(norm, 0), net(norm, 1)], 4), stacked([net(norm, 2)], 4)
     states = train(GraphStep([pair, single]), x, y, LRS)
