@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gnexp.store import digests
+from gnexp.store.changes import lost_rows
 from gnexp.store.lr_choices import Choice, record_choices
 from gnexp.store.run import Run
 from gnexp.store.study import load_study
@@ -79,8 +81,8 @@ def alter(path):
 
 @pytest.mark.parametrize("name", [*SMALL, *LARGE])
 def test_every_file_has_the_digest_that_sha256sum_prints(name, run):
-    digests = json.loads((RUN / "digests.json").read_text())
-    assert digests[name] == hashlib.sha256((RUN / name).read_bytes()).hexdigest()
+    stored = json.loads((RUN / "digests.json").read_text())
+    assert stored[name] == hashlib.sha256((RUN / name).read_bytes()).hexdigest()
     *lines, last = (RUN / "digests.json").read_bytes().splitlines(keepends=True)
     assert hashlib.sha256(b"".join(lines)).hexdigest().encode() in last
 
@@ -289,6 +291,16 @@ def test_rows_that_were_measured_and_lost_are_said_to_be_missing_until_they_are_
     assert {name: (copied / name).read_bytes() for name in before} == before
     assert gnexp("verify").code == 0
     assert "lacks" not in gnexp("status").out
+
+
+def test_a_digit_of_a_seed_that_changed_makes_no_row_missing(tmp_path):
+    rows = [{"seed": 0, "class": "ant"}, {"seed": 0, "class": "bee"}, {"seed": 1, "class": "ant"}]
+    writer = digests.Writer(tmp_path)
+    writer.write("classes.csv.damaged", "seed,class\n0,ant\n1,bee\n1,ant\n")  # bee's was 0
+    writer.close()
+    assert not lost_rows(tmp_path, (0, 1), lambda table: rows)
+    (line,) = lost_rows(tmp_path, (0, 1), lambda table: rows[:2])
+    assert "classes.csv lacks 1 rows" in line
 
 
 def test_a_changed_file_of_a_report_is_named_and_made_anew(gnexp, copied):
