@@ -17,7 +17,7 @@ POINT_COLUMNS = ("norm", "claim", "key", "panel", "series", "x", "y", "lo", "hi"
 
 @dataclass
 class Passport:
-    """What a check found.
+    """The findings of a check.
 
     rows, points: dicts, see ROW_COLUMNS and POINT_COLUMNS, by norm, then claim. claims: (number,
     key, title). main: (claim's key, statement) of the rows in the summary. trouble: (norm, why) ->

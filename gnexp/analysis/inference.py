@@ -23,9 +23,6 @@ ALPHA = 0.05
 MODERATED, WELCH = "moderated", "Welch"
 AHEAD, BEHIND, UNDECIDED, UNTESTED = "ahead", "behind", "undecided", "not tested"
 NO_SPREAD, TOO_FEW = "no spread between seeds", "fewer than two seeds"
-# The families: each keeps the chance of any false decision in it at ALPHA.
-AGAINST_BN, ALL_PAIRS = "norm against BN", "all pairs"
-AGAINST_REFERENCE, EQUIVALENCE = "batch against reference", "equivalence"
 HALF_WIDTH = 0.005  # half a point of accuracy
 MOST_SEEDS = 30  # beyond which no number of seeds is advised
 

@@ -24,7 +24,7 @@ class ClaimTask:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What measuring a claim gave: rows and points, or why it gave none and where that arose."""
+    """The rows and points of one measured claim, or the reason why there are none."""
 
     rows: list[dict[str, Any]]
     points: list[dict[str, Any]]

@@ -1,7 +1,7 @@
-"""What a user may type: the keys of every command, their types, defaults and rules, and run names.
+"""The keys of every command: their types and defaults.
 
-The YAML files in `configs/` choose values; the dataclasses here give them types. Rules that need
-no data and no model are checked here, so that a whole grid is refused before torch is imported.
+The YAML files in `configs/` choose values; the dataclasses here give them types. Rules are in
+`validation`, run names in `identity`.
 """
 
 from dataclasses import dataclass, field
@@ -23,12 +23,12 @@ RETRIED = ("failed", "infeasible", "diverged")
 
 
 class Mistake(Exception):
-    """What a user typed cannot be done; the text is one sentence per line."""
+    """A mistake in what a user typed; the text is one sentence per line."""
 
 
 @dataclass
 class DataConfig:
-    """Where the images come from and how they are augmented (group `data`)."""
+    """The source of the images and their augmentation (group `data`)."""
 
     name: str = "shapes10"
     root: str | None = None
@@ -45,7 +45,7 @@ class DataConfig:
 
 @dataclass
 class ShiftConfig:
-    """What corrupted images a trained model is tested on; null is all of them."""
+    """The corrupted images that a trained model is tested on; null is all of them."""
 
     corruptions: Any = None
     severities: Any = field(default_factory=lambda: [1, 2, 3, 4, 5])
@@ -80,7 +80,7 @@ class ReportOptions:
 
 @dataclass
 class ModelConfig:
-    """Which network (group `model`): of gnexp's own table, of a library, or at an import path.
+    """The network (group `model`): of gnexp's own table, of a library, or at an import path.
 
     library: "torchvision" or "timm", where `name` is looked up; null for the table. options: what
     the library's or the user's constructor takes, by name.
@@ -95,7 +95,7 @@ class ModelConfig:
 
 @dataclass
 class ConvertConfig:
-    """Which normalization layers of a foreign model norm= replaces; null is `gnexp.convert`'s."""
+    """The normalization layers of an external model that norm= replaces; null is all of them."""
 
     only: Any = None
     leave: Any = None
@@ -103,7 +103,7 @@ class ConvertConfig:
 
 @dataclass
 class PrivacyConfig:
-    """Whether training is differentially private (group `privacy`); values of dpsgd: its YAML."""
+    """Differentially private training or not (group `privacy`); values of dpsgd: its YAML."""
 
     name: str = "none"
     epsilon: float | None = None

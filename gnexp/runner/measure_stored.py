@@ -26,7 +26,7 @@ from gnexp.training.precision import matrix_precision
 
 @dataclass(frozen=True)
 class LastTask:
-    """What to measure at the last weights of one stored run."""
+    """Instruments to run at the last weights of one stored run."""
 
     folder: Path
     what: tuple[str, ...]

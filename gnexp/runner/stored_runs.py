@@ -97,7 +97,7 @@ def _code(config: TrainConfig) -> list[Any]:
 
 
 class Task(Protocol):
-    """What is to be measured of one stored run, on which device, calling which code of its own."""
+    """Instruments to run on one stored run: on which device, calling which code of the run."""
 
     @property
     def folder(self) -> Path: ...

@@ -1,4 +1,4 @@
-"""What of a folder's files was changed or lost since it was written, and what brings it back.
+"""Name the files of a folder that were changed or lost since they were written, and their cure.
 
 By their digests, see gnexp.store.digests; what files hold is read elsewhere.
 """

@@ -210,7 +210,7 @@ class Run:
 
     @property
     def _files(self) -> digests.Writer:
-        """Who changes the run's files, within `writing`."""
+        """The writer of the run's files, within `writing`."""
         self._open = self._open or digests.Writer(self.folder)
         return self._open
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Record:
-    """What one run's folder holds, for reading: tables become DataFrames when first asked for.
+    """The contents of one run's folder, for reading.
 
     Damaged files count as absent, and damaged lines of tables too; `damage` names them. A file that
     was changed since it was written is damaged as a whole.
@@ -94,7 +94,7 @@ class Study:
 
     @property
     def unknown(self) -> int:
-        """How many files have no digest, so that nobody can tell whether they were changed."""
+        """The number of files without a digest: nobody can tell whether they were changed."""
         folders = [self.folder, *(record.folder for record in self.runs)]
         return sum(len(without_digest(folder)) for folder in folders)
 

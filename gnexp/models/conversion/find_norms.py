@@ -1,4 +1,4 @@
-"""Where a foreign model has its normalization layers, and which of them another norm can replace.
+"""Find the normalization layers of an external model, and those that another norm can replace.
 
 Shapes: N examples, C channels, T tokens, H and W pixels.
 """

@@ -1,4 +1,4 @@
-"""What training costs in memory: bytes per batch size, and the largest batch that fits."""
+"""The memory of training: bytes per batch size, and the largest batch that fits."""
 
 from collections.abc import Callable
 from typing import Any
