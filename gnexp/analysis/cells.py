@@ -36,20 +36,16 @@ PRIVACY_COLUMNS = ("epsilon_spent", "delta", "noise_multiplier", "clip", "sampli
 NUMBERS = RUN_COLUMNS[RUN_COLUMNS.index("test_acc") : RUN_COLUMNS.index("device")]
 BASE = ("norm", "groups", "channels_per_group", "batch", "update_batch")
 
-# They cannot change a number, only where, how fast or under which name it is made.
+# A key that is in no list here tells cells apart. The lists repeat the policy of the keys (a test
+# compares), because a study is read without the config package: also one of another machine.
 _NOT_COMPARED = {
     *("study", "seeds", "out", "workers", "stack", "device", "execution", "together"),
     *("reference_batch", "checkpoint_minutes", "init_checksum"),
-    *(
-        "gradients",
-        "gradients_at",
-        "covariance",
-        "data.validation",
-        "data.root",
-        "data.title",
-        "data.preview",
-    ),
-    *("norm.name", *BASE),
+    *("gradients", "gradients_at", "covariance", "data.root", "data.title", "data.preview"),
+}
+# Keys with a column, or a rule, of their own.
+_OTHERWISE_COMPARED = {
+    *("norm.name", *BASE, "data.validation"),
     *("privacy.name", "privacy.epsilon"),  # both are in `epsilon`
 }
 NOT_PRIVATE = "none"
@@ -389,7 +385,9 @@ def norm_rank(norm: str) -> tuple[int, str]:
 
 
 def _compared(record: Record) -> dict[str, Any]:
-    flat = {k: v for k, v in _flatten(record.config) if k not in _NOT_COMPARED}
+    flat = {
+        k: v for k, v in _flatten(record.config) if k not in _NOT_COMPARED | _OTHERWISE_COMPARED
+    }
     checksum = record.result.get("data", {}).get("checksum")
     if checksum:
         flat["data.checksum"] = str(checksum)[:8]

@@ -12,8 +12,10 @@ import torch
 
 from gnexp.analysis.statistics import binomial_interval, t_interval
 from gnexp.config.identity import norm_label
+from gnexp.config.keys import value_of
 from gnexp.config.resolve import named_seeds, trial
 from gnexp.config.schema import (
+    KEYS,
     TUNING_SEEDS_FROM,
     DataConfig,
     TrainConfig,
@@ -182,9 +184,8 @@ def privacy_lines(runs: list[PlannedRun]) -> list[str]:
 
 def start_lines(runs: list[PlannedRun]) -> list[str]:
     """Return what the runs that start from stored weights take of them, once per norm."""
-    lines, alike = [], ("norm", "groups", "channels_per_group", "model", "data", "privacy")
-    alike += ("init_from", "init_statistics", "weight_standardization")
-    for config in {str([getattr(r.config, k) for k in alike]): r.config for r in runs}.values():
+    lines, alike = [], [name for name, key in KEYS.items() if key.builds == "network"]
+    for config in {str([value_of(r.config, k) for k in alike]): r.config for r in runs}.values():
         if config.init_from is None or not initial_weights.is_there(config.init_from):
             continue  # all that is to be trained goes on from its own checkpoint
         source = initial_weights.read_source(config.init_from)

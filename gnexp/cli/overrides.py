@@ -9,14 +9,11 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from gnexp.config.schema import Mistake
+from gnexp.config.schema import KEYS, Mistake
 
 # Keys whose value is a list by itself; a list for any other key is an axis of a grid.
-TAKES_A_LIST = (
-    *("seeds", "lr", "gradients_at", "measure", "retry", "logger", "data.mean", "data.std"),
-    *("shift.corruptions", "shift.severities", "tuning.lr", "tuning.seeds", "report.format"),
-)
-SECTIONS = ("norm", "model", "data", "privacy", "shift", "tuning", "report")
+TAKES_A_LIST = {name for name, key in KEYS.items() if key.grid == "list"}
+SECTIONS = {"norm", *(name.partition(".")[0] for name in KEYS if "." in name)}
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 _RESERVED = ("true", "false", "null", "nan", "inf")  # words that Hydra reads as other things
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from gnexp.config.schema import (
     CUSTOM,
+    KEYS,
     ConvertConfig,
     DataConfig,
     ModelConfig,
@@ -20,18 +21,6 @@ from gnexp.config.schema import (
 
 # Options of norms that were added later, with the value under which a norm is as it was before.
 NORM_ADDED_LATER = {"momentum_rule": "batches"}
-
-
-# What cannot change a run's numbers, or only says where things lie, stays out of its name.
-NOT_IDENTITY = {
-    *("device", "execution", "seeds", "study", "out", "workers", "stack"),
-    *("reference_batch", "gradients_at", "covariance", "together"),
-    *("checkpoint_minutes", "force", "retry"),
-}
-
-
-# Not of a run: they are not stored with it.
-OF_A_CALL = ("force", "retry", "measure", "shift", "tuning", "logger", "report")
 
 
 # Keys added after the first release: absent from the hash while they hold the value that
@@ -52,7 +41,8 @@ ADDED_LATER["convert"] = dataclasses.asdict(ConvertConfig())
 
 def as_dict(config: TrainConfig) -> dict[str, Any]:
     """Return a resolved config as plain JSON-ready values, without what concerns a call alone."""
-    return {k: v for k, v in dataclasses.asdict(config).items() if k not in OF_A_CALL}
+    stored = {name.partition(".")[0] for name, key in KEYS.items() if key.stored}
+    return {k: v for k, v in dataclasses.asdict(config).items() if k in stored}
 
 
 def identity(config: TrainConfig, data_checksum: str, code_checksum: str | None) -> dict[str, Any]:
@@ -61,14 +51,14 @@ def identity(config: TrainConfig, data_checksum: str, code_checksum: str | None)
     Data, imported code and the weights to start from enter by checksum: moving the images changes
     no number, while editing the user's norm under the same import path may.
     """
-    keys = {k: v for k, v in as_dict(config).items() if k not in NOT_IDENTITY and v is not None}
-    keys.pop("init_from", None)  # init_checksum stands for it
+    hashed = {name.partition(".")[0] for name, key in KEYS.items() if key.identity}
+    keys = {k: v for k, v in as_dict(config).items() if k in hashed and v is not None}
     keys = {k: v for k, v in keys.items() if k not in ADDED_LATER or v != ADDED_LATER[k]}
     later = ("library", "_target_", "options")
     keys["model"] = {k: v for k, v in keys["model"].items() if v is not None or k not in later}
     data = keys.pop("data")
-    own = ("augment", "mean", "std", "validation")
-    keys["data"] = {k: data[k] for k in own if data[k] is not None}
+    own = {k: v for k, v in data.items() if KEYS[f"data.{k}"].identity}
+    keys["data"] = {k: v for k, v in own.items() if v is not None}
     keys["data"]["checksum"] = data_checksum
     later = NORM_ADDED_LATER.items() if config.norm.get("name") != CUSTOM else ()
     keys["norm"] = {k: v for k, v in keys["norm"].items() if (k, v) not in later}

@@ -8,6 +8,7 @@ from gnexp.config.schema import (
     CUSTOM,
     DEFAULT_GROUPS,
     KEEPS_STATISTICS,
+    KEYS,
     PRIVATE_MEAN,
     PRIVATE_STD,
     TAKES_GROUPS,
@@ -30,8 +31,7 @@ def expand(config: TrainConfig) -> list[TrainConfig]:
     if config.together:
         if not isinstance(config.together, dict):
             raise Mistake(f"together={config.together} must be a mapping such as {{groups:4}}")
-        names = {f.name for f in dataclasses.fields(TrainConfig)}
-        names -= {"norm", "model", "convert", "data", "privacy", "shift", "tuning", "report"}
+        names = {name for name in KEYS if "." not in name} - {"norm"}
         unknown = sorted(set(config.together) - names)
         if unknown:
             raise Mistake(f"together={{{unknown[0]}:...}} is not a key of a run")

@@ -7,6 +7,8 @@ The YAML files in `configs/` choose values; the dataclasses here give them types
 from dataclasses import dataclass, field
 from typing import Any
 
+from gnexp.config.keys import group, key, keys
+
 CUSTOM = "custom"  # the norm and model choice that is an import path
 # Of private training, where nothing may be computed from the training images for free.
 PRIVATE_MEAN, PRIVATE_STD = 0.5, 0.25
@@ -26,31 +28,39 @@ class Mistake(Exception):
     """A mistake in what a user typed; the text is one sentence per line."""
 
 
+# The checksum of the images, or of the weights, stands for where they lie.
+_BY_CHECKSUM: dict[str, Any] = {"identity": False, "compared": True}
+# Keys that say where, how fast or under which name a run is made.
+_AROUND: dict[str, Any] = {"identity": False, "stack": "any", "builds": ""}
+# Keys that say what one call does beside the training.
+_OF_A_CALL: dict[str, Any] = {"identity": False, "stored": False, "stack": "graph", "builds": ""}
+
+
 @dataclass
 class DataConfig:
     """The source of the images and their augmentation (group `data`)."""
 
-    name: str = "shapes10"
-    root: str | None = None
-    train_limit: int | None = None
-    test_limit: int | None = None
-    size: int | None = None
-    title: str | None = None
-    augment: str = "crop_flip"
-    mean: list[float] | None = None
-    std: list[float] | None = None
-    validation: Any = None
-    preview: bool = False
+    name: str = key("shapes10", **_BY_CHECKSUM)
+    root: str | None = key(None, identity=False)
+    train_limit: int | None = key(None, **_BY_CHECKSUM)
+    test_limit: int | None = key(None, **_BY_CHECKSUM)
+    size: int | None = key(None, **_BY_CHECKSUM)
+    title: str | None = key(None, identity=False)
+    augment: str = key("crop_flip")
+    mean: list[float] | None = key(None, grid="list")
+    std: list[float] | None = key(None, grid="list")
+    validation: Any = key(None)
+    preview: bool = key(False, identity=False)
 
 
 @dataclass
 class ShiftConfig:
     """The corrupted images that a trained model is tested on; null is all of them."""
 
-    corruptions: Any = None
-    severities: Any = field(default_factory=lambda: [1, 2, 3, 4, 5])
-    images: int | None = None
-    root: str | None = None
+    corruptions: Any = key(None, grid="list")
+    severities: Any = key([1, 2, 3, 4, 5], grid="list")
+    images: int | None = key(None)
+    root: str | None = key(None)
 
 
 @dataclass
@@ -60,22 +70,22 @@ class TuningConfig:
     epochs, train_limit: the budget of the trials; null is the run's own.
     """
 
-    lr: Any = field(default_factory=lambda: [0.025, 0.05, 0.1, 0.2, 0.4])
-    seeds: Any = 2
-    validation: Any = 0.1
-    epochs: int | None = None
-    train_limit: int | None = None
-    rule: str = "best"
-    extend: int = 2
-    untuned: Any = 0.1
+    lr: Any = key([0.025, 0.05, 0.1, 0.2, 0.4], grid="list")
+    seeds: Any = key(2, grid="list")
+    validation: Any = key(0.1)
+    epochs: int | None = key(None)
+    train_limit: int | None = key(None)
+    rule: str = key("best")
+    extend: int = key(2)
+    untuned: Any = key(0.1)
 
 
 @dataclass
 class ReportOptions:
     """Keys of a report; margin: points of accuracy beyond which a lead counts."""
 
-    format: Any = field(default_factory=lambda: ["png", "svg"])
-    margin: Any = 0.5
+    format: Any = key(["png", "svg"], grid="list")
+    margin: Any = key(0.5, grid="one")
 
 
 @dataclass
@@ -86,83 +96,86 @@ class ModelConfig:
     the library's or the user's constructor takes, by name.
     """
 
-    name: str = "tiny"
-    width: int | None = 32
-    library: str | None = None
-    _target_: str | None = None
-    options: Any = None
+    name: str = key("tiny")
+    width: int | None = key(32)
+    library: str | None = key(None)
+    _target_: str | None = key(None)
+    options: Any = key(None)
 
 
 @dataclass
 class ConvertConfig:
     """The normalization layers of an external model that norm= replaces; null is all of them."""
 
-    only: Any = None
-    leave: Any = None
+    only: Any = key(None, grid="list")
+    leave: Any = key(None, grid="list")
 
 
 @dataclass
 class PrivacyConfig:
     """Differentially private training or not (group `privacy`); values of dpsgd: its YAML."""
 
-    name: str = "none"
-    epsilon: float | None = None
-    delta: float | None = None
-    clip: float | None = None
-    noise: str | None = None
+    name: str = key("none")
+    epsilon: float | None = key(None)
+    delta: float | None = key(None)
+    clip: float | None = key(None)
+    noise: str | None = key(None)
 
 
 @dataclass
 class TrainConfig:
     """Everything `gnexp train` reads; one instance is one run with all its seeds."""
 
-    norm: dict[str, Any] = field(default_factory=dict)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    convert: ConvertConfig = field(default_factory=ConvertConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
-    groups: int | None = None
-    channels_per_group: int | None = None
-    groups_fallback: str | None = None
-    batch: int = 32
-    update_batch: int | None = None
-    seeds: Any = 1
-    epochs: int = 4
-    updates: int | None = None
-    lr: Any = 0.1
-    tuning: TuningConfig = field(default_factory=TuningConfig)
-    lr_rule: str = "linear"
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    warmup: float = 0.05
-    schedule: str = "cosine"
-    zero_gamma: bool = False
-    weight_standardization: bool = False
-    initialization: str = "he"
-    init_from: str | None = None
-    init_checksum: str | None = None
-    init_statistics: str = "keep"
-    devices: int = 1
-    precision: str = "fp32"
-    execution: str = "auto"
-    device: str = "auto"
-    workers: int | None = None
-    stack: int | None = None
-    gradients: int | None = None
-    gradients_augment: bool = False
-    gradients_at: Any = None
-    covariance: bool = False
-    measure: Any = None
-    shift: ShiftConfig = field(default_factory=ShiftConfig)
-    reference_batch: int = REFERENCE_BATCH
-    together: Any = None
-    checkpoint_minutes: float = 10.0
-    force: bool = False
-    retry: Any = None
-    logger: Any = None
-    report: ReportOptions = field(default_factory=ReportOptions)
-    study: str = "main"
-    out: str = "results"
+    norm: dict[str, Any] = key({}, stack="graph")
+    model: ModelConfig = group(ModelConfig, stack="graph")
+    convert: ConvertConfig = group(ConvertConfig, stack="graph")
+    data: DataConfig = group(DataConfig)
+    privacy: PrivacyConfig = group(PrivacyConfig, stack="graph")
+    groups: int | None = key(None, stack="graph")
+    channels_per_group: int | None = key(None, stack="graph")
+    groups_fallback: str | None = key(None, stack="graph")
+    batch: int = key(32, builds="step")
+    update_batch: int | None = key(None, builds="step")
+    seeds: Any = key(1, identity=False, stack="any", builds="step", grid="list")
+    epochs: int = key(4, builds="step")
+    updates: int | None = key(None, builds="")
+    lr: Any = key(0.1, stack="any", builds="", grid="list")
+    tuning: TuningConfig = group(TuningConfig, **_OF_A_CALL)
+    lr_rule: str = key("linear", builds="")
+    momentum: float = key(0.9, stack="graph", builds="")
+    weight_decay: float = key(5e-4, stack="graph", builds="")
+    warmup: float = key(0.05, builds="")
+    schedule: str = key("cosine", builds="")
+    zero_gamma: bool = key(False, stack="graph")
+    weight_standardization: bool = key(False, stack="graph")
+    initialization: str = key("he", stack="graph")
+    init_from: str | None = key(None, **_BY_CHECKSUM, stack="graph")
+    init_checksum: str | None = key(None, compared=False, stack="graph")
+    init_statistics: str = key("keep", stack="graph")
+    devices: int = key(1, builds="step")
+    precision: str = key("fp32", builds="step")
+    execution: str = key("auto", identity=False, builds="")
+    device: str = key("auto", identity=False, builds="step")
+    workers: int | None = key(None, **_AROUND)
+    stack: int | None = key(None, **_AROUND)
+    gradients: int | None = key(None, compared=False, stack="graph", builds="")
+    gradients_augment: bool = key(False, stack="graph", builds="")
+    gradients_at: Any = key(None, **_AROUND, grid="list")
+    covariance: bool = key(False, **_AROUND)
+    measure: Any = key(None, **_OF_A_CALL, grid="list")
+    shift: ShiftConfig = group(ShiftConfig, **_OF_A_CALL)
+    reference_batch: int = key(REFERENCE_BATCH, **_AROUND, grid="one")
+    together: Any = key(None, **_AROUND)
+    checkpoint_minutes: float = key(10.0, **_AROUND)
+    force: bool = key(False, **_OF_A_CALL)
+    retry: Any = key(None, **_OF_A_CALL, grid="list")
+    logger: Any = key(None, **_OF_A_CALL, grid="list")
+    report: ReportOptions = group(ReportOptions, **_OF_A_CALL)
+    study: str = key("main", **_AROUND, grid="one")
+    out: str = key("results", **_AROUND, grid="one")
+
+
+KEYS = keys(TrainConfig)
 
 
 @dataclass

@@ -4,11 +4,11 @@ import contextlib
 import dataclasses
 import tempfile
 from collections.abc import Iterable, Sequence
-from operator import attrgetter
 from pathlib import Path
 
 from gnexp.config.identity import identity, restore, run_name
-from gnexp.config.schema import Mistake, TrainConfig, is_private
+from gnexp.config.keys import value_of
+from gnexp.config.schema import KEYS, Mistake, TrainConfig
 from gnexp.config.validation import problems, width_problems
 from gnexp.runner import preflight
 from gnexp.runner.build import code_digest, data, initial_weights, model
@@ -26,9 +26,9 @@ def plan(configs: list[TrainConfig], numbers: Sequence[int] | None = None) -> li
     """
     found: list[str] = []
     good = []
-    for key in ("study", "out", "reference_batch", "report.margin"):
-        if len({repr(attrgetter(key)(config)) for config in configs}) > 1:
-            found.append(f"{key}= takes one value per grid: its runs share one report")
+    for name, key in KEYS.items():
+        if key.grid == "one" and len({repr(value_of(config, name)) for config in configs}) > 1:
+            found.append(f"{name}= takes one value per grid: its runs share one report")
     for config in configs:
         wrong = problems(config)
         wrong = wrong or width_problems(config.model)
@@ -112,13 +112,7 @@ def _devices_problems(config: TrainConfig) -> list[str]:
 
 def _built_by(config: TrainConfig) -> str:
     """Return the values of all keys that building and checking looks at."""
-    looked_at = ("norm", "model", "data", "groups", "channels_per_group", "groups_fallback")
-    looked_at += ("batch", "update_batch", "device", "precision", "zero_gamma", "privacy")
-    looked_at += ("devices", "weight_standardization", "initialization")
-    looked_at += ("init_from", "init_statistics")
-    budgeted = ("epochs",)  # by private training
-    values = [getattr(config, key) for key in looked_at + budgeted * is_private(config)]
-    return str(values + [config.seeds] * (config.init_from is not None))
+    return str([value_of(config, name) for name, key in KEYS.items() if key.builds])
 
 
 def output_folder(out: str, name: str, stale: Iterable[str] = ()) -> Path:

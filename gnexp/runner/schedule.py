@@ -1,6 +1,5 @@
 """Which trainings share a step, and how steps are laid out over processes."""
 
-import dataclasses
 import itertools
 import json
 from collections.abc import Callable, Mapping
@@ -9,8 +8,8 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
-from gnexp.config.identity import NOT_IDENTITY
-from gnexp.config.schema import TrainConfig
+from gnexp.config.keys import value_of
+from gnexp.config.schema import KEYS, TrainConfig
 from gnexp.store.status import image_cost
 
 # Measured (ResNet-20, one thread of an AMD EPYC, PyTorch 2.14.1, see results/LOG.md): at batch 1
@@ -22,9 +21,8 @@ CUDA_REPLICAS = 20
 
 # Trainings in one CUDA graph share the images they count, and nothing else: norm, model, rate and
 # decay may differ. Stacked on a CPU they share the architecture too, and only rates may differ.
-_GRAPH_KEYS = ("data", "batch", "update_batch", "epochs", "updates", "precision", "execution")
-_GRAPH_KEYS += ("lr_rule", "warmup", "schedule", "device", "devices")
-_FREE_IN_A_STACK = {"lr", *NOT_IDENTITY} - {"device", "execution"}
+_SHARED_IN_A_GRAPH = [name for name, key in KEYS.items() if key.stack == "same"]
+_SHARED_IN_A_STACK = [name for name, key in KEYS.items() if key.stack != "any"]
 
 
 @dataclass(frozen=True)
@@ -169,8 +167,6 @@ def _slices(replicas: list[Replica], most: int, threads: int) -> list[Step]:
 
 def _kind(config: TrainConfig, device_type: str) -> str:
     """Return what the configs of trainings that may share a step have in common."""
-    values = dataclasses.asdict(config)
-    if device_type == "cuda" and config.devices == 1:
-        return json.dumps({key: values[key] for key in _GRAPH_KEYS}, sort_keys=True)
-    shared = {key: value for key, value in values.items() if key not in _FREE_IN_A_STACK}
-    return json.dumps(shared, sort_keys=True)
+    in_a_graph = device_type == "cuda" and config.devices == 1
+    shared = _SHARED_IN_A_GRAPH if in_a_graph else _SHARED_IN_A_STACK
+    return json.dumps([value_of(config, name) for name in shared], sort_keys=True)

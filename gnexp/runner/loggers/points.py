@@ -4,13 +4,12 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
-from gnexp.config.identity import NOT_IDENTITY, OF_A_CALL
+from gnexp.config.schema import KEYS
 from gnexp.store.run import Run
 
 Point = tuple[int, float, dict[str, float]]
 
-# They say where things lie, or nothing about the training.
-_NOT_HYPERPARAMETERS = {*NOT_IDENTITY, *OF_A_CALL, "data.root", "data.preview", "gradients"}
+_NOT_HYPERPARAMETERS = {name for name, key in KEYS.items() if not key.compared}
 # Of gradients at a run's own batch size; layers, which may be many, stay in gradients.csv.
 _KINDS = ("all", "gamma", "beta", "conv", "linear")
 
