@@ -4,7 +4,8 @@ import torch
 
 from gnexp.analysis.cells import norm_label as table_label
 from gnexp.checks.subject import Subject
-from gnexp.config.identity import NORM_ADDED_LATER, norm_label
+from gnexp.config.files import norm_defaults
+from gnexp.config.identity import norm_label
 from gnexp.config.resolve import check_run, resolve
 from gnexp.config.schema import CUSTOM, TAKES_GROUPS, CheckConfig, TrainConfig
 from gnexp.data.device_images import normalize
@@ -44,9 +45,7 @@ def label_of(config: CheckConfig) -> str:
     shown = table_label(
         {"norm": name, "groups": run.groups, "channels_per_group": run.channels_per_group}
     )
-    defaults = {}
-    if name in NORMS:
-        defaults = {**NORMS[name].options, **NORM_ADDED_LATER}
+    defaults = norm_defaults(config.norm["name"])
     typed = [
         f"{key}={value}"
         for key, value in config.norm.items()

@@ -1,8 +1,10 @@
 """What may be typed: the YAML files of `configs`, and the keys of a command."""
 
 import dataclasses
+import functools
 import os
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -27,10 +29,18 @@ def norm_names() -> list[str]:
     return [name for name in names if name != CUSTOM]
 
 
+@functools.cache
+def norm_defaults(name: str) -> dict[str, Any]:
+    """Return the options of a norm of gnexp with their defaults; {} for one that is not gnexp's."""
+    if name not in norm_names():
+        return {}
+    options = OmegaConf.load(config_folder() / "norm" / f"{name}.yaml")
+    return {key: value for key, value in options.items() if key != "name"}
+
+
 def norm_options(name: str) -> list[str]:
     """Return the options of a norm of gnexp, as they are typed."""
-    options = OmegaConf.load(config_folder() / "norm" / f"{name}.yaml")
-    return [f"norm.{key}" for key in options if key != "name"]
+    return [f"norm.{key}" for key in norm_defaults(name)]
 
 
 def keys_of(schema: type, prefix: str = "") -> list[str]:

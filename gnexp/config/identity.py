@@ -6,37 +6,10 @@ import json
 import re
 from typing import Any
 
-from gnexp.config.schema import (
-    CUSTOM,
-    KEYS,
-    ConvertConfig,
-    DataConfig,
-    ModelConfig,
-    PrivacyConfig,
-    TrainConfig,
-    _changes,
-    is_foreign,
-    is_private,
-)
-
-# Options of norms that were added later, with the value under which a norm is as it was before.
-NORM_ADDED_LATER = {"momentum_rule": "batches"}
-
-
-# Keys added after the first release: absent from the hash while they hold the value that
-# reproduces earlier behaviour, so that old runs keep their names.
-ADDED_LATER: dict[str, Any] = {
-    "weight_standardization": False,
-    "initialization": "he",
-    "init_statistics": "keep",
-    "devices": 1,
-}
-
-
-ADDED_LATER["privacy"] = dataclasses.asdict(PrivacyConfig())
-
-
-ADDED_LATER["convert"] = dataclasses.asdict(ConvertConfig())
+from gnexp.config.files import norm_defaults
+from gnexp.config.keys import value_of, with_value
+from gnexp.config.resolve import resolve
+from gnexp.config.schema import CUSTOM, KEYS, ModelConfig, TrainConfig, is_foreign, is_private
 
 
 def as_dict(config: TrainConfig) -> dict[str, Any]:
@@ -46,31 +19,37 @@ def as_dict(config: TrainConfig) -> dict[str, Any]:
 
 
 def identity(config: TrainConfig, data_checksum: str, code_checksum: str | None) -> dict[str, Any]:
-    """Return everything that can change the numbers of a run, for hashing.
+    """Return everything that can change the numbers of a run and is not a default, for hashing.
 
-    Data, imported code and the weights to start from enter by checksum: moving the images changes
-    no number, while editing the user's norm under the same import path may.
+    A key holds its default when the config would be the same without it: a key that is added later
+    renames no run. Data, imported code and the weights to start from enter by checksum: moving the
+    images changes no number, while editing the user's norm under the same import path may.
     """
-    hashed = {name.partition(".")[0] for name, key in KEYS.items() if key.identity}
-    keys = {k: v for k, v in as_dict(config).items() if k in hashed and v is not None}
-    keys = {k: v for k, v in keys.items() if k not in ADDED_LATER or v != ADDED_LATER[k]}
-    later = ("library", "_target_", "options")
-    keys["model"] = {k: v for k, v in keys["model"].items() if v is not None or k not in later}
-    data = keys.pop("data")
-    own = {k: v for k, v in data.items() if KEYS[f"data.{k}"].identity}
-    keys["data"] = {k: v for k, v in own.items() if v is not None}
-    keys["data"]["checksum"] = data_checksum
-    later = NORM_ADDED_LATER.items() if config.norm.get("name") != CUSTOM else ()
-    keys["norm"] = {k: v for k, v in keys["norm"].items() if (k, v) not in later}
-    if changes := _changes(config):
-        keys["changes"] = changes
+    config, found = resolve(config), {"data.checksum": data_checksum}
+    for name, key in KEYS.items():
+        value = value_of(config, name)
+        if key.identity and name != "norm" and value != key.default:
+            without = with_value(config, name, key.default)
+            if resolve(without) != config:
+                found[name] = value
+    usual = norm_defaults(config.norm["name"])
+    found |= {f"norm.{k}": v for k, v in config.norm.items() if k not in usual or usual[k] != v}
     if code_checksum:
-        keys["code"] = code_checksum
-        if config.norm.get("name") == CUSTOM:
-            keys["norm"]["_target_"] = norm_label(config.norm)
+        found["code"] = code_checksum
+        if config.norm["name"] == CUSTOM:
+            found["norm._target_"] = norm_label(config.norm)
         if config.model._target_ is not None:
-            keys["model"]["_target_"] = config.model._target_.rsplit(".", 1)[-1]
-    return keys
+            found["model._target_"] = config.model._target_.rsplit(".", 1)[-1]
+    return {name: _as_written(value) for name, value in found.items()}
+
+
+def _as_written(value: Any) -> Any:
+    """Return a value with whole numbers as such: 3.0 is 3."""
+    if isinstance(value, dict):
+        return {key: _as_written(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_written(each) for each in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def run_name(config: TrainConfig, data_checksum: str, code_checksum: str | None = None) -> str:
@@ -100,11 +79,16 @@ def norm_label(norm: dict[str, Any]) -> str:
 
 
 def restore(stored: dict[str, Any]) -> TrainConfig:
-    """Return the config that a run folder holds, of this version or an earlier one."""
-    known = {f.name for f in dataclasses.fields(TrainConfig)}
-    values = {key: value for key, value in stored.items() if key in known}
-    values["model"] = ModelConfig(**stored["model"])
-    values["data"] = DataConfig(**stored["data"])
-    values["privacy"] = PrivacyConfig(**stored.get("privacy", {}))
-    values["convert"] = ConvertConfig(**stored.get("convert", {}))
-    return TrainConfig(**values)
+    """Return the config that a run folder holds; a key that is not there has its default.
+
+    Raises ValueError for keys that are none of gnexp's.
+    """
+    try:
+        groups = {
+            field.name: field.type(**stored[field.name])
+            for field in dataclasses.fields(TrainConfig)
+            if dataclasses.is_dataclass(field.type) and field.name in stored
+        }
+        return TrainConfig(**{**stored, **groups})
+    except TypeError as error:
+        raise ValueError(f"a stored config is not of this gnexp: {error}") from error

@@ -317,17 +317,3 @@ def retried(retry: Any) -> list[str]:
     if retry is None:
         return []
     return retry if isinstance(retry, list) else [retry]
-
-
-def _changes(config: TrainConfig) -> list[str]:
-    """Return what gives other numbers than when runs of these keys were first named.
-
-    Part of the hash, so that a run is never taken for one that was stored before the change.
-    """
-    norm = config.norm.get("name")
-    without_a_norm = norm in ("none", "none_fixup")
-    made = {
-        "scalars at a tenth": norm == "none_fixup" or config.initialization == "fixup",
-        "controls keep bfloat16": without_a_norm and config.precision == "bf16",
-    }
-    return [change for change, concerns in made.items() if concerns]

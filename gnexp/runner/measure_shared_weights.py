@@ -71,11 +71,11 @@ def largest_batch_runs(folders: list[Path]) -> list[Path]:
             stored = Run(folder).result()
             config = restore(stored["config"])
             same = identity(config, stored["data"]["checksum"], None)
-        except (Damaged, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError):
             continue  # not finished, so that it has no last weights; or not of gnexp's making
-        follows = {"epochs"} if config.updates else set()
+        follows = {"batch", "update_batch"} | ({"epochs"} if config.updates else set())
         follows |= {"lr"} if folder.name in tuned else set()
-        kept = {k: str(v) for k, v in same.items() if "batch" not in k and k not in follows}
+        kept = {k: str(v) for k, v in same.items() if k not in follows}
         family = str(sorted(kept.items()))
         if family not in families or config.batch > families[family][0]:
             families[family] = config.batch, folder

@@ -88,11 +88,12 @@ def _other_config(config: TrainConfig, name: str, checksums: tuple[str, str | No
     """Return a sentence if the folder of this name holds another config, "" if it does not."""
     run = Run(Path(config.out) / config.study / name)
     try:
-        stored = run.result().get("config")
+        stored = run.result().get("config") or run.config()
+    except ValueError:  # a corrupt file, which is repaired later
+        return ""
+    with contextlib.suppress(ValueError, KeyError):  # of a config that is not of this gnexp
         if not stored or identity(restore(stored), *checksums) == identity(config, *checksums):
             return ""
-    except (ValueError, TypeError, KeyError):  # damaged: that is for mending
-        return ""
     return f"{run.folder} holds a run of another config: move it away, or choose another study="
 
 

@@ -4,9 +4,10 @@ import dataclasses
 
 import pytest
 
-from gnexp.config.identity import as_dict, restore, run_name
+from gnexp.config.identity import as_dict, identity, restore, run_name
+from gnexp.config.keys import with_value
 from gnexp.config.resolve import expand, resolve
-from gnexp.config.schema import DataConfig, ModelConfig, TrainConfig
+from gnexp.config.schema import DataConfig, ModelConfig, PrivacyConfig, TrainConfig
 
 GN = {"name": "gn", "eps": 1e-5}
 BN = {"name": "bn", "eps": 1e-5, "momentum": 0.1}
@@ -20,26 +21,26 @@ def name(checksum="images", code=None, **keys):
 
 # Pinned: if one of these changes, runs that people have stored are no longer found.
 GOLDEN: dict[str, dict] = {
-    "gn-g8-b32-tiny-6463add7": {},
-    "bn-b32-tiny-982a4d35": {"norm": dict(BN)},
-    "gn-g32-b2-tiny-cabda95f": {"groups": 32, "batch": 2},
-    "gn-m4-b1-tiny-d61bcd11": {"channels_per_group": 4, "batch": 1},
-    "ln-b8-u64-tiny-abe95117": {
+    "gn-g8-b32-tiny-92705598": {},
+    "bn-b32-tiny-d7f7580a": {"norm": dict(BN)},
+    "gn-g32-b2-tiny-60bfd894": {"groups": 32, "batch": 2},
+    "gn-m4-b1-tiny-13ec855b": {"channels_per_group": 4, "batch": 1},
+    "ln-b8-u64-tiny-fe8557db": {
         "norm": {"name": "ln", "eps": 1e-5},
         "batch": 8,
         "update_batch": 64,
     },
-    "in-b32-resnet20-897949e3": {
+    "in-b32-resnet20-d0713025": {
         "norm": {"name": "in", "eps": 1e-5},
         "model": ModelConfig("resnet20", 16),
     },
-    "none-b32-tiny-376c5de2": {"norm": {"name": "none"}, "zero_gamma": True},
-    "bn-b32-tiny-0ec55d9d": {"norm": dict(BN), "lr": 0.2, "lr_rule": "sqrt", "epochs": 30},
-    "MyNorm-b32-tiny-3a4a44f2": {
+    "none-b32-tiny-42eabbdf": {"norm": {"name": "none"}, "zero_gamma": True},
+    "bn-b32-tiny-becd4b86": {"norm": dict(BN), "lr": 0.2, "lr_rule": "sqrt", "epochs": 30},
+    "MyNorm-b32-tiny-505b1621": {
         "norm": {"name": "custom", "_target_": "pkg.MyNorm", "power": 3},
         "code": "abc",
     },
-    "gn-g8-b32-tiny-24fa9650": {
+    "gn-g8-b32-tiny-97f52212": {
         "data": DataConfig(augment="crop", mean=[0.4, 0.5, 0.6]),
         "precision": "bf16",
     },
@@ -120,8 +121,9 @@ def test_the_readable_part_says_norm_groups_batches_and_model():
 def test_a_config_comes_back_from_the_folder_as_it_went_in():
     config = resolve(TrainConfig(norm=dict(GN), model=TINY, batch=2, seeds=3))
     assert restore(as_dict(config)) == config
-    later = {**as_dict(config), "a_key_of_a_later_version": 1}
-    assert restore(later) == config
+    assert restore({key: as_dict(config)[key] for key in ("norm", "batch")}).epochs == 4
+    with pytest.raises(ValueError, match="'unknown'"):
+        restore({**as_dict(config), "unknown": 1})
 
 
 def test_a_list_of_rates_is_one_run_per_rate_and_together_sets_several_keys():
@@ -132,18 +134,53 @@ def test_a_list_of_rates_is_one_run_per_rate_and_together_sets_several_keys():
     assert dataclasses.replace(second, lr=0.1) == first
 
 
-# Names of before a change that gave these runs other numbers.
-OUTDATED: dict[str, dict] = {
-    "none-b32-tiny-c98f0108": {"norm": {"name": "none"}, "precision": "bf16"},
-    "none_fixup-b32-tiny-7bb19889": {"norm": {"name": "none_fixup"}, "precision": "bf16"},
-    "none_fixup-b32-tiny-987848e4": {"norm": {"name": "none_fixup"}},
-    "none-b32-tiny-a9888864": {"norm": {"name": "none"}, "initialization": "fixup"},
-}
+def identity_of(checksum="images", **keys):
+    config = TrainConfig(**{"norm": dict(GN), "model": TINY, **keys})
+    return identity(resolve(config), checksum, None)
 
 
-def test_a_run_whose_numbers_have_changed_has_another_name_than_before():
-    assert [old for old, keys in OUTDATED.items() if name(**keys) == old] == []
-    assert [old[:-8] for old in OUTDATED] == [name(**keys)[:-8] for keys in OUTDATED.values()]
+def test_a_key_that_holds_its_default_is_not_hashed_so_that_a_new_key_renames_nothing():
+    assert identity_of() == {"data.checksum": "images", "norm.name": "gn"}
+    assert identity_of(batch=2, update_batch=64, data=DataConfig(augment="crop")) == {
+        **{"data.checksum": "images", "norm.name": "gn"},
+        **{"batch": 2, "update_batch": 64, "data.augment": "crop"},
+    }
+
+
+def test_a_default_that_follows_from_other_keys_is_none_that_is_hashed():
+    private = {"name": "dpsgd", "epsilon": 8.0, "delta": 1e-5, "clip": 1.0, "noise": "seeded"}
+    found = identity_of(privacy=PrivacyConfig(**private), batch=4, devices=2)
+    assert found.keys() == {
+        *("data.checksum", "norm.name", "batch", "devices"),
+        *(f"privacy.{key}" for key in private),
+    }
+    typed = DataConfig(mean=[0.4, 0.5, 0.6])
+    assert "data.mean" in identity_of(privacy=PrivacyConfig(**private), data=typed)
+
+
+@pytest.mark.parametrize("keys", GOLDEN.values())
+def test_what_is_hashed_gives_the_config_back(keys):
+    keys = {key: value for key, value in keys.items() if key != "code"}
+    config = resolve(TrainConfig(**{"norm": dict(GN), "model": TINY, **keys}))
+    again = TrainConfig(norm=config.norm)
+    for key, value in identity(config, "images", None).items():
+        if key != "data.checksum" and not key.startswith("norm."):
+            again = with_value(again, key, value)
+    assert resolve(again) == config
+
+
+def test_an_option_that_a_norm_gets_later_renames_nothing():
+    assert name(norm={"name": "bn"}) == name(norm=dict(BN))
+    assert name(norm={"name": "bn", "momentum": 0.2}) != name(norm=dict(BN))
+
+
+def test_values_that_mean_the_same_give_one_name():
+    brn = {"name": "brn", "rmax": 2}
+    assert name(norm=brn) == name(norm={**brn, "rmax": 2.0})
+    assert name(lr=1) == name(lr=1.0)
+    own = {"name": "custom", "_target_": "pkg.MyNorm"}
+    assert name(norm={**own, "power": [3.0]}) == name(norm={**own, "power": [3]})
+    assert name(norm={**own, "power": True}) != name(norm={**own, "power": 1})
 
 
 def test_the_momentum_rule_is_part_of_a_name_only_where_it_is_not_what_it_was():

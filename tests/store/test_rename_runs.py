@@ -1,0 +1,76 @@
+"""A study whose runs have names of another rule is renamed, and then goes on as if it never had."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gnexp.runner.checkpoint import load_states, save_states
+from gnexp.store.digests import FILE
+from gnexp.store.run import Run
+
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "rename_runs.py"
+STUDY = Path("results/main")
+TRAIN = ("train", "model=resnet8", "model.width=8", "data.train_limit=60", "data.test_limit=20")
+TRAIN += ("batch=10", "epochs=1", "gradients=0", "workers=1")
+
+
+def rename(study=STUDY):
+    words = [sys.executable, str(SCRIPT), str(study)]
+    return subprocess.run(words, capture_output=True, text=True)
+
+
+def give_old_name(run: Run) -> Run:
+    """Rename a run as another rule would have, in its files and its checkpoint too; no digests."""
+    old = run.folder.with_name(run.name[:-8] + "0123abcd")
+    states = load_states(run)
+    for state in states.values():
+        state["step"] = [member.replace(run.name, old.name) for member in state["step"]]
+    save_states(run, states)
+    for name in ("result.json", "plan.json"):
+        path = run.folder / name
+        path.write_text(path.read_text().replace(run.name, old.name))
+    stored = json.loads((run.folder / "result.json").read_text())
+    del stored["config"]["convert"]
+    (run.folder / "result.json").write_text(json.dumps(stored))
+    (run.folder / FILE).unlink()
+    return Run(run.folder.rename(old))
+
+
+@pytest.fixture
+def old(gnexp):
+    assert gnexp(*TRAIN, "norm=bn", "seeds=2").code == 0
+    (path,) = STUDY.glob("bn-*/result.json")
+    return give_old_name(Run(path.parent)), path.parent.name
+
+
+def test_renamed_runs_are_found_complete_and_whole_and_train_further_seeds(old, gnexp):
+    run, name = old
+    before = run.metrics(), run.result()["seeds"]
+    assert "1 of 1 renamed" in rename().stdout
+    now = Run(STUDY / name)
+    assert (now.metrics(), now.result()["seeds"]) == before
+    assert (now.result()["run"], now.result()["config"]["convert"]["only"]) == (name, None)
+    assert [state["step"] for state in load_states(now).values()] == [
+        [f"{name}/0", f"{name}/1"]
+    ] * 2
+    assert gnexp("verify").code == 0
+    assert gnexp(*TRAIN, "norm=bn", "seeds=2").code == 0
+    assert (now.metrics(), now.result()["seeds"]) == before  # with their times: nothing was trained
+    assert gnexp(*TRAIN, "norm=bn", "seeds=3").code == 0
+    assert Run(STUDY / name).finished_seeds() == [0, 1, 2]
+    assert [path.name for path in STUDY.glob("bn-*")] == [name]
+    assert "0 of 1 renamed" in rename().stdout
+
+
+def test_a_study_with_a_changed_file_or_in_training_is_left_as_it_is(old):
+    run, name = old
+    with run.lock(0):
+        assert "is being trained" in rename().stderr
+    rename()
+    metrics = STUDY / name / "metrics.csv"
+    metrics.write_text(metrics.read_text().replace("1", "2"))
+    assert "was changed since it was written" in rename().stderr
+    assert [path.name for path in STUDY.glob("bn-*")] == [name]
