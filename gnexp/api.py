@@ -133,11 +133,12 @@ def _trained(configs: list[TrainConfig]) -> "pd.DataFrame":
 
 
 def load_study(path: str | os.PathLike[str]) -> "pd.DataFrame":
-    """Return one row per run and seed of a study's folder (results/STUDY), finished or not.
+    """Return one row per run and seed of a study (results/STUDY, or a zip), finished or not.
 
-    Columns and units are those of `train`; `status` is complete, diverged, infeasible, failed,
-    running, or missing. Files that are damaged count as absent, with a warning for each. Raises
-    Mistake where there is no study, naming those that there are.
+    A folder without runs is read from the zip within it or beside it; a zip beside a folder with
+    runs is not read, with a warning. Columns and units are those of `train`; `status` is complete,
+    diverged, infeasible, failed, running, or missing. Files that are damaged count as absent, with
+    a warning for each. Raises Mistake where there is no study, naming those that there are.
     """
     from gnexp.analysis.cells import run_rows
     from gnexp.store import run as store
@@ -152,6 +153,8 @@ def load_study(path: str | os.PathLike[str]) -> "pd.DataFrame":
         found: Study = study.load_study(folder)
     except ValueError as error:
         raise Mistake(str(error)) from error
+    for path in found.unread:
+        warnings.warn(f"{path} is not read, since {found.folder} holds runs", stacklevel=2)
     for sentence in found.damage:
         warnings.warn(f"damaged: {sentence}", stacklevel=2)
     return _frame(run_rows(found))

@@ -24,6 +24,7 @@ commands
   measure   run instruments (gradients, shift, batches, classes, cost) on stored runs
   status    what of a study is complete, running, failed or missing, and the time left
   verify    whether the files of a study are those that were written, and what brings others back
+  export    a study as one file to share, NAME.zip, which report, status and verify read
   bench     throughput and memory per norm and batch size, beside a plain PyTorch loop
 
 examples

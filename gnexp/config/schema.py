@@ -207,6 +207,14 @@ class VerifyConfig:
 
 
 @dataclass
+class ExportConfig:
+    """Everything `gnexp export` reads."""
+
+    study: str = "main"
+    out: str = "results"
+
+
+@dataclass
 class CostConfig:
     """Of what the memory is counted: a network, its norms, images and batch sizes."""
 
@@ -282,6 +290,7 @@ COMMANDS: dict[str, type] = {
     "bench": BenchConfig,
     "status": StatusConfig,
     "verify": VerifyConfig,
+    "export": ExportConfig,
 }
 
 

@@ -9,6 +9,7 @@ import importlib.util
 import math
 import re
 from collections.abc import Callable
+from pathlib import PurePath
 from typing import Any
 
 from gnexp.config.resolve import bench_run, check_run, named_seeds
@@ -520,6 +521,8 @@ def _is_whole(value: Any) -> bool:
 
 
 def _study_problems(study: str, out: str, key: str = "study", example: str = "main") -> list[str]:
+    if (study or "").endswith(".zip"):
+        return [f"{key}={study} is the name of a file: type a folder's, such as {key}={example}"]
     rule = "letters, digits, '.', '_' and '-', without a leading dot"
     if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}", study or ""):
         return [f"{key}={study!r} must be 1 to 100 {rule}, such as {key}={example}"]
@@ -529,14 +532,24 @@ def _study_problems(study: str, out: str, key: str = "study", example: str = "ma
 
 
 def study_problems(config: ReportConfig | MeasureConfig | StatusConfig) -> list[str]:
-    """Return what is wrong with the name of the study, or with those of two, or with the folder."""
+    """Return what is wrong with the name of the study, or with those of two, or with the folder.
+
+    In place of a name may stand the path of a zip, whose own name is then the study's.
+    """
     if not isinstance(config.study, list):
-        return _study_problems(config.study, config.out)
+        return _stored_problems(config.study, config.out)
     names = config.study
     if len(names) != 2 or len(set(names)) != 2:
         shown = ",".join(map(str, names))
         return [f"study=[{shown}] must be two studies to compare, such as study=[main,smoke]"]
-    return [line for name in names for line in _study_problems(name, config.out)]
+    return [line for name in names for line in _stored_problems(name, config.out)]
+
+
+def _stored_problems(study: str, out: str) -> list[str]:
+    if not (study or "").endswith(".zip"):
+        return _study_problems(study, out)
+    found = _study_problems(PurePath(study).stem, out)
+    return [f"study={study} has the name of no study, rename it: {line}" for line in found]
 
 
 def report_problems(config: ReportConfig) -> list[str]:

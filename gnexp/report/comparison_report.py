@@ -31,7 +31,7 @@ from gnexp.report.page.render import render
 from gnexp.report.text.answer import study_answer
 from gnexp.store.files import write_whole
 from gnexp.store.run import alone_in
-from gnexp.store.study import Study, load_study
+from gnexp.store.study import Study, load_study, study_path
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -63,12 +63,12 @@ def build_comparison(
     does not have: figures in a format that lies there are made anew. Raises ValueError when there
     is no such study, or one has no finished seed.
     """
-    studies = [load_study(Path(out) / name) for name in names]
+    studies = [load_study(study_path(out, name)) for name in names]
     cells = [_cells(study) for study in studies]
     for study, found in zip(studies, cells):
         if not found:
             raise ValueError(f"study={study.name} has no finished seed yet: there is nothing in it")
-    folder = comparison_folder(Path(out), names)
+    folder = comparison_folder(Path(out), [study.name for study in studies])
     folder.mkdir(parents=True, exist_ok=True)
     with alone_in(folder):
         formats = formats_kept(formats, folder, CAPTIONS)

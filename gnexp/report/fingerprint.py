@@ -13,7 +13,7 @@ from pathlib import Path
 from gnexp.analysis.leaders import MARGIN
 from gnexp.report.figures import style
 from gnexp.report.page.check_summary import CHECK
-from gnexp.store.files import Damaged, read_json, write_json
+from gnexp.store.files import Damaged, bytes_of, read_json, write_json
 from gnexp.store.lr_choices import CHOICES
 from gnexp.store.run import INPUTS
 from gnexp.store.study import Study
@@ -86,7 +86,7 @@ def files_of(folder: Path) -> dict[str, Path]:
 def _inputs(study: Study, reference_batch: int, formats: Sequence[str], margin: float) -> str:
     parts = [f"reference_batch={reference_batch}", f"margin={margin!r}", study.name, _makers()]
     parts += study.damage
-    parts += [*formats, _digest(study.folder.parent / CHECK), _digest(study.folder / CHOICES)]
+    parts += [*formats, _digest(study.out / CHECK), _digest(study.folder / CHOICES)]
     for record in study.runs:
         # Whether a seed is running or interrupted is no file's affair.
         parts += [record.name, repr(sorted(record.statuses.items()))]
@@ -107,6 +107,7 @@ def _makers() -> str:
 
 def _digest(path: Path) -> str:
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        data = bytes_of(path)
     except OSError:
-        return "absent"
+        data = None
+    return "absent" if data is None else hashlib.sha256(data).hexdigest()

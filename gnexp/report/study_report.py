@@ -65,8 +65,8 @@ def build_report(
     those already is left as it is. Raises ValueError when there is no such study or format.
     """
     study = load_study(study_folder)
-    folder = study.folder / "report"
-    folder.mkdir(exist_ok=True)
+    folder = study.report_folder
+    folder.mkdir(parents=study.is_zip, exist_ok=True)
     with alone_in(folder):
         formats = formats_kept(formats, folder, FIGURES)
         if is_fresh(study, reference_batch, folder, formats, margin):

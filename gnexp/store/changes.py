@@ -8,7 +8,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
 from gnexp.store import digests
-from gnexp.store.files import Damaged, bytes_of
+from gnexp.store.archive import zip_of
+from gnexp.store.files import Damaged, bytes_of, is_file
 
 _TRAIN = "the same 'gnexp train' "
 _FROM = "from checkpoint.pt"
@@ -36,6 +37,8 @@ OF_A_RUN = tuple(name for name in RESTORED if name not in (*_OF_A_STUDY, digests
 
 def restored_by(path: Path) -> str:
     """Return what brings a file of a run, or of a study, back."""
+    if outer := zip_of(path):
+        return f"nothing in {outer.name} is repaired, export the study again"
     what = path.stem
     text = RESTORED.get(path.name, "nothing brings it back")
     weights = path.parent / "checkpoint.pt"
@@ -78,7 +81,7 @@ def changed_files(
 def is_gone(path: Path) -> bool:
     """Return whether a file was written and is no longer there; raises Damaged."""
     accepted = digests.stored_digests(path.parent).get(path.name, [digests.ABSENT])
-    return digests.ABSENT not in accepted and not path.is_file()
+    return digests.ABSENT not in accepted and not is_file(path)
 
 
 def without_digest(folder: Path) -> list[str]:
@@ -88,9 +91,7 @@ def without_digest(folder: Path) -> list[str]:
     except Damaged:
         return []
     return [
-        name
-        for name in (*OF_A_RUN, *_OF_A_STUDY)
-        if name not in stored and (folder / name).is_file()
+        name for name in (*OF_A_RUN, *_OF_A_STUDY) if name not in stored and is_file(folder / name)
     ]
 
 

@@ -14,7 +14,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from gnexp.store import files
+from gnexp.store import archive, files
 from gnexp.store.files import Damaged
 from gnexp.store.locks import require_claims
 
@@ -26,7 +26,7 @@ Digests = dict[str, list[str]]
 
 def digest_of(name: str, data: bytes) -> str:
     """Return the SHA-256 of a file's bytes; of text without the carriage returns that git adds."""
-    if not re.search(r"\.(pt|npz)\b", name):
+    if not re.search(archive.WEIGHTS, name):
         data = data.replace(b"\r\n", b"\n")
     return hashlib.sha256(data).hexdigest()
 
@@ -38,27 +38,28 @@ def stored_digests(folder: Path) -> Digests:
     """
     path = folder / FILE
     try:
-        found = path.stat()
+        version = archive.version(archive.zip_of(path) or path) if files.is_file(path) else ()
     except OSError:
         return {}
-    return dict(_parsed(path, found.st_ino, found.st_mtime_ns, found.st_size))
+    return dict(_parsed(path, *version)) if version else {}
 
 
 @functools.lru_cache(maxsize=256)
 def _parsed(path: Path, *version: int) -> Digests:
-    data = path.read_bytes().replace(b"\r\n", b"\n")
+    data = (files.bytes_of(path) or b"").replace(b"\r\n", b"\n")
     try:
         stored = json.loads(data)
         del stored[FILE]
         entries = {k: [v] if isinstance(v, str) else list(map(str, v)) for k, v in stored.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise changed(path) from error
-    if _encoded(entries) != data:
+    if encoded(entries) != data:
         raise changed(path)
     return entries
 
 
-def _encoded(entries: Digests) -> bytes:
+def encoded(entries: Digests) -> bytes:
+    """Return digests.json with these digests."""
     shown = {name: v[0] if len(v) == 1 else v for name, v in sorted(entries.items())}
     lines = "{\n" + "".join(f" {json.dumps(k)}: {json.dumps(v)},\n" for k, v in shown.items())
     own = hashlib.sha256(lines.encode()).hexdigest()
@@ -112,7 +113,7 @@ def repair(folder: Path) -> str:
         os.replace(folder / FILE, folder / aside)
         found = {name: digest_of(name, (folder / name).read_bytes()) for name in listed(folder)}
         kept = {name: [digest] for name, digest in found.items() if digest.encode() in data}
-        files.write_whole(folder / FILE, _encoded(kept))
+        files.write_whole(folder / FILE, encoded(kept))
         lost = ", ".join(name for name in found if name not in kept)
         unknown = f"; unknown is now whether {lost} was changed" if lost else ""
         return f"{error}: kept as {aside}{unknown}"
@@ -196,5 +197,5 @@ class Writer:
 
     def _store(self, entries: Digests) -> None:
         if entries != self._stored:
-            files.write_whole(self.folder / FILE, _encoded(entries))
+            files.write_whole(self.folder / FILE, encoded(entries))
             self._stored, self._done = entries, {}

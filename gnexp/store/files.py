@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gnexp.store import archive
 from gnexp.store.locks import require_claims
 
 Row = dict[str, Any]
@@ -60,11 +61,28 @@ def json_text(value: Any) -> str:
 
 
 def bytes_of(path: Path) -> bytes | None:
-    """Return a file's bytes, None when there is no such file."""
+    """Return a file's bytes, None when there is no such file; it may lie in a study's zip."""
     try:
         return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        return None
+        return archive.bytes_within(path)
+
+
+def is_file(path: Path) -> bool:
+    """Return whether there is such a file, in a folder or in a study's zip."""
+    return path.is_file() or archive.bytes_within(path) is not None
+
+
+def names_in(folder: Path) -> list[str]:
+    """Return the names in a folder, or in a study's zip, sorted; [] where there is no such folder.
+
+    Raises ValueError for a zip that is refused.
+    """
+    if folder.is_dir():
+        return sorted(child.name for child in folder.iterdir())
+    if folder.is_file() and folder.suffix == archive.SUFFIX:
+        return sorted({name.partition("/")[0] for name in archive.contents(folder)})
+    return []
 
 
 def read_json(path: Path, read: Read = bytes_of) -> dict[str, Any]:
@@ -100,11 +118,11 @@ def read_yaml(path: Path, read: Read = bytes_of) -> dict[str, Any]:
     """
     import yaml
 
-    if path.is_file() and path.stat().st_size > LARGEST_YAML:
-        raise damaged(path, f"larger than {LARGEST_YAML} bytes")
     data, loader = read(path), getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     if data is None:
         return {}
+    if len(data) > LARGEST_YAML:
+        raise damaged(path, f"larger than {LARGEST_YAML} bytes")
     try:
         # Before the value is built: a great depth would end the process.
         why = _refused(yaml.parse(data, loader))

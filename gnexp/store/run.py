@@ -18,6 +18,7 @@ from gnexp.store.digests import read_checked
 from gnexp.store.files import (
     Damaged,
     damaged,
+    is_file,
     json_text,
     plain,
     read_json,
@@ -145,7 +146,7 @@ class Run:
 
     def exists(self) -> bool:
         """Whether the folder holds at least one of a run's files."""
-        return any((self.folder / name).is_file() for name in _RUN_FILES)
+        return any(is_file(self.folder / name) for name in _RUN_FILES)
 
     @contextlib.contextmanager
     def lock(self, seed: int | None = None) -> Iterator[Claim | None]:

@@ -7,8 +7,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gnexp.store.archive import SUFFIX, top_folder
 from gnexp.store.changes import LARGE, OF_A_RUN, changed_files, lost_rows, without_digest
-from gnexp.store.files import Damaged
+from gnexp.store.files import Damaged, names_in
 from gnexp.store.run import (
     _TABLES,
     COVARIANCE_COLUMNS,
@@ -79,12 +80,30 @@ class Record:
 
 @dataclass
 class Study:
-    """A folder of runs, sorted by name; `unreadable` names those that had to be left out."""
+    """The runs of a folder, or of a zip, sorted by name.
+
+    unreadable: a sentence for each run that had to be left out. unread: zips of the same study that
+    are not read, since its folder holds runs.
+    """
 
     name: str
-    folder: Path
+    folder: Path  # or the zip
     runs: list[Record]
     unreadable: list[str] = field(default_factory=list)
+    unread: list[Path] = field(default_factory=list)
+
+    @property
+    def is_zip(self) -> bool:
+        return self.folder.suffix == SUFFIX
+
+    @property
+    def report_folder(self) -> Path:
+        return folder_of(self.folder) / "report"
+
+    @property
+    def out(self) -> Path:
+        """The folder of the studies, where `gnexp check` writes too."""
+        return folder_of(self.folder).parent
 
     @property
     def damage(self) -> list[str]:
@@ -99,44 +118,90 @@ class Study:
         return sum(len(without_digest(folder)) for folder in folders)
 
 
-def load_study(folder: Path | str) -> Study:
-    """Read a study, finished or not; files and folders that are no runs are ignored.
+def study_path(out: Path | str, name: str) -> Path:
+    """Return the folder of a study by name, or the zip that the name is a path of."""
+    return Path(name).expanduser() if name.endswith(SUFFIX) else Path(out) / name
 
-    Damaged files count as absent, see `Study.damage`. Raises ValueError when there is no such study
-    (listing those there are, nearest first), and when it holds no run that can be read.
+
+def folder_of(path: Path) -> Path:
+    """Return the folder in which what is made of a study lies: the study's, if that is a folder.
+
+    That of a zip is the folder beside or around the zip that has the same name.
+    """
+    if path.suffix != SUFFIX:
+        return path
+    return path.parent if path.absolute().parent.name == path.stem else path.with_suffix("")
+
+
+def zips_of(folder: Path) -> list[Path]:
+    """Return the zips that stand for a study's folder: within the folder, and beside it."""
+    name = folder.name + SUFFIX
+    return [path for path in (folder / name, folder.parent / name) if path.is_file()]
+
+
+def how_to_unpack(path: Path) -> str:
+    """Return the command that makes a folder of a study's zip."""
+    folder, top = folder_of(path), top_folder(path)
+    command = f"python -m zipfile -e {path} {folder.parent}"
+    return command if top == folder.name else f"{command}, and rename {top} to {folder.name}"
+
+
+def only_zip(folder: Path) -> Path | None:
+    """Return the zip that stands for a study's folder without runs, None where there is none."""
+    zips = zips_of(folder)
+    return zips[0] if zips and not runs_of(folder) else None
+
+
+def load_study(folder: Path | str) -> Study:
+    """Read a study's folder, or zip, finished or not; what is no run is ignored.
+
+    A folder without runs is read from the zip within it or beside it. Damaged files count as
+    absent, see `Study.damage`. Raises ValueError when there is no such study (listing those there
+    are, nearest first), when it holds no run that can be read, and for a zip that is refused.
     """
     folder = Path(folder)
-    if not folder.is_dir():
+    unread = zips_of(folder) if folder.suffix != SUFFIX else []
+    if unread and not runs_of(folder):
+        if len(unread) > 1:
+            raise ValueError(
+                f"study={folder.name} is in two files, {unread[0]} and {unread[1]}: name one of"
+                f" them, as study={unread[1]}"
+            )
+        folder, unread = unread[0], []
+    if not (folder.is_file() if folder.suffix == SUFFIX else folder.is_dir()):
         raise ValueError(_no_such_study(folder))
+    name = folder.stem if folder.suffix == SUFFIX else folder.name
     records = [record_of(run) for run in runs_of(folder)]
     readable = [record for record in records if record.config]
     unreadable = [t for r in records if not r.config for t in r.damaged_documents]
     if not readable:
         raise ValueError(
-            f"study={folder.name}: {'; '.join(unreadable)}"
+            f"study={name}: {'; '.join(unreadable)}"
             if unreadable
-            else f"study={folder.name} holds no run yet: start one with "
-            f"'gnexp train study={folder.name}'"
+            else f"{folder} holds no run of a study"
+            if folder.suffix == SUFFIX
+            else f"study={name} holds no run yet: start one with 'gnexp train study={name}'"
         )
-    return Study(folder.name, folder, readable, unreadable)
+    return Study(name, folder, readable, unreadable, unread)
 
 
 def runs_of(folder: Path) -> list[Run]:
-    """Return the runs in a study's folder, sorted by name, whether or not they can be read."""
-    runs = [Run(child) for child in sorted(folder.iterdir()) if child.name not in NOT_STUDIES]
-    return [run for run in runs if run.folder.is_dir() and run.exists()]
+    """Return the runs in a study's folder or zip, sorted by name, also those that are unreadable.
+
+    Raises ValueError for a zip that is refused.
+    """
+    runs = [Run(folder / name) for name in names_in(folder) if name not in NOT_STUDIES]
+    return [run for run in runs if not run.folder.is_file() and run.exists()]
 
 
 def studies(out: Path | str) -> list[str]:
-    """Return the names of the studies under `out` (folders that hold a run), sorted."""
+    """Return the names of the studies under `out` (folders that hold a run, and zips), sorted."""
     out = Path(out)
-    if not out.is_dir():
-        return []
+    names = {name.removesuffix(SUFFIX) for name in names_in(out) if not name.startswith(".")}
     return sorted(
-        child.name
-        for child in out.iterdir()
-        if child.is_dir() and child.name not in NOT_STUDIES and not child.name.startswith(".")
-        if any(Run(run).exists() for run in child.iterdir() if run.is_dir())
+        name
+        for name in names.difference(NOT_STUDIES)
+        if zips_of(out / name) or ((out / name).is_dir() and runs_of(out / name))
     )
 
 

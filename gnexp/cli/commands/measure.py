@@ -6,7 +6,7 @@ from pathlib import Path
 
 from gnexp.analysis.lr_search import reported
 from gnexp.analysis.tables.table import to_csv, to_markdown
-from gnexp.cli.commands.report import make_report, stored_study
+from gnexp.cli.commands.report import make_report, require_folder, stored_study
 from gnexp.config.identity import restore
 from gnexp.config.resolve import cost_run, resolve
 from gnexp.config.schema import CostConfig, MeasureConfig, Mistake
@@ -44,6 +44,7 @@ def measure(config: MeasureConfig) -> int:
         print(measure_cost(config.cost, config.device, output_folder(config.out, "cost")))
         return 0
     study = stored_study(config.out, config.study)
+    require_folder(study.folder, "gnexp measure")
     if not any(record.damage or "complete" in _ended(record) for record in study.runs):
         raise Mistake(f"study={config.study} has no finished training to measure; train first")
     if found := idle_problems(config.workers, len(study.runs), "runs"):

@@ -7,8 +7,9 @@ from typing import Any
 from gnexp.config.schema import Mistake, ReportConfig, ReportOptions
 from gnexp.config.validation import report_problems
 from gnexp.runner.loggers.export import export_all, viewing_lines
+from gnexp.store.archive import SUFFIX
 from gnexp.store.disk import disk_failure
-from gnexp.store.study import Study, load_study
+from gnexp.store.study import Study, how_to_unpack, load_study, runs_of, study_path
 
 
 def report(config: ReportConfig) -> int:
@@ -17,12 +18,15 @@ def report(config: ReportConfig) -> int:
     if found := report_problems(config):
         raise Mistake("\n".join(found))
     out = Path(config.out)
+    names = config.study if isinstance(config.study, list) else [config.study]
+    if config.logger:
+        for name in names:
+            require_folder(_loaded(config.out, name).folder, "logger=")
     if isinstance(config.study, list):
         print(make_comparison(out, config.study, config.reference_batch, config.report))
     else:
         print(make_report(out, config.study, config.reference_batch, config.report))
-    names = config.study if isinstance(config.study, list) else [config.study]
-    failed = [line for name in names for line in _logged(out / name, config.logger)]
+    failed = [line for name in names for line in _logged(study_path(out, name), config.logger)]
     for line in failed:
         print(line)
     return 1 if failed else 0
@@ -50,15 +54,21 @@ def _logged(folder: Path, logger: Any) -> list[str]:
     return [f"failed: {what}: {why}" for what, why in failed]
 
 
-def stored_study(out: str, name: str) -> Study:
-    """Return a study by name, and say what of it is damaged; raises Mistake where there is none."""
+def _loaded(out: str, name: str) -> Study:
     try:
-        study = load_study(Path(out) / name)
+        return load_study(study_path(out, name))
     except ValueError as error:
         raise Mistake(str(error)) from error
+
+
+def stored_study(out: str, name: str) -> Study:
+    """Return a study by name, and say what of it is damaged; raises Mistake where there is none."""
+    study = _loaded(out, name)
+    for path in study.unread:
+        print(unread_line(path, study.folder))
     for sentence in study.damage:
         print(f"damaged: {sentence}")
-    if study.damage:
+    if study.damage and not study.is_zip:
         print("the command that trained it mends what it can, and trains nothing whole again")
     if unknown := study.unknown:
         print(
@@ -66,6 +76,20 @@ def stored_study(out: str, name: str) -> Study:
             f" digest: see 'gnexp verify study={name}'"
         )
     return study
+
+
+def unread_line(path: Path, folder: Path) -> str:
+    """Return the sentence on a zip that is not read, since the study's folder is."""
+    return f"{path} is not read, since {folder} holds runs; study={path} reads it"
+
+
+def require_folder(path: Path, what: str) -> None:
+    """Raise Mistake for a study that is a zip, into which nothing can be written."""
+    if path.suffix == SUFFIX:
+        raise Mistake(
+            f"{what} writes into the folders of runs, and {path} is one file: unpack it first with"
+            f" {how_to_unpack(path)}"
+        )
 
 
 def make_report(
@@ -78,18 +102,23 @@ def make_report(
     from gnexp.report.fingerprint import changed_files
     from gnexp.report.study_report import build_report, plain_summary
 
-    folder = out / study
     loaded = stored_study(str(out), study)
+    folder = loaded.report_folder
+    if loaded.is_zip and runs_of(folder.parent):
+        raise Mistake(
+            f"study={study}: its report would replace that of {folder.parent}, which holds runs:"
+            " move the zip to another folder, or name the other study"
+        )
     formats, margin = _asked(options or ReportOptions())
-    for name in changed_files(folder / "report"):
-        print(f"damaged: {folder / 'report' / name} was changed since it was made: it is made anew")
+    for name in changed_files(folder):
+        print(f"damaged: {folder / name} was changed since it was made: it is made anew")
     try:
-        build_report(folder, reference_batch, formats, margin)
+        build_report(loaded.folder, reference_batch, formats, margin)
         found = plain_summary(loaded, reference_batch, margin)
     except (ValueError, OSError) as error:  # a corrupt file, or a report that cannot be written
-        why = disk_failure(error, folder) or error
+        why = disk_failure(error, folder.parent) or error
         raise Mistake(f"study={study}: no report: {why}") from error
-    return f"{found}\nreport: {folder / 'report' / 'index.html'}"
+    return f"{found}\nreport: {folder / 'index.html'}"
 
 
 def make_comparison(
@@ -101,8 +130,11 @@ def make_comparison(
     """
     from gnexp.report.comparison_report import build_comparison
 
-    for name in names:
-        stored_study(str(out), name)
+    studies = [stored_study(str(out), name) for name in names]
+    if len({study.name for study in studies}) < 2:
+        raise Mistake(
+            f"study=[{','.join(names)}]: both are named {studies[0].name}; rename one of the files"
+        )
     formats, margin = _asked(options)
     try:
         written, found = build_comparison(out, names, reference_batch, formats, margin)

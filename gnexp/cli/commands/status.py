@@ -20,7 +20,7 @@ def status(config: StatusConfig) -> int:
         print(f"{name:<{width}}  {_run_text(seeds, epochs[name])}")
     counts = Counter(seed.state for seeds in states.values() for seed in seeds)
     many = f"{len(states)} run{'s' * (len(states) > 1)}"
-    print(f"{many}; seeds: {_counts_text(counts)}")
+    print(f"{many}; seeds: {counts_text(counts)}")
     left = time_left_s(study, states)
     if any(seed.to_do for seeds in states.values() for seed in seeds):
         at_work = {seed.holder for seeds in states.values() for seed in seeds if seed.holder}
@@ -32,7 +32,8 @@ def status(config: StatusConfig) -> int:
     return 0
 
 
-def _counts_text(counts: Counter[str]) -> str:
+def counts_text(counts: Counter[str]) -> str:
+    """Return "2 complete, 1 missing"."""
     return ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
 
 

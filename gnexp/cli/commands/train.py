@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from gnexp.cli.commands.report import make_report
+from gnexp.cli.commands.report import make_report, require_folder
 from gnexp.cli.console import (
     alone_line,
     choice_lines,
@@ -38,6 +38,7 @@ from gnexp.runner.turns import wait_for_some
 from gnexp.store.disk import disk_failure
 from gnexp.store.locks import TakenOver
 from gnexp.store.run import Run
+from gnexp.store.study import only_zip
 from gnexp.training.distributed.leader import devices_released
 
 # Called with the numbers of the configs to train and the seeds that are missing, by run.
@@ -54,6 +55,8 @@ def train(
     are done or given up. Raises Mistake with one sentence per problem, before anything is written.
     """
     data.forget()
+    if path := only_zip(Path(configs[0].out) / configs[0].study):
+        require_folder(path, "gnexp train")
     call = _Call(command, now(), launch)
     grid = grid or any(map(is_tuned, configs))
     if configs[0].data.preview:

@@ -2,33 +2,40 @@
 
 from pathlib import Path
 
+from gnexp.cli.commands.report import require_folder, unread_line
 from gnexp.config.schema import Mistake, VerifyConfig
 from gnexp.config.validation import study_problems
 from gnexp.report import fingerprint
+from gnexp.store.archive import SUFFIX
 from gnexp.store.changes import changed_files, restored_by, without_digest
 from gnexp.store.digests import Writer, stored_digests
 from gnexp.store.files import Damaged
 from gnexp.store.run import alone_in
-from gnexp.store.study import load_study, record_of, runs_of
+from gnexp.store.study import folder_of, load_study, record_of, runs_of, study_path, zips_of
 
 
 def verify(config: VerifyConfig) -> int:
     """Name every file of a study that was changed or is gone; return 1 if there is one, else 0."""
     if found := study_problems(config):
         raise Mistake("\n".join(found))
-    folder = Path(config.out) / config.study
-    runs = runs_of(folder) if folder.is_dir() else []
-    if not runs:
-        try:
-            load_study(folder)
-        except ValueError as error:
-            raise Mistake(str(error)) from error
+    folder = study_path(config.out, config.study)
+    try:
+        if not (runs := runs_of(folder)):
+            study = load_study(folder)
+            folder, runs = study.folder, runs_of(study.folder)
+    except ValueError as error:
+        raise Mistake(str(error)) from error
+    if config.record:
+        require_folder(folder, "record=true")
+    for path in zips_of(folder) if folder.suffix != SUFFIX else []:
+        print(unread_line(path, folder))
     sentences = {folder: _sentences(folder, [])}
     sentences |= {run.folder: _sentences(run.folder, record_of(run).damage) for run in runs}
     for sentence in (text for texts in sentences.values() for text in texts):
         print(sentence)
-    report = folder / "report"
-    changed = fingerprint.changed_files(report) if report.is_dir() else []
+    report = folder_of(folder) / "report"
+    others = folder.suffix == SUFFIX and runs_of(report.parent)  # the report is of a folder's runs
+    changed = fingerprint.changed_files(report) if report.is_dir() and not others else []
     for name in changed:
         print(f"{report / name} was changed since it was made: 'gnexp report' makes it anew")
     if config.record:

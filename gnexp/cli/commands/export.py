@@ -1,0 +1,79 @@
+"""`gnexp export`: a study as one file to share."""
+
+from collections import Counter
+from pathlib import Path
+
+from gnexp.cli.commands.report import stored_study
+from gnexp.cli.commands.status import counts_text
+from gnexp.config.schema import ExportConfig, Mistake
+from gnexp.config.validation import study_problems
+from gnexp.store.archive import SUFFIX, pack
+from gnexp.store.export import Export, export_of
+from gnexp.store.files import write_whole
+from gnexp.store.status import seed_states
+from gnexp.store.study import Study, runs_of
+
+FINAL = ("complete", "diverged", "infeasible")  # as they will stay
+
+
+def export(config: ExportConfig) -> int:
+    """Write OUT/NAME.zip, and say what is in it and what is not; returns the exit code."""
+    if found := study_problems(config):
+        raise Mistake("\n".join(found))
+    study = stored_study(config.out, config.study)
+    if study.is_zip:
+        raise Mistake(f"study={config.study} is one file already: {study.folder}")
+    path = study.folder.with_name(study.name + SUFFIX)
+    _require_no_loss(path, study)
+    made = export_of(study)
+    data = pack({f"{study.name}/{name}": content for name, content in made.files.items()})
+    write_whole(path, data)
+    print(f"{path}: {len(study.runs)} runs, {len(made.files)} files, {_size(len(data))}")
+    for line in (*_unfinished(study), *_left_out(study, made)):
+        print(line)
+    return 0
+
+
+def _require_no_loss(path: Path, study: Study) -> None:
+    """Raise Mistake where the zip that would be replaced holds runs that the folder lacks."""
+    if not path.exists():
+        return
+    try:
+        lost = {run.name for run in runs_of(path)} - {run.name for run in runs_of(study.folder)}
+    except ValueError as error:
+        raise Mistake(f"{path} is there, and no study's zip: move it away ({error})") from error
+    if lost:
+        raise Mistake(
+            f"{path} holds runs that {study.folder} does not, such as {min(lost)}: move it away"
+        )
+
+
+def _unfinished(study: Study) -> list[str]:
+    """Return a line on the seeds that are not at their end, [] where all are."""
+    states = Counter(seed.state for record in study.runs for seed in seed_states(record))
+    open_states = Counter({state: n for state, n in states.items() if state not in FINAL})
+    return [f"unfinished, stored as they are now: seeds {counts_text(open_states)}"] * bool(
+        open_states
+    )
+
+
+def _left_out(study: Study, made: Export) -> list[str]:
+    """Return the lines on what stays in the folder."""
+    lines = []
+    if made.weights:
+        size = sum((study.folder / name).stat().st_size for name in made.weights)
+        lines.append(
+            f"left out: {len(made.weights)} files of weights and logits, {_size(size)}; no seed can"
+            " be resumed or measured from the zip"
+        )
+    others = [name for name in made.others if name != "report"]
+    if "report" in made.others:
+        lines.append("left out: the report, which 'gnexp report' makes from the zip")
+    if others:
+        shown = ", ".join(others[:5]) + (f" and {len(others) - 5} more" if others[5:] else "")
+        lines.append(f"left out, as no report reads them: {shown}")
+    return lines
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
