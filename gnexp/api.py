@@ -147,9 +147,9 @@ def load_study(path: str | os.PathLike[str]) -> "pd.DataFrame":
         kind = type(path).__name__
         raise Mistake(f"path={path!r} is a {kind}: give a study's folder, such as 'results/main'")
     folder = Path(path).expanduser()
-    if store.Run(folder).exists():
-        raise Mistake(f"{folder} is a run; its study is the folder around it: {folder.parent}")
     try:
+        if store.Run(folder).exists():
+            raise Mistake(f"{folder} is a run; its study is the folder around it: {folder.parent}")
         found: Study = study.load_study(folder)
     except ValueError as error:
         raise Mistake(str(error)) from error

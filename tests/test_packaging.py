@@ -144,8 +144,9 @@ def complete(programs: Path, cwd: Path, line: str) -> list[str]:
         ("gnexp train norm=gn gro", {"groups="}),
         ("gnexp train experiment=sm", {"experiment=smoke"}),
         ("gnexp report ", {"study="}),
+        ("gnexp export st", {"study="}),
         ("gnexp re", {"report"}),
-        ("gnexp ", {"train", "report", "measure", "status", "verify"}),
+        ("gnexp ", {"train", "report", "measure", "status", "verify", "export"}),
     ],
 )
 def test_bash_completes_commands_keys_and_choices(programs, workdir, line, offered):

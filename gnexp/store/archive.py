@@ -68,22 +68,28 @@ def bytes_within(path: Path) -> bytes | None:
 @functools.lru_cache(maxsize=2)  # as many as are compared
 def _read(path: Path, *version: int) -> tuple[str, dict[str, bytes]]:
     """Return the name of the one folder in a zip, and its files."""
+    import io
     import zipfile
-    import zlib
 
+    if version[-1] > MOST_BYTES:
+        raise ValueError(f"{path} is not read: it is larger than {MOST_BYTES} bytes")
+    data, files = path.read_bytes(), {}
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
             found = archive.infolist()
             tops = {info.filename.partition("/")[0] for info in found}
-            if why := _why_refused(found, version[-1], tops):
-                raise ValueError(f"{path} is not read: {why}")
-            files = {
-                info.filename.partition("/")[2]: archive.read(info)
-                for info in found
-                if not info.is_dir() and not re.search(WEIGHTS, info.filename)
-            }
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+            why = _why_refused(found, len(data), tops)
+            for info in found if not why else []:
+                if not info.is_dir() and not re.search(WEIGHTS, info.filename):
+                    files[info.filename.partition("/")[2]] = archive.read(info)
+    except Exception as error:  # zipfile has no list of what it raises for bytes that are no zip
         raise ValueError(f"{path} is no whole zip ({error})") from error
+    if why:
+        raise ValueError(f"{path} is not read: {why}")
+    # zipfile takes a directory that is cut short for a whole one.
+    count = int.from_bytes(data[data.rindex(b"PK\5\6") :][10:12], "little")
+    if count not in (len(found), 0xFFFF):
+        raise ValueError(f"{path} is no whole zip ({len(found)} of its {count} members are there)")
     return tops.pop(), files
 
 

@@ -213,7 +213,7 @@ def test_an_unknown_command_names_the_nearest(gnexp, workdir):
     refused(gnexp("trian"), workdir, ["trian", "train"])
 
 
-@pytest.mark.parametrize("command", ["report", "measure", "status", "verify"])
+@pytest.mark.parametrize("command", ["report", "measure", "status", "verify", "export"])
 def test_a_study_that_is_not_there_is_named_with_those_that_are(command, gnexp, workdir):
     refused(gnexp(command, "study=nothing"), workdir, ["study=nothing"])
     assert gnexp("train", "study=mine", "batch=10", *TINY).code == 0
@@ -221,6 +221,15 @@ def test_a_study_that_is_not_there_is_named_with_those_that_are(command, gnexp, 
     assert answer.code == 2
     assert "study=mina" in answer.err
     assert "mine" in answer.err
+
+
+@pytest.mark.parametrize("command", ["report", "measure", "status", "verify", "export"])
+def test_a_zip_that_is_not_there_or_has_the_name_of_no_study_is_named(command, gnexp, workdir):
+    refused(gnexp(command, "study=mail/main.zip"), workdir, ["mail", "does not exist"])
+    refused(gnexp(command, "study=mail/.a.zip"), workdir, ["study=mail/.a.zip", "rename it"])
+    refused(gnexp(command, "study=mail/main"), workdir, ["study='mail/main'", "letters"])
+    refused(gnexp("train", "study=main.zip"), workdir, ["study=main.zip", "study=main"])
+    refused(gnexp("export", "into=x"), workdir, ["into", "out"])
 
 
 def test_measuring_nothing_is_refused(gnexp, workdir):

@@ -85,11 +85,16 @@ def unread_line(path: Path, folder: Path) -> str:
 
 def require_folder(path: Path, what: str) -> None:
     """Raise Mistake for a study that is a zip, into which nothing can be written."""
-    if path.suffix == SUFFIX:
-        raise Mistake(
-            f"{what} writes into the folders of runs, and {path} is one file: unpack it first with"
-            f" {how_to_unpack(path)}"
-        )
+    if path.suffix != SUFFIX:
+        return
+    try:
+        command = how_to_unpack(path)
+    except ValueError as error:
+        raise Mistake(str(error)) from error
+    raise Mistake(
+        f"{what} writes into the folders of runs, and {path} is one file: unpack it first with"
+        f" {command}"
+    )
 
 
 def make_report(
