@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gnexp.cli.overrides import overrides
-from gnexp.config.schema import CUSTOM, CheckConfig, Mistake, TrainConfig
+from gnexp.config.schema import CUSTOM, CheckConfig, TrainConfig, UsageError
 from gnexp.store import study
 
 if TYPE_CHECKING:
@@ -64,11 +64,11 @@ def train(
 
     All happens in this process, unless workers= asks for several: they import the calling script
     anew, so its call must then stand under `if __name__ == "__main__":`. Calls from several threads
-    wait for one another; PyTorch's random state is afterwards as it was. Raises Mistake, with one
+    wait for one another; PyTorch's random state is afterwards as it was. Raises UsageError, with one
     sentence per line, before anything is written.
     """
     if getattr(multiprocessing.current_process(), "_inheriting", False):
-        raise Mistake(
+        raise UsageError(
             "workers= starts processes that import the script that calls gnexp.train: put the call"
             ' under `if __name__ == "__main__":`, or leave workers= out'
         )
@@ -76,13 +76,13 @@ def train(
     from gnexp.cli.commands.train import train as command
 
     words = overrides({} if config is None else config)
-    said = io.StringIO()
-    with _ours(), contextlib.nullcontext() if verbose else _quiet(said):
+    output = io.StringIO()
+    with _ours(), contextlib.nullcontext() if verbose else _quiet(output):
         configs, grid, typed = hydra_app.compose("train", words)
         configs = [dataclasses.replace(each, workers=each.workers or 1) for each in configs]
         code = command(configs, typed, grid)
     if code:
-        lines = [line for line in said.getvalue().splitlines() if line.startswith("failed: ")]
+        lines = [line for line in output.getvalue().splitlines() if line.startswith("failed: ")]
         warnings.warn("\n".join(lines) or "a run failed; see the column why", stacklevel=2)
     return _trained(configs)
 
@@ -107,9 +107,9 @@ def _ours() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _quiet(said: io.StringIO) -> Iterator[None]:
+def _quiet(output: io.StringIO) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
-        stack.enter_context(contextlib.redirect_stdout(said))
+        stack.enter_context(contextlib.redirect_stdout(output))
         if sys.stderr.isatty():  # where bars are drawn
             nowhere = stack.enter_context(open(os.devnull, "w"))
             stack.enter_context(contextlib.redirect_stderr(nowhere))
@@ -138,21 +138,25 @@ def load_study(path: str | os.PathLike[str]) -> "pd.DataFrame":
     A folder without runs is read from the zip within it or beside it; a zip beside a folder with
     runs is not read, with a warning. Columns and units are those of `train`; `status` is complete,
     diverged, infeasible, failed, running, or missing. Files that are damaged count as absent, with
-    a warning for each. Raises Mistake where there is no study, naming those that there are.
+    a warning for each. Raises UsageError where there is no study, naming those that there are.
     """
     from gnexp.analysis.cells import run_rows
     from gnexp.store import run as store
 
     if not isinstance(path, str | os.PathLike):
         kind = type(path).__name__
-        raise Mistake(f"path={path!r} is a {kind}: give a study's folder, such as 'results/main'")
+        raise UsageError(
+            f"path={path!r} is a {kind}: give a study's folder, such as 'results/main'"
+        )
     folder = Path(path).expanduser()
     try:
         if store.Run(folder).exists():
-            raise Mistake(f"{folder} is a run; its study is the folder around it: {folder.parent}")
+            raise UsageError(
+                f"{folder} is a run; its study is the folder around it: {folder.parent}"
+            )
         found: Study = study.load_study(folder)
     except ValueError as error:
-        raise Mistake(str(error)) from error
+        raise UsageError(str(error)) from error
     for path in found.unread:
         warnings.warn(f"{path} is not read, since {found.folder} holds runs", stacklevel=2)
     for sentence in found.damage:
@@ -182,7 +186,7 @@ def check(
 
     The columns `claim`, `statement`, `text`, `expected`, `measured` and `verdict` say what was
     claimed and what is so; a claim in which the norm misbehaves is "not measured", and `note` says
-    why. Nothing is written to disk. Raises Mistake for what cannot be built or is no norm.
+    why. Nothing is written to disk. Raises UsageError for what cannot be built or is no norm.
     """
     from gnexp.analysis.check_result import ROW_COLUMNS
     from gnexp.checks.run import joined, outcome_of
@@ -192,12 +196,14 @@ def check(
     asked["reference"] = reference
     if claims is not None:
         if not isinstance(claims, Iterable):
-            raise Mistake(f"claims={claims!r} must be a list, such as claims=['core', 'spectrum']")
+            raise UsageError(
+                f"claims={claims!r} must be a list, such as claims=['core', 'spectrum']"
+            )
         asked["claims"] = [[claims] if isinstance(claims, str) else list(claims)]
     with _ours():
         config = _check_config(module, asked, options)
         wanted = plan([config])
-        subject = _subject(module, config, options)
+        subject = _norm_under_test(module, config, options)
         label = subject.label
         found = {(label, c.key): outcome_of(c, label, lambda: subject) for c in wanted}
     rows = joined(found, [subject.label], wanted).rows
@@ -219,12 +225,12 @@ def _check_config(module: Any, asked: dict[str, Any], options: dict[str, Any]) -
         key = "norm._target_" if "." in module else "norm"
         norm = {key: module, **{f"norm.{option}": value for option, value in options.items()}}
     elif not callable(module):
-        raise Mistake(
+        raise UsageError(
             f"module={module!r} is a {type(module).__name__}: give a norm's name, an nn.Module"
             " class, or a function from a number of channels to a layer"
         )
     elif hasattr(module, "forward") and not isinstance(module, type):
-        raise Mistake(
+        raise UsageError(
             f"module={_name(module)}(...) is a layer already, of one number of channels, and the"
             f" claims need layers of several: give its class, or a function such as"
             f" lambda channels: {_name(module)}(...)"
@@ -235,11 +241,11 @@ def _check_config(module: Any, asked: dict[str, Any], options: dict[str, Any]) -
     return config
 
 
-def _subject(module: Any, config: CheckConfig, options: dict[str, Any]) -> "Subject":
+def _norm_under_test(module: Any, config: CheckConfig, options: dict[str, Any]) -> "Subject":
     """Return the norm under test, once it is seen to do what a layer must."""
-    from gnexp.checks.from_config import subject_of
+    from gnexp.checks.from_config import subject_from_config
 
-    subject = subject_of(config)
+    subject = subject_from_config(config)
     if not isinstance(module, str):
         subject = dataclasses.replace(subject, **_own(module, config, options))
     if not isinstance(module, str) or config.norm["name"] == CUSTOM:
@@ -275,17 +281,17 @@ def _own(
 
 
 def _try(subject: "Subject") -> None:
-    """Raise Mistake for a norm that cannot be built, or does what no norm may do."""
+    """Raise UsageError for a norm that cannot be built, or does what no norm may do."""
     from gnexp.norms.smoke_test import try_norm
 
     try:
         layer = subject.build(subject.channels)
     except ValueError as error:
-        raise Mistake(str(error)) from error
+        raise UsageError(str(error)) from error
     try:
         try_norm(layer, subject.channels)
     except ValueError as error:
-        raise Mistake(f"{subject.label} {error}") from error
+        raise UsageError(f"{subject.label} {error}") from error
 
 
 def _frame(rows: list[dict[str, Any]]) -> "pd.DataFrame":

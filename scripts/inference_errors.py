@@ -188,12 +188,12 @@ def published_settings():
     """Yield (study, Setting) of the published studies, those with BN and more than one norm."""
     from gnexp.analysis.cells import series
     from gnexp.analysis.comparisons import settings
-    from gnexp.analysis.lr_search import judged_cells, settled, tuned_cells
+    from gnexp.analysis.lr_search import at_chosen_lr, test_cells, tuned_cells
     from gnexp.store.study import load_study
 
     for name in ("cifar10-first", "cifar10-lr-fair", "cifar10-why", "all-norms", "fine-tune"):
         study = load_study(FOLDER / name)
-        for setting in settings(series(settled(judged_cells(study), tuned_cells(study)))):
+        for setting in settings(series(at_chosen_lr(test_cells(study), tuned_cells(study)))):
             if setting.pairs:
                 yield name, setting
 

@@ -25,7 +25,7 @@ from gnexp.store.changes import changed_files, without_digest
 from gnexp.store.digests import FILE, Writer
 from gnexp.store.files import json_text, read_json, write_whole
 from gnexp.store.locks import holder
-from gnexp.store.run import Run, alone_in
+from gnexp.store.run import Run, exclusive
 from gnexp.store.study import record_of, runs_of
 
 NAME = re.compile(r"[A-Za-z0-9_.-]+-[0-9a-f]{8}(?![0-9a-f])")
@@ -101,7 +101,7 @@ def main(studies: list[str]) -> None:
         refuse(study, runs)
         names = new_names(study)
         for folder in (*(run.folder for run in runs), study):
-            with alone_in(folder):
+            with exclusive(folder):
                 (folder / FILE).unlink(missing_ok=True)
                 for name in without_digest(folder):
                     rewrite(folder / name, names)

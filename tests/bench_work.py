@@ -6,9 +6,9 @@ import time
 from gnexp.runner.benchmark.timer import Window
 
 
-def together(task, neighbours):
+def together(task, peers):
     """What two processes do in a test: the second one takes its time."""
-    window = Window(0.0, lambda: None, neighbours)
+    window = Window(0.0, lambda: None, peers)
     time.sleep(task)
     window.open()
     opened = time.monotonic()
@@ -17,6 +17,6 @@ def together(task, neighbours):
     return opened, time.monotonic(), os.getpid()
 
 
-def fails(task, neighbours):
+def fails(task, peers):
     """What a process does that cannot measure."""
     raise ValueError("no room")

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from gnexp.norms.reference import oracle
+from gnexp.norms.reference import table
 from gnexp.norms.registry import NORMS, build_norm
 
 SHAPES = [(4, 16, 5, 7), (1, 16, 6, 6), (10, 16, 2, 2), (2, 48, 2, 3)]
@@ -51,7 +51,7 @@ def assert_follows_the_reference(name, shape, training=True, passes=3, **options
     state, options = numbers(layer), {**NORMS[name].options, **options}
     for number in range(passes):
         x_NCHW = draw(*shape, seed=50 + number)
-        y_NCHW, state = oracle.reference(name, x_NCHW.numpy(), state, options, training)
+        y_NCHW, state = table.reference(name, x_NCHW.numpy(), state, options, training)
         assert_near(layer(x_NCHW), y_NCHW, f"output of pass {number}")
         assert set(state) == set(layer.state_dict())
         for key, tensor in layer.state_dict().items():
@@ -72,7 +72,7 @@ def assert_gradients_are_slopes(name, shape, training=True, directions=5, **opti
             dx = direction.numpy() if key == "x" else np.zeros(shape)
             dstate = {} if key == "x" else {key: direction.numpy()}
             x = x_NCHW.detach().numpy()
-            slope_NCHW = oracle.slope(name, x, before, options, dx, dstate, training)
+            slope_NCHW = table.slope(name, x, before, options, dx, dstate, training)
             terms = dy_NCHW.numpy() * slope_NCHW
             scale = max(1.0, np.abs(terms).sum())  # of terms that cancel
             difference = abs((gradient * direction).sum().item() - terms.sum())

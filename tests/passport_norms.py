@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from gnexp.checks.subject import Subject
-from gnexp.data.device_images import DeviceImages, normalize
+from gnexp.data.device_images import DeviceDataset, normalize
 from gnexp.data.sources import load_images
 from gnexp.norms.registry import NORMS, build_norm
 
@@ -73,7 +73,7 @@ BROKEN = {
 
 @functools.cache
 def _images() -> tuple[Tensor, Tensor]:
-    images = DeviceImages(load_images("shapes10", train_limit=512, test_limit=10), "cpu")
+    images = DeviceDataset(load_images("shapes10", train_limit=512, test_limit=10), "cpu")
     return normalize(images.x_train, images.mean, images.std), images.y_train
 
 

@@ -198,7 +198,7 @@ def test_a_training_that_fails_is_a_row_and_a_warning(workdir, monkeypatch):
     def broken(*args):
         raise RuntimeError("out of order")
 
-    monkeypatch.setattr("gnexp.runner.trainer.Trainings.run", broken)
+    monkeypatch.setattr("gnexp.runner.trainer.GroupTrainer.run", broken)
     with pytest.warns(UserWarning, match="failed: gn-g8.*: RuntimeError: out of order"):
         table = api.train(TINY)
     assert list(table["status"]) == ["failed"]

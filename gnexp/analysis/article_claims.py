@@ -27,7 +27,7 @@ from gnexp.analysis.cells import Cell, Series
 from gnexp.analysis.comparisons import all_samples, between, untuned_note
 from gnexp.analysis.gradient_noise import SEPARATE_EXAMPLES
 from gnexp.analysis.inference import AHEAD, BEHIND, UNTESTED, simultaneous
-from gnexp.analysis.tables.table import Column, Row, Table, plain
+from gnexp.analysis.tables.table import Column, Row, Table, format_number
 
 
 def article_claims(
@@ -51,11 +51,11 @@ def article_claims(
     shown = [
         Column("The article's claim", lambda r: r["claim"], False),
         Column("Of", lambda r: r["of"], False),
-        Column("Batch", lambda r: plain(r["batch"])),
+        Column("Batch", lambda r: format_number(r["batch"])),
         Column("Verdict", lambda r: r["verdict"], False),
         Column("Measured", _measured, False),
         Column("n", lambda r: r["n"], False),
-        Column("Comparisons in its family", lambda r: plain(r["family"])),
+        Column("Comparisons in its family", lambda r: format_number(r["family"])),
         Column("Note", lambda r: r["note"], False),
         Column("Chapter of the article", lambda r: r["article"], False),
     ]
@@ -99,14 +99,14 @@ def _flat(rows: Sequence[Row]) -> list[Row]:
 
 
 def _bn_falls(rows: Sequence[Row]) -> list[Row]:
-    said = {statistics.LOWER: HOLDS, statistics.HIGHER: FAILS, statistics.FLAT: FAILS}
+    verdict_of = {statistics.LOWER: HOLDS, statistics.HIGHER: FAILS, statistics.FLAT: FAILS}
     return [
         claim_row(
             "Independence from batch size",
             f"BN loses accuracy at a batch below {SMALL}, "
             f"{whose(_same_updates(row), row['update_batch'])}, against {row['reference_batch']}",
             series_name(row),
-            said.get(row["verdict"], UNDECIDED),
+            verdict_of.get(row["verdict"], UNDECIDED),
             **_of_flatness(row),
         )
         for row in rows
@@ -126,14 +126,14 @@ def _of_flatness(row: Row) -> Row:
 
 
 def _gn_leads(rows: Sequence[Row]) -> list[Row]:
-    said = {AHEAD: HOLDS, BEHIND: FAILS}
+    verdict_of = {AHEAD: HOLDS, BEHIND: FAILS}
     return [
         claim_row(
             "Independence from batch size",
             f"GN is the more accurate at a batch below {SMALL}, "
             f"{whose(_fixed_updates(row, rows), row['update_batch'])}: GN - BN",
             series_name(row),
-            said.get(row["verdict"], UNDECIDED),
+            verdict_of.get(row["verdict"], UNDECIDED),
             batch=row["batch"],
             value=row["difference"],
             lo=row["lo_simultaneous"],

@@ -16,17 +16,17 @@ def exponent_claims(rows: Sequence[Row]) -> list[Row]:
     """Noise against batch at shared weights: what the law says, and what the article says."""
     epochs = [row["epoch"] for row in rows if row["weights"] == SHARED]
     law = "gradient noise goes as 1 / batch where images count independently: exponent -1"
-    said = "noise of {kind}'s gradient goes as 1 / (values per statistic): exponent {expected}"
+    text = "noise of {kind}'s gradient goes as 1 / (values per statistic): exponent {expected}"
     asked = []
     for row in rows:
         if row["weights"] != SHARED or row["epoch"] != max(epochs) or not row["se"] > 0:
             continue
-        alone = row["norm"] in SEPARATE_EXAMPLES
-        if row["parameters"] == "all" and alone:
+        example_only = row["norm"] in SEPARATE_EXAMPLES
+        if row["parameters"] == "all" and example_only:
             asked.append((row, law, -1.0))
         if row["parameters"] in ("gamma", "beta") and row["norm"] != "none":
-            expected = 0 if alone else -1
-            claim = said.format(kind=row["parameters"], expected=expected)
+            expected = 0 if example_only else -1
+            claim = text.format(kind=row["parameters"], expected=expected)
             asked.append((row, claim, float(expected)))
     found = []
     for row, claim, expected in asked:

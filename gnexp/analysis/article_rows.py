@@ -3,7 +3,7 @@
 from typing import Any
 
 from gnexp.analysis.cells import norm_label
-from gnexp.analysis.tables.table import Row, plain
+from gnexp.analysis.tables.table import Row, format_number
 
 HOLDS, FAILS, UNDECIDED = "holds", "fails", "undecided"
 SMALL = 8  # BN is said to fall below this batch size
@@ -26,7 +26,7 @@ def series_name(row: Row) -> str:
         if key in ("epoch", "reference_batch", "series", "n", "weights", "statistics"):
             break
         if key not in hidden and value is not None:
-            keys.append(f"{key.removeprefix('norm.')}={plain(value)}")
+            keys.append(f"{key.removeprefix('norm.')}={format_number(value)}")
     if row.get("update_batch") not in (None, row.get("batch")):
         keys.append(f"update {row['update_batch']}")
     return ", ".join([norm_label(row), *keys])

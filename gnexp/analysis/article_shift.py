@@ -34,13 +34,13 @@ def shift_claims(rows: Sequence[Row]) -> list[Row]:
         same = [r for r in same if all(r[k] == row[k] for k in keys) and r["n"] > 1]
         if same and row["n"] > 1:
             cases.append((row, same[0], _welch(row, same[0])))
-    said = {BEHIND: HOLDS, AHEAD: FAILS}  # a smaller rise is what the article promises
+    verdicts = {BEHIND: HOLDS, AHEAD: FAILS}  # a smaller rise is what the article promises
     return [
         claim_row(
             "Robustness to distribution shift",
             "the error rises less than BN's on corrupted images: norm - BN",
             series_name(row),
-            said.get(adjusted.verdict, UNDECIDED),
+            verdicts.get(adjusted.verdict, UNDECIDED),
             batch=row["batch"],
             value=difference.difference,
             lo=adjusted.lo,
@@ -91,11 +91,11 @@ def _share(row: Row, name: str = "") -> str:
 
 
 def _corrupted(row: Row, bn: Row) -> str:
-    told = f"accuracy on them {percent(row['corrupted'])} % and {percent(bn['corrupted'])} %"
-    told += f"; {_share(row)}, under BN {_share(bn)}"
+    text = f"accuracy on them {percent(row['corrupted'])} % and {percent(bn['corrupted'])} %"
+    text += f"; {_share(row)}, under BN {_share(bn)}"
     if {row.get("tuned"), bn.get("tuned")} == {True, False}:
-        told += f"; the rate of {norm_label(bn if row['tuned'] else row)} was not tuned"
-    return told
+        text += f"; the rate of {norm_label(bn if row['tuned'] else row)} was not tuned"
+    return text
 
 
 def _welch(a: Row, b: Row) -> Estimate:

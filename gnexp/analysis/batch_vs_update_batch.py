@@ -14,16 +14,16 @@ from typing import Any
 from gnexp.analysis.cells import Cell, Series, accuracy_interval, key_text, series_label
 from gnexp.analysis.decomposition import pools_images
 from gnexp.analysis.inference import paired_difference
-from gnexp.analysis.tables.table import Column, Cut, Row, Table, percent
+from gnexp.analysis.tables.table import CellFormatter, Column, Row, Table, percent
 
 TOGETHER = "norm and optimizer together"
 EQUAL = "= batch"  # the update rule of a series, as cells.series names it
-RUNNING, POPULATION = "running", "population_augmented"
+RUNNING, PRECISE = "running", "population_augmented"
 PARTS = ("fall", "norm_part", "optimizer_part")
 LEVELS = ("reference", "fixed", "equal")
 ENDS = ("", "_lo", "_hi")
-_SHOWN = {RUNNING: "running", POPULATION: "population"}
-_NUMBERS = {RUNNING: "test_acc", POPULATION: "test_acc_population_augmented"}
+_SHOWN = {RUNNING: "running", PRECISE: "population"}
+_NUMBERS = {RUNNING: "test_acc", PRECISE: "test_acc_population_augmented"}
 
 
 def optimizer_is_fixed(keys: Iterable[Mapping[str, Any]]) -> bool:
@@ -77,7 +77,7 @@ def two_batches_rows(lines: Sequence[Series]) -> list[Row]:
         at = {cell.key["batch"]: cell for cell in fixed.cells}
         others = {cell.key["batch"]: cell for cell in equal.cells}
         reference = at.get(update) or others.get(update)
-        for kind in (RUNNING, POPULATION) if mixes else (RUNNING,):
+        for kind in (RUNNING, PRECISE) if mixes else (RUNNING,):
             for batch in sorted(at.keys() & others.keys() - {update}):
                 cells = (reference, at[batch], others[batch])
                 row = _row(cells, kind) if reference else None
@@ -88,29 +88,29 @@ def two_batches_rows(lines: Sequence[Series]) -> list[Row]:
 
 def two_batches_sentences(rows: Sequence[Row]) -> list[str]:
     """Return one sentence per norm: how its fall at the smallest batch splits."""
-    told, seen = [], set()
+    texts, seen = [], set()
     for row in rows:
         if row["statistics"] != RUNNING or row["series"] in seen:
             continue
         seen.add(row["series"])
         kinds = [r for r in rows if all(r[k] == row[k] for k in ("series", "batch"))]
-        population = next((r for r in kinds if r["statistics"] == POPULATION), None)
+        precise = next((r for r in kinds if r["statistics"] == PRECISE), None)
         beside = (
-            f"; with population statistics {_estimate('norm_part')(population)} and "
-            f"{_estimate('optimizer_part')(population)}"
-            if population
+            f"; with population statistics {_estimate('norm_part')(precise)} and "
+            f"{_estimate('optimizer_part')(precise)}"
+            if precise
             else ""
         )
         chance = f", {row['n_at_chance']} counted at chance" if row["n_at_chance"] else ""
         single = ", so no interval" if row["n"] == 1 else ""
-        told.append(
+        texts.append(
             f"{row['series']}, batch {row['batch']} against {row['update_batch']}: "
             f"{_estimate('fall')(row)} points lost = {_estimate('norm_part')(row)} because the "
             f"norm sees {_images(row['batch'])} + {_estimate('optimizer_part')(row)} because the "
             f"optimizer does{beside} (n = {row['n']} shared seed{'s' * (row['n'] != 1)}{single}"
             f"{chance})."
         )
-    return told
+    return texts
 
 
 def two_batches_table(
@@ -203,7 +203,7 @@ def _images(batch: int) -> str:
     return "single images" if batch == 1 else f"{batch} images"
 
 
-def _estimate(name: str) -> Cut:
+def _estimate(name: str) -> CellFormatter:
     def text(row: Row) -> str:
         value, lo, hi = (percent(row[f"{name}{end}"], 2) for end in ENDS)
         return f"{value} [{lo}, {hi}]" if lo and hi else value

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gnexp.analysis.comparisons import Versus
+from gnexp.analysis.comparisons import NormComparison
 from gnexp.analysis.inference import AHEAD, BEHIND, UNDECIDED
 
 CROSSING, NONE, BELOW, ABOVE = "crossing", "none in range", "below", "above"
@@ -30,7 +30,7 @@ class BreakEven:
     text: str
 
 
-def break_even(pairs: Sequence[Versus]) -> BreakEven:
+def break_even(pairs: Sequence[NormComparison]) -> BreakEven:
     """Return the break-even batch of one norm against BN, from its comparisons with BN.
 
     They are adjusted within the family of all norms and batch sizes of a setting.
@@ -66,7 +66,7 @@ def break_even(pairs: Sequence[Versus]) -> BreakEven:
 _SIDE = {AHEAD: 1, BEHIND: -1, UNDECIDED: 0}
 
 
-def _one_leader(known: Sequence[Versus], sides: list[int], decided: list[int]) -> BreakEven:
+def _one_leader(known: Sequence[NormComparison], sides: list[int], decided: list[int]) -> BreakEven:
     first, last = decided[0], decided[-1]
     who = "the norm" if sides[first] > 0 else "BN"
     at_left = _crossing(known, None, first) if first > 0 else None
@@ -83,7 +83,7 @@ def _one_leader(known: Sequence[Versus], sides: list[int], decided: list[int]) -
     return BreakEven(kind, math.nan, opened[0].lo, opened[0].hi, f"{kind} {batch}")
 
 
-def _crossing(known: Sequence[Versus], i: int | None, j: int | None) -> BreakEven:
+def _crossing(known: Sequence[NormComparison], i: int | None, j: int | None) -> BreakEven:
     """Return what lies between the decided sizes i and j; None is an open end."""
     x = np.log2([one.batch for one in known])
     lo = 0.0 if i is None else 2 ** _zero(x, [_near(o, known[i]) for o in known], i)
@@ -97,7 +97,7 @@ def _crossing(known: Sequence[Versus], i: int | None, j: int | None) -> BreakEve
     return BreakEven(CROSSING, batch, lo, hi, f"{batch:.3g} ({ends[0]} to {ends[1]})")
 
 
-def _near(one: Versus, decided: Versus) -> float:
+def _near(one: NormComparison, decided: NormComparison) -> float:
     """Return of a comparison the bound that decided the other: lo where that is ahead."""
     return one.adjusted.lo if decided.adjusted.verdict == AHEAD else one.adjusted.hi
 

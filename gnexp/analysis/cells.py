@@ -255,8 +255,8 @@ def series(all_cells: Iterable[Cell]) -> list[Series]:
 
 def series_label(key: Mapping[str, Any], keys: list[Mapping[str, Any]]) -> str:
     """Return a short name for people: the norm, its groups, and what tells the series apart."""
-    told = [chosen(c, key[c], [other.get(c) for other in keys]) for c in telling(key, keys)]
-    return ", ".join([norm_label(key), *told])
+    texts = [chosen(c, key[c], [other.get(c) for other in keys]) for c in telling(key, keys)]
+    return ", ".join([norm_label(key), *texts])
 
 
 def telling(key: Mapping[str, Any], keys: Sequence[Mapping[str, Any]]) -> list[str]:

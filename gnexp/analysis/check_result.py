@@ -16,7 +16,7 @@ POINT_COLUMNS = ("norm", "claim", "key", "panel", "series", "x", "y", "lo", "hi"
 
 
 @dataclass
-class Passport:
+class CheckResult:
     """The findings of a check.
 
     rows, points: dicts, see ROW_COLUMNS and POINT_COLUMNS, by norm, then claim. claims: (number,

@@ -34,12 +34,12 @@ from gnexp.store.study import Record, Study
 Row = dict[str, Any]
 
 VERSION_KEYS = ("gnexp", "commit", "python", "torch", "numpy", "device", "threads", "determinism")
-_TOLD_AS_DATA = ("data", "data.checksum", "data.train_limit", "data.test_limit", "data.size")
+_SHOWN_AS_DATA = ("data", "data.checksum", "data.train_limit", "data.test_limit", "data.size")
 HIGHER, LOWER = "higher", "lower"
 
 
 @dataclass(frozen=True)
-class Pair:
+class MatchedCells:
     """A cell of each study, alike in `key`: BASE and whatever else tells cells of one apart."""
 
     key: Row
@@ -48,7 +48,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Alone:
+class UnmatchedCell:
     """A cell without a partner: of which study (0 or 1), and why."""
 
     study: int
@@ -58,30 +58,30 @@ class Alone:
 
 def match(
     first: Sequence[Cell], second: Sequence[Cell], names: Sequence[str]
-) -> tuple[list[Pair], list[Alone]]:
+) -> tuple[list[MatchedCells], list[UnmatchedCell]]:
     """Return the cells that are in both studies, and those that are not.
 
     Alike is what agrees in norm, groups, batch, update batch, and in every key by which cells of
     either study that agree in these are told apart. Keys that merely differ between the studies
     (the model, say) or follow from the batch size (a tuned rate) are what is compared.
     """
-    told = sorted(_telling_apart(first) | _telling_apart(second))
+    shown_keys = sorted(_telling_apart(first) | _telling_apart(second))
     found: dict[str, tuple[Row, tuple[list[Cell], list[Cell]]]] = {}
     for index, cells in enumerate((first, second)):
         for cell in cells:
-            key = cell_key(cell.record, told)
+            key = cell_key(cell.record, shown_keys)
             found.setdefault(key_text(key), (key, ([], [])))[1][index].append(cell)
-    pairs, alone = [], []
+    pairs, unmatched = [], []
     for key, both in found.values():
         if [len(cells) for cells in both] == [1, 1]:
-            pairs.append(Pair(key, both[0][0], both[1][0]))
+            pairs.append(MatchedCells(key, both[0][0], both[1][0]))
             continue
         for index, cells in enumerate(both):
             absent = f"not in {names[1 - index]}"
             several = "several runs here differ in nothing that their configs show"
             why = absent if not both[1 - index] else several
-            alone += [Alone(index, key, why) for _ in cells]
-    return pairs, alone
+            unmatched += [UnmatchedCell(index, key, why) for _ in cells]
+    return pairs, unmatched
 
 
 def _telling_apart(cells: Iterable[Cell]) -> set[str]:
@@ -95,10 +95,11 @@ def _telling_apart(cells: Iterable[Cell]) -> set[str]:
     return {key for (key, _), values in seen.items() if len(values) > 1 and key != "run"}
 
 
-def labelled(both: Sequence[Sequence[Series]], told: Sequence[str]) -> list[list[Series]]:
-    """Return the lines of two studies so labelled that those of one label agree in `told` keys."""
+def labelled(both: Sequence[Sequence[Series]], shown_keys: Sequence[str]) -> list[list[Series]]:
+    """Return the lines of two studies so labelled that those of one label agree in `shown_keys` keys."""
     keys = [
-        [{**cell_key(line.cells[0].record, told), **line.key} for line in lines] for lines in both
+        [{**cell_key(line.cells[0].record, shown_keys), **line.key} for line in lines]
+        for lines in both
     ]
     for key in (key for side in keys for key in side):
         del key["batch"], key["update_batch"]
@@ -109,7 +110,7 @@ def labelled(both: Sequence[Sequence[Series]], told: Sequence[str]) -> list[list
     ]
 
 
-def overall(pairs: Sequence[Pair]) -> tuple[Estimate, int, int]:
+def overall(pairs: Sequence[MatchedCells]) -> tuple[Estimate, int, int]:
     """Return the difference of the mean over all pairs (Welch), and the seeds of second and first.
 
     Seeds, not cells, are what repeats: cells of one seed share its initial weights. Seeds that lack
@@ -123,7 +124,7 @@ def overall(pairs: Sequence[Pair]) -> tuple[Estimate, int, int]:
     return welch_difference(*means), len(means[0]), len(means[1])
 
 
-def _known(pairs: Sequence[Pair]) -> dict[int, Sample]:
+def _known(pairs: Sequence[MatchedCells]) -> dict[int, Sample]:
     """Return the samples of both studies' cells, each moderated over the settings of its own."""
     return {
         **all_samples(series([pair.first for pair in pairs])),
@@ -131,7 +132,7 @@ def _known(pairs: Sequence[Pair]) -> dict[int, Sample]:
     }
 
 
-def accuracy_rows(pairs: Sequence[Pair]) -> list[Row]:
+def accuracy_rows(pairs: Sequence[MatchedCells]) -> list[Row]:
     """Return a row per pair: both accuracies, their difference, Holm and a simultaneous interval.
 
     Accuracies are of the seeds that did not diverge; in the difference those count at chance.
@@ -149,7 +150,7 @@ def accuracy_rows(pairs: Sequence[Pair]) -> list[Row]:
     return rows
 
 
-def cost_rows(pairs: Sequence[Pair], reference_batch: int) -> list[Row]:
+def cost_rows(pairs: Sequence[MatchedCells], reference_batch: int) -> list[Row]:
     """Return a row per pair away from the reference batch: what the batch costs in each study.
 
     A cost is accuracy minus that at the reference batch; the difference of two costs says whether
@@ -176,7 +177,7 @@ def cost_rows(pairs: Sequence[Pair], reference_batch: int) -> list[Row]:
     return rows
 
 
-def _is_reference(candidate: Pair, pair: Pair, reference_batch: int) -> bool:
+def _is_reference(candidate: MatchedCells, pair: MatchedCells, reference_batch: int) -> bool:
     """Return whether `candidate` is the pair's cell at the reference batch, updates of its rule."""
     fixed = pair.key["update_batch"] != pair.key["batch"]
     update = pair.key["update_batch"] if fixed else reference_batch
@@ -207,7 +208,7 @@ def what_differs(first: Sequence[Cell], second: Sequence[Cell]) -> list[Row]:
     both = [_records(cells) for cells in (first, second)]
     settings = varying(Study("", both[0][0].folder, [*both[0], *both[1]]))
     rows = []
-    for key in (k for k in settings if k not in _TOLD_AS_DATA):
+    for key in (k for k in settings if k not in _SHOWN_AS_DATA):
         rows.append((key, *([cell_key(r, [key]).get(key) for r in records] for records in both)))
     for key, title in (
         *(("title", "data"), ("train", "training images"), ("test", "test images")),
@@ -218,8 +219,8 @@ def what_differs(first: Sequence[Cell], second: Sequence[Cell]) -> list[Row]:
         rows.append((key, *([_provenance(r, key) for r in records] for records in both)))
     seeds = [[row["seed"] for cell in cells for row in cell.seeds] for cells in (first, second)]
     rows.append(("seeds", *seeds))
-    told = [{"what": name, "first": _values(a), "second": _values(b)} for name, a, b in rows]
-    return [row for row in told if row["first"] != row["second"]]
+    shown_keys = [{"what": name, "first": _values(a), "second": _values(b)} for name, a, b in rows]
+    return [row for row in shown_keys if row["first"] != row["second"]]
 
 
 def _records(cells: Sequence[Cell]) -> list[Record]:

@@ -20,8 +20,8 @@ from gnexp.analysis.inference import (
     ALPHA,
     BEHIND,
     TOO_FEW,
-    Adjusted,
     Difference,
+    HolmResult,
     contrast,
     holm,
     simultaneous,
@@ -34,14 +34,14 @@ _OF_THE_SERIES = ("norm", "groups", "channels_per_group", "tuned")
 
 
 @dataclass(frozen=True)
-class Versus:
+class NormComparison:
     """Two cells at one batch size: their difference, and it as a member of its family."""
 
     batch: int
     cell: Cell
     other: Cell
     difference: Difference
-    adjusted: Adjusted
+    adjusted: HolmResult
 
     @property
     def mean(self) -> float:
@@ -51,12 +51,12 @@ class Versus:
     @property
     def note(self) -> str:
         """What kept it from a p, and whose learning rate was not tuned."""
-        told = (self.difference.why, untuned_note(self.cell, self.other))
-        return "; ".join(part for part in told if part)
+        parts = (self.difference.why, untuned_note(self.cell, self.other))
+        return "; ".join(part for part in parts if part)
 
 
 @dataclass(frozen=True)
-class Setting:
+class ComparisonGroup:
     """Series that differ in nothing but the norm: bn is BN as it comes, if it was trained.
 
     key: what the series share. pairs: (series, its comparisons with bn, ascending in batch) for
@@ -67,11 +67,11 @@ class Setting:
     key: dict[str, Any]
     lines: list[Series]
     bn: Series | None
-    pairs: list[tuple[Series, list[Versus]]]
+    pairs: list[tuple[Series, list[NormComparison]]]
     samples: Mapping[int, Sample]
 
     @cached_property
-    def other_pairs(self) -> list[tuple[Series, Series, Versus]]:
+    def other_pairs(self) -> list[tuple[Series, Series, NormComparison]]:
         """(first, second, first minus second) of the norms but BN, at batch sizes of both.
 
         All of them are one family.
@@ -86,7 +86,7 @@ class Setting:
         ]
         found = [between(cell, other, self.samples) for *_, cell, other in asked]
         return [
-            (a, b, Versus(cell.key["batch"], cell, other, one, adjusted))
+            (a, b, NormComparison(cell.key["batch"], cell, other, one, adjusted))
             for (a, b, cell, other), one, adjusted in zip(asked, found, simultaneous(found))
         ]
 
@@ -97,7 +97,7 @@ def scored_by_seed(cell: Cell) -> dict[int, float]:
     return complete | {row["seed"]: 1 / cell.classes for row in cell.of("diverged")}
 
 
-def settings(lines: Sequence[Series]) -> list[Setting]:
+def settings(lines: Sequence[Series]) -> list[ComparisonGroup]:
     """Return the series by setting, in their order, each compared with the setting's BN."""
     grouped: dict[str, list[Series]] = {}
     for line in lines:
@@ -107,7 +107,7 @@ def settings(lines: Sequence[Series]) -> list[Setting]:
         by_rate: dict[str, list[Series]] = {}
         for line in among:
             by_rate.setdefault(repr(line.key.get("lr")), []).append(line)
-        found += [among] if _differ_by_tuning_alone(among) else by_rate.values()
+        found += [among] if _differ_only_in_tuning(among) else by_rate.values()
     order = {id(line): place for place, line in enumerate(lines)}
     found.sort(key=lambda among: order[id(among[0])])
     return [_setting(among) for among in found]
@@ -125,7 +125,7 @@ def _text(key: Mapping[str, Any]) -> str:
     return repr(sorted(key.items(), key=str))
 
 
-def _differ_by_tuning_alone(among: Sequence[Series]) -> bool:
+def _differ_only_in_tuning(among: Sequence[Series]) -> bool:
     """Return whether the rates of these series differ only in that some were tuned.
 
     A tuned one stands beside the one untuned series of another norm; beside several of one norm,
@@ -136,7 +136,7 @@ def _differ_by_tuning_alone(among: Sequence[Series]) -> bool:
     return mixed and len(set(norms)) == len(norms)
 
 
-def _setting(lines: list[Series]) -> Setting:
+def _setting(lines: list[Series]) -> ComparisonGroup:
     found = [line for line in lines if line.norm == "bn"]
     as_it_comes = [b for b in found if b.key.get("norm.momentum_rule") in (None, "batches")]
     bn = next(iter(as_it_comes or found), None)
@@ -146,7 +146,7 @@ def _setting(lines: list[Series]) -> Setting:
     key = _shared(lines[0].key)
     if len({repr(line.key.get("lr")) for line in lines}) > 1:
         key.pop("lr")
-    return Setting(key, lines, bn, pairs, known)
+    return ComparisonGroup(key, lines, bn, pairs, known)
 
 
 def _shared(key: Mapping[str, Any]) -> Row:
@@ -155,7 +155,7 @@ def _shared(key: Mapping[str, Any]) -> Row:
 
 def _against(
     lines: Sequence[Series], other: Series, known: Mapping[int, Sample]
-) -> list[tuple[Series, list[Versus]]]:
+) -> list[tuple[Series, list[NormComparison]]]:
     """Return each line minus other at the batch sizes of both, ascending; all are one family."""
     theirs = {cell.key["batch"]: cell for cell in other.cells}
     shared = [[c for c in line.cells if c.key["batch"] in theirs] for line in lines]
@@ -165,7 +165,9 @@ def _against(
         (
             line,
             [
-                Versus(c.key["batch"], c, theirs[c.key["batch"]], difference, next(adjusted))
+                NormComparison(
+                    c.key["batch"], c, theirs[c.key["batch"]], difference, next(adjusted)
+                )
                 for c, difference in zip(cells, differences)
             ],
         )
@@ -184,7 +186,7 @@ def between(a: Cell, b: Cell, known: Mapping[int, Sample]) -> Difference:
     return contrast([(1.0, known[id(a)]), (-1.0, known[id(b)])])
 
 
-def tested_columns(difference: Difference, adjusted: Adjusted) -> Row:
+def tested_columns(difference: Difference, adjusted: HolmResult) -> Row:
     """Return a comparison's columns: the difference and its sources of error, Holm's, Welch's."""
     return {
         **{k: getattr(difference, k) for k in TESTED if hasattr(difference, k)},
@@ -202,7 +204,7 @@ TESTED = (
 )
 
 
-def norm_rows(found: Sequence[Setting]) -> list[Row]:
+def norm_rows(found: Sequence[ComparisonGroup]) -> list[Row]:
     """Return one row per norm and batch size that BN has too: norm minus BN, 0..1."""
     return [
         _compared_row(line, setting.bn, one)
@@ -212,12 +214,12 @@ def norm_rows(found: Sequence[Setting]) -> list[Row]:
     ]
 
 
-def pair_rows(found: Sequence[Setting]) -> list[Row]:
+def pair_rows(found: Sequence[ComparisonGroup]) -> list[Row]:
     """Return one row per pair of norms other than BN and batch size of both: first minus second."""
     return [_compared_row(*pair) for setting in found for pair in setting.other_pairs]
 
 
-def _compared_row(line: Series, against: Series, one: Versus) -> Row:
+def _compared_row(line: Series, against: Series, one: NormComparison) -> Row:
     return {
         **one.cell.key,
         "series": line.label,
@@ -278,12 +280,12 @@ def _flatness_row(cell: Cell, reference: Cell, one: Difference) -> Row:
 
 def _as_family(rows: list[Row], found: Sequence[Difference]) -> list[Row]:
     flat = holm([row["p_equivalence"] for row in rows])
-    said = {AHEAD: statistics.HIGHER, BEHIND: statistics.LOWER}
+    verdicts = {AHEAD: statistics.HIGHER, BEHIND: statistics.LOWER}
     for row, adjusted, p_flat in zip(rows, simultaneous(found), flat):
         row |= {"p_holm": adjusted.p_holm, "p_equivalence_holm": p_flat}
         row |= {"lo_simultaneous": adjusted.lo, "hi_simultaneous": adjusted.hi}
         row |= {"family": adjusted.family}
-        decided = said.get(adjusted.verdict, statistics.UNDECIDED)
+        decided = verdicts.get(adjusted.verdict, statistics.UNDECIDED)
         row["verdict"] = statistics.FLAT if p_flat < ALPHA else decided
     return rows
 

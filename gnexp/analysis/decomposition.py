@@ -36,12 +36,12 @@ def level_column(statistics: str, measure: str) -> str:
     return f"accuracy_{statistics}" if measure == ACCURACY else f"loss_{statistics}_nats"
 
 
-def damage_column(part: str, measure: str) -> str:
+def part_column(part: str, measure: str) -> str:
     """Return the column of a part of the damage: training_damage, training_damage_nats."""
     return f"{part}_damage" if measure == ACCURACY else f"{part}_damage_nats"
 
 
-def damage_rows(lines: Sequence[Series], reference_batch: int, measure: str) -> list[Row]:
+def decomposition_rows(lines: Sequence[Series], reference_batch: int, measure: str) -> list[Row]:
     """Return one row per series and batch size: the levels, and the damage against the reference.
 
     measure: ACCURACY (0..1) or LOSS (nats). Levels: mean over the seeds that did not diverge, 95 %
@@ -71,7 +71,7 @@ def damage_rows(lines: Sequence[Series], reference_batch: int, measure: str) -> 
                 "reference_update_batch": reference.key["update_batch"] if reference else None,
                 "n_diverged": len(cell.of("diverged")),
                 **_levels(cell, measure),
-                **_damages(cell, reference, reference_batch, measure),
+                **_parts_of(cell, reference, reference_batch, measure),
                 "pools": pools,
                 "apart": pools and cell.key["batch"] == 1,
                 "series": line.label,
@@ -108,9 +108,9 @@ def _levels(cell: Cell, measure: str) -> Row:
     return levels
 
 
-def _damages(cell: Cell, reference: Cell | None, reference_batch: int, measure: str) -> Row:
+def _parts_of(cell: Cell, reference: Cell | None, reference_batch: int, measure: str) -> Row:
     """Return the parts of the damage with their intervals, n_shared, and a note on what lacks."""
-    columns = [damage_column(part, measure) for part in PARTS]
+    columns = [part_column(part, measure) for part in PARTS]
     none = {f"{column}{end}": math.nan for column in columns for end in ENDS}
     none |= {"n_shared": 0, "n_at_chance": 0}
     if reference is None:
@@ -166,9 +166,9 @@ def _notes(
             )
     if not shared and not notes:
         notes.append("no seed in common with the reference")
-    alone = sorted(here.keys() - there.keys()) if shared and not notes else []
-    if alone:
-        notes.append(f"not in the reference: {_named(alone)}")
+    extra = sorted(here.keys() - there.keys()) if shared and not notes else []
+    if extra:
+        notes.append(f"not in the reference: {_named(extra)}")
     if len(shared) == 1:
         notes.append("one shared seed: no interval")
     diverged = {row["seed"] for one in (cell, reference) for row in one.of("diverged")}

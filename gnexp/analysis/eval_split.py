@@ -15,7 +15,7 @@ TEST, VALIDATION = "test", "validation"
 _OF_IMAGES = re.compile(r"\b[Tt]est(?=\s(?:accurac|batch|image|loss|set\b))")  # no t test
 
 
-def judged_on(study: Study) -> str:
+def split_of(study: Study) -> str:
     """Return what the accuracies that a study reports are of, TEST or VALIDATION images.
 
     VALIDATION where every run holds images out of its training set: then those are reported.
@@ -23,24 +23,24 @@ def judged_on(study: Study) -> str:
     return VALIDATION if study.runs and all(map(is_trial, study.runs)) else TEST
 
 
-def worded(text: str, on: str) -> str:
+def for_split(text: str, on: str) -> str:
     """Return a text about test images as it reads of images `on`."""
     if on == TEST:
         return text
     return _OF_IMAGES.sub(lambda found: on.capitalize() if found[0] == "Test" else on, text)
 
 
-def worded_table(table: Table, on: str) -> Table:
+def table_for_split(table: Table, on: str) -> Table:
     """Return a table with all that people read of it worded; columns and rows are as they were."""
     if on == TEST:
         return table
     shown = [
         dataclasses.replace(
             column,
-            header=worded(column.header, on),
-            text=lambda row, text=column.text: worded(text(row), on),
+            header=for_split(column.header, on),
+            text=lambda row, text=column.text: for_split(text(row), on),
         )
         for column in table.shown
     ]
-    told = {name: worded(getattr(table, name), on) for name in ("title", "caption", "empty")}
-    return dataclasses.replace(table, shown=shown, **told)
+    parts = {name: for_split(getattr(table, name), on) for name in ("title", "caption", "empty")}
+    return dataclasses.replace(table, shown=shown, **parts)

@@ -68,7 +68,7 @@ class Difference(Estimate):
 
 
 @dataclass(frozen=True)
-class Adjusted:
+class HolmResult:
     """A member of a family: Holm's p, the simultaneous interval, and the decision.
 
     verdict: AHEAD or BEHIND (Holm rejects at 5 %; the interval lies on one side of 0), UNDECIDED,
@@ -193,7 +193,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted.tolist()
 
 
-def simultaneous(differences: Sequence[Estimate]) -> list[Adjusted]:
+def simultaneous(differences: Sequence[Estimate]) -> list[HolmResult]:
     """Return each member's Holm p and an interval that agrees with Holm's decision at 5 %.
 
     Of a family of m: d +- t_{1 - 0.05/(4m), dof} se (Bonferroni at 2.5 % in all); where Holm
@@ -213,16 +213,16 @@ def simultaneous(differences: Sequence[Estimate]) -> list[Adjusted]:
     return [_adjust(d, p, family) for d, p in zip(differences, adjusted)]
 
 
-def _adjust(d: Estimate, p_holm: float, family: int) -> Adjusted:
+def _adjust(d: Estimate, p_holm: float, family: int) -> HolmResult:
     if p_holm != p_holm:
-        return Adjusted(math.nan, math.nan, math.nan, family, UNTESTED)
+        return HolmResult(math.nan, math.nan, math.nan, family, UNTESTED)
     half = statistics.t_quantile(1 - ALPHA / (4 * family), d.dof) * d.se
     lo, hi = max(d.difference - half, -d.limit), min(d.difference + half, d.limit)
     if p_holm > ALPHA:
-        return Adjusted(p_holm, lo, hi, family, UNDECIDED)
+        return HolmResult(p_holm, lo, hi, family, UNDECIDED)
     if d.difference > 0:
-        return Adjusted(p_holm, max(lo, 0.0), hi, family, AHEAD)
-    return Adjusted(p_holm, lo, min(hi, 0.0), family, BEHIND)
+        return HolmResult(p_holm, max(lo, 0.0), hi, family, AHEAD)
+    return HolmResult(p_holm, lo, min(hi, 0.0), family, BEHIND)
 
 
 def with_images(sample: Sample) -> tuple[float, float]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from gnexp.analysis.cells import Cell, Series
-from gnexp.analysis.comparisons import Setting, Versus
+from gnexp.analysis.comparisons import ComparisonGroup, NormComparison
 from gnexp.analysis.inference import AHEAD, BEHIND, UNDECIDED, UNTESTED, with_images
 from gnexp.analysis.statistics import binomial_interval, t_interval
 
@@ -28,7 +28,7 @@ ALL, SOME, OPEN, CHANCE, NOT_TESTED = "all", "some", "open", "chance", "not test
 
 
 @dataclass(frozen=True)
-class Place:
+class BatchVerdict:
     """One batch size of a setting; lines are numbered as in `setting.lines`.
 
     cells: of the lines that have a finished seed here. over: {(i, j): i minus j}, both ways round,
@@ -37,7 +37,7 @@ class Place:
 
     batch: int
     cells: Mapping[int, Cell]
-    over: Mapping[tuple[int, int], Versus]
+    over: Mapping[tuple[int, int], NormComparison]
     margin: float
     at_chance: bool
 
@@ -59,7 +59,7 @@ class Place:
     def _states(self) -> dict[tuple[int, int], str]:
         return {pair: self._of(one) for pair, one in self.over.items()}
 
-    def _of(self, one: Versus) -> str:
+    def _of(self, one: NormComparison) -> str:
         d, verdict = one.difference.difference, one.adjusted.verdict
         if verdict == UNDECIDED:
             return APART if abs(d) >= LARGE else TIED
@@ -109,7 +109,7 @@ class Stretch:
 
     kind: str
     leader: int | None
-    places: list[Place]
+    places: list[BatchVerdict]
     from_end: bool = False
 
     def throughout(self, *states: str) -> list[int]:
@@ -130,7 +130,7 @@ class Stretch:
         return sorted(set.intersection(*map(set, found)), key=self.outer.compared.index)
 
     @property
-    def outer(self) -> Place:
+    def outer(self) -> BatchVerdict:
         """The end of the stretch that is an end of the grid; its numbers are told first."""
         return self.places[-1 if self.from_end else 0]
 
@@ -140,11 +140,11 @@ def mean(cell: Cell) -> float:
     return math.fsum(cell.scored) / len(cell.scored) if cell.scored else -1.0
 
 
-def flipped(one: Versus) -> Versus:
+def flipped(one: NormComparison) -> NormComparison:
     """Return the comparison seen from the other side."""
     d, a = one.difference, one.adjusted
     verdict = {AHEAD: BEHIND, BEHIND: AHEAD}.get(a.verdict, a.verdict)
-    return Versus(
+    return NormComparison(
         one.batch,
         one.other,
         one.cell,
@@ -162,7 +162,7 @@ def _by_batch(line: Series) -> dict[int, Cell]:
     return {cell.key["batch"]: cell for cell in line.cells if cell.scored}
 
 
-def places(setting: Setting, margin: float = MARGIN) -> list[Place]:
+def places(setting: ComparisonGroup, margin: float = MARGIN) -> list[BatchVerdict]:
     """Return the batch sizes at which two norms or more have a finished seed, ascending."""
     number = {id(line): i for i, line in enumerate(setting.lines)}
     found = [
@@ -170,7 +170,7 @@ def places(setting: Setting, margin: float = MARGIN) -> list[Place]:
         for line, pairs in setting.pairs
         for one in pairs
     ]
-    over: dict[int, dict[tuple[int, int], Versus]] = {}
+    over: dict[int, dict[tuple[int, int], NormComparison]] = {}
     found += [(number[id(a)], number[id(b)], one) for a, b, one in setting.other_pairs]
     for i, j, one in found:
         if one.adjusted.verdict != UNTESTED:
@@ -180,18 +180,18 @@ def places(setting: Setting, margin: float = MARGIN) -> list[Place]:
         for batch, cell in _by_batch(line).items():
             at.setdefault(batch, {})[i] = cell
     return [
-        Place(batch, cells, over.get(batch, {}), margin, _at_chance(setting, cells))
+        BatchVerdict(batch, cells, over.get(batch, {}), margin, _at_chance(setting, cells))
         for batch, cells in sorted(at.items())
         if len(cells) > 1
     ]
 
 
-def _at_chance(setting: Setting, cells: Mapping[int, Cell]) -> bool:
+def _at_chance(setting: ComparisonGroup, cells: Mapping[int, Cell]) -> bool:
     # Nothing is known of one seed on an unknown number of images: nan, which is not at chance.
     return all(_lowest(setting, cell) <= 1 / cell.classes for cell in cells.values())
 
 
-def _lowest(setting: Setting, cell: Cell) -> float:
+def _lowest(setting: ComparisonGroup, cell: Cell) -> float:
     """Return the lower end of the accuracy's 95 % interval, over seeds and test images.
 
     Of one seed, or of seeds without any spread, over test images alone.
@@ -202,26 +202,27 @@ def _lowest(setting: Setting, cell: Cell) -> float:
     return lo if lo == lo else t_interval(cell.scored).lo
 
 
-def stretches(found: Sequence[Place], bn: int | None) -> list[Stretch]:
+def stretches(found: Sequence[BatchVerdict], bn: int | None) -> list[Stretch]:
     """Return the batch sizes as few stretches, in order; bn: the line that is BN.
 
     From the left, as many batch sizes of one kind as one leader allows: of the norms that are
     candidates at all of them that with the highest mean over them. BN must fare alike beside it at
     all of them, and half of those that it leads at any of them it must lead at all of them.
     """
-    told: list[Stretch] = []
+    found_stretches: list[Stretch] = []
     left = list(found)
     while left:
         runs = (left[:n] for n in range(len(left), 0, -1))
-        told.append(next(one for run in runs if (one := _as_one(run, bn))))
-        left = left[len(told[-1].places) :]
+        found_stretches.append(next(one for run in runs if (one := _as_one(run, bn))))
+        left = left[len(found_stretches[-1].places) :]
     last, first = found[-1:], found[:1]
     return [
-        replace(one, from_end=one.places[-1:] == last and one.places[:1] != first) for one in told
+        replace(one, from_end=one.places[-1:] == last and one.places[:1] != first)
+        for one in found_stretches
     ]
 
 
-def _as_one(run: list[Place], bn: int | None) -> Stretch | None:
+def _as_one(run: list[BatchVerdict], bn: int | None) -> Stretch | None:
     kinds = {place.kind for place in run}
     if len(kinds) > 1:
         return None
@@ -241,10 +242,10 @@ def _as_one(run: list[Place], bn: int | None) -> Stretch | None:
     return one if alike or leader == bn else None
 
 
-def joined(told: Sequence[Stretch], bn: int | None) -> list[Stretch]:
+def joined(found_stretches: Sequence[Stretch], bn: int | None) -> list[Stretch]:
     """Return the stretches with those joined that say the same of batch sizes further apart."""
     found: list[Stretch] = []
-    for one in told:
+    for one in found_stretches:
         for k, other in enumerate(found):
             both = sorted([*other.places, *one.places], key=lambda place: place.batch)
             whole = _as_one(both, bn) if one.kind == other.kind else None

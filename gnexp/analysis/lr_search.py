@@ -16,8 +16,8 @@ from gnexp.analysis.cells import Cell, cells, is_trial, key_text, norm_label, ro
 from gnexp.analysis.comparisons import scored_by_seed
 from gnexp.analysis.tables.table import Row
 from gnexp.store import lr_choices
-from gnexp.store.files import Damaged
-from gnexp.store.lr_choices import BEST, Choice, best_rate, recorded_choices
+from gnexp.store.files import CorruptFile
+from gnexp.store.lr_choices import BEST, LRChoice, best_rate, recorded_choices
 from gnexp.store.study import Record, Study
 
 GOOD = 0.02  # a rate is good when its accuracy is at most this far below the best one's
@@ -26,12 +26,12 @@ TUNED = "tuned"
 
 
 @dataclasses.dataclass(frozen=True)
-class Tuned:
+class TunedCell:
     """One tuned cell: its key without the rate, its trials by rate, and what was chosen."""
 
     key: dict[str, Any]
     trials: dict[float, Cell]
-    choice: Choice
+    choice: LRChoice
 
     @property
     def rate(self) -> float:
@@ -60,7 +60,7 @@ class Tuned:
         return _budget(next(iter(self.trials.values())))
 
 
-def parted(study: Study) -> tuple[Study, Study]:
+def split_trials(study: Study) -> tuple[Study, Study]:
     """Return the study of the runs that are judged on the test set, and that of the trials.
 
     A study of trials alone is the former: there is nothing else that could be reported.
@@ -72,7 +72,7 @@ def parted(study: Study) -> tuple[Study, Study]:
     return dataclasses.replace(study, runs=judged), dataclasses.replace(study, runs=trials)
 
 
-def trial_sentences(study: Study, tuned: Sequence[Tuned]) -> list[str]:
+def trial_sentences(study: Study, tuned: Sequence[TunedCell]) -> list[str]:
     """Return what is to be known of a study's trials, of one that has any."""
     if all(map(is_trial, study.runs)):
         return [
@@ -82,26 +82,28 @@ def trial_sentences(study: Study, tuned: Sequence[Tuned]) -> list[str]:
         return []
     seeds = sum(len(cell.scored) for each in tuned for cell in each.trials.values())
     edge = sum(each.at_edge for each in tuned)
-    told = f"; {edge} of them at the edge of the rates tried" if edge else ""
-    judged = judged_cells(study)
+    text = f"; {edge} of them at the edge of the rates tried" if edge else ""
+    judged = test_cells(study)
     waiting = sum(_chosen(judged, each) is None for each in tuned)
-    told += f"; {waiting} have no result at the chosen rate yet" if waiting else ""
-    untuned = {norm_label(c.key) for c in settled(judged, tuned) if not c.key.get("tuned", True)}
-    told += f". The rates of {', '.join(sorted(untuned))} were not tuned" if untuned else ""
+    text += f"; {waiting} have no result at the chosen rate yet" if waiting else ""
+    untuned = {
+        norm_label(c.key) for c in at_chosen_lr(judged, tuned) if not c.key.get("tuned", True)
+    }
+    text += f". The rates of {', '.join(sorted(untuned))} were not tuned" if untuned else ""
     return [
         f"The learning rates of {len(tuned)} cells were chosen by {seeds} trainings on images held"
-        f" out of the training set{_budget_told(tuned)}{_rule_told(tuned)}{told}."
+        f" out of the training set{_budget_text(tuned)}{_rule_text(tuned)}{text}."
     ]
 
 
-def _rule_told(tuned: Sequence[Tuned]) -> str:
+def _rule_text(tuned: Sequence[TunedCell]) -> str:
     """Return how many were chosen by another rule than the best mean, "" without any."""
     some = [each for each in tuned if each.choice.rule != BEST]
     those = "" if len(some) == len(tuned) else f", in {len(some)} of them"
     return f"{those}, as the smallest within one standard error of the best" if some else ""
 
 
-def _budget_told(tuned: Sequence[Tuned]) -> str:
+def _budget_text(tuned: Sequence[TunedCell]) -> str:
     """Return which part of the budget trials had, "" where all had the whole."""
     some = [each for each in tuned if each.choice.budget]
     if not some:
@@ -112,19 +114,24 @@ def _budget_told(tuned: Sequence[Tuned]) -> str:
     return f"{those} with a part of the budget ({shown})"
 
 
-def judged_cells(study: Study) -> list[Cell]:
+def test_cells(study: Study) -> list[Cell]:
     """Return the cells of the runs that are judged on the test set, at whatever rate."""
-    return cells(parted(study)[0], varying(study))
+    return cells(split_trials(study)[0], varying(study))
 
 
-def tuned_cells(study: Study) -> list[Tuned]:
+def tuned_cells(study: Study) -> list[TunedCell]:
     """Return the cells whose rates were chosen, as the study's folder has it written down.
 
     Those that have ended seeds at two rates or more; what cannot be read counts as not there.
     """
     try:
         choices = recorded_choices(study.folder)
-    except (Damaged, KeyError, TypeError, ValueError):  # the command that trained it writes it anew
+    except (
+        CorruptFile,
+        KeyError,
+        TypeError,
+        ValueError,
+    ):  # the command that trained it writes it anew
         return []
     extras, by_name = varying(study), {record.name: record for record in study.runs}
     found = []
@@ -136,24 +143,24 @@ def tuned_cells(study: Study) -> list[Tuned]:
             ordered = {rate: trials[rate] for rate in sorted(trials)}
             key = _without_rate(some[0])
             key |= {name: value for name, value in choice.budget.items() if name in key}
-            found.append(Tuned(key, ordered, choice))
+            found.append(TunedCell(key, ordered, choice))
     return sorted(found, key=lambda each: row_order(each.key))
 
 
-def _chosen(judged: Iterable[Cell], tuned: Tuned) -> Cell | None:
+def _chosen(judged: Iterable[Cell], tuned: TunedCell) -> Cell | None:
     """Return the cell on the test set that stands for a tuned one, once it has a result."""
     return next((c for c in judged if tuned.choice.run in [r.name for r in c.records]), None)
 
 
-def reported(study: Study) -> list[Record]:
+def reported_runs(study: Study) -> list[Record]:
     """Return the runs that the report compares: of a tuned cell that at its chosen rate alone."""
     tuned = tuned_cells(study)
     if not tuned:
-        return parted(study)[0].runs
-    return [record for cell in settled(judged_cells(study), tuned) for record in cell.records]
+        return split_trials(study)[0].runs
+    return [record for cell in at_chosen_lr(test_cells(study), tuned) for record in cell.records]
 
 
-def settled(judged: Sequence[Cell], tuned: Sequence[Tuned]) -> list[Cell]:
+def at_chosen_lr(judged: Sequence[Cell], tuned: Sequence[TunedCell]) -> list[Cell]:
     """Return the cells as they are compared: of a tuned one that at its chosen rate alone.
 
     As long as that has no result the others stay. Tuned cells differ in their rates by design, so
@@ -180,7 +187,7 @@ def _without_rate(cell: Cell) -> dict[str, Any]:
     return {key: value for key, value in cell.key.items() if key != "lr"}
 
 
-def tuning_rows(tuned: Iterable[Tuned]) -> list[Row]:
+def tuning_rows(tuned: Iterable[TunedCell]) -> list[Row]:
     """Return one row per tuned cell and rate: the accuracy on images held out, over tuning seeds.
 
     Fractions; a diverged seed counts at chance. Two seeds know little of their spread, so the
@@ -214,7 +221,7 @@ def tuning_rows(tuned: Iterable[Tuned]) -> list[Row]:
     return rows
 
 
-def choice_rows(tuned: Iterable[Tuned], judged: Sequence[Cell]) -> list[Row]:
+def choice_rows(tuned: Iterable[TunedCell], judged: Sequence[Cell]) -> list[Row]:
     """Return one row per tuned cell: the choice, how wide the good region is, what tuning gained.
 
     judged: the cells on the test set, at whatever rate. The gap is the accuracy at the chosen rate

@@ -12,12 +12,12 @@ HOLDS, FAILS, UNDECIDED, NOT_MEASURED = "holds", "fails", "undecided", "not meas
 VACUOUS = "holds vacuously"  # for want of what the sentence speaks of
 
 
-def only_when(condition: str) -> str:
+def conditional(condition: str) -> str:
     """Return the verdict of a claim that holds under a condition only: "holds only when ..."."""
     return f"{HOLDS} only when {condition}"
 
 
-def at_most(value: float, tolerance: float) -> str:
+def verdict_below(value: float, tolerance: float) -> str:
     """Return the verdict on a number without chance in it that may be at most `tolerance`."""
     return HOLDS if value <= tolerance else FAILS  # nan fails
 

@@ -19,9 +19,9 @@ from torch import nn
 
 from gnexp.analysis.statistics import Interval, t_interval
 from gnexp.checks.finding import Finding, Measured, Point, inside
-from gnexp.checks.subject import Misbehaved, Subject
+from gnexp.checks.subject import NormError, Subject
 from gnexp.training.lr_schedule import peak_rate
-from gnexp.training.stack import draws_random_numbers, refusal
+from gnexp.training.stack import draws_random_numbers, why_not_stackable
 from gnexp.training.stacked_step import StackedStep
 
 MODEL, BATCH, UPDATES, LAST = "preresnet20", 16, 10, 5
@@ -91,7 +91,7 @@ def _losses(subject: Subject, rate: float, seeds: int, zero_gamma: bool) -> np.n
         with torch.random.fork_rng(devices=[]):
             losses = [_train(subject, [nets[s] for s in part], part, rate) for part in parts]
     except Exception as error:
-        raise Misbehaved(f"training raised {type(error).__name__}: {error}") from error
+        raise NormError(f"training raised {type(error).__name__}: {error}") from error
     losses_SU = np.nan_to_num(np.concatenate(losses), nan=DIVERGED, posinf=DIVERGED)
     return losses_SU.clip(max=DIVERGED)
 
@@ -101,7 +101,7 @@ def sharing_a_step(nets: Sequence[nn.Module], shape: tuple[int, ...]) -> list[ra
 
     shape: (C, H, W) of an image.
     """
-    together = not draws_random_numbers(nets[0], shape) and refusal(nets, shape) is None
+    together = not draws_random_numbers(nets[0], shape) and why_not_stackable(nets, shape) is None
     return [range(len(nets))] if together else [range(r, r + 1) for r in range(len(nets))]
 
 

@@ -16,7 +16,7 @@ from gnexp.runner.build import data, model
 GROUP_KEYS = ("num_groups", "groups")  # by which a norm of one's own may take its groups
 
 
-def subject_of(config: CheckConfig) -> Subject:
+def subject_from_config(config: CheckConfig) -> Subject:
     """Return the norm that a checked config names, with the images it is tested on."""
     run = resolve(check_run(config))
     images = data.device_images(config.data, torch.device("cpu"))

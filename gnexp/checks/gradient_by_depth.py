@@ -22,10 +22,10 @@ from gnexp.checks.finding import (
     Finding,
     Measured,
     Point,
+    conditional,
     inside,
-    only_when,
 )
-from gnexp.checks.subject import Misbehaved, Subject
+from gnexp.checks.subject import NormError, Subject
 from gnexp.models.resnet import stages_of
 
 IMAGE_COUNT, DRAWS_PER_NETWORK = 8, 16
@@ -45,7 +45,7 @@ def block_gradients(net: nn.Sequential, x_NCHW: Tensor, y_N: Tensor) -> list[flo
         loss = F.cross_entropy(net(x_NCHW), y_N)
         gradients = torch.autograd.grad(loss, outputs)
     except Exception as error:
-        raise Misbehaved(f"a network raised {type(error).__name__}: {error}") from error
+        raise NormError(f"a network raised {type(error).__name__}: {error}") from error
     finally:
         for hook in hooks:
             hook.remove()
@@ -56,7 +56,7 @@ def by_depth(subject: Subject, result: Measured, family: str, people: str) -> No
     """Add the finding "depth_<family>" and its points."""
     seeds = max(1, subject.draws // DRAWS_PER_NETWORK)
     x_NCHW, y_N = subject.x_NCHW[:IMAGE_COUNT], subject.y_N[:IMAGE_COUNT]
-    verdicts, told, worst = {}, [], (0.0, math.nan, math.nan)
+    verdicts, texts, worst = {}, [], (0.0, math.nan, math.nan)
     for depth in DEPTHS:
         name = f"{family}{depth}"
         nets = (subject.network(name, seed=seed) for seed in range(seeds))
@@ -66,13 +66,13 @@ def by_depth(subject: Subject, result: Measured, family: str, people: str) -> No
         _points(result, name, logs_IB)
         if not np.isfinite(logs_IB).all():
             verdicts[depth], worst = FAILS, (math.inf, math.nan, math.nan)
-            told.append(f"depth {depth}: zero or not finite")
+            texts.append(f"depth {depth}: zero or not finite")
             continue
         factor = t_interval(np.abs(logs_IB).max(axis=1))
         verdicts[depth] = inside(factor.lo, factor.hi, -math.inf, math.log10(WITHIN))
         worst = max(worst, (factor.mean, factor.lo, factor.hi), key=lambda w: w[0])
         mean_B = logs_IB.mean(axis=0)
-        told.append(f"depth {depth}: {10 ** mean_B.min():.2g} to {10 ** mean_B.max():.2g}")
+        texts.append(f"depth {depth}: {10 ** mean_B.min():.2g} to {10 ** mean_B.max():.2g}")
     pixels = "x".join(map(str, x_NCHW.shape[2:]))
     result.findings.append(
         Finding(
@@ -81,7 +81,7 @@ def by_depth(subject: Subject, result: Measured, family: str, people: str) -> No
             "gradient norm at a block's output over that at the last block's,"
             f" {len(x_NCHW)} images of {pixels} pixels, geometric mean over initializations",
             f"within a factor {WITHIN:g} at all blocks",
-            "; ".join(told),
+            "; ".join(texts),
             verdict_by_depth(verdicts),
             *(_power_of_ten(number) for number in worst),
             tolerance=f"the 95 % interval of the largest factor is below {WITHIN:g}",
@@ -115,4 +115,4 @@ def verdict_by_depth(verdicts: dict[int, str]) -> str:
         if verdict != HOLDS:
             break
         holding.append(depth)
-    return only_when(f"the depth is at most {holding[-1]}") if holding else FAILS
+    return conditional(f"the depth is at most {holding[-1]}") if holding else FAILS

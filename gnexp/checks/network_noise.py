@@ -25,7 +25,7 @@ from gnexp.checks.power_law import (
     values_per_statistic,
 )
 from gnexp.checks.statistic_sets import sets_claimed, sets_used
-from gnexp.checks.subject import Misbehaved, Subject
+from gnexp.checks.subject import NormError, Subject
 from gnexp.data.seeding import derived_seed
 from gnexp.measure.gradient_noise import LEAST_DRAWS, block_jackknife, measure_gradients
 from gnexp.measure.per_example import find_mixing_layer
@@ -95,7 +95,7 @@ def _noise(
     try:
         rows = measure_gradients(net, _batches(subject, batch, k, g), k, batch)
     except Exception as error:
-        raise Misbehaved(f"{subject.label} in {MODEL}, batch {batch}: {error}") from error
+        raise NormError(f"{subject.label} in {MODEL}, batch {batch}: {error}") from error
     return {row["parameters"]: row for row in rows if row["parameters"] in KINDS}
 
 

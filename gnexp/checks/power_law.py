@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gnexp.analysis.statistics import fit_exponent, t_quantile
 from gnexp.checks.finding import FAILS, HOLDS, UNDECIDED, inside
-from gnexp.checks.statistic_sets import Sets
+from gnexp.checks.statistic_sets import StatisticSets
 
 TOLERANCE = 0.1  # of an exponent: a tenth of the article's -1
 MUCH_LESS = 0.8  # of a variance that is compared with: a fifth less, at the least
@@ -23,7 +23,7 @@ DEGENERATE = "a variance is zero or not finite"
 
 
 @dataclass(frozen=True)
-class Law:
+class PowerLaw:
     """A power law: its exponent and 95 % interval, all nan where there is none to fit."""
 
     exponent: float = math.nan
@@ -48,14 +48,14 @@ class Variance:
     error: float
 
 
-def fit(x: Sequence[float], variances: Sequence[Variance]) -> Law:
+def fit(x: Sequence[float], variances: Sequence[Variance]) -> PowerLaw:
     """Return the law variance ~ x^exponent, weighted by the errors."""
     numbers = [number for v in variances for number in (v.value, v.error)]
     if len(x) < 3 or not all(math.isfinite(number) and number > 0 for number in numbers):
-        return Law()
+        return PowerLaw()
     errors = [v.error for v in variances]
     fitted = fit_exponent(x, [v.value for v in variances], errors, [0] * len(x))
-    return Law(fitted.slope, fitted.lo95, fitted.hi95)
+    return PowerLaw(fitted.slope, fitted.lo95, fitted.hi95)
 
 
 def widened(error: float, dof: int) -> float:
@@ -78,7 +78,7 @@ def variance_over_draws(g_KC: Tensor) -> Variance:
     return Variance(value.item(), widened(error.item(), k - 1))
 
 
-def values_per_statistic(sets: Sets, n: int, c: int, h: int, w: int) -> int:
+def values_per_statistic(sets: StatisticSets, n: int, c: int, h: int, w: int) -> int:
     """Return how many values of (N, C, H, W) each of these sets holds."""
     return sets.rows(torch.empty(n, c, h, w)).shape[1]
 

@@ -85,7 +85,7 @@ MODULES = {"train_test": "train_vs_eval"}
 
 
 def measure_claim(key: str, subject: "Subject") -> "Measured":
-    """Measure one claim; raises Misbehaved for a norm that does what no layer may do.
+    """Measure one claim; raises NormError for a norm that does what no layer may do.
 
     A layer that draws random numbers itself gets the same ones each time; the global random state
     is left as it was.

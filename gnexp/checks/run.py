@@ -5,11 +5,11 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from gnexp.analysis.check_result import Passport
+from gnexp.analysis.check_result import CheckResult
 from gnexp.checks.finding import NOT_MEASURED
-from gnexp.checks.from_config import label_of, subject_of
+from gnexp.checks.from_config import label_of, subject_from_config
 from gnexp.checks.registry import Claim, measure_claim
-from gnexp.checks.subject import Misbehaved, Subject
+from gnexp.checks.subject import NormError, Subject
 from gnexp.config.schema import CheckConfig
 from gnexp.runner.process_pool import Emit
 
@@ -34,9 +34,9 @@ class Outcome:
 
 def joined(
     found: dict[tuple[str, str], Outcome], labels: list[str], claims: list[Claim]
-) -> Passport:
+) -> CheckResult:
     """Return what was found, by (norm's label, claim's key), in the order of norms and claims."""
-    passport = Passport(
+    result = CheckResult(
         norms=labels,
         claims=[(c.number, c.key, c.title) for c in claims],
         main={(c.key, statement) for c in claims for statement in c.main},
@@ -46,26 +46,26 @@ def joined(
             outcome = found[norm, claim.key]
             head = {"norm": norm, "claim": claim.number, "key": claim.key, "title": claim.title}
             head["section"] = claim.section
-            passport.rows += [{**head, **row} for row in outcome.rows]
-            passport.points += [{**head, **point} for point in outcome.points]
+            result.rows += [{**head, **row} for row in outcome.rows]
+            result.points += [{**head, **point} for point in outcome.points]
             if outcome.why:
-                passport.rows.append({**head, "verdict": NOT_MEASURED, "note": outcome.why})
-                passport.trouble.setdefault((norm, outcome.why), []).append(claim.number)
+                result.rows.append({**head, "verdict": NOT_MEASURED, "note": outcome.why})
+                result.trouble.setdefault((norm, outcome.why), []).append(claim.number)
             if outcome.trace:
-                passport.traces.append(f"{norm}, claim {claim.number}\n{outcome.trace}")
-    return passport
+                result.traces.append(f"{norm}, claim {claim.number}\n{outcome.trace}")
+    return result
 
 
 def measure_task(task: ClaimTask, emit: Emit) -> Outcome:
     """Measure one claim on one norm of a config."""
-    return outcome_of(task.claim, label_of(task.config), lambda: subject_of(task.config))
+    return outcome_of(task.claim, label_of(task.config), lambda: subject_from_config(task.config))
 
 
 def outcome_of(claim: Claim, label: str, subject: Callable[[], Subject]) -> Outcome:
     """Measure one claim on one norm; whatever the norm does, the other claims still run."""
     try:
         measured = measure_claim(claim.key, subject())
-    except Misbehaved as error:
+    except NormError as error:
         cause = error.__cause__
         trace = "".join(traceback.format_exception(cause)) if cause else ""
         return Outcome([], [], _one_line(error), trace)

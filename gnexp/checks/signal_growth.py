@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gnexp.checks.subject import Misbehaved, Subject
+from gnexp.checks.subject import NormError, Subject
 from gnexp.models.blocks import ResidualBlock
 from gnexp.models.resnet import stages_of, zero_last_gamma
 
 
 @dataclass
-class Trace:
+class SignalTrace:
     """What a network did to one batch: a value per block, from the first on.
 
     start: variance before the first block. stage: of the block. variance: of its output, over all
@@ -40,9 +40,9 @@ class Trace:
         return float(np.mean([np.polyfit(np.arange(len(part)), part, 1)[0] for part in parts]))
 
 
-def trace(net: nn.Sequential, x_NCHW: Tensor) -> Trace:
+def trace(net: nn.Sequential, x_NCHW: Tensor) -> SignalTrace:
     """Return what the blocks of a residual network of the table do, in train mode."""
-    seen = Trace()
+    seen = SignalTrace()
     numbers = {id(stage): i for i, stage in enumerate(stages_of(net))}
     try:
         with torch.no_grad():
@@ -55,11 +55,11 @@ def trace(net: nn.Sequential, x_NCHW: Tensor) -> Trace:
                     seen.stage.append(numbers[id(child)])
                     x_NCHW = _through(block, x_NCHW, seen)
     except Exception as error:
-        raise Misbehaved(f"a network raised {type(error).__name__}: {error}") from error
+        raise NormError(f"a network raised {type(error).__name__}: {error}") from error
     return seen
 
 
-def _through(block: ResidualBlock, x_NCHW: Tensor, seen: Trace) -> Tensor:
+def _through(block: ResidualBlock, x_NCHW: Tensor, seen: SignalTrace) -> Tensor:
     branches: list[Tensor] = []
     norm = block.get_submodule(block.last_norm)
     hook = norm.register_forward_hook(lambda _, __, output: branches.append(output))
@@ -88,11 +88,11 @@ def _correlation(a: Tensor, b: Tensor) -> float:
 
 
 def set_last_gamma(subject: Subject, net: nn.Module, value: float) -> None:
-    """Set the last gamma of each residual branch; raises Misbehaved where the norm has none."""
+    """Set the last gamma of each residual branch; raises NormError where the norm has none."""
     try:
         names = zero_last_gamma(net)
     except ValueError as error:
-        raise Misbehaved(f"{subject.label}: {error}") from error
+        raise NormError(f"{subject.label}: {error}") from error
     with torch.no_grad():
         for name in names:
             net.get_parameter(name).fill_(value)

@@ -20,7 +20,7 @@ NO_STATISTIC = "no value of the output depends on another one of the input: ther
 
 
 @dataclass(frozen=True)
-class Sets:
+class StatisticSets:
     """A partition of all values. scope: "group", "channel", "example" (all of each example),
     "batch_channel" or "batch". groups: of the channels, for the scope "group" alone."""
 
@@ -70,13 +70,13 @@ def divisors(number: int) -> list[int]:
     return [d for d in range(1, number + 1) if number % d == 0]
 
 
-def candidates(channels: int) -> list[Sets]:
+def candidates(channels: int) -> list[StatisticSets]:
     """Return the partitions that are looked for, from the finest to the coarsest."""
-    finer = [Sets("group", g) for g in reversed(divisors(channels))]
-    return [*finer, Sets("batch_channel"), Sets("batch")]
+    finer = [StatisticSets("group", g) for g in reversed(divisors(channels))]
+    return [*finer, StatisticSets("batch_channel"), StatisticSets("batch")]
 
 
-def sets_used(subject: Subject) -> Sets | None:
+def sets_used(subject: Subject) -> StatisticSets | None:
     """Return the finest sets of values within which the layer's output has mean 0 and variance 1.
 
     None when there are none. Found by measurement, in training mode.
@@ -111,20 +111,20 @@ def takes_no_statistic(subject: Subject) -> bool:
     return True
 
 
-def sets_claimed(subject: Subject) -> Sets:
+def sets_claimed(subject: Subject) -> StatisticSets:
     """Return the sets that the article's text would have: groups of each example.
 
     As many groups as the norm says it has; where it says nothing, as many as it uses; else 8.
     """
     if subject.groups is not None:
-        return Sets("group", subject.groups(subject.channels))
+        return StatisticSets("group", subject.groups(subject.channels))
     used = sets_used(subject)
     if used is not None and used.scope == "group":
         return used
-    return Sets("group", DEFAULT_GROUPS)
+    return StatisticSets("group", DEFAULT_GROUPS)
 
 
-def variance_of(sets: Sets, x_NCHW: Tensor) -> Tensor:
+def variance_of(sets: StatisticSets, x_NCHW: Tensor) -> Tensor:
     """Return each set's variance (S, 1), divided by M."""
     return sets.rows(x_NCHW).var(dim=1, correction=0, keepdim=True)
 
@@ -132,13 +132,15 @@ def variance_of(sets: Sets, x_NCHW: Tensor) -> Tensor:
 def with_equal_sets(x_NCHW: Tensor, variance: float = 1.0) -> Tensor:
     """Return the values with mean 0 and this variance in every example and channel, so that every
     set of every partition has that variance too."""
-    sets = Sets("channel")
+    sets = StatisticSets("channel")
     rows = sets.rows(x_NCHW)
     rows = (rows - rows.mean(dim=1, keepdim=True)) / rows.std(dim=1, correction=0, keepdim=True)
     return sets.unrows(rows * variance**0.5, x_NCHW)
 
 
-def random_per_set(sets: Sets, x_NCHW: Tensor, low: float, high: float, g: torch.Generator):
+def random_per_set(
+    sets: StatisticSets, x_NCHW: Tensor, low: float, high: float, g: torch.Generator
+):
     """Return numbers uniform in [low, high], one per set, as (N, C, H, W)."""
     count = len(sets.rows(x_NCHW))
     drawn = torch.rand(count, 1, generator=g, dtype=x_NCHW.dtype)

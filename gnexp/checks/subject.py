@@ -14,12 +14,12 @@ from gnexp.measure.parameters import BETA_NAMES, GAMMA_NAMES
 from gnexp.models.initialization import start
 from gnexp.models.resnet import build_model
 from gnexp.norms.copying import copied
-from gnexp.norms.smoke_test import told
+from gnexp.norms.smoke_test import error_text
 
 WIDTHS = (16, 32, 64)  # of a network, the first that the norm's groups divide
 
 
-class Misbehaved(Exception):
+class NormError(Exception):
     """A norm did what no layer may do; the text is a sentence that names it."""
 
 
@@ -53,7 +53,7 @@ class Subject:
     def layer(self, channels: int | None = None) -> nn.Module:
         """Return a new layer in float64 and training mode, gamma 1 and beta 0 where it has them.
 
-        Raises Misbehaved when it cannot be built.
+        Raises NormError when it cannot be built.
         """
         return self._prepared(lambda: self.build(channels or self.channels))
 
@@ -67,7 +67,7 @@ class Subject:
             try:
                 layer = build()
             except Exception as error:
-                raise Misbehaved(f"{self.label} cannot be built: {error}") from error
+                raise NormError(f"{self.label} cannot be built: {error}") from error
         layer = layer.double().train()
         gamma, beta = affine(layer)
         with torch.no_grad():
@@ -83,7 +83,7 @@ class Subject:
         """Return a freshly initialized float32 network of the table in training mode.
 
         It has the first of the widths 16, 32, 64 in which the norm can be built at every layer.
-        Raises Misbehaved when there is none.
+        Raises NormError when there is none.
         """
         for width in WIDTHS:
             with torch.random.fork_rng(devices=[]):
@@ -93,11 +93,11 @@ class Subject:
                     break
                 except Exception as error:
                     if width == WIDTHS[-1]:
-                        raise Misbehaved(f"{self.label} in {model}: {error}") from error
+                        raise NormError(f"{self.label} in {model}: {error}") from error
         try:
             start(net, generator(seed, "initialization"), zero_gamma=zero_gamma, **self.start)
         except ValueError as error:
-            raise Misbehaved(f"{self.label}: {error}") from error
+            raise NormError(f"{self.label}: {error}") from error
         return net.train()
 
     def generator(self, purpose: str, *counters: int) -> torch.Generator:
@@ -121,23 +121,23 @@ class Subject:
         return level + spread * values
 
     def apply(self, layer: nn.Module, x_NCHW: Tensor) -> Tensor:
-        """Return the layer's output; raises Misbehaved unless it is what a norm must return."""
+        """Return the layer's output; raises NormError unless it is what a norm must return."""
         try:
             y = layer(x_NCHW)
         except Exception as error:
             shape, dtype = tuple(x_NCHW.shape), str(x_NCHW.dtype).removeprefix("torch.")
-            raise Misbehaved(
-                f"{self.label} raised {told(error)} in a forward pass of {shape} in {dtype}"
+            raise NormError(
+                f"{self.label} raised {error_text(error)} in a forward pass of {shape} in {dtype}"
             ) from error
         if not isinstance(y, Tensor):
-            raise Misbehaved(f"{self.label} returned a {type(y).__name__}, not one tensor")
+            raise NormError(f"{self.label} returned a {type(y).__name__}, not one tensor")
         for what in ("shape", "dtype", "device"):
             got, wanted = getattr(y, what), getattr(x_NCHW, what)
             if got != wanted:
                 got, wanted = (tuple(v) if what == "shape" else v for v in (got, wanted))
-                raise Misbehaved(f"{self.label} returned the {what} {got} for {wanted}")
+                raise NormError(f"{self.label} returned the {what} {got} for {wanted}")
         if not torch.isfinite(y).all():
-            raise Misbehaved(f"{self.label} returned values that are not finite, for finite ones")
+            raise NormError(f"{self.label} returned values that are not finite, for finite ones")
         return y
 
 
@@ -149,7 +149,7 @@ def affine(layer: nn.Module) -> tuple[nn.Parameter | None, nn.Parameter | None]:
     return gamma, beta
 
 
-def twin(layer: nn.Module) -> nn.Module:
+def clone(layer: nn.Module) -> nn.Module:
     """Return a copy with the same weights and buffers, so that one use cannot change the next."""
     return copied(layer)
 

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from gnexp.analysis.statistics import Interval, ratio_interval, t_interval
 from gnexp.checks.finding import Finding, inside
 from gnexp.checks.first_updates import sharing_a_step
-from gnexp.checks.subject import WIDTHS, Misbehaved, Subject, rms
+from gnexp.checks.subject import WIDTHS, NormError, Subject, rms
 from gnexp.data.seeding import derived_seed, generator
 from gnexp.data.synthetic import shapes10
 from gnexp.models.blocks import conv, norm_relu
@@ -123,7 +123,7 @@ def _network(subject: Subject, seed: int) -> nn.Module:
                 break
             except Exception as error:
                 if width == WIDTHS[-1]:
-                    raise Misbehaved(f"{subject.label} in a small network: {error}") from error
+                    raise NormError(f"{subject.label} in a small network: {error}") from error
     # Fixup is for residual branches, of which there are none here.
     start(net, generator(seed, "initialization"), **{**subject.start, "initialization": "he"})
     return net.train()
@@ -139,7 +139,7 @@ def _trained(subject: Subject, x_NCHW: Tensor, y_N: Tensor, seeds: int) -> list[
                 _train(subject, step, part, x_NCHW, y_N)
                 trained += [step.model(place).eval() for place in range(len(part))]
     except Exception as error:
-        raise Misbehaved(f"training raised {type(error).__name__}: {error}") from error
+        raise NormError(f"training raised {type(error).__name__}: {error}") from error
     return trained
 
 

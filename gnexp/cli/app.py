@@ -10,7 +10,7 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from gnexp.config.torchrun import Place
+    from gnexp.config.torchrun import TorchrunEnv
 
 HELP = """\
 gnexp: which normalization should I train with when only a few images fit in a batch?
@@ -93,7 +93,7 @@ def main(argv: list[str] | None = None) -> int:
     return _run(argv)
 
 
-def _one_of_several(argv: list[str], place: "Place") -> int:
+def _one_of_several(argv: list[str], place: "TorchrunEnv") -> int:
     """Run as one of the processes of a launcher: the first leads, the others are silent."""
     if argv[0] != "train":
         return 0 if place.rank else _run(argv)
@@ -130,19 +130,19 @@ def _run(argv: list[str]) -> int:
 
 def _answer(argv: list[str]) -> int:
     from gnexp.cli import hydra_app
-    from gnexp.config.schema import Mistake
+    from gnexp.config.schema import UsageError
     from gnexp.config.torchrun import launched, with_devices
-    from gnexp.store.locks import TakenOver
+    from gnexp.store.locks import LockLost
 
     try:
         if argv[0] == "train" and (place := launched()):
             argv = ["train", *with_devices(argv[1:], place)]
         return hydra_app.run(argv[0], argv[1:])
-    except Mistake as mistake:
+    except UsageError as mistake:
         for sentence in str(mistake).splitlines():
             print(f"gnexp: {sentence}", file=sys.stderr)
         return 2
-    except TakenOver as error:
+    except LockLost as error:
         print(f"gnexp: {error}; the same command goes on where this one ended", file=sys.stderr)
         return 1
     except BrokenPipeError:
@@ -158,7 +158,7 @@ def _answer(argv: list[str]) -> int:
 def _complete(line: str, argv: list[str]) -> int:
     """Print what may follow on a half-typed line; argv is how Hydra's shell function asks."""
     from gnexp.cli import hydra_app
-    from gnexp.config.schema import COMMANDS, Mistake
+    from gnexp.config.schema import COMMANDS, UsageError
 
     words = line.split(maxsplit=2)
     if len(words) < 2 or (len(words) == 2 and not line[-1].isspace()):
@@ -167,6 +167,6 @@ def _complete(line: str, argv: list[str]) -> int:
     # Hydra completes keys and must not see the command word.
     os.environ["COMP_LINE"] = " ".join(["gnexp", *words[2:]])
     # What is typed so far is often wrong, and a message would land in the middle of it.
-    with contextlib.suppress(Mistake):
+    with contextlib.suppress(UsageError):
         hydra_app.run(words[1], argv)
     return 0

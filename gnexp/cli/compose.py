@@ -28,7 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 from gnexp.cli.hydra_errors import sentence_of
 from gnexp.config.files import config_folder, norm_names
 from gnexp.config.resolve import expand
-from gnexp.config.schema import COMMANDS, Mistake
+from gnexp.config.schema import COMMANDS, UsageError
 from gnexp.config.validation import problems
 from gnexp.norms import plugins
 
@@ -39,7 +39,7 @@ BASIC += ("hydra._internal.core_plugins.basic_launcher.BasicLauncher",)
 def composed(command: str, arguments: list[str]) -> tuple[list[tuple[list[str], Any]], bool]:
     """Return each job's overrides and config, and whether they are swept.
 
-    Raises Mistake with what is wrong with any job, one sentence a line. Hydra's own runs of an
+    Raises UsageError with what is wrong with any job, one sentence a line. Hydra's own runs of an
     application would compose every job twice, for as long as a small training takes.
     """
     with composer(command, arguments) as (loader, compose):
@@ -50,7 +50,7 @@ def composed(command: str, arguments: list[str]) -> tuple[list[tuple[list[str], 
                 return [_handed_over(common)], False
             jobs = _split(loader, common)
         except (HydraException, OmegaConfBaseException) as error:
-            raise Mistake(sentence_of(error, command, arguments)) from error
+            raise UsageError(sentence_of(error, command, arguments)) from error
         found: list[tuple[list[str], Any] | str] = []
         for number, job in enumerate(jobs):
             try:
@@ -63,7 +63,7 @@ def composed(command: str, arguments: list[str]) -> tuple[list[tuple[list[str], 
     if wrong := [each for each in found if isinstance(each, str)]:
         if command == "train":
             wrong = [sentence for each in found for sentence in _job_sentences(each)]
-        raise Mistake("\n".join(dict.fromkeys(wrong)))
+        raise UsageError("\n".join(dict.fromkeys(wrong)))
     return found, True
 
 
@@ -76,7 +76,9 @@ def _split(loader: ConfigLoader, common: DictConfig) -> list[list[str]]:
         if override.is_discrete_sweep():
             values = list(override.sweep_string_iterator())
             if twice := [value for value in values if values.count(value) > 1]:
-                raise Mistake(f"{override.input_line} names {twice[0]} twice; type each value once")
+                raise UsageError(
+                    f"{override.input_line} names {twice[0]} twice; type each value once"
+                )
     (jobs,) = BasicSweeper.split_arguments(parsed, None)
     return [list(job) for job in jobs]
 
@@ -96,7 +98,7 @@ def _job_sentences(job: tuple[list[str], Any] | str) -> list[str]:
         return [job]
     try:
         return [sentence for config in expand(job[1]) for sentence in problems(config)]
-    except Mistake as mistake:
+    except UsageError as mistake:
         return str(mistake).splitlines()
 
 
@@ -104,7 +106,7 @@ def _refuse_other_engines(hydra_node: DictConfig) -> None:
     """Refuse sweepers and launchers that would not hand their jobs over to this process."""
     for part in (hydra_node.sweeper, hydra_node.launcher):
         if part._target_ not in BASIC:
-            raise Mistake(
+            raise UsageError(
                 f"{part._target_} is not supported here: gnexp runs a grid itself, on workers=N"
                 " processes, with Hydra's basic sweeper; gnexp train takes a launcher that is"
                 " typed, as hydra/launcher=ray_cluster"
@@ -125,7 +127,7 @@ def composer(
     if flags.config_dir:
         folder = os.path.abspath(flags.config_dir)
         if not os.path.isdir(folder):
-            raise Mistake(f"--config-dir {flags.config_dir} is not a folder")
+            raise UsageError(f"--config-dir {flags.config_dir} is not a folder")
         path.prepend("command-line", f"file://{folder}", SearchPathQuery(provider="schema"))
     app = Hydra.create_main_hydra2(f"gnexp {command}", path)
     loader = app.config_loader
@@ -153,19 +155,19 @@ def composer(
 def flags_of(command: str, arguments: list[str]) -> argparse.Namespace | None:
     """Return what is typed as Hydra parses it, None after --version, which that answers.
 
-    Raises Mistake for a flag that it does not know.
+    Raises UsageError for a flag that it does not know.
     """
-    said = io.StringIO()
+    output = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(output):
             flags = get_args_parser().parse_args(arguments)
     except SystemExit as leaving:
         if not leaving.code:
             return None
-        reason = said.getvalue().strip().splitlines()[-1].partition("error: ")[2]
-        raise Mistake(f"{reason}; see gnexp {command} --help") from leaving
+        reason = output.getvalue().strip().splitlines()[-1].partition("error: ")[2]
+        raise UsageError(f"{reason}; see gnexp {command} --help") from leaving
     if flags.experimental_rerun:
-        raise Mistake(
+        raise UsageError(
             "--experimental-rerun is not supported: the same command again goes on where it ended"
         )
     return flags

@@ -13,7 +13,7 @@ import torch
 from gnexp.analysis.statistics import binomial_interval, t_interval
 from gnexp.config.identity import norm_label
 from gnexp.config.keys import value_of
-from gnexp.config.resolve import named_seeds, trial
+from gnexp.config.resolve import seed_list, trial
 from gnexp.config.schema import (
     KEYS,
     TUNING_SEEDS_FROM,
@@ -27,10 +27,10 @@ from gnexp.config.schema import (
 from gnexp.runner.build import data as build
 from gnexp.runner.build import dp_sgd, initial_model, initial_weights
 from gnexp.runner.build import model as networks
-from gnexp.runner.build import step as stepping
-from gnexp.runner.lr_search import settled_tuning
-from gnexp.runner.planned_run import PlannedRun, Standing, standing
-from gnexp.runner.schedule import Step
+from gnexp.runner.build import step as build_step
+from gnexp.runner.lr_search import lr_search_result
+from gnexp.runner.planned_run import PlannedRun, SeedProgress, seed_progress
+from gnexp.runner.schedule import ReplicaGroup
 from gnexp.store.run import Run
 from gnexp.store.status import duration, image_cost
 from gnexp.training.evaluate import CHUNK
@@ -70,11 +70,11 @@ def _data_text(config: TrainConfig) -> str:
 def passed_over_lines(data: Iterable[DataConfig]) -> list[str]:
     """Return what of these data is not used, a line per data set that has such."""
     found = [build.images_of(each) for each in data]
-    told = {images.title: images.passed_over for images in found if images.passed_over}
-    return [f"{title}: passed over {what}" for title, what in told.items()]
+    texts = {images.title: images.passed_over for images in found if images.passed_over}
+    return [f"{title}: passed over {what}" for title, what in texts.items()]
 
 
-def single_line(run: PlannedRun, steps: list[Step], workers: int) -> str:
+def single_line(run: PlannedRun, steps: list[ReplicaGroup], workers: int) -> str:
     """Return the line that says what will run and about how long it takes."""
     config = run.config
     model = networks.seeded_model(config, len(build.images_of(config.data).classes), seed=0)
@@ -91,11 +91,13 @@ def single_line(run: PlannedRun, steps: list[Step], workers: int) -> str:
 
 
 def _updates(config: TrainConfig) -> int:
-    used = build.recipe(config).examples_per_epoch(len(build.images_of(config.data).x_train))
+    used = build.train_settings(config).examples_per_epoch(
+        len(build.images_of(config.data).x_train)
+    )
     return config.updates or config.epochs * used // config.update_batch
 
 
-def _seeds_text(steps: list[Step]) -> str:
+def _seeds_text(steps: list[ReplicaGroup]) -> str:
     """Return how the seeds train: " x 5 seeds, 3 + 2 in one step"."""
     sizes = [len(step.replicas) for step in steps]
     if sum(sizes) == 1:
@@ -104,12 +106,12 @@ def _seeds_text(steps: list[Step]) -> str:
     return f" x {sum(sizes)} seeds{how}"
 
 
-def alone_line(run: PlannedRun, reason: str) -> str:
+def unstackable_line(run: PlannedRun, reason: str) -> str:
     """Return the line that says why the seeds of a run train one after the other."""
     return f"{describe_norm(run.config)}: its seeds train one after the other, since {reason}"
 
 
-def _expected_text(config: TrainConfig, steps: list[Step], workers: int) -> str:
+def _expected_text(config: TrainConfig, steps: list[ReplicaGroup], workers: int) -> str:
     # Capturing, or starting processes, only to guess is not worth it.
     if build.pick_device(config.device).type == "cuda" or config.devices > 1:
         return ""
@@ -134,12 +136,12 @@ def _expected_time(config: TrainConfig, size: int, limit_s: float = 0.25) -> flo
     """
     images = build.device_images(config.data, build.pick_device(config.device))
     models = [networks.seeded_model(config, len(images.classes), seed) for seed in range(size)]
-    step, _ = stepping.training_step([config] * size, models, images)
+    step, _ = build_step.training_step([config] * size, models, images)
     timed = config
     if is_private(config):  # a single pass costs as much per image, and an update has many
         timed = dataclasses.replace(config, update_batch=config.batch)
     total = _updates(config)
-    (x, y), updates = stepping.trial_block([timed] * size, size, images), 0
+    (x, y), updates = build_step.trial_block([timed] * size, size, images), 0
     for index in itertools.count():
         if index == WARM_UP:
             start = time.perf_counter()
@@ -150,7 +152,7 @@ def _expected_time(config: TrainConfig, size: int, limit_s: float = 0.25) -> flo
             break
     per_image = (time.perf_counter() - start) / updates / timed.update_batch
     tested = len(images.x_test) * image_cost(CHUNK) / image_cost(config.update_batch) / 3
-    trained = build.recipe(config).examples_seen(config.epochs, len(images.x_train))
+    trained = build.train_settings(config).examples_seen(config.epochs, len(images.x_train))
     measuring = 1.0 if config.gradients == 0 else 1.1
     return per_image * (trained * measuring + config.epochs * tested)
 
@@ -172,7 +174,7 @@ def privacy_lines(runs: list[PlannedRun]) -> list[str]:
         noise = config.privacy.noise
         other = "; privacy.noise=secret draws them from the system's entropy"
         also[f"DP-SGD: {dp_sgd.NOISE[noise]}{other * (noise == 'seeded')}"] = None
-        also[f"DP-SGD: neighbours differ in {dp_sgd.neighbours(size)}"] = None
+        also[f"DP-SGD: neighbours differ in {dp_sgd.neighbouring_sets(size)}"] = None
     return [
         *planned.values(),
         *also,
@@ -191,11 +193,11 @@ def start_lines(runs: list[PlannedRun]) -> list[str]:
         source = initial_weights.read_source(config.init_from)
         classes, seed = len(build.images_of(config.data).classes), config.seeds[0]
         model = networks.seeded_model(config, classes, seed)
-        said = initial_model.load_start(config, source, model, classes, seed).sentence()
+        sentence = initial_model.load_start(config, source, model, classes, seed).sentence()
         if config.init_statistics == "reestimate":
-            said += "; running statistics re-estimated on training images"
+            sentence += "; running statistics re-estimated on training images"
         whose = "" if source.seed(seed, TUNING_SEEDS_FROM) is None else ", seed by seed"
-        lines.append(f"{describe_norm(config)} starts from {source.name}{whose}: {said}")
+        lines.append(f"{describe_norm(config)} starts from {source.name}{whose}: {sentence}")
         if is_private(config):
             lines.append(
                 "DP-SGD: epsilon does not cover what the weights at init_from know of these images"
@@ -220,7 +222,7 @@ def grid_line(runs: list[PlannedRun], todo: list[PlannedRun], workers: int) -> s
     config = runs[0].config
     counts: Counter[str] = Counter()
     for run in runs:
-        states = set() if run in todo else set(standing(run).ended.values())
+        states = set() if run in todo else set(seed_progress(run).ended.values())
         if run in todo:
             counts["to train"] += 1
         elif "failed" in states:
@@ -236,17 +238,17 @@ def grid_line(runs: list[PlannedRun], todo: list[PlannedRun], workers: int) -> s
 
 def tuning_lines(configs: list[TrainConfig]) -> list[str]:
     """Return what will be done to choose the learning rates, once per way of choosing."""
-    told = Counter(_told_of(c.tuning) for c in configs if is_tuned(c))
+    texts = Counter(_tuning_key(c.tuning) for c in configs if is_tuned(c))
     return [
         f"lr=tuned: {cells} cell{'s' * (cells > 1)}, {trials}; then {chosen} on the whole set with"
         " other seeds"
-        for (trials, chosen), cells in told.items()
+        for (trials, chosen), cells in texts.items()
     ]
 
 
-def _told_of(tuning: TuningConfig) -> tuple[str, str]:
+def _tuning_key(tuning: TuningConfig) -> tuple[str, str]:
     """Return (how the rates are tried, which of them is chosen), in words."""
-    more, seeds = tuning.extend, len(named_seeds(tuning.seeds))
+    more, seeds = tuning.extend, len(seed_list(tuning.seeds))
     budget = [f"{tuning.epochs} epoch{'s' * (tuning.epochs > 1)}"] if tuning.epochs else []
     budget += [f"{tuning.train_limit:,} training images"] if tuning.train_limit else []
     each = f"{seeds} seeds of {' and '.join(budget)}" if budget else f"{seeds} seeds"
@@ -270,7 +272,7 @@ def choice_lines(configs: list[TrainConfig]) -> list[str]:
     for config in configs if len(configs) <= MANY_CHOICES else ():
         if not is_tuned(config):
             continue
-        now, plain = settled_tuning(config), build.resolved(trial(config, 1.0))
+        now, plain = lr_search_result(config), build.resolved(trial(config, 1.0))
         head = f"{describe_norm(plain)}, batch {config.batch}: "
         if now.chosen is None:
             why = "not every trial has ended" if now.waiting else "no trial gave an accuracy"
@@ -285,7 +287,7 @@ def choice_lines(configs: list[TrainConfig]) -> list[str]:
     return lines
 
 
-def ended_line(run: PlannedRun, now: Standing, status: str) -> str:
+def ended_line(run: PlannedRun, now: SeedProgress, status: str) -> str:
     """Return the line that lists a run's seeds of a status and why, "" without any."""
     seeds = [seed for seed, was in now.ended.items() if was == status]
     if not seeds:

@@ -27,7 +27,7 @@ from gnexp.cli.hydra_errors import nearest, sentence_of, unknown_key
 from gnexp.cli.launchers import HydraJob, quoted
 from gnexp.config.files import config_folder, keys_of, norm_names, norm_options, truth_keys
 from gnexp.config.resolve import expand
-from gnexp.config.schema import COMMANDS, CUSTOM, Mistake
+from gnexp.config.schema import COMMANDS, CUSTOM, UsageError
 from gnexp.config.validation import problems, unused_problems
 from gnexp.norms import plugins
 
@@ -42,10 +42,10 @@ NOT_IN_GLOBS = {"norm": "custom", "model": "[custom,torchvision,timm]"}
 
 
 def run(command: str, arguments: list[str]) -> int:
-    """Compose and run one command; returns the exit code, raises Mistake for a user's mistake."""
+    """Compose and run one command; returns the exit code, raises UsageError for a user's mistake."""
     if command not in COMMANDS:
         near = nearest(command, list(COMMANDS))
-        raise Mistake(f"unknown command {command!r}; did you mean {near}? See gnexp --help")
+        raise UsageError(f"unknown command {command!r}; did you mean {near}? See gnexp --help")
     arguments = _arranged(command, arguments)
     ours, others = launchers.split(arguments)
     flags = flags_of(command, arguments)
@@ -65,11 +65,11 @@ def run(command: str, arguments: list[str]) -> int:
 
 
 def _arranged(command: str, arguments: list[str]) -> list[str]:
-    """Return the arguments as Hydra takes them; raises Mistake for those it would misread."""
+    """Return the arguments as Hydra takes them; raises UsageError for those it would misread."""
     for argument in arguments:
         if not argument.isascii() and any("\ud800" <= sign <= "\udfff" for sign in argument):
             # As from a file name that is not UTF-8: no config could be written, or be read again.
-            raise Mistake(f"{argument!a} holds bytes that are not UTF-8: rename what it names")
+            raise UsageError(f"{argument!a} holds bytes that are not UTF-8: rename what it names")
     arguments = [_readable(argument) for argument in arguments]
     arguments = _prepare(arguments) if command in ("train", "check") else arguments
     _refuse_odd_overrides(command, arguments)
@@ -80,13 +80,13 @@ def _arranged(command: str, arguments: list[str]) -> list[str]:
 def compose(command: str, arguments: list[str]) -> tuple[list[Any], bool, str]:
     """Return the configs of what would be typed after `gnexp COMMAND`, for callers in Python.
 
-    Beside them whether they form a grid, and the command line. Raises Mistake as `run` does, and
+    Beside them whether they form a grid, and the command line. Raises UsageError as `run` does, and
     for what is for a command line alone. A Hydra application that calls this finds its own state.
     """
     for argument in arguments:
         flag = argument.startswith("-") and argument not in ("-m", "--multirun")
         if flag or re.match(r"\+{0,2}hydra[./]", argument):
-            raise Mistake(f"{argument} is for the command line: gnexp {command} {argument}")
+            raise UsageError(f"{argument} is for the command line: gnexp {command} {argument}")
     arguments = _arranged(command, list(arguments))
     outer, job = GlobalHydra.instance(), HydraConfig.instance()
     before, outer.hydra = (outer.hydra, job.cfg), None
@@ -116,7 +116,7 @@ def _launch(name: str, ours: list[str], others: list[str], arguments: list[str])
         try:
             config, _ = compose()
         except (HydraException, OmegaConfBaseException) as error:
-            raise Mistake(launchers.option_sentence(name, error)) from error
+            raise UsageError(launchers.option_sentence(name, error)) from error
         job = launchers.Job(os.getcwd(), typed)
         launch = launchers.Launching(name, jobs, loader, config, job)
         return train(configs, typed, grid=True, launch=launch)
@@ -134,7 +134,7 @@ def _dispatch(command: str, configs: list[Any], grid: bool, typed: str) -> int:
         bench = command == "bench"
         instead = "type lists, such as norms=[bn,gn]" if bench else "name one study, as study=main"
         instead += ", or two to compare, as study=[main,smoke]" if command == "report" else ""
-        raise Mistake(f"gnexp {command} takes no --multirun; {instead}")
+        raise UsageError(f"gnexp {command} takes no --multirun; {instead}")
     return function(configs[0], typed) if command == "bench" else function(configs[0])
 
 
@@ -155,7 +155,9 @@ def _prepare(arguments: list[str]) -> list[str]:
         chosen = f"{group}={CUSTOM}"
         typed = [a for a in arguments if a.startswith(f"{group}=") and a != chosen]
         if typed:
-            raise Mistake(f"{typed[0]} and {group}._target_= exclude each other: type one of them")
+            raise UsageError(
+                f"{typed[0]} and {group}._target_= exclude each other: type one of them"
+            )
         if group == "norm":
             arguments = [f"++{a}" if a.startswith("norm.") else a for a in arguments]
         arguments = [chosen, *(a for a in arguments if a != chosen)]
@@ -191,35 +193,39 @@ def _refuse_odd_overrides(command: str, arguments: list[str]) -> None:
     known = {*keys_of(COMMANDS[command]), *GROUPS}
     for argument in arguments:
         if argument.startswith("~"):
-            raise Mistake(f"{argument}: no key can be taken away; give it another value")
+            raise UsageError(f"{argument}: no key can be taken away; give it another value")
         if argument.startswith("-") or "=" not in argument:
             continue
         key, _, value = argument.partition("=")
         key = key.lstrip("+")
         if not key:
-            raise Mistake(f"{argument} names no key; write key=value, such as batch=2")
+            raise UsageError(f"{argument} names no key; write key=value, such as batch=2")
         if key in FOLDERS:
-            raise Mistake(
+            raise UsageError(
                 f"{argument} is not used: a study has its own folder; type out=FOLDER, and"
                 " study=NAME for a folder in it"
             )
         open_group = re.split(r"[./]", key)[0] in ("norm", "hydra")
         open_group = open_group or key.startswith("model.options.")
         if argument.startswith("+") and not open_group and key not in known:
-            raise Mistake(unknown_key(key, command))
+            raise UsageError(unknown_key(key, command))
         if key in seen:
-            raise Mistake(f"{key} is typed twice, {seen[key]} and {argument}: keep one of them")
+            raise UsageError(f"{key} is typed twice, {seen[key]} and {argument}: keep one of them")
         seen[key] = argument
         number = r"[-+]?[\d_.]*\d[\d_.]*(e[-+]?\d+)?"
         for choice in value.split(",") if key in truths else ():
             if re.fullmatch(number, choice.strip(), re.IGNORECASE) and choice.strip() not in "01":
-                raise Mistake(f"{key}={choice.strip()} must be true or false")
+                raise UsageError(f"{key}={choice.strip()} must be true or false")
         for choice in value.split(",") if key in GROUPS else ():
             if re.fullmatch(NO_NAME, choice.strip(), re.IGNORECASE):
-                raise Mistake(sentence_of(Exception(f"Could not find '{key}/{choice}'"), command))
+                raise UsageError(
+                    sentence_of(Exception(f"Could not find '{key}/{choice}'"), command)
+                )
         if key in GROUPS and value.lstrip("'\"").startswith("["):
             names = value.strip("'\"[]")
-            raise Mistake(f"{argument}: {key} takes one choice; for a grid type -m {key}={names}")
+            raise UsageError(
+                f"{argument}: {key} takes one choice; for a grid type -m {key}={names}"
+            )
 
 
 def _run_hydra(
@@ -235,13 +241,13 @@ def _run_hydra(
         try:
             app(task)()
         except (HydraException, OmegaConfBaseException) as error:
-            raise Mistake(sentence_of(error, command, arguments)) from error
+            raise UsageError(sentence_of(error, command, arguments)) from error
 
 
 def _optimize(name: str, launcher: str, arguments: list[str]) -> int:
     """Let a sweeper that optimizes call for trainings, one after the other."""
     if launcher != "basic":
-        raise Mistake(
+        raise UsageError(
             f"hydra/sweeper={name} trains in this process: leave hydra/launcher={launcher} out"
         )
     words = sweepers.arguments_for(name, arguments)
@@ -258,7 +264,7 @@ def _answer_question(command: str, arguments: list[str]) -> None:
         try:
             _run_hydra(command, arguments, lambda config: None, scratch)
         except ValueError as error:  # of flags that exclude each other
-            raise Mistake(str(error)) from error
+            raise UsageError(str(error)) from error
 
 
 def _collect(command: str, arguments: list[str]) -> tuple[list[HydraJob], bool]:
@@ -276,7 +282,7 @@ def _collect(command: str, arguments: list[str]) -> tuple[list[HydraJob], bool]:
     grid = swept or len(configs) > 1
     broken = command == "train" and any(map(problems, configs))
     if not broken and (unused := unused_problems(command, typed, configs, grid)):
-        raise Mistake("\n".join(unused))
+        raise UsageError("\n".join(unused))
     if command in ("train", "check"):
         for each in (each for job in jobs for each in job.configs):
             _refuse_odd_options(command, each.norm)
@@ -319,4 +325,4 @@ def _refuse_odd_options(command: str, norm: dict[str, Any]) -> None:
     valid = norm_options(name)
     for key in norm:
         if key != "name" and f"norm.{key}" not in valid:
-            raise Mistake(unknown_key(f"norm.{key}", command, [f"norm={name}"]))
+            raise UsageError(unknown_key(f"norm.{key}", command, [f"norm={name}"]))

@@ -25,8 +25,8 @@ from hydra.core.utils import JobStatus
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
-from gnexp.config.resolve import named_seeds
-from gnexp.config.schema import Mistake, TrainConfig, is_tuned, tested_on
+from gnexp.config.resolve import seed_list
+from gnexp.config.schema import TrainConfig, UsageError, is_tuned, tested_on
 from gnexp.runner.process_pool import end_unless
 from gnexp.store.locks import is_gone, this_process
 
@@ -59,20 +59,22 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 def chosen(ours: Sequence[str]) -> str:
     """Return the launcher that is typed, "basic" for Hydra's own.
 
-    Raises Mistake for options without a launcher, several launchers, and one whose package is
+    Raises UsageError for options without a launcher, several launchers, and one whose package is
     missing.
     """
     typed = [a for a in ours if a.lstrip("+").startswith("hydra/launcher=")]
     if not typed:
         key = ours[0].partition("=")[0]
-        raise Mistake(f"{key}= needs a launcher beside it, such as hydra/launcher=ray_cluster")
+        raise UsageError(f"{key}= needs a launcher beside it, such as hydra/launcher=ray_cluster")
     name = typed[0].partition("=")[2].strip("'\"")
     if re.search(r"[,\[(]", name):
-        raise Mistake(f"{typed[0]}: a grid takes one launcher, such as hydra/launcher=ray_cluster")
+        raise UsageError(
+            f"{typed[0]}: a grid takes one launcher, such as hydra/launcher=ray_cluster"
+        )
     if name in NEEDS:
         modules, product, package = NEEDS[name]
         if not all(map(_is_installed, modules)):
-            raise Mistake(f"hydra/launcher={name} needs {product}: pip install '{package}'")
+            raise UsageError(f"hydra/launcher={name} needs {product}: pip install '{package}'")
     return name
 
 
@@ -158,7 +160,7 @@ class Launching:
     ) -> None:
         """name: as typed. config: what Hydra composed with the launcher, for no particular job.
 
-        Raises Mistake when the launcher does not take its options.
+        Raises UsageError when the launcher does not take its options.
         """
         self.name, self.jobs, self.folder = name, jobs, job.folder
         self.logs = Path(str(config.hydra.sweep.dir))
@@ -167,22 +169,22 @@ class Launching:
         try:
             self.launcher = Plugins.instance().instantiate_launcher(context, job, config)
         except Exception as error:  # whatever a plugin's __init__ raises
-            raise Mistake(f"hydra/launcher={name}: {_first_line(error)}") from error
+            raise UsageError(f"hydra/launcher={name}: {_first_line(error)}") from error
 
     def __call__(self, numbers: list[int], todo: dict[Any, list[int]]) -> None:
         """Train what is to do and return when all jobs are done or given up.
 
         numbers: of the configs that have something to train, counted over all jobs; todo: the
-        missing seeds by run. Raises Mistake when the launcher cannot start.
+        missing seeds by run. Raises UsageError when the launcher cannot start.
         """
         jobs = [self._overrides(self.jobs[index]) for index in self._needed(todo)]
         most = self.at_once or len(jobs)
         try:
-            with _Watch(todo) as watch, _patient(self.launcher, self.name) as started:
+            with _RunMonitor(todo) as watch, _patient(self.launcher, self.name) as started:
                 many = f"{len(jobs)} job{'s' * (len(jobs) > 1)}"
-                watch.say(f"{many} through hydra/launcher={self.name}")
+                watch.print_line(f"{many} through hydra/launcher={self.name}")
                 for first in range(0, len(jobs), most):
-                    self._launch(jobs[first : first + most], first, started, watch.say)
+                    self._launch(jobs[first : first + most], first, started, watch.print_line)
         finally:
             _remove_empty(self.logs)
 
@@ -195,7 +197,7 @@ class Launching:
             for number in run.jobs:
                 index, config = owners[number]
                 # Of a tuned config any job that has the run trains all of it, the trials first.
-                its = left if is_tuned(config) else left & set(named_seeds(config.seeds))
+                its = left if is_tuned(config) else left & set(seed_list(config.seeds))
                 if its:
                     needed.add(index)
                     left = left - its
@@ -215,25 +217,29 @@ class Launching:
         return [*job.overrides, *sure, *(["workers=1"] if config.workers is None else [])]
 
     def _launch(
-        self, jobs: list[list[str]], first: int, started: list[Any], say: Callable[[str], None]
+        self,
+        jobs: list[list[str]],
+        first: int,
+        started: list[Any],
+        print_line: Callable[[str], None],
     ) -> None:
         """Launch some jobs and tell of those that trained nothing; their runs lack a result."""
         try:
             returned = self.launcher.launch(jobs, initial_job_idx=first)
         except Exception as error:
             if not started:
-                raise Mistake(_no_start(self.name, error)) from error
+                raise UsageError(_no_start(self.name, error)) from error
             # A launcher that gives all up when one job is lost.
-            say(f"hydra/launcher={self.name} gave up: {_first_line(error)}")
+            print_line(f"hydra/launcher={self.name} gave up: {_first_line(error)}")
             return
         for number, answer in enumerate(returned, first):
             why = answer._return_value
             if answer.status == JobStatus.FAILED or why:
-                say(f"job {number + 1} ended early: {_first_line(why)}")
+                print_line(f"job {number + 1} ended early: {_first_line(why)}")
 
 
 @dataclass
-class _Lost:
+class _LostJob:
     """Stands for what a job did not return, since its process died."""
 
     _return_value: str
@@ -264,14 +270,14 @@ def _on_ray(launcher: Any, name: str) -> Iterator[list[Any]]:
         try:
             return ray.get(reference)
         except Exception as error:
-            return _Lost(_first_line(error))
+            return _LostJob(_first_line(error))
 
     connected = ray.is_initialized()
     try:
         _knock(str(launcher.ray_cfg.init.get("address") or ""))
         start_ray(launcher.ray_cfg.init)
     except Exception as error:
-        raise Mistake(
+        raise UsageError(
             f"{_no_start(name, error)}; start a cluster with 'ray start --head', or name one with"
             " hydra.launcher.ray.init.address=HOST:6379"
         ) from error
@@ -352,7 +358,7 @@ def _result(job: Any) -> Any:
     try:
         return job.results()[0]
     except Exception as error:
-        return _Lost(f"{_first_line(error)} (log: {job.paths.stderr})")
+        return _LostJob(f"{_first_line(error)} (log: {job.paths.stderr})")
 
 
 def _first_line(error: Any) -> str:
@@ -366,7 +372,7 @@ def _remove_empty(folder: Path) -> None:
             path.rmdir()
 
 
-class _Watch:
+class _RunMonitor:
     """Tells of runs as they end in their folders, whoever trains them, while a launcher waits."""
 
     def __init__(self, todo: dict[Any, list[int]]) -> None:
@@ -377,11 +383,11 @@ class _Watch:
         self.left = dict(todo)
         self.progress = Progress({run.name: size(run, seeds) for run, seeds in todo.items()})
         self.changed: dict[Any, int] = {}  # when, by run, as of the last look
-        self.told = {run: set(self._epochs(run)) for run in todo}
+        self.shown = {run: set(self._epochs(run)) for run in todo}
         self.over = threading.Event()
         self.thread = threading.Thread(target=self._look_on, daemon=True)
 
-    def __enter__(self) -> "_Watch":
+    def __enter__(self) -> "_RunMonitor":
         self.progress.__enter__()
         self.thread.start()
         return self
@@ -394,9 +400,9 @@ class _Watch:
             self._look()
         self.progress.__exit__()
 
-    def say(self, line: str) -> None:
+    def print_line(self, line: str) -> None:
         """Print a line above the bar."""
-        self.progress.say(line)
+        self.progress.print_line(line)
 
     def _look_on(self) -> None:
         while not self.over.wait(LOOK_S):
@@ -414,14 +420,14 @@ class _Watch:
 
     def _tell(self, run: Any) -> None:
         from gnexp.cli.console import closing_line
-        from gnexp.runner.planned_run import standing
+        from gnexp.runner.planned_run import seed_progress
 
         for key, row in self._epochs(run).items():
-            if key not in self.told[run]:
-                self.told[run].add(key)
+            if key not in self.shown[run]:
+                self.shown[run].add(key)
                 on = tested_on(run.config)
                 self.progress.event({"kind": "epoch", "run": run.name, "on": on, **row})
-        now = standing(run)
+        now = seed_progress(run)
         if not now.todo:
             del self.left[run]
             why = next(iter(now.failed.values()), None)

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from gnexp.config.schema import KEYS, Mistake
+from gnexp.config.schema import KEYS, UsageError
 
 # Keys whose value is a list by itself; a list for any other key is an axis of a grid.
 TAKES_A_LIST = {name for name, key in KEYS.items() if key.grid == "list"}
@@ -24,23 +24,27 @@ def overrides(config: Mapping[str, Any] | Sequence[str]) -> list[str]:
     config: keys as typed ("norm.eps") or nested ({"data": {"name": "npz", "root": "my.npz"}}), or
     the words themselves. A list is an axis of a grid, except for the keys in TAKES_A_LIST; a list
     of lists is an axis for those too. A class or function for `norm` or `model` stands for its
-    import path. Raises Mistake for what cannot be typed.
+    import path. Raises UsageError for what cannot be typed.
     """
     if isinstance(config, str):
-        raise Mistake(f"config={config!r} must be a dict, or a list of words such as [{config!r}]")
+        raise UsageError(
+            f"config={config!r} must be a dict, or a list of words such as [{config!r}]"
+        )
     if not isinstance(config, Mapping | Sequence):
         kind = type(config).__name__
-        raise Mistake(f"config={config!r} is of type {kind}: give a dict, or a list of words")
+        raise UsageError(f"config={config!r} is of type {kind}: give a dict, or a list of words")
     if not isinstance(config, Mapping):
         if wrong := [word for word in config if not isinstance(word, str)]:
-            raise Mistake(f"config holds {wrong[0]!r}: a list must be of words, such as 'norm=gn'")
+            raise UsageError(
+                f"config holds {wrong[0]!r}: a list must be of words, such as 'norm=gn'"
+            )
         return list(config)
     words, grid = [], False
     for key, value in _flat(config):
         value = _plain(value)
         if _is_axis(key, value):
             if not value:
-                raise Mistake(f"{key}=[] is an axis of a grid without a value; give it some")
+                raise UsageError(f"{key}=[] is an axis of a grid without a value; give it some")
             grid = grid or len(value) > 1
             words.append(f"{key}={','.join(_word(key, each) for each in value)}")
         else:
@@ -51,7 +55,7 @@ def overrides(config: Mapping[str, Any] | Sequence[str]) -> list[str]:
 def _flat(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for key, value in config.items():
         if not isinstance(key, str):
-            raise Mistake(f"{key!r} is not a key of gnexp train; keys are words such as 'norm'")
+            raise UsageError(f"{key!r} is not a key of gnexp train; keys are words such as 'norm'")
         if key in SECTIONS and isinstance(value, Mapping):
             yield from _of_section(key, value)
         elif key in ("norm", "model") and callable(value):
@@ -77,14 +81,16 @@ def _of_section(section: str, values: Mapping[str, Any]) -> Iterator[tuple[str, 
 
 
 def import_path(key: str, target: Any) -> str:
-    """Return "module.Name" for a class or function; raises Mistake for one without such a path."""
+    """Return "module.Name" for a class or function; raises UsageError for one without such a path."""
     if hasattr(target, "forward") and not isinstance(target, type):
         kind = type(target).__name__
-        raise Mistake(f"{key}={kind}(...) is built already: give {key}={kind}, or its import path")
+        raise UsageError(
+            f"{key}={kind}(...) is built already: give {key}={kind}, or its import path"
+        )
     module, name = getattr(target, "__module__", None), getattr(target, "__qualname__", "")
     if module in (None, "__main__", "builtins") or not name.isidentifier():
         shown = name or type(target).__name__
-        raise Mistake(
+        raise UsageError(
             f"{key}={shown} has no import path, by which other processes and later calls find it:"
             f" put it into a file, such as my_{key}.py, and give {key}._target_='my_{key}.{shown}'"
             if shown.isidentifier()
@@ -127,4 +133,6 @@ def _word(key: str, value: Any) -> str:
     if isinstance(value, Mapping):
         inner = (f"{name}:{_word(key, _plain(each))}" for name, each in value.items())
         return f"{{{','.join(inner)}}}"
-    raise Mistake(f"{key}={value!r} is a {type(value).__name__}: give a word, a number or a list")
+    raise UsageError(
+        f"{key}={value!r} is a {type(value).__name__}: give a word, a number or a list"
+    )

@@ -43,7 +43,7 @@ class Progress:
         if event["kind"] == "tick":
             self._tick(event)
         elif event["kind"] == "note":
-            self.say(event["text"])
+            self.print_line(event["text"])
         elif event["kind"] == "epoch":
             self._epoch(event)
 
@@ -56,9 +56,9 @@ class Progress:
         if self.many:
             trouble = f", {self.failed} failed" if self.failed else ""
             self.bar.set_description_str(f"{self.finished}/{self.runs} runs{trouble}")
-            self.say(f"[{self.finished}/{self.runs}] {line}")
+            self.print_line(f"[{self.finished}/{self.runs}] {line}")
 
-    def say(self, line: str) -> None:
+    def print_line(self, line: str) -> None:
         """Print a line above the bar."""
         if self.bar.disable:
             print(line, flush=True)
@@ -86,6 +86,6 @@ class Progress:
         )
         self.bar.set_postfix_str(text if not self.many else f"{event['run']}: {text}")
         if self.bar.disable and not self.many:
-            self.say(
+            self.print_line(
                 f"seed {event['seed']}, epoch {event['epoch']}: {text}, {duration(event['time_s'])}"
             )

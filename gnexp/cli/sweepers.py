@@ -19,10 +19,10 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from gnexp.config.resolve import expand, named_seeds
-from gnexp.config.schema import Mistake, TrainConfig, is_tuned
+from gnexp.config.resolve import expand, seed_list
+from gnexp.config.schema import TrainConfig, UsageError, is_tuned
 from gnexp.store.digests import Writer
-from gnexp.store.run import alone_in
+from gnexp.store.run import exclusive
 
 # Hydra's name of a sweeper: its plugin, how to get it, and the option that makes it maximize.
 SWEEPERS = {
@@ -44,7 +44,7 @@ RESULTS = "optimization_results.yaml"
 def chosen(arguments: Sequence[str]) -> str | None:
     """Return the sweeper that is typed, None for Hydra's own.
 
-    Raises Mistake for one that is unknown, or whose package is missing.
+    Raises UsageError for one that is unknown, or whose package is missing.
     """
     typed = [a for a in arguments if a.lstrip("+").startswith("hydra/sweeper=")]
     name = typed[-1].partition("=")[2].strip("'\"") if typed else "basic"
@@ -53,10 +53,10 @@ def chosen(arguments: Sequence[str]) -> str | None:
     if name not in SWEEPERS:
         near = difflib.get_close_matches(name, SWEEPERS, n=1, cutoff=0.0)[0]
         valid = ", ".join(sorted(SWEEPERS))
-        raise Mistake(f"hydra/sweeper={name} is unknown; did you mean {near}? Valid: {valid}")
+        raise UsageError(f"hydra/sweeper={name} is unknown; did you mean {near}? Valid: {valid}")
     plugin, package, _ = SWEEPERS[name]
     if _spec(f"hydra_plugins.{plugin}") is None:
-        raise Mistake(f"hydra/sweeper={name} needs its plugin: pip install '{package}'")
+        raise UsageError(f"hydra/sweeper={name} needs its plugin: pip install '{package}'")
     return name
 
 
@@ -70,12 +70,12 @@ def _spec(module: str) -> Any:
 def arguments_for(name: str, arguments: Sequence[str]) -> list[str]:
     """Return the arguments with the option by which the sweeper looks for the highest accuracy.
 
-    Raises Mistake when another direction is typed.
+    Raises UsageError when another direction is typed.
     """
     key, _, wanted = SWEEPERS[name][2].partition("=")
     typed = [a for a in arguments if a.lstrip("+").partition("=")[0] == key]
     if typed and typed[-1].partition("=")[2].lower() != wanted:
-        raise Mistake(
+        raise UsageError(
             f"{typed[-1]} looks for the lowest accuracy: leave it out, or type {key}={wanted}"
         )
     return [*arguments, *([] if typed else [f"{key}={wanted}"])]
@@ -105,21 +105,21 @@ class _Objective:
         try:
             composed = self._only(composed)
             self.code = max(self.code, train([composed], self.typed, grid=False))
-        except Mistake as mistake:
+        except UsageError as mistake:
             raise _Refused(mistake) from mistake
         self.last = composed
         return validation_accuracy(composed)
 
     def _only(self, config: TrainConfig) -> TrainConfig:
-        """Return the one run that a job stands for; raises Mistake where it is not fit for it."""
+        """Return the one run that a job stands for; raises UsageError where it is not fit for it."""
         what = f"hydra/sweeper={self.name}"
         if config.data.validation is None:
-            raise Mistake(
+            raise UsageError(
                 f"{what} maximizes what a training returns, which must not be test accuracy: hold"
                 " images out of the training set, such as data.validation=0.2"
             )
         if is_tuned(config) or len(expand(config)) > 1:
-            raise Mistake(f"{what} chooses one rate per job: sweep it, such as lr=0.1,0.2")
+            raise UsageError(f"{what} chooses one rate per job: sweep it, such as lr=0.1,0.2")
         (only,) = expand(config)  # with the keys of together= set
         return only
 
@@ -136,7 +136,7 @@ def validation_accuracy(config: TrainConfig) -> float:
     config = data.resolved(config)
     seeds = Run(folder_of(config)).result().get("seeds", {})
     chance = 1 / len(data.images_of(config.data).classes)
-    found = [seeds[str(s)] for s in named_seeds(config.seeds) if str(s) in seeds]
+    found = [seeds[str(s)] for s in seed_list(config.seeds) if str(s) in seeds]
     scores = [
         n["test_acc"] if n.get("status") == "complete" else chance
         for n in found
@@ -149,7 +149,7 @@ def validation_accuracy(config: TrainConfig) -> float:
 def optimize(name: str, typed: str, run: Callable[[Callable[[Any], float], Path], None]) -> int:
     """Let a sweeper train its jobs, keep what it found beside the runs, and report.
 
-    run: runs Hydra with a task, in a folder that what Hydra writes goes to. Raises Mistake for the
+    run: runs Hydra with a task, in a folder that what Hydra writes goes to. Raises UsageError for the
     first job that breaks a rule.
     """
     from gnexp.cli.commands.report import make_report
@@ -161,15 +161,15 @@ def optimize(name: str, typed: str, run: Callable[[Callable[[Any], float], Path]
             run(objective, Path(scratch))
         except _Refused as refused:
             raise refused.args[0] from refused
-        except (Mistake, OSError):
+        except (UsageError, OSError):
             raise
         except Exception as error:  # of the sweeper's own options, such as Optuna's storage
             if objective.begun:
                 raise
-            said = (str(error).strip().splitlines() or ["no reason given"])[0]
-            raise Mistake(
+            output = (str(error).strip().splitlines() or ["no reason given"])[0]
+            raise UsageError(
                 f"hydra/sweeper={name} stopped before its first job, with"
-                f" {type(error).__name__}: {said}; look at what is typed after hydra.sweeper."
+                f" {type(error).__name__}: {output}; look at what is typed after hydra.sweeper."
             ) from error
         if objective.last is None:  # Hydra answered itself: --help, --cfg, --info
             return 0
@@ -191,15 +191,15 @@ def _keep(found: Path, folder: Path) -> list[str]:
     """Put the sweeper's own summary into the study's folder; return what is to be said of it."""
     if not found.is_file():
         return []
-    with alone_in(folder):
+    with exclusive(folder):
         writer = Writer(folder)
         writer.write(RESULTS, found.read_bytes())
         writer.close()
     best = OmegaConf.load(found)
     params = " ".join(f"{k}={v}" for k, v in (best.get("best_params") or {}).items())
     value = best.get("best_value")
-    told = "" if value is None else f": {100 * float(value):.1f} % validation accuracy, as chosen"
+    text = "" if value is None else f": {100 * float(value):.1f} % validation accuracy, as chosen"
     return [
-        f"best: {params}{told}; all of it: {folder / RESULTS}",
+        f"best: {params}{text}; all of it: {folder / RESULTS}",
         "train it on the whole training set, without data.validation=, to know its test accuracy",
     ]

@@ -8,19 +8,19 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from gnexp.config.schema import CUSTOM, Mistake
+from gnexp.config.schema import CUSTOM, UsageError
 
 
 def config_folder() -> Path:
     """Return the folder of YAML files: `configs` of a checkout, or `gnexp/config/yaml` of a wheel.
 
-    Raises Mistake where neither can be read.
+    Raises UsageError where neither can be read.
     """
     package = Path(__file__).resolve().parents[1]
     for folder in (package.parent / "configs", package / "config" / "yaml"):
         if os.access(folder / "norm", os.R_OK | os.X_OK) and os.access(folder, os.R_OK):
             return folder
-    raise Mistake(f"the configs of gnexp cannot be read in {package}: install it for this user")
+    raise UsageError(f"the configs of gnexp cannot be read in {package}: install it for this user")
 
 
 def norm_names() -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 from gnexp.config.files import norm_defaults
 from gnexp.config.keys import value_of, with_value
 from gnexp.config.resolve import resolve
-from gnexp.config.schema import CUSTOM, KEYS, ModelConfig, TrainConfig, is_foreign, is_private
+from gnexp.config.schema import CUSTOM, KEYS, ModelConfig, TrainConfig, is_external, is_private
 
 
 def as_dict(config: TrainConfig) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def run_name(config: TrainConfig, data_checksum: str, code_checksum: str | None 
 def model_label(model: ModelConfig) -> str:
     """Return the name a model goes by in folders: its own, after its library's if it has one."""
     name = f"{model.library}-{model.name}" if model.library else model.name
-    return re.sub(r"[^A-Za-z0-9_.-]", "-", name)[:60] if is_foreign(model) else name
+    return re.sub(r"[^A-Za-z0-9_.-]", "-", name)[:60] if is_external(model) else name
 
 
 def norm_label(norm: dict[str, Any]) -> str:

@@ -16,9 +16,9 @@ from gnexp.config.schema import (
     BenchConfig,
     CheckConfig,
     CostConfig,
-    Mistake,
     ModelConfig,
     TrainConfig,
+    UsageError,
     is_private,
 )
 
@@ -26,19 +26,19 @@ from gnexp.config.schema import (
 def expand(config: TrainConfig) -> list[TrainConfig]:
     """Return one config per learning rate typed, with the keys typed under `together=` set.
 
-    Raises Mistake when `together` names a key that no run has, and for a rate typed twice.
+    Raises UsageError when `together` names a key that no run has, and for a rate typed twice.
     """
     if config.together:
         if not isinstance(config.together, dict):
-            raise Mistake(f"together={config.together} must be a mapping such as {{groups:4}}")
+            raise UsageError(f"together={config.together} must be a mapping such as {{groups:4}}")
         names = {name for name in KEYS if "." not in name} - {"norm"}
         unknown = sorted(set(config.together) - names)
         if unknown:
-            raise Mistake(f"together={{{unknown[0]}:...}} is not a key of a run")
+            raise UsageError(f"together={{{unknown[0]}:...}} is not a key of a run")
         config = dataclasses.replace(config, **config.together, together=None)
     if isinstance(config.lr, list) and config.lr:
         if twice := [rate for rate in config.lr if config.lr.count(rate) > 1]:
-            raise Mistake(f"lr={config.lr} names {twice[0]} twice; type each rate once")
+            raise UsageError(f"lr={config.lr} names {twice[0]} twice; type each rate once")
         return [dataclasses.replace(config, lr=rate) for rate in config.lr]
     return [config]
 
@@ -46,7 +46,7 @@ def expand(config: TrainConfig) -> list[TrainConfig]:
 def resolve(config: TrainConfig) -> TrainConfig:
     """Return the config with every default filled in, and what its norm ignores set to None."""
     if is_private(config):
-        config = _spending_on_updates_alone(config)
+        config = _without_unbudgeted_reads(config)
     takes_groups = config.norm.get("name") in TAKES_GROUPS
     sized = config.channels_per_group is not None
     groups = config.groups if config.groups is not None or sized else DEFAULT_GROUPS
@@ -60,7 +60,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
         groups_fallback=config.groups_fallback if takes_groups else None,
         update_batch=config.update_batch or config.batch * config.devices,
         lr=float(config.lr),
-        seeds=named_seeds(config.seeds),
+        seeds=seed_list(config.seeds),
     )
 
 
@@ -73,7 +73,7 @@ def _named_model(model: ModelConfig) -> ModelConfig:
     return dataclasses.replace(named, options=named.options or None)
 
 
-def named_seeds(seeds: Any, first: int = 0) -> list[int]:
+def seed_list(seeds: Any, first: int = 0) -> list[int]:
     """Return the seeds that a number of them, counted from `first`, or their list stands for."""
     return list(range(first, first + seeds)) if isinstance(seeds, int) else seeds
 
@@ -84,12 +84,12 @@ def trial(config: TrainConfig, rate: float) -> TrainConfig:
     limit = config.data.train_limit if tuning.train_limit is None else tuning.train_limit
     data = dataclasses.replace(config.data, validation=tuning.validation, train_limit=limit)
     epochs = config.epochs if tuning.epochs is None else tuning.epochs
-    seeds = named_seeds(tuning.seeds, TUNING_SEEDS_FROM)
+    seeds = seed_list(tuning.seeds, TUNING_SEEDS_FROM)
     kept = {"gradients": 0, "gradients_at": None, "covariance": False, "measure": None}
     return dataclasses.replace(config, lr=rate, data=data, epochs=epochs, seeds=seeds, **kept)
 
 
-def _spending_on_updates_alone(config: TrainConfig) -> TrainConfig:
+def _without_unbudgeted_reads(config: TrainConfig) -> TrainConfig:
     """Return a private config without what would look at the training images beside the updates.
 
     That is their mean and std, which are constants unless typed, and the measured gradients.

@@ -24,7 +24,7 @@ TUNING_SEEDS_FROM = 1000  # far from those that people name, as trainings that c
 RETRIED = ("failed", "infeasible", "diverged")
 
 
-class Mistake(Exception):
+class UsageError(Exception):
     """A mistake in what a user typed; the text is one sentence per line."""
 
 
@@ -304,7 +304,7 @@ def tested_on(config: TrainConfig) -> str:
     return "test" if config.data.validation is None else "validation"
 
 
-def is_foreign(model: ModelConfig) -> bool:
+def is_external(model: ModelConfig) -> bool:
     """Return whether a network is a library's or the user's own, not of gnexp's table."""
     return model.library is not None or model._target_ is not None
 
@@ -314,14 +314,14 @@ def is_private(config: TrainConfig) -> bool:
     return config.privacy.name != "none"
 
 
-def asked_for(measured: Any) -> list[str]:
+def instruments(measured: Any) -> list[str]:
     """Return the instruments that `measure=` names."""
     if measured is None:
         return []
     return measured if isinstance(measured, list) else [measured]
 
 
-def retried(retry: Any) -> list[str]:
+def retry_statuses(retry: Any) -> list[str]:
     """Return the statuses that `retry=` names."""
     if retry is None:
         return []

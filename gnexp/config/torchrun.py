@@ -13,7 +13,7 @@ VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(frozen=True)
-class Place:
+class TorchrunEnv:
     """This process among those that train together: rank 0 leads, the others follow.
 
     local_rank: among those of this machine, of which there are local_world.
@@ -25,17 +25,17 @@ class Place:
     local_world: int
 
 
-def launched() -> Place | None:
+def launched() -> TorchrunEnv | None:
     """Return this process's place if it was started as one of several, None if by itself."""
     if not all(os.environ.get(name) for name in VARIABLES):
         return None
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     local_rank = int(os.environ.get("LOCAL_RANK", rank))
     local_world = int(os.environ.get("LOCAL_WORLD_SIZE", world))
-    return Place(rank, world, local_rank, local_world) if world > 1 else None
+    return TorchrunEnv(rank, world, local_rank, local_world) if world > 1 else None
 
 
-def with_devices(arguments: Sequence[str], place: Place) -> list[str]:
+def with_devices(arguments: Sequence[str], place: TorchrunEnv) -> list[str]:
     """Return the arguments of a training with `devices=` as launched, where none is typed."""
     typed = any(a.lstrip("+").partition("=")[0] == "devices" for a in arguments)
     return [*arguments, *([] if typed else [f"devices={place.world}"])]

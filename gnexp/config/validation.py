@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import PurePath
 from typing import Any
 
-from gnexp.config.resolve import bench_run, check_run, named_seeds
+from gnexp.config.resolve import bench_run, check_run, seed_list
 from gnexp.config.schema import (
     CUSTOM,
     RETRIED,
@@ -28,11 +28,11 @@ from gnexp.config.schema import (
     ShiftConfig,
     StatusConfig,
     TrainConfig,
-    asked_for,
-    is_foreign,
+    instruments,
+    is_external,
     is_private,
     is_tuned,
-    retried,
+    retry_statuses,
 )
 from gnexp.config.torchrun import cores, launched
 
@@ -173,7 +173,7 @@ def _model_problems(model: ModelConfig, zero_gamma: bool) -> list[str]:
     if model.library is not None and model.library not in LIBRARIES:
         near = difflib.get_close_matches(str(model.library), LIBRARIES, n=1, cutoff=0.0)[0]
         return [f"model.library={model.library} is unknown; did you mean model={near}?"]
-    if not is_foreign(model):
+    if not is_external(model):
         if model.name == CUSTOM:
             return ["model=custom needs the import path of yours, as model._target_=my_pkg.Net"]
         if model.options:
@@ -209,7 +209,7 @@ def _model_problems(model: ModelConfig, zero_gamma: bool) -> list[str]:
 
 def width_problems(model: ModelConfig) -> list[str]:
     """Return what is wrong with the width that a training is typed with."""
-    if model.width is not None or is_foreign(model):
+    if model.width is not None or is_external(model):
         return []
     return ["model.width=null must be a whole number, not null, such as model.width=16"]
 
@@ -228,8 +228,8 @@ def tuning_problems(config: TrainConfig) -> list[str]:
     if seeds:
         found.append(seeds)
     elif not _seed_problems(config.seeds):
-        tried = named_seeds(tuning.seeds, TUNING_SEEDS_FROM)
-        both = sorted({*tried} & {*named_seeds(config.seeds)})
+        tried = seed_list(tuning.seeds, TUNING_SEEDS_FROM)
+        both = sorted({*tried} & {*seed_list(config.seeds)})
         if both:
             found.append(
                 f"tuning.seeds and seeds= share seed {both[0]}: a rate is chosen by one set of"
@@ -307,7 +307,7 @@ def unused_problems(
         if rule and not any(rule[0](config) for config in configs):
             found.append(f"{key}={value} is not used: {rule[1](configs[0])}")
     if command == "train" and "workers" in typed:
-        found += idle_problems(configs[0].workers, sum(map(_trainings, configs)), "trainings")
+        found += idle_problems(configs[0].workers, sum(map(_training_count, configs)), "trainings")
     return found
 
 
@@ -322,10 +322,10 @@ def idle_problems(workers: Any, tasks: int, what: str) -> list[str]:
     ]
 
 
-def _trainings(config: TrainConfig) -> int:
-    count = len(named_seeds(config.seeds))
+def _training_count(config: TrainConfig) -> int:
+    count = len(seed_list(config.seeds))
     if is_tuned(config):
-        count += len(config.tuning.lr) * len(named_seeds(config.tuning.seeds))
+        count += len(config.tuning.lr) * len(seed_list(config.tuning.seeds))
     return count
 
 
@@ -370,7 +370,7 @@ def _uses(
         )
     if command == "train" and section == "convert":
         return (
-            lambda c: is_foreign(c.model),
+            lambda c: is_external(c.model),
             lambda c: (
                 f"norm= is of all norm layers of model={c.model.name}; model=torchvision,"
                 " model=timm and model._target_= may keep some"
@@ -382,7 +382,7 @@ def _uses(
     shifted = {"shift", "batches"} if key == "shift.images" else {"shift"}
     if command == "train" and section == "shift":
         return (
-            lambda c: bool(shifted & {*asked_for(c.measure)}),
+            lambda c: bool(shifted & {*instruments(c.measure)}),
             lambda c: "no shift is measured; type measure=[shift] too",
         )
     if command == "bench" and key == "groups":
@@ -396,9 +396,9 @@ def _uses(
     if command == "measure" and section in of:
         by = shifted if section == "shift" else {of[section]}
         return (
-            lambda c: bool(by & {*asked_for(c.what)}),
+            lambda c: bool(by & {*instruments(c.what)}),
             lambda c: (
-                f"what=[{','.join(map(str, asked_for(c.what)))}] does not measure it; type"
+                f"what=[{','.join(map(str, instruments(c.what)))}] does not measure it; type"
                 f" what=[{of[section]}]"
             ),
         )
@@ -436,7 +436,7 @@ def gradient_problems(draws: int | None, batches: Any) -> list[str]:
 
 def measure_problems(measured: Any) -> list[str]:
     """Return what is wrong with `measure=`, the instruments at the end of training."""
-    if all(isinstance(name, str) and name in AT_END for name in asked_for(measured)):
+    if all(isinstance(name, str) and name in AT_END for name in instruments(measured)):
         return []
     return [f"measure={measured} must be a list of {', '.join(AT_END)}, such as measure=[shift]"]
 
@@ -478,7 +478,7 @@ def bench_problems(config: BenchConfig) -> list[str]:
     found += count_problems({"seeds": config.seeds, "repeats": config.repeats})
     if not (math.isfinite(config.seconds) and config.seconds > 0):
         found.append(f"seconds={config.seconds} must be a positive number, such as seconds=3")
-    if is_foreign(config.model):
+    if is_external(config.model):
         found.append("gnexp bench times the models of gnexp; choose one, such as model=resnet18")
     if found:
         return found
@@ -696,7 +696,7 @@ def _seed_problems(seeds: Any) -> list[str]:
 
 
 def _retry_problems(retry: Any) -> list[str]:
-    named = retried(retry)
+    named = retry_statuses(retry)
     if all(isinstance(name, str) and name in RETRIED for name in named):
         return []
     return [f"retry={retry} must be {', '.join(RETRIED)} or a list of them, such as retry=failed"]

@@ -12,12 +12,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gnexp.data.seeding import generator
-from gnexp.data.sources import Images
+from gnexp.data.sources import Dataset
 
 AUGMENTATIONS = {"crop_flip": (4, True), "crop": (4, False), "none": (0, False)}  # pad, flip
 
 
-class DeviceImages:
+class DeviceDataset:
     """A data set held on one device: uint8 (N, C, H, W) images, int64 (N,) labels.
 
     mean, std: float32 (1, C, 1, 1), of pixel values divided by 255.
@@ -25,7 +25,7 @@ class DeviceImages:
 
     def __init__(
         self,
-        images: Images,
+        images: Dataset,
         device: torch.device | str = "cpu",
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
@@ -144,7 +144,7 @@ def normalize(
 
 
 def draw_batches(
-    images: DeviceImages, batch: int, k: int, seed: int, purpose: str, augment: str
+    images: DeviceDataset, batch: int, k: int, seed: int, purpose: str, augment: str
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield k batches (x normalized (batch, C, H, W) float32, y (batch,)) of training images,
     drawn independently and with replacement.

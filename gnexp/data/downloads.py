@@ -98,7 +98,7 @@ def _load_svhn(name: str, root: Path, download: bool) -> Arrays:
         try:
             part = SVHN(str(root), split)
         except (RuntimeError, OSError, ValueError) as error:
-            raise _damaged(root, file, error) from error
+            raise _corrupt(root, file, error) from error
         parts += [to_rgb(part.data, file), part.labels.astype(np.int64)]
     return Arrays(*parts, classes=tuple("0123456789"))
 
@@ -116,7 +116,7 @@ def _load_fashion_mnist(name: str, root: Path, download: bool) -> Arrays:
     x_train, y_train, x_test, y_test = (_read_idx(found[0], file, root) for file in _IDX_FILES)
     for x, y, file in ((x_train, y_train, _IDX_FILES[0]), (x_test, y_test, _IDX_FILES[2])):
         if len(x) != len(y) or y.max(initial=0) >= len(_FASHION_CLASSES):
-            raise _damaged(root, file, "its labels do not fit")
+            raise _corrupt(root, file, "its labels do not fit")
     return Arrays(
         to_rgb(x_train, _IDX_FILES[0]),
         y_train.astype(np.int64),
@@ -138,21 +138,21 @@ def _read_idx(folder: Path, name: str, root: Path) -> np.ndarray:
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
-        raise _damaged(root, path.name, error) from error
+        raise _corrupt(root, path.name, error) from error
     ndim = 3 if "idx3" in name else 1
     start = 4 + 4 * ndim
     if content[:4] == bytes((0, 0, 8, ndim)) and len(content) >= start:
         shape = [int(size) for size in np.frombuffer(content[4:start], ">u4")]
         if len(content) == start + math.prod(shape):
             return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
-    raise _damaged(root, path.name, "not a whole idx file of bytes")
+    raise _corrupt(root, path.name, "not a whole idx file of bytes")
 
 
 def _read_torchvision(source: Any, name: str, parent: Path, root: Path) -> Arrays:
     try:
         train, test = (source(str(parent), train=part) for part in (True, False))
     except RuntimeError as error:
-        raise _damaged(root, f"a batch of {name}", "its md5 sum differs") from error
+        raise _corrupt(root, f"a batch of {name}", "its md5 sum differs") from error
     return Arrays(
         to_rgb(train.data, name),
         np.asarray(train.targets, np.int64),
@@ -180,7 +180,7 @@ def _fetch(name: str, root: Path, files: str, construct: Any) -> None:
         ) from error
 
 
-def _damaged(root: Path, file: str, reason: object) -> ValueError:
+def _corrupt(root: Path, file: str, reason: object) -> ValueError:
     return ValueError(
         f"data.root={root}: {file} there is damaged or incomplete ({reason}): fetch it again"
     )

@@ -132,9 +132,9 @@ def _others(root: Path, files: dict[str, list[Path]]) -> list[str]:
                             within += sum(len(found) for _, _, found in os.walk(path))
                 elif path not in taken:
                     kinds[ascii(path.suffix.lower())[1:-1] or "without a suffix"] += 1
-    told = [f"{count} {kind}" for kind, count in sorted(kinds.items())]
+    kind_texts = [f"{count} {kind}" for kind, count in sorted(kinds.items())]
     total = sum(kinds.values())
-    lines = [f"{total} file{'s' * (total > 1)} ({', '.join(told)})"] if told else []
+    lines = [f"{total} file{'s' * (total > 1)} ({', '.join(kind_texts)})"] if kind_texts else []
     if folders:
         lines.append(
             f"{folders} sub-folder{'s' * (folders > 1)} of classes with {within}"

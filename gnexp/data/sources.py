@@ -24,7 +24,7 @@ _SHAPES10_LARGEST = {"train_limit": 50_000, "test_limit": 10_000}
 
 
 @dataclass(frozen=True, eq=False)
-class Images:
+class Dataset:
     """A data set in memory: uint8 (N, 3, S, S) images and int64 (N,) labels that index `classes`.
 
     `title` and `passed_over` (what of the source is not used) are for people. `checksum` (hex
@@ -49,7 +49,7 @@ def load_images(
     size: int | None = None,
     title: str | None = None,
     download: bool = True,
-) -> Images:
+) -> Dataset:
     """Return the data set `name`, one of SOURCES, with its test images in a fixed random order.
 
     root: the folder (npz: the file) to read; unused by shapes10; None lets torchvision's sets use
@@ -84,7 +84,7 @@ def load_images(
     return _finish(arrays, size, own_title if title is None else title)
 
 
-def hold_out(images: Images, validation: float | int) -> Images:
+def hold_out(images: Dataset, validation: float | int) -> Dataset:
     """Return the set with part of its training images in the place of the test images.
 
     validation: the part, a fraction below 1 or a number of images, of every class as large a part
@@ -141,11 +141,11 @@ def _limited(arrays: Arrays, limits: dict[str, int | None]) -> Arrays:
     )
 
 
-def _finish(arrays: Arrays, size: int | None, title: str) -> Images:
+def _finish(arrays: Arrays, size: int | None, title: str) -> Dataset:
     order = fixed_test_order(len(arrays.y_test))
     x_train, x_test = arrays.x_train, arrays.x_test[order]
     if size is not None:
         x_train, x_test = resize(x_train, size), resize(x_test, size)
     parts = (x_train, arrays.y_train, x_test, arrays.y_test[order])
-    told = {"title": title, "checksum": digest(*parts), "passed_over": arrays.passed_over}
-    return Images(*parts, classes=arrays.classes, **told)
+    rest = {"title": title, "checksum": digest(*parts), "passed_over": arrays.passed_over}
+    return Dataset(*parts, classes=arrays.classes, **rest)

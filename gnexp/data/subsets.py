@@ -29,11 +29,11 @@ def balanced_subset(y_N: np.ndarray, limit: int | None, key: str) -> np.ndarray:
     # Deal images out in rounds, one per class, and stop at the limit.
     round_of = np.empty(len(y_N), np.int64)
     turn_of = np.empty(len(y_N), np.int64)
-    turns = _shuffled(len(classes), _SUBSET)
+    places = _shuffled(len(classes), _SUBSET)
     for position, label in enumerate(classes):
         rows = np.flatnonzero(y_N == label)
         round_of[rows[_shuffled(len(rows), _SUBSET, position + 1)]] = np.arange(len(rows))
-        turn_of[rows] = turns[position]
+        turn_of[rows] = places[position]
     return np.sort(np.lexsort((turn_of, round_of))[:limit])
 
 
@@ -51,12 +51,12 @@ def stratified_part(y_N: np.ndarray, count: int) -> np.ndarray:
         raise ValueError(f"each side needs one of each class: type {len(classes)} to {most} images")
     exact = count * sizes / len(y_N)
     taken = np.clip(np.floor(exact), 1, sizes - 1).astype(np.int64)
-    turns = _shuffled(len(classes), _HELD_OUT)
+    places = _shuffled(len(classes), _HELD_OUT)
     while (left := count - taken.sum()) != 0:  # to whom most is due, in a fixed turn among equals
         step = 1 if left > 0 else -1
         free = taken < sizes - 1 if left > 0 else taken > 1
         due = np.where(free, step * (exact - taken), -np.inf)
-        taken[np.lexsort((turns, -due))[0]] += step
+        taken[np.lexsort((places, -due))[0]] += step
     parts = []
     for position, label in enumerate(classes):
         rows = np.flatnonzero(y_N == label)

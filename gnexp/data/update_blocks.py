@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gnexp.data.device_images import (
-    DeviceImages,
+    DeviceDataset,
     augmentation,
     crop_flip,
     epoch_augmentation,
@@ -22,7 +22,7 @@ BLOCK = 256  # images of one replica that are augmented at once: a batch of 1 wo
 
 
 def update_blocks(
-    images: DeviceImages,
+    images: DeviceDataset,
     seeds: Sequence[int],
     epoch: int,
     batch: int,
@@ -61,7 +61,7 @@ def update_blocks(
 
 
 def poisson_updates(
-    images: DeviceImages,
+    images: DeviceDataset,
     seed: int,
     epoch: int,
     update_batch: int,

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gnexp.data.device_images import DeviceImages, normalize
+from gnexp.data.device_images import DeviceDataset, normalize
 from gnexp.data.seeding import generator
 from gnexp.measure.bn_statistics import batches_together
 from gnexp.measure.precise_bn import running_layers
-from gnexp.measure.preserve_state import unchanged
+from gnexp.measure.preserve_state import preserve_state
 from gnexp.training.evaluate import images_of_a_pass
 from gnexp.training.precision import autocast, matrix_precision
 
@@ -42,7 +42,7 @@ class Batches(NamedTuple):
 
 def measure_batches(
     model: nn.Module,
-    images: DeviceImages,
+    images: DeviceDataset,
     sizes: Sequence[int] = SIZES,
     *,
     seed: int = 0,
@@ -78,7 +78,7 @@ def measure_batches(
             raise ValueError(f"{key}={min(values)} must be at least 1")
     y_N = images.y_test[:limit].cpu()
     sizes = sorted(set(sizes))
-    with unchanged(model), torch.no_grad(), matrix_precision(precision):
+    with preserve_state(model), torch.no_grad(), matrix_precision(precision):
         model.eval()
         evaluated = _Answers(y_N, seed, _passes(model, images, precision))
         at_once = images_of_a_pass(images.x_test)
@@ -152,8 +152,8 @@ def _skewed(order_N: Tensor, members: Sequence[Tensor], size: int) -> Batches:
     rest[torch.cat([own[:share] for own, share in zip(members, shares, strict=True)])] = False
     pool = order_N[rest[order_N]]
     place_MB = torch.arange(len(leading.index_MB) * (size - half)).view(-1, size - half)
-    company = pool if len(pool) else order_N
-    index_MB = company[place_MB % len(company)]
+    companions = pool if len(pool) else order_N
+    index_MB = companions[place_MB % len(companions)]
     weight_MB = (place_MB < len(pool)).double()
     return Batches(
         torch.cat([leading.index_MB, index_MB], dim=1),
@@ -188,7 +188,7 @@ Passes = Callable[[Tensor], Tensor]  # index_MB -> logits (M, B, K)
 
 
 def _passes(
-    model: nn.Module, images: DeviceImages, precision: str, stacked: nn.Module | None = None
+    model: nn.Module, images: DeviceDataset, precision: str, stacked: nn.Module | None = None
 ) -> Passes:
     """Return what evaluates batches of test images, one after the other or, stacked, several."""
     dtype, device = next(model.parameters()).dtype, images.x_test.device
@@ -210,7 +210,7 @@ def _passes(
 
 
 def _passes_of_batch_statistics(
-    model: nn.Module, layers: Sequence[nn.Module], images: DeviceImages, precision: str
+    model: nn.Module, layers: Sequence[nn.Module], images: DeviceDataset, precision: str
 ) -> Passes:
     """Return what evaluates batches by their own statistics; the model's mode is changed."""
     stacked = batches_together(model, images.x_test.shape[1:])

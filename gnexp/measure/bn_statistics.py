@@ -14,25 +14,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gnexp.data.device_images import DeviceImages, augmented, normalize
+from gnexp.data.device_images import DeviceDataset, augmented, normalize
 from gnexp.data.seeding import generator
 from gnexp.measure.per_example import MOST_COMPANIONS, find_mixing_layer
 from gnexp.measure.precise_bn import (
     Forward,
-    NoPopulation,
+    NoPreciseStatistics,
     dry_pass,
     input_of,
-    population_statistics,
+    precise_statistics,
     running_layers,
 )
-from gnexp.measure.preserve_state import unchanged
+from gnexp.measure.preserve_state import preserve_state
 from gnexp.norms.copying import copied
 from gnexp.training.evaluate import Scores, evaluate, images_of_a_pass
 from gnexp.training.precision import autocast
-from gnexp.training.stack import Stack, refusal
+from gnexp.training.stack import Stack, why_not_stackable
 
 STATISTICS = ("population_augmented", "population", "batch", "example")
-POPULATION = 2048  # training images that stand for all of them
+MOST_IMAGES = 2048  # training images that stand for all of them
 MOST_BYTES = 2**30  # of activations in the one pass over the population
 _TOGETHER_ON_CPU = 16  # images in a pass of several batches: more would not fit in its caches
 _LIVE = 3  # activations held at once: a layer's input, its output and a residual branch's
@@ -41,7 +41,7 @@ _LIVE = 3  # activations held at once: a layer's input, its output and a residua
 @torch.no_grad()
 def other_scores(
     model: nn.Module,
-    images: DeviceImages,
+    images: DeviceDataset,
     batch: int,
     precision: str = "fp32",
     *,
@@ -57,8 +57,8 @@ def other_scores(
     augmentation. "batch": of the test images in batches of `batch`, the training batch; see
     `batch_logits`. "example": see `example_statistics`.
 
-    None marks what cannot be said: both "population" ones where `population_statistics` raises
-    NoPopulation, "example" where a layer with running statistics is no stock BatchNorm2d, and all
+    None marks what cannot be said: both "population" ones where `precise_statistics` raises
+    NoPreciseStatistics, "example" where a layer with running statistics is no stock BatchNorm2d, and all
     where a layer without running statistics makes an example depend on its training batch. If no
     layer does, nothing is to be replaced: all are `plain`, the result of `evaluate` at this
     precision, computed if not given. Leaves no trace in the model. A diverged model has nan losses.
@@ -71,19 +71,19 @@ def other_scores(
         if find_mixing_layer(model, normalize(some, images.mean, images.std, dtype)) is not None:
             return dict.fromkeys(STATISTICS)
         if plain is None:
-            with unchanged(model):
+            with preserve_state(model):
                 plain = evaluate(model, images, precision=precision)
         return dict.fromkeys(STATISTICS, plain)
     logits_NK = batch_logits(model, images, batch, precision).float()
     hits = (logits_NK.argmax(dim=1) == images.y_test).double().mean()
     loss = F.cross_entropy(logits_NK, images.y_test)
-    population = _population_scores(model, images, precision, "none", seed)
+    precise = _precise_scores(model, images, precision, "none", seed)
     same = augment == "none"
     return {
         "population_augmented": (
-            population if same else _population_scores(model, images, precision, augment, seed)
+            precise if same else _precise_scores(model, images, precision, augment, seed)
         ),
-        "population": population,
+        "population": precise,
         "batch": Scores(hits.item(), loss.item(), logits_NK),
         "example": _example_scores(model, images, batch, precision),
     }
@@ -94,7 +94,7 @@ def _require_batch(batch: int) -> None:
         raise ValueError(f"batch={batch} must be at least 1")
 
 
-def _from_uint8(model: nn.Module, images: DeviceImages, precision: str) -> Forward:
+def _from_uint8(model: nn.Module, images: DeviceDataset, precision: str) -> Forward:
     """Return the forward pass from uint8 images to logits, in the model's dtype and `precision`."""
     dtype = next(model.parameters()).dtype
 
@@ -105,11 +105,11 @@ def _from_uint8(model: nn.Module, images: DeviceImages, precision: str) -> Forwa
     return forward
 
 
-def population_chunks(
+def training_chunks(
     model: nn.Module,
-    images: DeviceImages,
+    images: DeviceDataset,
     precision: str,
-    most: int = POPULATION,
+    most: int = MOST_IMAGES,
     *,
     augment: str = "none",
     seed: int = 0,
@@ -118,10 +118,10 @@ def population_chunks(
 
     They are 2,048, the same ones always, or all if fewer; or the first `most` of them. augment:
     crop and mirror each as training does, by draws of `seed`. In so many chunks that memory is
-    bounded; see `population_statistics`, which takes both.
+    bounded; see `precise_statistics`, which takes both.
     """
     count = len(images.x_train)
-    index_N = torch.randperm(count, generator=generator(0, "population"))[:POPULATION][:most]
+    index_N = torch.randperm(count, generator=generator(0, "population"))[:MOST_IMAGES][:most]
     x_NCHW = images.x_train[index_N.to(images.x_train.device)]
     x_NCHW = augmented(x_NCHW, augment, generator(seed, "population augmentation"))
     forward = _from_uint8(model, images, precision)
@@ -131,21 +131,21 @@ def population_chunks(
     return forward, x_NCHW.split(len(x_NCHW) if fits else at_once)
 
 
-def _population_scores(
-    model: nn.Module, images: DeviceImages, precision: str, augment: str, seed: int
+def _precise_scores(
+    model: nn.Module, images: DeviceDataset, precision: str, augment: str, seed: int
 ) -> Scores | None:
-    forward, chunks = population_chunks(model, images, precision, augment=augment, seed=seed)
+    forward, chunks = training_chunks(model, images, precision, augment=augment, seed=seed)
     try:
-        with population_statistics(model, chunks, forward):
+        with precise_statistics(model, chunks, forward):
             return evaluate(model, images, precision=precision)
-    except NoPopulation:
+    except NoPreciseStatistics:
         return None
 
 
 @torch.no_grad()
 def batch_logits(
     model: nn.Module,
-    images: DeviceImages,
+    images: DeviceDataset,
     batch: int,
     precision: str = "fp32",
     *,
@@ -166,7 +166,7 @@ def batch_logits(
     on_cpu = index_MB.device.type == "cpu"
     most = _TOGETHER_ON_CPU if on_cpu else images_of_a_pass(images.x_test)
     parts = []
-    with unchanged(model):
+    with preserve_state(model):
         several = together and 2 * batch <= most
         stack = batches_together(model, images.x_test.shape[1:]) if several else None
         model.eval()
@@ -191,7 +191,7 @@ def _buffers(layer: nn.Module) -> list[tuple[str, Tensor]]:
     return [(name, buffer) for name, buffer in layer._buffers.items() if buffer is not None]
 
 
-class _Alone(nn.Module):
+class _OneByOne(nn.Module):
     """A stack of one model, called as the model is: (N, C, H, W) -> (N, K)."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -202,7 +202,7 @@ class _Alone(nn.Module):
         return self.net(x_NCHW[:, None])[:, 0]
 
 
-def batches_together(model: nn.Module, shape: Sequence[int]) -> _Alone | None:
+def batches_together(model: nn.Module, shape: Sequence[int]) -> _OneByOne | None:
     """Return the model as a stack whose passes may hold several batches; None if it takes none."""
     trial = copied(model)
     for layer in trial.modules():
@@ -210,20 +210,20 @@ def batches_together(model: nn.Module, shape: Sequence[int]) -> _Alone | None:
         if type(layer) is nn.BatchNorm2d:
             layer.momentum = 0.0
     with torch.enable_grad():  # the check compares gradients too
-        refused = refusal([copied(trial).cpu()], shape, chunks=2)
+        refused = why_not_stackable([copied(trial).cpu()], shape, chunks=2)
     if refused:
         return None
-    alone = _Alone(trial).eval()
-    for layer in alone.modules():
+    one_by_one = _OneByOne(trial).eval()
+    for layer in one_by_one.modules():
         # Those of a stack that tell batches apart, which they do in training mode. What a mapped
         # module holds stays in evaluation mode: having no buffers, it has no running statistics.
         if hasattr(layer, "chunks"):
             layer.training = True
-    return alone
+    return one_by_one
 
 
 def _example_scores(
-    model: nn.Module, images: DeviceImages, batch: int, precision: str
+    model: nn.Module, images: DeviceDataset, batch: int, precision: str
 ) -> Scores | None:
     if not all(_is_stock(layer) for layer in running_layers(model).values()):
         return None
@@ -259,7 +259,7 @@ def example_statistics(model: nn.Module, batch: int) -> Iterator[None]:
                 f"statistics is known"
             )
     hooks = []
-    with unchanged(model):
+    with preserve_state(model):
         model.eval()
         try:
             for layer in layers.values():

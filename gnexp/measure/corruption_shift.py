@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from gnexp.data.corruptions.cifar_c import CifarC
 from gnexp.data.corruptions.table import corrupt, require_corruption, require_severity
-from gnexp.data.device_images import DeviceImages
-from gnexp.measure.preserve_state import unchanged
+from gnexp.data.device_images import DeviceDataset
+from gnexp.measure.preserve_state import preserve_state
 from gnexp.training.evaluate import evaluate
 from gnexp.training.precision import matrix_precision
 
@@ -23,12 +23,12 @@ KEPT_BYTES = (
     600 * 2**20
 )  # of corrupted images, in a process; 90 sets of 1,000 CIFAR images are 276e6
 
-_KEPT: "WeakKeyDictionary[DeviceImages, dict[tuple, Tensor]]" = WeakKeyDictionary()
+_KEPT: "WeakKeyDictionary[DeviceDataset, dict[tuple, Tensor]]" = WeakKeyDictionary()
 
 
 def measure_shift(
     model: nn.Module,
-    images: DeviceImages,
+    images: DeviceDataset,
     names: Iterable[str],
     severities: Iterable[int],
     *,
@@ -59,7 +59,7 @@ def measure_shift(
     if cifar_c is not None:  # fails, if at all, before the first evaluation
         _positions(images, cifar_c)
     rows = []
-    with unchanged(model), matrix_precision(precision):
+    with preserve_state(model), matrix_precision(precision):
         rows.append(_row(model, part, CLEAN, 0, precision))
         for name in names:
             for severity in severities:
@@ -68,12 +68,12 @@ def measure_shift(
     return rows
 
 
-def _positions(images: DeviceImages, cifar_c: CifarC) -> np.ndarray:
+def _positions(images: DeviceDataset, cifar_c: CifarC) -> np.ndarray:
     return cifar_c.positions(images.y_test.cpu().numpy(), images.x_test.shape[-1])
 
 
 def _row(
-    model: nn.Module, part: DeviceImages, name: str, severity: int, precision: str
+    model: nn.Module, part: DeviceDataset, name: str, severity: int, precision: str
 ) -> dict[str, str | int | float]:
     scores = evaluate(model, part, precision=precision)
     found = {"n": len(part.x_test), "accuracy": scores.accuracy, "loss": scores.loss}
@@ -81,7 +81,7 @@ def _row(
 
 
 def corrupted_test(
-    images: DeviceImages,
+    images: DeviceDataset,
     name: str,
     severity: int,
     seed: int,

@@ -16,9 +16,9 @@ from scipy.special import stdtrit
 from torch import Tensor, nn
 
 from gnexp.measure.parameters import reported_groups, trainable_parameters
-from gnexp.measure.preserve_state import unchanged
+from gnexp.measure.preserve_state import preserve_state
 from gnexp.norms.base import ReplicatedNorm
-from gnexp.training.stack import Stack, refusal
+from gnexp.training.stack import Stack, why_not_stackable
 
 LEAST_DRAWS = 4  # two blocks of two: what is left without one block must still have a variance
 Batch = tuple[Tensor, Tensor]
@@ -61,7 +61,7 @@ def measure_gradients(
         raise ValueError(f"blocks={blocks} cannot give a jackknife; use at least 2, e.g. 32")
     groups = reported_groups(model)
     parameters = trainable_parameters(model)
-    with unchanged(model), torch.enable_grad():
+    with preserve_state(model), torch.enable_grad():
         model.train()
         gradients = _gradients(model, batches, k, batch, loss)
         sums = _sum(gradients, [p.numel() for p in parameters.values()], min(blocks, k))
@@ -156,7 +156,7 @@ def _gradients(
     together = draws_per_pass(k, first[0])
     # Before the loop, since on CUDA both trying and stacking wait for the device; and unchanged,
     # since new layers draw random numbers, which may be meant for the mini-batches to come.
-    with unchanged(model):
+    with preserve_state(model):
         if together > 1 and not _can_pass_together(model, first[0]):
             together = 1
         for size in {together, k % together} - {0, 1}:
@@ -170,10 +170,12 @@ def _can_pass_together(model: nn.Module, x_NCHW: Tensor) -> bool:
     """Whether copies of the model, each with a draw of its own, give what the model alone gives."""
     # A layer may read in train mode what earlier draws left in its buffers, as spectral norm does;
     # copies would then follow other draws than the model. Stock batch norm only writes them.
-    holders = [module for module in model.modules() if any(True for _ in module.buffers(False))]
-    if not all(map(_never_reads_what_it_wrote, holders)):
+    with_buffers = [
+        module for module in model.modules() if any(True for _ in module.buffers(False))
+    ]
+    if not all(map(_never_reads_what_it_wrote, with_buffers)):
         return False
-    return refusal([model, model], x_NCHW.shape[1:]) is None
+    return why_not_stackable([model, model], x_NCHW.shape[1:]) is None
 
 
 def _never_reads_what_it_wrote(module: nn.Module) -> bool:

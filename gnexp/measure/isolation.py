@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gnexp.measure.parameters import trainable_parameters
-from gnexp.measure.preserve_state import unchanged
+from gnexp.measure.preserve_state import preserve_state
 
 
 def cross_example_share(layer: nn.Module, x_NCHW: Tensor) -> float:
@@ -20,7 +20,7 @@ def cross_example_share(layer: nn.Module, x_NCHW: Tensor) -> float:
     """
     x_NCHW = x_NCHW.detach().clone().requires_grad_()
     own = cross = 0.0
-    with unchanged(layer), torch.enable_grad():
+    with preserve_state(layer), torch.enable_grad():
         y_NCHW = layer(x_NCHW)
         chosen = torch.zeros_like(y_NCHW, memory_format=torch.contiguous_format)
         for index in range(y_NCHW.numel()):
@@ -40,7 +40,7 @@ def cross_example_share(layer: nn.Module, x_NCHW: Tensor) -> float:
 
 def training_output(model: nn.Module, x_NCHW: Tensor) -> Tensor:
     """Return the output in train mode; model and global random state are left as they were."""
-    with unchanged(model), torch.no_grad():
+    with preserve_state(model), torch.no_grad():
         model.train()
         return model(x_NCHW)
 
@@ -71,7 +71,7 @@ def loss_changes_of_others(
 
 def state_written(layer: nn.Module, x_NCHW: Tensor) -> list[str]:
     """Return the names of the floating-point buffers that a forward pass in train mode changes."""
-    with unchanged(layer), torch.no_grad():
+    with preserve_state(layer), torch.no_grad():
         layer.train()
         before = {name: b.clone() for name, b in layer.named_buffers() if b.is_floating_point()}
         layer(x_NCHW)
@@ -85,7 +85,7 @@ def depends_on_the_past(layer: nn.Module, x_NCHW: Tensor, earlier_NCHW: Tensor) 
     Then examples act on steps for which they are not drawn, through what the layer has kept.
     """
     fresh = training_output(layer, x_NCHW)
-    with unchanged(layer), torch.no_grad():
+    with preserve_state(layer), torch.no_grad():
         state = torch.random.get_rng_state()  # so that a layer that draws, draws the same
         layer.train()
         layer(earlier_NCHW)
@@ -102,7 +102,7 @@ def per_example_gradients(model: nn.Module, x_NCHW: Tensor, y_N: Tensor) -> Tens
     """
     parameters = list(trainable_parameters(model).values())
     rows = []
-    with unchanged(model), torch.enable_grad():
+    with preserve_state(model), torch.enable_grad():
         model.train()
         losses_N = F.cross_entropy(model(x_NCHW), y_N, reduction="none")
         for loss in losses_N:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from gnexp.measure.parameters import reported_groups, trainable_parameters
-from gnexp.measure.preserve_state import unchanged
+from gnexp.measure.preserve_state import preserve_state
 
 MOST_COMPANIONS = 7  # beside the one example that is watched for a trace of them
 # Of an output's largest value: above float32 rounding, far below what a shared statistic does.
@@ -49,7 +49,7 @@ def per_example_covariance(
             f"{mixing} for one example depends on the others in its batch; "
             f"measure mini-batch gradients instead"
         )
-    with unchanged(model), torch.enable_grad():
+    with preserve_state(model), torch.enable_grad():
         model.train()
         trace = _traces(model, x_NCHW, y_N, chunk, loss)
     return [
@@ -90,7 +90,7 @@ def _outputs_of_first_example(model: nn.Module, x_NCHW: Tensor) -> list[tuple[st
     hooks = [m.register_forward_hook(watch(name or "model")) for name, m in model.named_modules()]
     try:
         # The random state is put back in between, so dropout masks do not pass for mixing.
-        with unchanged(model), torch.no_grad():
+        with preserve_state(model), torch.no_grad():
             model.train()
             model(x_NCHW)
     finally:

@@ -12,13 +12,13 @@ from contextlib import contextmanager, suppress
 import torch
 from torch import Tensor, nn
 
-from gnexp.measure.preserve_state import unchanged
+from gnexp.measure.preserve_state import preserve_state
 
 _PART = 2**20  # values in float64 at a time: as many as fit in a cache
 Forward = Callable[[Tensor], Tensor]
 
 
-class NoPopulation(ValueError):
+class NoPreciseStatistics(ValueError):
     """Why population statistics of a layer do not exist, or cannot be told from its input."""
 
 
@@ -41,7 +41,7 @@ def _is_vector(buffer: Tensor | None) -> bool:
 
 
 @contextmanager
-def population_statistics(
+def precise_statistics(
     model: nn.Module,
     chunks: Sequence[Tensor],
     forward: Forward | None = None,
@@ -58,12 +58,12 @@ def population_statistics(
     it in evaluation mode with population statistics. The model is in evaluation mode; afterwards it
     is as it was, bit by bit.
 
-    Raises NoPopulation, a ValueError that names the layer, if a layer is called twice in one
+    Raises NoPreciseStatistics, a ValueError that names the layer, if a layer is called twice in one
     forward pass (its second input would depend on the statistics of both) or its running
     statistics are not one per channel.
     """
     forward = forward or model
-    with unchanged(model):
+    with preserve_state(model):
         model.eval()
         with torch.no_grad():
             calls, _ = dry_pass(model, forward, chunks[0][:1], frozen=frozen)
@@ -94,7 +94,7 @@ def dry_pass(
 
     hooks = [m.register_forward_hook(watch, with_kwargs=True) for m in model.modules()]
     try:
-        with unchanged(model), torch.no_grad():
+        with preserve_state(model), torch.no_grad():
             model.eval()
             forward(x_1CHW)
     finally:
@@ -109,18 +109,18 @@ def input_of(args: tuple, kwargs: dict) -> Tensor:
 
 
 def _in_order(calls: list[tuple[str, int]], layers: dict[str, nn.Module]) -> dict[str, nn.Module]:
-    """Return the layers in order of execution; raises NoPopulation for what rules it out."""
+    """Return the layers in order of execution; raises NoPreciseStatistics for what rules it out."""
     ordered: dict[str, nn.Module] = {}
     for name, channels in calls:
         if name in ordered:
-            raise NoPopulation(
+            raise NoPreciseStatistics(
                 f"{name} is called twice in one forward pass: its second input depends on its own "
                 f"statistics, so that those of the population are not defined; use two layers"
             )
         ordered[name] = layers[name]
         held = len(layers[name].running_mean)
         if held != channels:
-            raise NoPopulation(
+            raise NoPreciseStatistics(
                 f"{name} holds {held} running statistics for an input of {channels} channels; "
                 f"those of the population need one per channel"
             )

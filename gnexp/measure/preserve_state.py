@@ -8,7 +8,7 @@ from torch import nn
 
 
 @contextmanager
-def unchanged(model: nn.Module) -> Iterator[None]:
+def preserve_state(model: nn.Module) -> Iterator[None]:
     """Put back, bit by bit and also after an exception, all that a forward pass may change.
 
     That is: weights, buffers (BN's running statistics and its counter), `.grad`, requires_grad,

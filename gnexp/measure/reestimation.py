@@ -8,9 +8,9 @@ from collections.abc import Collection
 import torch
 from torch import nn
 
-from gnexp.data.device_images import DeviceImages
-from gnexp.measure.bn_statistics import POPULATION, population_chunks
-from gnexp.measure.precise_bn import population_statistics, running_layers
+from gnexp.data.device_images import DeviceDataset
+from gnexp.measure.bn_statistics import MOST_IMAGES, training_chunks
+from gnexp.measure.precise_bn import precise_statistics, running_layers
 
 
 def frozen_without_statistics(model: nn.Module, fresh: Collection[str]) -> list[str]:
@@ -20,11 +20,11 @@ def frozen_without_statistics(model: nn.Module, fresh: Collection[str]) -> list[
 
 
 def reestimate(
-    model: nn.Module, images: DeviceImages, precision: str, most: int = POPULATION
+    model: nn.Module, images: DeviceDataset, precision: str, most: int = MOST_IMAGES
 ) -> None:
     """Set the running statistics, frozen ones too, to those of the training images.
 
-    Of the images that `population_chunks` takes, of at most `most` of them: unaugmented, all at
+    Of the images that `training_chunks` takes, of at most `most` of them: unaugmented, all at
     once and layer by layer, each layer's input being what the earlier ones make of it in
     evaluation mode by their new statistics. Variances are biased. Nothing else of the model
     changes. Raises ValueError for a model without such a layer, and naming a layer whose
@@ -37,8 +37,8 @@ def reestimate(
             "init_statistics=reestimate needs a norm with running statistics, such as norm=bn; use"
             " init_statistics=keep"
         )
-    forward, chunks = population_chunks(model, images, precision, most)
-    with population_statistics(model, chunks, forward, frozen=True) as found:
+    forward, chunks = training_chunks(model, images, precision, most)
+    with precise_statistics(model, chunks, forward, frozen=True) as found:
         pass  # afterwards the model is as it was
     with torch.no_grad():
         for name, (mean_C, var_C) in found.items():

@@ -40,7 +40,7 @@ def norm_relu(norm: NormFactory, channels: int) -> tuple[nn.Module, nn.Module]:
     return layer, nn.Identity() if carries_activation(layer) else nn.ReLU()
 
 
-def norm_alone(norm: NormFactory, channels: int) -> nn.Module:
+def norm_without_relu(norm: NormFactory, channels: int) -> nn.Module:
     """Return a norm for a place without a ReLU; one that carries its own comes without it."""
     layer = norm(channels)
     return layer.without_activation() if carries_activation(layer) else layer
@@ -80,7 +80,7 @@ def projection_shortcut(
     if stride == 1 and in_channels == out_channels:
         return nn.Identity()
     layers = OrderedDict(
-        conv=conv(in_channels, out_channels, 1, stride), norm=norm_alone(norm, out_channels)
+        conv=conv(in_channels, out_channels, 1, stride), norm=norm_without_relu(norm, out_channels)
     )
     return nn.Sequential(layers)
 
@@ -115,7 +115,7 @@ class TwoConvolutions(nn.Module):
         if self.ends_in_relu:
             self.norm2, self.relu_out = norm_relu(norm, channels)
         else:
-            self.norm2 = norm_alone(norm, channels)
+            self.norm2 = norm_without_relu(norm, channels)
 
     def branch(self, x_NCHW: Tensor) -> Tensor:
         x_NCHW = self.relu1(self.norm1(self.conv1(x_NCHW)))
@@ -190,7 +190,7 @@ class Bottleneck(ResidualBlock):
         self.conv2 = conv(channels, channels, 3, stride)
         self.norm2, self.relu2 = norm_relu(norm, channels)
         self.conv3 = conv(channels, out_channels, 1)
-        self.norm3 = norm_alone(norm, out_channels)
+        self.norm3 = norm_without_relu(norm, out_channels)
         self.shortcut = shortcut(in_channels, out_channels, stride, norm)
         self.relu_out = nn.ReLU()
 

@@ -98,7 +98,7 @@ def _unknown(library: str, name: str, valid: Sequence[str]) -> str:
     )
 
 
-def build_foreign(
+def build_external(
     construct: Callable[..., Any],
     num_classes: int,
     options: Mapping[str, Any],

@@ -27,8 +27,8 @@ from gnexp.models.blocks import (
     ResidualBlock,
     Shortcut,
     conv,
-    norm_alone,
     norm_relu,
+    norm_without_relu,
     outside,
     padded_shortcut,
     projection_shortcut,
@@ -64,7 +64,7 @@ def _resnet(
     if block.activated:
         net["norm1"], net["relu"] = norm_relu(_named(norm, "norm1"), width)
     else:  # each block's branch starts with a ReLU
-        net["norm1"] = norm_alone(_named(norm, "norm1"), width)
+        net["norm1"] = norm_without_relu(_named(norm, "norm1"), width)
     channels_in = width
     for i, depth in enumerate(blocks_per_stage):
         stage = nn.Sequential()

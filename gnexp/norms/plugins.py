@@ -133,7 +133,7 @@ def unknown_norm(name: str, table: Collection[str]) -> str:
     )
 
 
-def said(target: str, table: Collection[str]) -> str:
+def label(target: str, table: Collection[str]) -> str:
     """Return what a norm at an import path is called in sentences: as it may be typed."""
     named = (str(found) for found in usable(table).values() if found.target == target)
     return next(named, f"norm._target_={target}")

@@ -29,7 +29,7 @@ def try_norm(layer: nn.Module, channels: int, examples: int = 2) -> None:
             (y_NCHW * torch.randn(shape, generator=draw)).sum(), x_NCHW, allow_unused=True
         )
     except Exception as error:  # whatever the user's backward pass does
-        raise ValueError(f"raised {told(error)} in a backward pass of {shape}") from error
+        raise ValueError(f"raised {error_text(error)} in a backward pass of {shape}") from error
     if slope is None:
         raise ValueError("returns what does not depend on its input: no gradient arrives there")
     if not torch.isfinite(slope).all():
@@ -92,7 +92,9 @@ def _output(layer: nn.Module, x_NCHW: Tensor, mode: str) -> Tensor:
         # Of a copy, since a layer that overwrites its input would overwrite a leaf here.
         y_NCHW = layer(x_NCHW * 1)
     except Exception as error:  # whatever the user's forward pass does
-        raise ValueError(f"raised {told(error)} in a forward pass of {shape} in {mode}") from error
+        raise ValueError(
+            f"raised {error_text(error)} in a forward pass of {shape} in {mode}"
+        ) from error
     if not isinstance(y_NCHW, Tensor):
         raise ValueError(f"returns a {type(y_NCHW).__name__} in {mode}, not one tensor")
     if y_NCHW.shape != x_NCHW.shape:
@@ -106,7 +108,7 @@ def _output(layer: nn.Module, x_NCHW: Tensor, mode: str) -> Tensor:
     return y_NCHW
 
 
-def told(error: Exception) -> str:
+def error_text(error: Exception) -> str:
     """Return an exception's kind and the first line of what it says."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__} ({lines[0]})" if lines else type(error).__name__

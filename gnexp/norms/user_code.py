@@ -36,14 +36,14 @@ def import_target(path: str, key: str = "norm._target_") -> Callable[..., Any]:
     try:
         module = _as_it_is_now(importlib.import_module(module_name), attribute)
     except ImportError as error:
-        raise ValueError(f"{said_norm(path, key)} cannot be imported: {error}") from error
+        raise ValueError(f"{norm_text(path, key)} cannot be imported: {error}") from error
     except (Exception, SystemExit) as error:  # whatever the user's module does when imported
         name = type(error).__name__
-        raise ValueError(f"{said_norm(path, key)}: importing it raised {name}: {error}") from error
+        raise ValueError(f"{norm_text(path, key)}: importing it raised {name}: {error}") from error
     if not hasattr(module, attribute):
-        raise ValueError(f"{said_norm(path, key)}: {module_name} has no {attribute}")
+        raise ValueError(f"{norm_text(path, key)}: {module_name} has no {attribute}")
     if not callable(found := getattr(module, attribute)):
-        raise ValueError(f"{said_norm(path, key)} is not a class or function")
+        raise ValueError(f"{norm_text(path, key)} is not a class or function")
     return found
 
 
@@ -58,7 +58,7 @@ def _refuse_namesake(module_name: str, path: str, key: str) -> None:
     found = known and importlib.machinery.PathFinder.find_spec(top, [str(Path.cwd())])
     if found and found.origin and Path(found.origin).resolve() != Path(known).resolve():
         raise ValueError(
-            f"{said_norm(path, key)}: {Path(found.origin).name} of this folder is not the {top}"
+            f"{norm_text(path, key)}: {Path(found.origin).name} of this folder is not the {top}"
             f" that was imported before, from {Path(known).parent}; rename one of them"
         )
 
@@ -143,9 +143,9 @@ def _process_began() -> float:
     return time.time() - uptime + ticks / os.sysconf("SC_CLK_TCK")
 
 
-def said_norm(path: str, key: str = "norm._target_") -> str:
+def norm_text(path: str, key: str = "norm._target_") -> str:
     """Return what is at an import path as it is typed, which may be the name of a plug-in."""
-    return plugins.said(path, NORMS) if key == "norm._target_" else f"{key}={path}"
+    return plugins.label(path, NORMS) if key == "norm._target_" else f"{key}={path}"
 
 
 def build_named(name: str, num_channels: int, **options: Any) -> nn.Module:
@@ -163,11 +163,11 @@ def own_factory(path: str, options: dict[str, Any]) -> Callable[[int], nn.Module
 
     It raises ValueError, with the reason, for what cannot be built or is no nn.Module.
     """
-    return factory_of(import_target(path), lambda: said_norm(path), options)
+    return factory_of(import_target(path), lambda: norm_text(path), options)
 
 
 def factory_of(
-    target: Callable[..., Any], said: Callable[[], str], options: dict[str, Any]
+    target: Callable[..., Any], label: Callable[[], str], options: dict[str, Any]
 ) -> Callable[[int], nn.Module]:
     """Return the callable that builds target(channels, **options); see `own_factory`.
 
@@ -180,14 +180,14 @@ def factory_of(
         except (Exception, SystemExit) as error:  # whatever the user's code does
             typed = "".join(f", {k}={v}" for k, v in options.items())
             raise ValueError(
-                f"{said()} raised {type(error).__name__} when called with ({channels}{typed}):"
+                f"{label()} raised {type(error).__name__} when called with ({channels}{typed}):"
                 f" {error}"
             ) from error
         if not isinstance(layer, nn.Module):
             kind = type(layer).__name__
-            raise ValueError(f"{said()} must return an nn.Module, not {kind}")
+            raise ValueError(f"{label()} must return an nn.Module, not {kind}")
         if lazy := [name for name, tensor in layer.named_parameters() if is_lazy(tensor)]:
-            raise ValueError(f"{said()} returns a lazy layer ({lazy[0]}): build it with channels")
+            raise ValueError(f"{label()} returns a lazy layer ({lazy[0]}): build it with channels")
         return layer
 
     return build

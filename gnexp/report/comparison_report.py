@@ -9,13 +9,13 @@ from gnexp.analysis import cells as grouping
 from gnexp.analysis.cells import BASE, Cell
 from gnexp.analysis.compare_studies import accuracy_rows, cost_rows, labelled, match, what_differs
 from gnexp.analysis.leaders import MARGIN
-from gnexp.analysis.lr_search import judged_cells, settled, tuned_cells
+from gnexp.analysis.lr_search import at_chosen_lr, test_cells, tuned_cells
 from gnexp.analysis.tables.compare_studies import (
     accuracy_table,
-    alone_table,
     cost_table,
     differing_table,
     sentences,
+    unmatched_table,
     varies,
     warnings,
 )
@@ -30,7 +30,7 @@ from gnexp.report.fingerprint import FORMATS, formats_kept
 from gnexp.report.page.render import render
 from gnexp.report.text.answer import study_answer
 from gnexp.store.files import write_whole
-from gnexp.store.run import alone_in
+from gnexp.store.run import exclusive
 from gnexp.store.study import Study, load_study, study_path
 
 if TYPE_CHECKING:
@@ -70,21 +70,21 @@ def build_comparison(
             raise ValueError(f"study={study.name} has no finished seed yet: there is nothing in it")
     folder = comparison_folder(Path(out), [study.name for study in studies])
     folder.mkdir(parents=True, exist_ok=True)
-    with alone_in(folder):
+    with exclusive(folder):
         formats = formats_kept(formats, folder, CAPTIONS)
         return _build(studies, cells, folder, reference_batch, formats, margin)
 
 
 def _cells(study: Study) -> list[Cell]:
     """Return a study's cells as its own report compares them: tuned ones at the chosen rate."""
-    return settled(judged_cells(study), tuned_cells(study))
+    return at_chosen_lr(test_cells(study), tuned_cells(study))
 
 
 def _tuned(studies: Sequence[Study]) -> list[Row]:
     """Return a row for `what_differs` where the studies differ in how many cells are tuned."""
     counts = [len(tuned_cells(study)) for study in studies]
-    told = {"what": "cells whose learning rate is tuned"}
-    rows = [{**told, "first": str(counts[0]), "second": str(counts[1])}]
+    shown_keys = {"what": "cells whose learning rate is tuned"}
+    rows = [{**shown_keys, "first": str(counts[0]), "second": str(counts[1])}]
     return rows if counts[0] != counts[1] else []
 
 
@@ -97,22 +97,22 @@ def _build(
     margin: float,
 ) -> tuple[dict[str, Path], list[str]]:
     names = [study.name for study in studies]
-    pairs, alone = match(*cells, names)
+    pairs, unmatched = match(*cells, names)
     rows, costs = accuracy_rows(pairs), cost_rows(pairs, reference_batch)
     lines = [grouping.series(side) for side in cells]
     tables = [
         accuracy_table(rows, names),
         cost_table(costs, names, reference_batch),
         differing_table([*what_differs(*cells), *_tuned(studies)], names),
-        alone_table(alone, names),
+        unmatched_table(unmatched, names),
     ]
     keys = [key for key in (pairs[0].key if pairs else ()) if key not in BASE]
-    told = [key for key in keys if varies(key, rows)]
+    shown_keys = [key for key in keys if varies(key, rows)]
     sides = labelled(lines, keys)
     with style.drawing():
         figures = {
             "accuracy_vs_batch": accuracy_side_by_side(*sides, names),
-            "difference_vs_batch": difference_vs_batch(rows, told, names),
+            "difference_vs_batch": difference_vs_batch(rows, shown_keys, names),
         }
         drawn = {name: figure for name, figure in figures.items() if figure is not None}
         images, written = _save(drawn, folder, formats)
@@ -125,7 +125,7 @@ def _build(
         names=names,
         reference_batch=reference_batch,
         warnings=warnings(*cells, names),
-        damage=[sentence for study in studies for sentence in study.damage],
+        corrupt_files=[sentence for study in studies for sentence in study.corrupt_files],
         found=found or [tables[0].empty],
         answers=[
             (study.name, study_answer(study, of, reference_batch, margin))

@@ -13,7 +13,7 @@ from pathlib import Path
 from gnexp.analysis.leaders import MARGIN
 from gnexp.report.figures import style
 from gnexp.report.page.check_summary import CHECK
-from gnexp.store.files import Damaged, bytes_of, read_json, write_json
+from gnexp.store.files import CorruptFile, bytes_of, read_json, write_json
 from gnexp.store.lr_choices import CHOICES
 from gnexp.store.run import INPUTS
 from gnexp.store.study import Study
@@ -48,7 +48,7 @@ def is_fresh(
     """Return whether the report in `folder` is that of these inputs, and every file still whole."""
     try:
         stamp = read_json(folder / STAMP)
-    except Damaged:
+    except CorruptFile:
         return False
     if not stamp or stamp.get("inputs") != _inputs(study, reference_batch, formats, margin):
         return False
@@ -60,7 +60,7 @@ def changed_files(folder: Path) -> list[str]:
     try:
         made = read_json(folder / STAMP).get("files", {})
         return [name for name, was in made.items() if _digest(folder / name) != was]
-    except (Damaged, AttributeError):
+    except (CorruptFile, AttributeError):
         return [STAMP]
 
 
@@ -85,7 +85,7 @@ def files_of(folder: Path) -> dict[str, Path]:
 
 def _inputs(study: Study, reference_batch: int, formats: Sequence[str], margin: float) -> str:
     parts = [f"reference_batch={reference_batch}", f"margin={margin!r}", study.name, _makers()]
-    parts += study.damage
+    parts += study.corrupt_files
     parts += [*formats, _digest(study.out / CHECK), _digest(study.folder / CHOICES)]
     for record in study.runs:
         # Whether a seed is running or interrupted is no file's affair.

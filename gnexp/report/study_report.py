@@ -8,9 +8,15 @@ from gnexp.analysis import cells as grouping
 from gnexp.analysis.article_claims import article_claims
 from gnexp.analysis.batch_vs_update_batch import two_batches_sentences
 from gnexp.analysis.cells import Cell, Series
-from gnexp.analysis.eval_split import judged_on, worded
+from gnexp.analysis.eval_split import for_split, split_of
 from gnexp.analysis.leaders import MARGIN
-from gnexp.analysis.lr_search import judged_cells, parted, settled, trial_sentences, tuned_cells
+from gnexp.analysis.lr_search import (
+    at_chosen_lr,
+    split_trials,
+    test_cells,
+    trial_sentences,
+    tuned_cells,
+)
 from gnexp.analysis.tables.accuracy import build_tables
 from gnexp.analysis.tables.lr_search import NAMES as TUNING
 from gnexp.analysis.tables.lr_search import tuning_tables
@@ -22,10 +28,10 @@ from gnexp.report.figures.shift import CAPTIONS, why_figures
 from gnexp.report.fingerprint import FORMATS, files_of, formats_kept, is_fresh, stamp
 from gnexp.report.page.render import render_page
 from gnexp.report.text.answer import study_answer
-from gnexp.report.text.decomposition import damage_sentences
-from gnexp.report.text.headline import headline
+from gnexp.report.text.decomposition import decomposition_sentences
+from gnexp.report.text.summary import summary
 from gnexp.store.files import write_whole
-from gnexp.store.run import alone_in
+from gnexp.store.run import exclusive
 from gnexp.store.study import Study, load_study
 
 FIGURES = {
@@ -67,7 +73,7 @@ def build_report(
     study = load_study(study_folder)
     folder = study.report_folder
     folder.mkdir(parents=study.is_zip, exist_ok=True)
-    with alone_in(folder):
+    with exclusive(folder):
         formats = formats_kept(formats, folder, FIGURES)
         if is_fresh(study, reference_batch, folder, formats, margin):
             return files_of(folder)
@@ -78,8 +84,8 @@ def _build(
     study: Study, folder: Path, reference_batch: int, formats: Sequence[str], margin: float
 ) -> dict[str, Path]:
     tuned = tuned_cells(study)
-    judged = judged_cells(study)
-    cells = settled(judged, tuned)
+    judged = test_cells(study)
+    cells = at_chosen_lr(judged, tuned)
     lines = grouping.series(cells)
     tables = build_tables(study, cells, lines, reference_batch)
     tables |= tuning_tables(tuned, judged)
@@ -88,25 +94,25 @@ def _build(
     written = [path for table in tables.values() for path in _write_table(table, folder)]
     exponents = tables["exponents"].rows
     shown, left_out = drawn_lines(lines)
-    on = judged_on(study)
+    on = split_of(study)
     figures = _draw(cells, shown, tables, reference_batch, folder, formats, on)
     written += _figure_files(figures, folder, formats)
     of_all = [row for row in exponents if row["parameters"] == "all"]
     tables["exponents_of_all"] = dataclasses.replace(tables["exponents"], rows=of_all)
-    facts = headline(
-        parted(study)[0], lines, reference_batch, exponents, tables["noise_check"].rows
+    facts = summary(
+        split_trials(study)[0], lines, reference_batch, exponents, tables["noise_check"].rows
     )
     page = render_page(
         study,
         cells,
         tables,
-        {name: (svg, worded(FIGURES[name], on) + left_out) for name, svg in figures.items()},
+        {name: (svg, for_split(FIGURES[name], on) + left_out) for name, svg in figures.items()},
         formats,
         answer=study_answer(study, lines, reference_batch, margin),
-        headline=[
-            *(worded(fact, on) for fact in facts),
+        summary=[
+            *(for_split(fact, on) for fact in facts),
             *trial_sentences(study, tuned),
-            *damage_sentences(tables["decomposition"].rows),
+            *decomposition_sentences(tables["decomposition"].rows),
             *two_batches_sentences(tables["two_batches"].rows),
         ],
         matrix=accuracy_matrix(lines),
@@ -165,10 +171,10 @@ def _write_table(table: Table, folder: Path) -> list[Path]:
 
 def plain_summary(study: Study, reference_batch: int, margin: float = MARGIN) -> str:
     """Return the accuracies as aligned text, and the answer under them, a sentence a line."""
-    lines = grouping.series(settled(judged_cells(study), tuned_cells(study)))
+    lines = grouping.series(at_chosen_lr(test_cells(study), tuned_cells(study)))
     if not lines:
         return "no seed is finished yet"
-    table = _plain_table(lines, judged_on(study))
+    table = _plain_table(lines, split_of(study))
     return "\n".join([table, *study_answer(study, lines, reference_batch, margin)])
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from gnexp.store.files import damaged
+from gnexp.store.files import corrupt_file
 from gnexp.store.run import Run
 
 State = dict[str, Any]
@@ -45,7 +45,7 @@ def _write(run: Run, states: dict[int, State]) -> None:
 def load_states(run: Run) -> dict[int, State]:
     """Return the stored states by seed, {} without a checkpoint.
 
-    Raises Damaged, naming the file, when it cannot be read or any byte of a tensor has changed.
+    Raises CorruptFile, naming the file, when it cannot be read or any byte of a tensor has changed.
     Nothing that a file holds is executed.
     """
     data = run.checkpoint()
@@ -58,7 +58,7 @@ def load_states(run: Run) -> dict[int, State]:
         loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         return {int(seed): dict(state) for seed, state in loaded.items()}
     except Exception as error:  # torch.load raises anything at all
-        raise damaged(run.folder / "checkpoint.pt", _first_line(error)) from error
+        raise corrupt_file(run.folder / "checkpoint.pt", _first_line(error)) from error
 
 
 def _first_line(error: Exception) -> str:

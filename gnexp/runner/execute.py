@@ -15,11 +15,11 @@ from gnexp.runner.build import code_digest, data
 from gnexp.runner.checkpoint import State, load_states
 from gnexp.runner.planned_run import PlannedRun
 from gnexp.runner.provenance import now, provenance
-from gnexp.runner.schedule import Replica, Step, step_of
-from gnexp.runner.trainer import Emit, Trainings, place_of, result_head
+from gnexp.runner.schedule import Replica, ReplicaGroup, group_of
+from gnexp.runner.trainer import Emit, GroupTrainer, progress_of, result_head
 from gnexp.store.disk import disk_failure
-from gnexp.store.files import Damaged
-from gnexp.store.locks import TakenOver, holder, require_claims
+from gnexp.store.files import CorruptFile
+from gnexp.store.locks import LockLost, lock_owner, require_locks
 from gnexp.store.run import Run
 
 Outcomes = dict[tuple[str, int], dict[str, Any]]  # of (run, seed): its "status", "why", ...
@@ -29,10 +29,10 @@ Outcomes = dict[tuple[str, int], dict[str, Any]]  # of (run, seed): its "status"
 class Task:
     """What a worker process needs to know: trainings that share a step, and their call."""
 
-    step: Step
+    step: ReplicaGroup
     command: str
     started: str
-    frugal: bool = False
+    low_memory: bool = False
 
 
 def run_task(task: Task, emit: Emit) -> Outcomes:
@@ -45,7 +45,7 @@ def run_task(task: Task, emit: Emit) -> Outcomes:
     """
     outcomes: Outcomes = {}
     claimed: set[str] = set()
-    with contextlib.ExitStack() as held, _threads(task.step.company.threads):
+    with contextlib.ExitStack() as held, _threads(task.step.spec.threads):
         for replica in task.step.replicas:
             key = replica.run, replica.seed
             if any(outcome["status"] == "busy" for outcome in outcomes.values()):
@@ -57,7 +57,7 @@ def run_task(task: Task, emit: Emit) -> Outcomes:
                 if held.enter_context(run.lock(replica.seed)):
                     claimed.add(replica.name)
                 else:
-                    who = holder(run.lock_file(replica.seed)) or "another process"
+                    who = lock_owner(run.lock_file(replica.seed)) or "another process"
                     why = f"{who} is at work on this run (seed {replica.seed})"
                     outcomes[key] = {"status": "busy", "why": why}
             except OSError as error:  # a full disk, a folder that is gone
@@ -67,7 +67,7 @@ def run_task(task: Task, emit: Emit) -> Outcomes:
         if free:
             try:
                 outcomes |= _guarded(dataclasses.replace(task, step=free), emit)
-            except TakenOver as error:
+            except LockLost as error:
                 emit({"kind": "note", "text": f"{_names(free.replicas)}: {error}"})
                 busy = {"status": "busy", "why": str(error)}
                 outcomes |= {(r.run, r.seed): busy for r in free.replicas}
@@ -88,7 +88,7 @@ def _threads(count: int) -> Iterator[None]:
 def _guarded(task: Task, emit: Emit) -> Outcomes:
     """Train what is unfinished of the step; on an exception its halves, at last one by one.
 
-    Raises TakenOver when another process has one of its trainings.
+    Raises LockLost when another process has one of its trainings.
     """
     try:
         todo = task.step.part(lambda r: r.seed not in Run(r.folder).finished_seeds())
@@ -97,23 +97,23 @@ def _guarded(task: Task, emit: Emit) -> Outcomes:
             _prepare(task_todo)
             _train(task_todo, emit)
         return {(r.run, r.seed): _outcome(r) for r in task.step.replicas}
-    except TakenOver:
+    except LockLost:
         raise
     except Exception as error:
-        require_claims()  # what went wrong then is no failure of the training
+        require_locks()  # what went wrong then is no failure of the training
         replicas = list(task.step.replicas)
         why = disk_failure(error, replicas[0].folder.parent)
-        if why or isinstance(error, Damaged):
+        if why or isinstance(error, CorruptFile):
             return {(r.run, r.seed): _stopped(r, why or str(error), bool(why)) for r in replicas}
         if len(replicas) > 1:
             middle = len(replicas) // 2
             halves = [replicas[:middle], replicas[middle:]]
             emit({"kind": "note", "text": f"{_names(replicas)}: {_reason(error)}; trying halves"})
-            steps = [step_of(half, task.step.company.threads) for half in halves]
+            steps = [group_of(half, task.step.spec.threads) for half in halves]
             parts = [dataclasses.replace(task, step=step) for step in steps]
             return {k: v for part in parts for k, v in _guarded(part, emit).items()}
-        if _out_of_memory(error) and not task.frugal:
-            return _guarded(dataclasses.replace(task, frugal=True), emit)
+        if _out_of_memory(error) and not task.low_memory:
+            return _guarded(dataclasses.replace(task, low_memory=True), emit)
         return {(replicas[0].run, replicas[0].seed): _record_failure(replicas[0], error)}
 
 
@@ -152,7 +152,7 @@ def _record_failure(replica: Replica, error: Exception) -> dict[str, Any]:
         more = {"again": True} if isinstance(error, OSError) else {}
         run.write_traceback(replica.seed, traceback.format_exc())
         run.set_status(replica.seed, "failed", why, **more)
-    except TakenOver:
+    except LockLost:
         raise
     except (ValueError, OSError) as worse:  # a corrupt file of the store, a full disk
         reason = disk_failure(worse, replica.folder.parent) or str(worse)
@@ -165,9 +165,9 @@ def record_undefined(run: PlannedRun, seeds: Sequence[int], command: str, starte
     """Write down that these seeds are infeasible, since the norm is undefined for the run."""
     for seed in seeds:
         replica = Replica(run.config, run.name, seed)
-        with Run.create(replica.folder).lock(seed) as claim:
-            if claim:
-                _prepare(Task(step_of([replica], 1), command, started))
+        with Run.create(replica.folder).lock(seed) as lock:
+            if lock:
+                _prepare(Task(group_of([replica], 1), command, started))
                 _record_infeasible(replica, run.undefined)
 
 
@@ -187,14 +187,14 @@ def _names(replicas: Sequence[Replica]) -> str:
     return ", ".join(replica.name for replica in replicas)
 
 
-def mark_died(step: Step, why: str) -> None:
+def mark_died(step: ReplicaGroup, why: str) -> None:
     """Record that the process of a step ended while it trained, unless another took it over."""
     for replica in step.replicas:
         run = Run(replica.folder)
         if not run.folder.is_dir():
             continue
-        with contextlib.suppress(ValueError, OSError), run.lock(replica.seed) as claim:
-            if claim and run.statuses().get(replica.seed, {}).get("status") == "running":
+        with contextlib.suppress(ValueError, OSError), run.lock(replica.seed) as lock:
+            if lock and run.statuses().get(replica.seed, {}).get("status") == "running":
                 run.set_status(replica.seed, "failed", why, again=True)
 
 
@@ -246,11 +246,11 @@ def _train(task: Task, emit: Emit) -> None:
     """Train a step; those of its trainings that were interrupted at another place go in turn."""
     states = _stored_states(task.step.replicas)
     places = {
-        replica.name: place_of(states.get(replica.name, {})) for replica in task.step.replicas
+        replica.name: progress_of(states.get(replica.name, {})) for replica in task.step.replicas
     }
     for place in sorted(set(places.values())):
         part = task.step.part(lambda replica, place=place: places[replica.name] == place)
-        Trainings(part, states, task.frugal, emit).run()
+        GroupTrainer(part, states, task.low_memory, emit).run()
 
 
 def _stored_states(replicas: Sequence[Replica]) -> dict[str, State]:

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from gnexp.config.schema import ShiftConfig, TrainConfig
 from gnexp.data.corruptions.cifar_c import load_cifar_c
 from gnexp.data.corruptions.table import CORRUPTIONS, PUBLISHED
-from gnexp.data.device_images import DeviceImages
+from gnexp.data.device_images import DeviceDataset
 from gnexp.measure.batch_shift import measure_batches
 from gnexp.measure.bn_statistics import STATISTICS, other_scores
 from gnexp.measure.class_accuracy import calibration_error, chance_gap, class_accuracies
 from gnexp.measure.corruption_shift import measure_shift
-from gnexp.store.files import Damaged
+from gnexp.store.files import CorruptFile
 from gnexp.store.run import Run
 from gnexp.training.evaluate import Scores
 from gnexp.training.precision import matrix_precision
@@ -42,7 +42,7 @@ def keeping_the_result(what: str, unmeasured: dict[str, str]) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, Damaged):
+    except (OSError, CorruptFile):
         raise
     except Exception as error:
         words = str(error).strip().splitlines() or ["without a message"]
@@ -57,7 +57,7 @@ def corruption_names(shift: ShiftConfig) -> list[str]:
 
 
 def end_numbers(
-    config: TrainConfig, model: nn.Module, images: DeviceImages, seed: int, plain: Scores
+    config: TrainConfig, model: nn.Module, images: DeviceDataset, seed: int, plain: Scores
 ) -> dict[str, Any]:
     """Return what result.json holds beside the plain scores: under other statistics, calibration.
 
@@ -73,7 +73,7 @@ def end_numbers(
     return numbers
 
 
-def right_images(plain: Scores, images: DeviceImages, accuracy: float) -> dict[str, str]:
+def right_images(plain: Scores, images: DeviceDataset, accuracy: float) -> dict[str, str]:
     """Return {"correct": which test images are right}: one bit each, in stored order, in base64.
 
     Bits as `numpy.packbits` packs them, 1 where the largest float32 logit is the label's. {} where
@@ -86,13 +86,13 @@ def right_images(plain: Scores, images: DeviceImages, accuracy: float) -> dict[s
     return {"correct": base64.b64encode(np.packbits(right_N)).decode("ascii")}
 
 
-def class_rows(logits_NK: Tensor, images: DeviceImages, seed: int) -> list[dict[str, Any]]:
+def class_rows(logits_NK: Tensor, images: DeviceDataset, seed: int) -> list[dict[str, Any]]:
     """Return the rows of classes.csv of one seed."""
     rows = class_accuracies(logits_NK, images.y_test, images.classes)
     return [{"seed": seed, **row} for row in rows]
 
 
-def class_head(run: Run, images: DeviceImages) -> dict[str, Any]:
+def class_head(run: Run, images: DeviceDataset) -> dict[str, Any]:
     """Return what result.json says of the classes over all seeds whose logits are stored.
 
     A "note" in place of the numbers says why there are none.
@@ -112,7 +112,7 @@ def measure_asked_for(
     run: Run,
     config: TrainConfig,
     model: nn.Module,
-    images: DeviceImages,
+    images: DeviceDataset,
     seed: int,
     what: Iterable[str],
     shift: ShiftConfig,

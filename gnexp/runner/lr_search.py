@@ -11,16 +11,16 @@ from typing import Any
 
 from gnexp.config.identity import run_name
 from gnexp.config.resolve import trial
-from gnexp.config.schema import Mistake, TrainConfig, is_tuned
+from gnexp.config.schema import TrainConfig, UsageError, is_tuned
 from gnexp.config.validation import problems
 from gnexp.runner.build import code_digest, data
-from gnexp.store.files import Damaged
-from gnexp.store.lr_choices import Choice, best_rate, chosen_rate, record_choices
+from gnexp.store.files import CorruptFile
+from gnexp.store.lr_choices import LRChoice, best_rate, chosen_rate, record_choices
 from gnexp.store.run import Run
 
 
 @dataclasses.dataclass(frozen=True)
-class Tuning:
+class LRSearchState:
     """How far one cell's choice is: the accuracies of each rate's ended seeds, and the rest.
 
     rates: all that are tried. scores: {rate: accuracies on the images held out}, a diverged seed at
@@ -53,16 +53,16 @@ def wanted(configs: Iterable[TrainConfig]) -> list[tuple[int, TrainConfig]]:
     """Return what these configs ask to be trained, as far as it is known yet, with their numbers.
 
     A tuned one asks for its trials; for one at a further rate while the best is at the edge; and
-    when the rate is chosen for itself at that rate, and at the untuned one. Raises Mistake listing
+    when the rate is chosen for itself at that rate, and at the untuned one. Raises UsageError listing
     what is wrong with those that are tuned.
     """
     configs = list(configs)
     if found := dict.fromkeys(s for c in configs if is_tuned(c) for s in problems(c)):
-        raise Mistake("\n".join(found))
+        raise UsageError("\n".join(found))
     try:
         return [(n, each) for n, config in enumerate(configs) for each in _wanted(config)]
     except ValueError as error:  # of the images or the norm: a mistake in what is typed
-        raise Mistake(_of_trials(str(error), configs)) from error
+        raise UsageError(_of_trials(str(error), configs)) from error
 
 
 def _of_trials(sentence: str, configs: Iterable[TrainConfig]) -> str:
@@ -77,7 +77,7 @@ def _wanted(config: TrainConfig) -> list[TrainConfig]:
     if not is_tuned(config):
         return [config]
     _check_limit(config)
-    now = settled_tuning(config)
+    now = lr_search_result(config)
     trials = [trial(config, rate) for rate in sorted(now.rates)]
     if now.chosen is None:
         return trials
@@ -96,9 +96,9 @@ def _check_limit(config: TrainConfig) -> None:
 
 def record(configs: Iterable[TrainConfig]) -> None:
     """Write down in the study's folder which rates are chosen by now, for its report."""
-    chosen: dict[Path, dict[str, Choice]] = {}
+    chosen: dict[Path, dict[str, LRChoice]] = {}
     for config in configs:
-        now = settled_tuning(config) if is_tuned(config) else None
+        now = lr_search_result(config) if is_tuned(config) else None
         if now and now.chosen is not None:
             choices = chosen.setdefault(Path(config.out) / config.study, {})
             choices[_name(config, 1.0)] = _choice(config, now)
@@ -109,13 +109,13 @@ def record(configs: Iterable[TrainConfig]) -> None:
 
 def chosen_runs(configs: Iterable[TrainConfig]) -> set[str]:
     """Return the names of the runs that a report compares: those at chosen and at typed rates."""
-    rates = [(c, settled_tuning(c).chosen if is_tuned(c) else c.lr) for c in configs]
+    rates = [(c, lr_search_result(c).chosen if is_tuned(c) else c.lr) for c in configs]
     return {_name(config, rate) for config, rate in rates if rate is not None}
 
 
-def _choice(config: TrainConfig, now: Tuning) -> Choice:
+def _choice(config: TrainConfig, now: LRSearchState) -> LRChoice:
     untuned = None if config.tuning.untuned is None else float(config.tuning.untuned)
-    return Choice(
+    return LRChoice(
         run=_name(config, now.chosen),
         rate=now.chosen,
         untuned=None if untuned is None else _name(config, untuned),
@@ -144,7 +144,7 @@ def _name(config: TrainConfig, rate: float) -> str:
     return folder_of(data.resolved(dataclasses.replace(config, lr=rate))).name
 
 
-def settled_tuning(config: TrainConfig) -> Tuning:
+def lr_search_result(config: TrainConfig) -> LRSearchState:
     """Return how far a tuned config's choice is, with the further rates that it has led to."""
     rates = [float(rate) for rate in config.tuning.lr]
     for _ in range(config.tuning.extend):
@@ -165,7 +165,7 @@ def extended(rates: list[float], edge: float) -> list[float]:
     return [*rates, float(f"{further:.6g}")]
 
 
-def tuning(config: TrainConfig, rates: Iterable[float]) -> Tuning:
+def tuning(config: TrainConfig, rates: Iterable[float]) -> LRSearchState:
     """Return how far the trials of a tuned config at these rates are, from their run folders."""
     scores: dict[float, list[float]] = {}
     rates, diverged, waiting = list(rates), [], []
@@ -181,14 +181,14 @@ def tuning(config: TrainConfig, rates: Iterable[float]) -> Tuning:
         scored = [_score(numbers, chance) for numbers in found]
         if scored := [score for score in scored if score is not None]:
             scores[rate] = scored
-    return Tuning(config, rates, scores, diverged, waiting)
+    return LRSearchState(config, rates, scores, diverged, waiting)
 
 
 def _results(run: Run) -> dict[str, dict[str, Any]]:
     """Return the numbers of the seeds that ended; a damaged file's are mended before training."""
     try:
         return run.result().get("seeds", {})
-    except Damaged:
+    except CorruptFile:
         return {}
 
 

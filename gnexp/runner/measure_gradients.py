@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from gnexp.config.schema import TrainConfig
-from gnexp.data.device_images import DeviceImages, draw_batches
+from gnexp.data.device_images import DeviceDataset, draw_batches
 from gnexp.data.seeding import derived_seed
 from gnexp.measure.gradient_noise import choose_draws, measure_gradients
 from gnexp.runner.build import data
@@ -16,12 +16,12 @@ from gnexp.training.precision import matrix_precision
 
 
 def own_gradients(
-    config: TrainConfig, model: nn.Module, images: DeviceImages, seed: int, epoch: int
+    config: TrainConfig, model: nn.Module, images: DeviceDataset, seed: int, epoch: int
 ) -> list[dict[str, Any]]:
     """Return the rows of one seed's model at its own batch size; none where draws are zero."""
     draws = config.gradients
     if draws is None:
-        used = data.recipe(config).examples_per_epoch(len(images.x_train))
+        used = data.train_settings(config).examples_per_epoch(len(images.x_train))
         draws = choose_draws(config.epochs * used // config.batch)
     if not draws:
         return []
@@ -33,7 +33,7 @@ def own_gradients(
 
 def gradients_at(
     model: nn.Module,
-    images: DeviceImages,
+    images: DeviceDataset,
     batches: tuple[int, ...],
     draws_of: Callable[[int], int],
     seed: int,
@@ -59,7 +59,7 @@ def gradients_at(
 
 
 @contextlib.contextmanager
-def _own_stream(images: DeviceImages, seed: int, purpose: str) -> Iterator[None]:
+def _own_stream(images: DeviceDataset, seed: int, purpose: str) -> Iterator[None]:
     """Give models that draw in a forward pass a stream of this point's own, so that it repeats."""
     device = images.x_train.device
     devices = [device] if device.type == "cuda" else []

@@ -8,14 +8,14 @@ from torch import nn
 
 from gnexp.config.identity import identity, restore
 from gnexp.config.schema import TrainConfig, is_private
-from gnexp.data.device_images import DeviceImages, normalize
+from gnexp.data.device_images import DeviceDataset, normalize
 from gnexp.measure.per_example import find_mixing_layer, per_example_covariance
 from gnexp.norms.statistic_size import values_per_statistic
 from gnexp.runner.measure_gradients import gradients_at
 from gnexp.runner.process_pool import Emit
-from gnexp.runner.stored_runs import StoredRun, alone_with, measure_all
-from gnexp.store.files import Damaged
-from gnexp.store.lr_choices import Choice, recorded_choices
+from gnexp.runner.stored_runs import StoredRun, measure_all, with_exclusive_lock
+from gnexp.store.files import CorruptFile
+from gnexp.store.lr_choices import LRChoice, recorded_choices
 from gnexp.store.run import Run
 from gnexp.training.precision import matrix_precision
 
@@ -82,16 +82,16 @@ def largest_batch_runs(folders: list[Path]) -> list[Path]:
     return [folder for _, folder in families.values()]
 
 
-def _choices(study: Path) -> list[Choice]:
+def _choices(study: Path) -> list[LRChoice]:
     try:
         return recorded_choices(study)
-    except Damaged:  # then every rate is one that was typed
+    except CorruptFile:  # then every rate is one that was typed
         return []
 
 
 def measure_run(task: SharedTask, emit: Emit) -> str | None:
     """Measure one stored run, every complete seed; return what went wrong, None if nothing did."""
-    return alone_with(task, lambda run: _measure_seeds(run, task, emit))
+    return with_exclusive_lock(task, lambda run: _measure_seeds(run, task, emit))
 
 
 def _measure_seeds(run: Run, task: SharedTask, emit: Emit) -> str | None:
@@ -135,7 +135,7 @@ class _Point:
         stored = any((row["seed"], row["epoch"]) == (self.seed, self.epoch) for row in rows)
         return self.task.covariance and not stored
 
-    def measure(self, model: nn.Module, images: DeviceImages) -> str:
+    def measure(self, model: nn.Module, images: DeviceDataset) -> str:
         """Measure and store what is missing; return a text that says what was left out."""
         shape = tuple(images.x_train.shape[1:])
         wanted = self.batches()
@@ -152,7 +152,7 @@ class _Point:
         left = [str(b) for b in wanted if b not in possible]
         return f"measured, but not at batch {', '.join(left)}" if left else "measured"
 
-    def _covariance(self, model: nn.Module, images: DeviceImages) -> None:
+    def _covariance(self, model: nn.Module, images: DeviceDataset) -> None:
         x_NCHW = normalize(images.x_train, images.mean, images.std)
         if find_mixing_layer(model, x_NCHW[:8]) is not None:
             return  # a per-example gradient does not exist

@@ -17,10 +17,10 @@ from gnexp.runner.final_metrics import (
     measure_asked_for,
 )
 from gnexp.runner.process_pool import Emit
-from gnexp.runner.stored_runs import StoredRun, alone_with
+from gnexp.runner.stored_runs import StoredRun, with_exclusive_lock
 from gnexp.store.run import Run
 from gnexp.training.evaluate import Scores, evaluate
-from gnexp.training.malloc import keep_freed_memory
+from gnexp.training.malloc import keep_malloc_arena
 from gnexp.training.precision import matrix_precision
 
 
@@ -37,13 +37,13 @@ class LastTask:
 
 def measure_last(task: LastTask, emit: Emit) -> str | None:
     """Measure a stored run, every complete seed; return what went wrong, None if nothing did."""
-    return alone_with(task, lambda run: _measure_seeds(run, task, emit))
+    return with_exclusive_lock(task, lambda run: _measure_seeds(run, task, emit))
 
 
 def _measure_seeds(run: Run, task: LastTask, emit: Emit) -> None:
     stored = StoredRun(run, task.device, task.trusted)
     if stored.device.type == "cpu":
-        keep_freed_memory()
+        keep_malloc_arena()
     for seed in stored.seeds:
         what = [name for name in task.what if not _is_measured(stored, seed, name, task.shift)]
         if not what:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gnexp.config.identity import identity, restore, run_name
 from gnexp.config.keys import value_of
-from gnexp.config.schema import KEYS, Mistake, TrainConfig
+from gnexp.config.schema import KEYS, TrainConfig, UsageError
 from gnexp.config.validation import problems, width_problems
 from gnexp.runner import preflight
 from gnexp.runner.build import code_digest, data, initial_weights, model
@@ -20,7 +20,7 @@ from gnexp.training.distributed.step import packed
 
 
 def plan(configs: list[TrainConfig], numbers: Sequence[int] | None = None) -> list[PlannedRun]:
-    """Return the distinct runs of a grid; raises Mistake listing all that is wrong.
+    """Return the distinct runs of a grid; raises UsageError listing all that is wrong.
 
     numbers: of the configs among those that were typed, by default their places.
     """
@@ -47,13 +47,13 @@ def plan(configs: list[TrainConfig], numbers: Sequence[int] | None = None) -> li
     if not found:
         found += folder_problems(configs[0])
     if found:
-        raise Mistake("\n".join(dict.fromkeys(found)))
+        raise UsageError("\n".join(dict.fromkeys(found)))
     runs: dict[str, PlannedRun] = {}
     for number, config in zip(numbers or range(len(good)), good, strict=True):
         checksums = data.images_of(config.data).checksum, code_digest.code_checksum(config)
         name = run_name(config, *checksums)
         if other := _other_config(config, name, checksums):
-            raise Mistake(other)
+            raise UsageError(other)
         jobs, why = (number,), undefined[_built_by(config)]
         if name in runs:  # jobs may differ in their seeds alone
             known = runs[name].config.seeds
@@ -62,7 +62,7 @@ def plan(configs: list[TrainConfig], numbers: Sequence[int] | None = None) -> li
             jobs = (*runs[name].jobs, number)
         runs[name] = PlannedRun(config, name, jobs, why)
     if gone := [line for run in runs.values() for line in _gone_problems(run)]:
-        raise Mistake("\n".join(dict.fromkeys(gone)))
+        raise UsageError("\n".join(dict.fromkeys(gone)))
     return list(runs.values())
 
 
@@ -119,7 +119,7 @@ def _built_by(config: TrainConfig) -> str:
 def output_folder(out: str, name: str, stale: Iterable[str] = ()) -> Path:
     """Make OUT/NAME, without the `stale` files of an earlier call, and return it.
 
-    Raises Mistake when that is not possible.
+    Raises UsageError when that is not possible.
     """
     folder = Path(out) / name
     try:
@@ -128,7 +128,7 @@ def output_folder(out: str, name: str, stale: Iterable[str] = ()) -> Path:
             (folder / file).unlink(missing_ok=True)
     except OSError as error:
         reason = error.strerror or error
-        raise Mistake(
+        raise UsageError(
             f"out={out}: {folder} cannot be written ({reason}); use another out=FOLDER"
         ) from error
     return folder

@@ -27,7 +27,7 @@ class PlannedRun:
 
 
 @dataclass
-class Standing:
+class SeedProgress:
     """How far the seeds of a run are that are asked for.
 
     ended: {seed: status} of those that have a result (complete, diverged, infeasible) or failed by
@@ -44,9 +44,9 @@ class Standing:
         return {seed: self.why[seed] for seed, status in self.ended.items() if status == "failed"}
 
 
-def standing(run: PlannedRun) -> Standing:
+def seed_progress(run: PlannedRun) -> SeedProgress:
     """Return how far a run is, from what its folder holds."""
-    found = Standing()
+    found = SeedProgress()
     stored = Run(run.folder)
     results: dict[str, Any] = stored.result().get("seeds", {})
     statuses = stored.statuses()

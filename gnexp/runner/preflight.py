@@ -10,19 +10,19 @@ from gnexp.config.schema import (
     TUNING_SEEDS_FROM,
     ShiftConfig,
     TrainConfig,
-    asked_for,
+    instruments,
     is_private,
 )
 from gnexp.config.torchrun import launched
 from gnexp.data.corruptions.cifar_c import load_cifar_c
 from gnexp.data.corruptions.table import require_corruption
 from gnexp.data.device_images import normalize
-from gnexp.data.sources import Images
+from gnexp.data.sources import Dataset
 from gnexp.measure.reestimation import reestimate
 from gnexp.norms.copying import copied
-from gnexp.norms.smoke_test import told
+from gnexp.norms.smoke_test import error_text
 from gnexp.norms.statistic_size import Undefined, values_per_statistic
-from gnexp.norms.user_code import said_norm
+from gnexp.norms.user_code import norm_text
 from gnexp.runner.build import dp_sgd, initial_weights
 from gnexp.runner.build.data import device_images, images_of, pick_device
 from gnexp.runner.build.initial_model import load_start
@@ -75,7 +75,7 @@ def check(config: TrainConfig) -> Checked:
     return Checked(found, undefined)
 
 
-def _start_problems(config: TrainConfig, model: nn.Module, images: Images) -> list[str]:
+def _start_problems(config: TrainConfig, model: nn.Module, images: Dataset) -> list[str]:
     """Return why a training cannot start from what is stored; raises ValueError for the rest.
 
     Where it is gone, trainings that have begun need it no more: that is for planning.
@@ -92,7 +92,7 @@ def _start_problems(config: TrainConfig, model: nn.Module, images: Images) -> li
 
 
 def _same_images_problems(
-    config: TrainConfig, source: initial_weights.Source, images: Images
+    config: TrainConfig, source: initial_weights.Source, images: Dataset
 ) -> list[str]:
     """Return whether private training starts from what was trained on the images it protects."""
     before = source.trained.get("config", {}).get("data", {}).get("name")
@@ -125,14 +125,14 @@ def _size_problems(config: TrainConfig, train_size: int) -> list[str]:
     return []
 
 
-def _statistic_problems(config: TrainConfig, model: nn.Module, images: Images) -> list[str]:
+def _statistic_problems(config: TrainConfig, model: nn.Module, images: Dataset) -> list[str]:
     """Return what a pass through the user's own norm raises with two images.
 
     Raises Undefined where a statistic has one value, or where one image alone cannot be passed.
     """
     name, shape = config.norm["name"], images.x_train.shape[1:]
     if name == CUSTOM and (why := _pass_raises(model, images, 2, training=False)):
-        return [f"{said_norm(config.norm['_target_'])}: a forward pass raised {why}"]
+        return [f"{norm_text(config.norm['_target_'])}: a forward pass raised {why}"]
     for layer, count, _ in values_per_statistic(model, tuple(shape), config.batch):
         if count is not None and count < 2:
             raise Undefined(
@@ -146,7 +146,7 @@ def _statistic_problems(config: TrainConfig, model: nn.Module, images: Images) -
     return []
 
 
-def _pass_raises(model: nn.Module, images: Images, count: int, training: bool) -> str:
+def _pass_raises(model: nn.Module, images: Dataset, count: int, training: bool) -> str:
     """Return what a pass of that many images of noise raises, "" if nothing."""
     draw = torch.Generator().manual_seed(0)
     x_NCHW = torch.randn(count, *images.x_train.shape[1:], generator=draw)
@@ -154,13 +154,13 @@ def _pass_raises(model: nn.Module, images: Images, count: int, training: bool) -
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             copied(model).train(training)(x_NCHW)
     except Exception as error:  # whatever the user's code does
-        return told(error)
+        return error_text(error)
     return ""
 
 
-def _released_problems(config: TrainConfig, images: Images) -> list[str]:
+def _released_problems(config: TrainConfig, images: Dataset) -> list[str]:
     """Return whether the folder of corrupted images is of another test set than the run's."""
-    if not (config.shift.root and "shift" in asked_for(config.measure)):
+    if not (config.shift.root and "shift" in instruments(config.measure)):
         return []
     released = load_cifar_c(config.shift.root, corruption_names(config.shift))
     try:

@@ -91,7 +91,7 @@ class WorkerDied:
 
 
 @contextlib.contextmanager
-def deaf_to_ctrl_c() -> Iterator[None]:
+def ignore_sigint() -> Iterator[None]:
     """Start processes that never see Ctrl-C, not even while they import: it is the parent's."""
     resource_tracker.ensure_running()  # which the first start would do, and unblock the signal
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -144,7 +144,7 @@ def _send(connection: Connection, task: Any) -> None:
 def _start(context: Any, work: Work) -> tuple[Any, Connection]:
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(EndsWithThis(), theirs, work), daemon=True)
-    with deaf_to_ctrl_c():
+    with ignore_sigint():
         process.start()
     theirs.close()  # or the end of the process would not close the pipe
     return process, ours

@@ -8,16 +8,16 @@ from collections.abc import Callable
 from typing import Any
 
 from gnexp.runner.checkpoint import State, load_states
-from gnexp.runner.trainer import place_of, refill
+from gnexp.runner.trainer import progress_of, refill
 from gnexp.store.changes import LARGE, OF_A_RUN, changed_files, is_gone, restored_by
-from gnexp.store.files import Damaged
+from gnexp.store.files import CorruptFile
 from gnexp.store.run import Run
 
 _TABLES = ("metrics.csv", "gradients.csv", "covariance.csv")
 _TABLES += ("shift.csv", "batches.csv", "classes.csv")
 
 
-def mend(run: Run, finished: bool) -> list[str]:
+def repair_run(run: Run, finished: bool) -> list[str]:
     """Make a run's folder readable again; return a sentence for everything that was damaged.
 
     finished: nothing is to be trained, so that its large files are only read when another one is
@@ -27,30 +27,32 @@ def mend(run: Run, finished: bool) -> list[str]:
     """
     if finished and _small_files_are_whole(run):
         return []
-    told = [sentence] if (sentence := run.repair_digests()) else []
+    messages = [sentence] if (sentence := run.repair_digests()) else []
     with run.writing():
-        lost = _gone(run, told)
-        states = _checkpoint(run, told)
-        _document(run, "result.json", run.result, told, "its seeds are finished again")
-        _document(run, "status.json", run.statuses, told, "results are kept")
-        _document(run, "plan.json", run.plan, told, "seeds that had not begun are planned anew")
-        _document(run, "provenance.json", run.provenance, told, "versions and commands are gone")
-        _document(run, "config.yaml", run.config, told, "it is written anew")
+        lost = _gone(run, messages)
+        states = _checkpoint(run, messages)
+        _document(run, "result.json", run.result, messages, "its seeds are finished again")
+        _document(run, "status.json", run.statuses, messages, "results are kept")
+        _document(run, "plan.json", run.plan, messages, "seeds that had not begun are planned anew")
+        _document(
+            run, "provenance.json", run.provenance, messages, "versions and commands are gone"
+        )
+        _document(run, "config.yaml", run.config, messages, "it is written anew")
         if config := run.result().get("config") if not run.config() else None:
             run.write_config(config)
-        damaged = [name for name in _TABLES if _table(run, name, told)]
-        if damaged or lost or _lacks_table(run):
-            _refill(run, states, told)
-        if _document(run, "logits.npz", run.logits, told, "they are computed again"):
-            _finish_again(run, states, told)
-    return told
+        corrupt_file = [name for name in _TABLES if _table(run, name, messages)]
+        if corrupt_file or lost or _lacks_table(run):
+            _refill(run, states, messages)
+        if _document(run, "logits.npz", run.logits, messages, "they are computed again"):
+            _finish_again(run, states, messages)
+    return messages
 
 
 def is_readable(run: Run) -> bool:
     """Return whether the files that say how far a run is can be read."""
     try:
         run.result(), run.statuses()
-    except Damaged:
+    except CorruptFile:
         return False
     return True
 
@@ -58,7 +60,7 @@ def is_readable(run: Run) -> bool:
 def _small_files_are_whole(run: Run) -> bool:
     try:
         run.result(), run.statuses(), run.plan(), run.provenance(), run.config()
-    except Damaged:
+    except CorruptFile:
         return False
     small = [name for name in OF_A_RUN if name not in LARGE]
     torn = any(run.whole_rows(name)[1] for name in _TABLES) or _lacks_table(run)
@@ -69,36 +71,36 @@ def _lacks_table(run: Run) -> bool:
     return bool(run.result().get("seeds")) and not (run.folder / "metrics.csv").is_file()
 
 
-def _gone(run: Run, told: list[str]) -> list[str]:
+def _gone(run: Run, messages: list[str]) -> list[str]:
     """Name the files that were written and are no longer there; return those that are tables."""
     names = [name for name in OF_A_RUN if name not in LARGE and is_gone(run.folder / name)]
     for name in names:
-        told.append(f"{run.folder / name} is gone: {restored_by(run.folder / name)}")
+        messages.append(f"{run.folder / name} is gone: {restored_by(run.folder / name)}")
         if name not in _TABLES:  # written anew where it is needed
             run.forget(name)
     return [name for name in names if name in _TABLES]
 
 
-def _checkpoint(run: Run, told: list[str]) -> dict[int, State]:
+def _checkpoint(run: Run, messages: list[str]) -> dict[int, State]:
     try:
         return load_states(run)
-    except Damaged as error:
+    except CorruptFile as error:
         aside = run.set_aside("checkpoint.pt")
-        told.append(f"{error}: kept as {aside}; unfinished seeds start afresh")
+        messages.append(f"{error}: kept as {aside}; unfinished seeds start afresh")
         return {}
 
 
-def _document(run: Run, name: str, read: Callable[[], Any], told: list[str], then: str) -> bool:
+def _document(run: Run, name: str, read: Callable[[], Any], messages: list[str], then: str) -> bool:
     """Set a file aside that cannot be read; return whether it was so."""
     try:
         read()
-    except Damaged as error:
-        told.append(f"{error}: kept as {run.set_aside(name)}; {then}")
+    except CorruptFile as error:
+        messages.append(f"{error}: kept as {run.set_aside(name)}; {then}")
         return True
     return False
 
 
-def _table(run: Run, name: str, told: list[str]) -> bool:
+def _table(run: Run, name: str, messages: list[str]) -> bool:
     """Keep a table's whole rows; return whether there were others."""
     rows, sentence = run.whole_rows(name)
     if not sentence:
@@ -106,11 +108,11 @@ def _table(run: Run, name: str, told: list[str]) -> bool:
     aside = run.set_aside(name)
     if rows:
         run.rewrite(name, rows)
-    told.append(f"{sentence}: kept as {aside}; {restored_by(run.folder / name)}")
+    messages.append(f"{sentence}: kept as {aside}; {restored_by(run.folder / name)}")
     return True
 
 
-def _refill(run: Run, states: dict[int, State], told: list[str]) -> None:
+def _refill(run: Run, states: dict[int, State], messages: list[str]) -> None:
     """Put what checkpoints hold back into the tables; name the finished seeds that lack rows."""
     for state in states.values():
         refill(run, state.get("rows", {}))
@@ -118,10 +120,10 @@ def _refill(run: Run, states: dict[int, State], told: list[str]) -> None:
     for seed, numbers in run.result().get("seeds", {}).items():
         have = {row["epoch"] for row in rows if row["seed"] == int(seed)}
         if (lacking := numbers.get("epochs", 0) - len(have)) > 0:
-            told.append(f"{run.folder / 'metrics.csv'}: seed {seed} lacks {lacking} epochs")
+            messages.append(f"{run.folder / 'metrics.csv'}: seed {seed} lacks {lacking} epochs")
 
 
-def _finish_again(run: Run, states: dict[int, State], told: list[str]) -> None:
+def _finish_again(run: Run, states: dict[int, State], messages: list[str]) -> None:
     """Let the seeds whose last weights are there be evaluated again; the others keep a result."""
     result = run.result()
     seeds = result.get("seeds", {})
@@ -129,10 +131,10 @@ def _finish_again(run: Run, states: dict[int, State], told: list[str]) -> None:
         seed
         for seed, numbers in seeds.items()
         if numbers.get("status") == "complete"
-        and place_of(states.get(int(seed), {})) == (numbers.get("epochs"), 0)
+        and progress_of(states.get(int(seed), {})) == (numbers.get("epochs"), 0)
     }
     if with_weights:
         kept = {seed: numbers for seed, numbers in seeds.items() if seed not in with_weights}
         run.write_result({**result, "seeds": kept})
     for seed in seeds.keys() - with_weights:
-        told.append(f"{run.folder / 'logits.npz'}: those of seed {seed} are gone")
+        messages.append(f"{run.folder / 'logits.npz'}: those of seed {seed} are gone")

@@ -3,14 +3,14 @@
 import torch
 
 from gnexp.config.identity import as_dict
-from gnexp.config.schema import retried
+from gnexp.config.schema import retry_statuses
 from gnexp.config.torchrun import launched
 from gnexp.runner.build import data
-from gnexp.runner.build import step as stepping
+from gnexp.runner.build import step as build_step
 from gnexp.runner.checkpoint import drop_states, load_states
-from gnexp.runner.planned_run import PlannedRun, standing
-from gnexp.runner.repair import is_readable, mend
-from gnexp.runner.schedule import Company, Replica, Step, layout
+from gnexp.runner.planned_run import PlannedRun, seed_progress
+from gnexp.runner.repair import is_readable, repair_run
+from gnexp.runner.schedule import Replica, ReplicaGroup, ReplicaGroupSpec, layout
 from gnexp.store.run import Run
 
 WORTH_A_PROCESS = 1000  # images in all; fewer are trained sooner than a second process has started
@@ -24,13 +24,13 @@ def missing(runs: list[PlannedRun]) -> dict[PlannedRun, list[int]]:
         if not run.folder.is_dir():
             todo[run] = list(run.config.seeds)
             continue
-        finished = is_readable(stored) and not standing(run).todo
-        for sentence in mend(stored, finished):
+        finished = is_readable(stored) and not seed_progress(run).todo
+        for sentence in repair_run(stored, finished):
             print(f"damaged: {sentence}")
         stored.settle()
-        found = standing(run)
+        found = seed_progress(run)
         config = run.config
-        again = {s: was for s, was in found.ended.items() if was in retried(config.retry)}
+        again = {s: was for s, was in found.ended.items() if was in retry_statuses(config.retry)}
         for seed in config.seeds if config.force else again:
             if config.force or again[seed] != "failed":
                 _forget(stored, seed)
@@ -43,16 +43,16 @@ def missing(runs: list[PlannedRun]) -> dict[PlannedRun, list[int]]:
 
 def _forget(run: Run, seed: int) -> None:
     """Drop what one seed gave, so that it is trained from the start, unless somebody is at it."""
-    with run.lock(seed) as claim:
-        if claim:
+    with run.lock(seed) as lock:
+        if lock:
             run.drop_seed(seed)
             run.drop_plan(seed)
             drop_states(run, [seed])
 
 
-def steps_for(
+def replica_groups(
     todo: dict[PlannedRun, list[int]],
-) -> tuple[list[Step], dict[PlannedRun, str], int]:
+) -> tuple[list[ReplicaGroup], dict[PlannedRun, str], int]:
     """Lay the missing trainings out: steps, why the seeds of a run train apart, processes.
 
     The layout is written into the run folders, and followed by every later call: so one that was
@@ -65,41 +65,41 @@ def steps_for(
     ]
     config = replicas[0].config
     device = data.pick_device(config.device)
-    names, company, reasons = {replica.name for replica in replicas}, {}, {}
+    names, spec, reasons = {replica.name for replica in replicas}, {}, {}
     for run, seeds in todo.items():
-        company |= _known_company(run, seeds, device.type)
+        spec |= _known_spec(run, seeds, device.type)
         # One training shares its step with none; finding out takes longer than a few updates.
-        if len(replicas) > 1 and (reason := stepping.company_refusal(run.config, device)):
+        if len(replicas) > 1 and (reason := build_step.why_seeds_train_apart(run.config, device)):
             reasons[run] = reason
     images = sum(len(data.images_of(r.config.data).x_train) * r.config.epochs for r in replicas)
     workers = data.worker_count(config.workers, config.device)
     parallel = max(run.config.devices for run in todo)
     if parallel > 1 or (config.workers is None and images < WORTH_A_PROCESS):
         workers = 1
-    alone = {run.name for run in reasons}
+    unstackable = {run.name for run in reasons}
 
-    for known in set(company.values()):
+    for known in set(spec.values()):
         # A call that was killed while it wrote the plan has told only some of the members.
-        company = {name: known for name in known.members if name in names} | company
+        spec = {name: known for name in known.members if name in names} | spec
 
-    def laid_out() -> tuple[list[Step], int]:
-        steps = layout(replicas, company, alone, device.type, workers)
+    def laid_out() -> tuple[list[ReplicaGroup], int]:
+        steps = layout(replicas, spec, unstackable, device.type, workers)
         if min(workers, len(steps)) > 1:
             return steps, min(workers, len(steps))
         threads = torch.get_num_threads()
         if parallel > 1 and not launched():  # whose launcher divides them
             threads = max(1, threads // parallel)
-        return layout(replicas, company, alone, device.type, workers, threads), 1
+        return layout(replicas, spec, unstackable, device.type, workers, threads), 1
 
     _write_plan(todo, laid_out()[0], device.type)
     for run, seeds in todo.items():  # another call may have been first
-        company |= _known_company(run, seeds, device.type)
+        spec |= _known_spec(run, seeds, device.type)
     steps, processes = laid_out()
     apart = {run: reason for run, reason in reasons.items() if len(todo[run]) > 1}
     return steps, apart, processes
 
 
-def _known_company(run: PlannedRun, seeds: list[int], device_type: str) -> dict[str, Company]:
+def _known_spec(run: PlannedRun, seeds: list[int], device_type: str) -> dict[str, ReplicaGroupSpec]:
     """Return the company in which an earlier call began these trainings, or planned to."""
     stored = Run(run.folder)
     if not run.folder.is_dir():
@@ -110,16 +110,18 @@ def _known_company(run: PlannedRun, seeds: list[int], device_type: str) -> dict[
         entry = states.get(seed)
         if entry is None and planned.get(seed, {}).get("device") == device_type:
             entry = planned[seed]
-        known = Company.read(entry or {})
+        known = ReplicaGroupSpec.read(entry or {})
         if known and replica.name in known.members and len(known.lrs) == len(known.members):
             found[replica.name] = known
     return found
 
 
-def _write_plan(todo: dict[PlannedRun, list[int]], steps: list[Step], device_type: str) -> None:
+def _write_plan(
+    todo: dict[PlannedRun, list[int]], steps: list[ReplicaGroup], device_type: str
+) -> None:
     """Let every run's folder say what it is to become, before the first training starts."""
     entries = {
-        (replica.run, replica.seed): {**step.company.entry(), "device": device_type}
+        (replica.run, replica.seed): {**step.spec.entry(), "device": device_type}
         for step in steps
         for replica in step.replicas
     }

@@ -45,7 +45,7 @@ class Replica:
 
 
 @dataclass(frozen=True)
-class Company:
+class ReplicaGroupSpec:
     """What decides a training's last digits beside its config: those that share its step.
 
     members: their names, in the order of their places; lrs: their rates; threads: of the process.
@@ -56,7 +56,7 @@ class Company:
     threads: int
 
     @classmethod
-    def read(cls, entry: Mapping[str, Any]) -> "Company | None":
+    def read(cls, entry: Mapping[str, Any]) -> "ReplicaGroupSpec | None":
         """Return what `entry` holds under "step", "lrs" and "threads", None if it lacks them."""
         if not entry.get("step"):
             return None
@@ -68,7 +68,7 @@ class Company:
 
 
 @dataclass(frozen=True)
-class Step:
+class ReplicaGroup:
     """Trainings that share a step, each with its place among the members of their company.
 
     Places without a training are filled by a copy that nobody records: so a step that was
@@ -77,12 +77,12 @@ class Step:
 
     replicas: tuple[Replica, ...]
     places: tuple[int, ...]
-    company: Company
+    spec: ReplicaGroupSpec
 
     @property
     def size(self) -> int:
         """The number of places."""
-        return len(self.company.members)
+        return len(self.spec.members)
 
     @property
     def cost(self) -> float:
@@ -90,24 +90,26 @@ class Step:
         config = self.replicas[0].config
         return self.size * config.epochs * image_cost(config.update_batch or config.batch)
 
-    def part(self, keep: Callable[[Replica], bool]) -> "Step | None":
+    def part(self, keep: Callable[[Replica], bool]) -> "ReplicaGroup | None":
         """Return the step with those of its trainings only, each at its place; None without any."""
         pairs = zip(self.places, self.replicas, strict=True)
         kept = [(place, replica) for place, replica in pairs if keep(replica)]
         if not kept:
             return None
         places, replicas = zip(*kept, strict=True)
-        return Step(replicas, places, self.company)
+        return ReplicaGroup(replicas, places, self.spec)
 
 
-def step_of(replicas: list[Replica], threads: int) -> Step:
+def group_of(replicas: list[Replica], threads: int) -> ReplicaGroup:
     """Return the step of exactly these trainings."""
     names = tuple(replica.name for replica in replicas)
     rates = tuple(replica.config.lr for replica in replicas)
-    return Step(tuple(replicas), tuple(range(len(replicas))), Company(names, rates, threads))
+    return ReplicaGroup(
+        tuple(replicas), tuple(range(len(replicas))), ReplicaGroupSpec(names, rates, threads)
+    )
 
 
-def most_together(device_type: str, update_batch: int) -> int:
+def max_stack_size(device_type: str, update_batch: int) -> int:
     """Return how many trainings may share a step on a device ("cpu" or "cuda")."""
     if device_type == "cuda":
         return CUDA_REPLICAS
@@ -116,12 +118,12 @@ def most_together(device_type: str, update_batch: int) -> int:
 
 def layout(
     replicas: list[Replica],
-    company: dict[str, Company],
-    alone: set[str],
+    spec: dict[str, ReplicaGroupSpec],
+    unstackable: set[str],
     device_type: str,
     workers: int,
     threads: int = 1,
-) -> list[Step]:
+) -> list[ReplicaGroup]:
     """Distribute trainings over steps, the longest first.
 
     company: of those that were planned or begun in an earlier call, by name. alone: runs whose
@@ -129,23 +131,25 @@ def layout(
     as much to do. threads: of one process that trains a step which is new.
     """
     steps = []
-    by_company: dict[Company, list[Replica]] = {}
+    by_spec: dict[ReplicaGroupSpec, list[Replica]] = {}
     by_kind: dict[str, list[Replica]] = {}
     for replica in replicas:
-        if replica.name in company:
-            by_company.setdefault(company[replica.name], []).append(replica)
+        if replica.name in spec:
+            by_spec.setdefault(spec[replica.name], []).append(replica)
         else:
-            kind = replica.name if replica.run in alone else _kind(replica.config, device_type)
+            kind = (
+                replica.name if replica.run in unstackable else _kind(replica.config, device_type)
+            )
             by_kind.setdefault(kind, []).append(replica)
-    for known, some in by_company.items():
+    for known, some in by_spec.items():
         places = tuple(known.members.index(replica.name) for replica in some)
-        steps.append(Step(tuple(some), places, known))
+        steps.append(ReplicaGroup(tuple(some), places, known))
     fresh = []
     for some in by_kind.values():
         # Equal rates side by side share an optimizer step.
         some = sorted(some, key=lambda replica: (replica.config.lr, replica.run, replica.seed))
         first = some[0].config
-        most = first.stack or most_together(device_type, first.update_batch // first.devices)
+        most = first.stack or max_stack_size(device_type, first.update_batch // first.devices)
         fresh += _slices(some, most, threads)
     everything = sum(step.cost for step in (*steps, *fresh))
     while fresh:
@@ -158,11 +162,11 @@ def layout(
     return sorted([*steps, *fresh], key=lambda step: -step.cost)
 
 
-def _slices(replicas: list[Replica], most: int, threads: int) -> list[Step]:
+def _slices(replicas: list[Replica], most: int, threads: int) -> list[ReplicaGroup]:
     """Return steps of nearly equal size, none larger than `most`."""
     count = ceil(len(replicas) / most)
     edges = [round(i * len(replicas) / count) for i in range(count + 1)]
-    return [step_of(replicas[a:b], threads) for a, b in itertools.pairwise(edges)]
+    return [group_of(replicas[a:b], threads) for a, b in itertools.pairwise(edges)]
 
 
 def _kind(config: TrainConfig, device_type: str) -> str:

@@ -147,7 +147,7 @@ class StoredRun:
         Raises ValueError when its weights are gone.
         """
         if not trained:
-            return initial_model.starting_model(self.config, self.images, seed)[0]
+            return initial_model.load_initial_model(self.config, self.images, seed)[0]
         model = networks.seeded_model(self.config, len(self.images.classes), seed)
         if seed not in self._states:
             raise ValueError(f"there is no checkpoint of seed {seed}, so its weights are gone")
@@ -172,7 +172,11 @@ def measure_all(
 ) -> list[tuple[str, str]]:
     """Measure runs, several at once where that helps; return (run, reason) for what failed."""
     count = min(len(tasks), data.worker_count(workers, device))
-    answers = run_in_processes(tasks, work, say, count) if count > 1 else run_here(tasks, work, say)
+    answers = (
+        run_in_processes(tasks, work, print_event, count)
+        if count > 1
+        else run_here(tasks, work, print_event)
+    )
     failed = []
     for index, answer in answers:
         why = answer.why if isinstance(answer, WorkerDied) else answer
@@ -181,17 +185,17 @@ def measure_all(
     return failed
 
 
-def say(event: dict[str, Any]) -> None:
+def print_event(event: dict[str, Any]) -> None:
     """Print what a measurement tells."""
     print(event["text"], flush=True)
 
 
-def alone_with(task: Task, work: Callable[[Run], str | None]) -> str | None:
+def with_exclusive_lock(task: Task, work: Callable[[Run], str | None]) -> str | None:
     """Measure one stored run while no other process does; return what went wrong, if anything."""
     run = Run(task.folder)
     try:
-        with run.lock() as alone:
-            return work(run) if alone else "another process is at work on it"
+        with run.lock() as lock:
+            return work(run) if lock else "another process is at work on it"
     except (ValueError, OSError) as error:  # its images, a norm or a file of the store is gone
         return disk_failure(error, task.folder.parent) or str(error)
     except Exception as error:  # of one run's model or memory: the other runs are measured

@@ -14,10 +14,10 @@ from typing import Any
 
 from torch import nn
 
-from gnexp.config.schema import TrainConfig, asked_for, is_private, tested_on
+from gnexp.config.schema import TrainConfig, instruments, is_private, tested_on
 from gnexp.runner.build import data, dp_sgd, initial_model
 from gnexp.runner.build import model as networks
-from gnexp.runner.build import step as stepping
+from gnexp.runner.build import step as build_step
 from gnexp.runner.checkpoint import State, save_states
 from gnexp.runner.final_metrics import (
     OTHER_SCORES,
@@ -31,11 +31,11 @@ from gnexp.runner.final_metrics import (
 from gnexp.runner.loggers.export import follow
 from gnexp.runner.measure_gradients import own_gradients
 from gnexp.runner.provenance import version
-from gnexp.runner.schedule import Replica, Step
+from gnexp.runner.schedule import Replica, ReplicaGroup
 from gnexp.store.run import Run
 from gnexp.training.attributes import put_attributes, stored_attributes
 from gnexp.training.evaluate import Scores, evaluate
-from gnexp.training.loop import Epoch, Pause, train_epochs
+from gnexp.training.loop import Epoch, ResumePoint, train_epochs
 from gnexp.training.lr_schedule import peak_rate
 from gnexp.training.precision import matrix_precision
 
@@ -43,26 +43,26 @@ Emit = Callable[[dict[str, Any]], None]
 TICK_S = 0.5  # how often a step reports its progress within an epoch
 
 
-def place_of(state: State) -> tuple[int, int]:
+def progress_of(state: State) -> tuple[int, int]:
     """Return where a stored state stands: (epochs done, updates of the next one)."""
     return state.get("epoch", 0), state.get("updates", 0)
 
 
-class Trainings:
+class GroupTrainer:
     """The trainings of one step that stand at the same place, to their ends."""
 
     def __init__(
         self,
-        step: Step,
+        step: ReplicaGroup,
         states: dict[str, State],
-        frugal: bool,
+        low_memory: bool,
         emit: Emit,
     ) -> None:
         """Build the models, or take them from `states`, by the trainings' names."""
-        self.replicas, self.places, self.company = step.replicas, step.places, step.company
+        self.replicas, self.places, self.spec = step.replicas, step.places, step.spec
         self.states, self.emit = states, emit
         self.config = self.replicas[0].config
-        self.epoch, self.updates = place_of(states.get(self.replicas[0].name, {}))
+        self.epoch, self.updates = progress_of(states.get(self.replicas[0].name, {}))
         self.device = data.pick_device(self.config.device)
         self.images = data.device_images(self.config.data, self.device)
         # A place that nobody trains at is filled by a copy of the first, at the rate it had: equal
@@ -70,17 +70,17 @@ class Trainings:
         first = self.replicas[0]
         self.filled = [
             dataclasses.replace(first, config=dataclasses.replace(self.config, lr=lr))
-            for lr in self.company.lrs
+            for lr in self.spec.lrs
         ]
         for place, replica in zip(self.places, self.replicas, strict=True):
             self.filled[place] = replica
         self.models, starts = self._models()
-        self.outside, lost = stepping.outside_state(self.config, self.models[0], self.images)
-        self.step, self.note = stepping.training_step(
+        self.outside, lost = build_step.outside_state(self.config, self.models[0], self.images)
+        self.step, self.note = build_step.training_step(
             [r.config for r in self.filled],
             self.models,
             self.images,
-            frugal,
+            low_memory,
             [replica.seed for replica in self.filled],
         )
         if lost:
@@ -108,7 +108,7 @@ class Trainings:
         """Return the models, and what new ones start from; the weights of others are to come."""
         if (self.epoch, self.updates) == (0, 0):
             started = [
-                initial_model.starting_model(r.config, self.images, r.seed) for r in self.filled
+                initial_model.load_initial_model(r.config, self.images, r.seed) for r in self.filled
             ]
             return [model for model, _ in started], [record for _, record in started]
         classes = len(self.images.classes)
@@ -121,7 +121,7 @@ class Trainings:
         epochs = train_epochs(
             self.step,
             self.images,
-            data.recipe(self.config),
+            data.train_settings(self.config),
             [replica.seed for replica in self.filled],
             [replica.config.lr for replica in self.filled],
             self.epoch + 1,
@@ -172,13 +172,13 @@ class Trainings:
                 )
                 self.emit({"kind": "note", "text": f"{replica.name}: {self.note}"})
 
-    def _resumed(self) -> Pause | None:
+    def _resumed(self) -> ResumePoint | None:
         if not self.updates:
             return None
         state = self.states[self.replicas[0].name]
-        return Pause(self.updates, state["time_s"], state["random_states"])
+        return ResumePoint(self.updates, state["time_s"], state["random_states"])
 
-    def _pausing(self, epoch: int, now: Callable[[], Pause]) -> None:
+    def _pausing(self, epoch: int, now: Callable[[], ResumePoint]) -> None:
         """Store a long epoch's state every so many minutes."""
         if time.monotonic() - self.stored_at >= 60 * self.config.checkpoint_minutes:
             self._checkpoint(epoch - 1, now())
@@ -194,9 +194,9 @@ class Trainings:
             self._measure(place, replica, epoch.epoch)
         return False
 
-    def _checkpoint(self, epoch: int, pause: Pause | None = None) -> None:
+    def _checkpoint(self, epoch: int, pause: ResumePoint | None = None) -> None:
         """Store the weights of all that go on; their momentum too, as long as it is needed."""
-        more: dict[str, Any] = {"epoch": epoch, **self.company.entry()}
+        more: dict[str, Any] = {"epoch": epoch, **self.spec.entry()}
         if pause:
             more |= dataclasses.asdict(pause)
         for folder in sorted({replica.folder for replica in self.going.values()}):
@@ -236,7 +236,7 @@ class Trainings:
         run.add_logits(replica.seed, scores.logits_NK.cpu().numpy())
         diverged = last is not None and last.diverged
         status = "diverged" if diverged else "complete"
-        used = data.recipe(config).examples_per_epoch(len(self.images.x_train))
+        used = data.train_settings(config).examples_per_epoch(len(self.images.x_train))
         numbers = _numbers(self.rows[place]["metrics"], config, status)
         numbers["decay_per_epoch"] = _decay_per_epoch(config, used)
         numbers |= {
@@ -286,7 +286,7 @@ class Trainings:
         run, config, seed = Run(replica.folder), replica.config, replica.seed
         with keeping_the_result("classes", unmeasured):
             run.add_rows("classes.csv", class_rows(scores.logits_NK, self.images, seed))
-        for what in asked_for(config.measure):
+        for what in instruments(config.measure):
             with keeping_the_result(what, unmeasured):
                 measure_asked_for(run, config, model, self.images, seed, [what], config.shift)
 

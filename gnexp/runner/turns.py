@@ -4,45 +4,47 @@ import itertools
 import time
 from collections.abc import Callable
 
-from gnexp.runner.schedule import Step
-from gnexp.store.locks import Claim, holder
+from gnexp.runner.schedule import ReplicaGroup
+from gnexp.store.locks import Lock, lock_owner
 from gnexp.store.run import Run
 
 LOOK_S = 1.0  # how often a waiting call looks whether it can go on
 
 
-def wait_for_some(steps: list[Step], say: Callable[[str], None]) -> tuple[list[Step], list[Step]]:
+def wait_for_locks(
+    steps: list[ReplicaGroup], print_line: Callable[[str], None]
+) -> tuple[list[ReplicaGroup], list[ReplicaGroup]]:
     """Wait until some of these steps are held by nobody; return (those, the others).
 
     Whoever held them has trained them, or is gone; a claim of another machine counts as left when
-    it was not renewed in time. `say` hears whom the wait is for, if it takes longer than a look.
+    it was not renewed in time. `print_line` hears whom the wait is for, if it takes longer than a look.
     """
     # Kept from look to look: only then can a claim tell for how long it has not been renewed.
-    claims = {
-        replica.name: Claim(Run(replica.folder).lock_file(replica.seed))
+    locks = {
+        replica.name: Lock(Run(replica.folder).lock_file(replica.seed))
         for step in steps
         for replica in step.replicas
     }
     for look in itertools.count():
-        free = [s for s in steps if all(_is_free(claims[r.name]) for r in s.replicas)]
+        free = [s for s in steps if all(_is_free(locks[r.name]) for r in s.replicas)]
         if free:
             return free, [step for step in steps if step not in free]
         if look == 1:
-            say(f"waiting for {_waited_for(steps)}")
+            print_line(f"waiting for {_waited_for(steps)}")
         time.sleep(LOOK_S)
     raise AssertionError
 
 
-def _is_free(claim: Claim) -> bool:
-    if not claim.take():
+def _is_free(lock: Lock) -> bool:
+    if not lock.take():
         return False
-    claim.drop()
+    lock.drop()
     return True
 
 
-def _waited_for(steps: list[Step]) -> str:
+def _waited_for(steps: list[ReplicaGroup]) -> str:
     replicas = [replica for step in steps for replica in step.replicas]
-    holders = {holder(Run(r.folder).lock_file(r.seed)) for r in replicas} - {None}
-    names = ", ".join(sorted(map(str, holders))) or "another process"
+    owners = {lock_owner(Run(r.folder).lock_file(r.seed)) for r in replicas} - {None}
+    names = ", ".join(sorted(map(str, owners))) or "another process"
     many = f"{len(replicas)} trainings" if len(replicas) > 1 else "a training"
     return f"{many} that {names} is at work on"

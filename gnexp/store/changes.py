@@ -9,7 +9,7 @@ from pathlib import Path
 
 from gnexp.store import digests
 from gnexp.store.archive import zip_of
-from gnexp.store.files import Damaged, bytes_of, is_file
+from gnexp.store.files import CorruptFile, bytes_of, is_file
 
 _TRAIN = "the same 'gnexp train' "
 _FROM = "from checkpoint.pt"
@@ -50,7 +50,7 @@ def restored_by(path: Path) -> str:
 def _is_whole(path: Path) -> bool:
     try:
         return digests.read_checked(path) is not None
-    except Damaged:
+    except CorruptFile:
         return False
 
 
@@ -63,7 +63,7 @@ def changed_files(
     """
     try:
         stored = digests.stored_digests(folder)
-    except Damaged as error:
+    except CorruptFile as error:
         return {digests.FILE: f"{error}, so that nobody can tell whether others were"}
     found = {}
     for name in sorted(stored if names is None else stored.keys() & set(names)):
@@ -73,13 +73,13 @@ def changed_files(
                 digests.read_checked(path)
             if name in RESTORED and is_gone(path):
                 found[name] = f"{path} is gone"
-        except Damaged as error:
+        except CorruptFile as error:
             found[name] = str(error)
     return found
 
 
 def is_gone(path: Path) -> bool:
-    """Return whether a file was written and is no longer there; raises Damaged."""
+    """Return whether a file was written and is no longer there; raises CorruptFile."""
     accepted = digests.stored_digests(path.parent).get(path.name, [digests.ABSENT])
     return digests.ABSENT not in accepted and not is_file(path)
 
@@ -88,7 +88,7 @@ def without_digest(folder: Path) -> list[str]:
     """Return the files of a run, or a study, that have no digest."""
     try:
         stored = digests.stored_digests(folder)
-    except Damaged:
+    except CorruptFile:
         return []
     return [
         name for name in (*OF_A_RUN, *_OF_A_STUDY) if name not in stored and is_file(folder / name)
@@ -106,7 +106,7 @@ def lost_rows(
     found = []
     try:
         stored = digests.stored_digests(folder)
-    except Damaged:
+    except CorruptFile:
         return []
     for aside in sorted(stored):
         table, mark, _ = aside.partition(".damaged")

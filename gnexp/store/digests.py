@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from gnexp.store import archive, files
-from gnexp.store.files import Damaged
-from gnexp.store.locks import require_claims
+from gnexp.store.files import CorruptFile
+from gnexp.store.locks import require_locks
 
 FILE = "digests.json"
 ABSENT = "absent"
@@ -34,7 +34,7 @@ def digest_of(name: str, data: bytes) -> str:
 def stored_digests(folder: Path) -> Digests:
     """Return the digests that any file of this folder may have, {} where none are stored.
 
-    Raises Damaged when digests.json itself was changed.
+    Raises CorruptFile when digests.json itself was changed.
     """
     path = folder / FILE
     try:
@@ -66,22 +66,22 @@ def encoded(entries: Digests) -> bytes:
     return f'{lines} "{FILE}": "{own}"}}\n'.encode()
 
 
-def changed(path: Path) -> Damaged:
+def changed(path: Path) -> CorruptFile:
     """Return the error for a file whose bytes are not those that were written."""
-    return Damaged(f"{path} was changed since it was written")
+    return CorruptFile(f"{path} was changed since it was written")
 
 
 def read_checked(path: Path) -> bytes | None:
     """Return a file's bytes, None where there is no such file.
 
-    Raises Damaged when they are not those that were written. A file without a digest, or beside a
+    Raises CorruptFile when they are not those that were written. A file without a digest, or beside a
     damaged digests.json, is taken as it is: whoever reads the folder tells of that.
     """
     before: Any = None
     while (data := files.bytes_of(path)) is not None:
         try:
             accepted = stored_digests(path.parent).get(path.name)
-        except Damaged:
+        except CorruptFile:
             return data
         found = digest_of(path.name, data)
         if accepted is None or found in accepted:
@@ -93,7 +93,7 @@ def read_checked(path: Path) -> bytes | None:
 
 
 def check(path: Path) -> None:
-    """Raise Damaged where a file has a digest, and is not as it was written."""
+    """Raise CorruptFile where a file has a digest, and is not as it was written."""
     if path.name in stored_digests(path.parent):
         read_checked(path)
 
@@ -106,10 +106,10 @@ def repair(folder: Path) -> str:
     try:
         stored_digests(folder)
         return ""
-    except Damaged as error:
+    except CorruptFile as error:
         data = (folder / FILE).read_bytes()
         aside = set_aside_name(folder, FILE)
-        require_claims()
+        require_locks()
         os.replace(folder / FILE, folder / aside)
         found = {name: digest_of(name, (folder / name).read_bytes()) for name in listed(folder)}
         kept = {name: [digest] for name, digest in found.items() if digest.encode() in data}
@@ -136,7 +136,7 @@ def set_aside_name(folder: Path, name: str) -> str:
 class Writer:
     """Changes files of one folder and their digests, while no other process writes there.
 
-    Raises Damaged when digests.json itself was changed.
+    Raises CorruptFile when digests.json itself was changed.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -156,14 +156,14 @@ class Writer:
         """Rename a file, whatever its bytes are."""
         digest = digest_of(new, (self.folder / name).read_bytes())
         self._announce({name: ABSENT, new: digest})
-        require_claims()
+        require_locks()
         os.replace(self.folder / name, self.folder / new)
         self._done |= {name: ABSENT, new: digest}
 
     def remove(self, name: str) -> None:
         """Remove a file, or forget one that is gone."""
         self._announce({name: ABSENT})
-        require_claims()
+        require_locks()
         (self.folder / name).unlink(missing_ok=True)
         self._done[name] = ABSENT
 

@@ -9,7 +9,7 @@ from gnexp.store import digests
 from gnexp.store.archive import WEIGHTS
 from gnexp.store.changes import RESTORED
 from gnexp.store.digests import ABSENT, digest_of, read_checked, stored_digests
-from gnexp.store.files import Damaged, bytes_of
+from gnexp.store.files import CorruptFile, bytes_of
 from gnexp.store.study import Study, runs_of
 
 
@@ -58,7 +58,7 @@ def _consistent(folder: Path, kept: list[Path]) -> dict[str, bytes]:
     """
     try:
         stored = stored_digests(folder)
-    except Damaged:
+    except CorruptFile:
         whole = {path.name: data for path in kept if (data := bytes_of(path)) is not None}
         return whole | {digests.FILE: (folder / digests.FILE).read_bytes()}
     found: dict[str, bytes] = {}
@@ -72,7 +72,7 @@ def _consistent(folder: Path, kept: list[Path]) -> dict[str, bytes]:
             data = read_checked(path)
             if data is not None and path.name in stored:
                 entries[path.name] = [digest_of(path.name, data)]
-        except Damaged:
+        except CorruptFile:
             data = bytes_of(path)
         if data is not None:
             found[path.name] = data

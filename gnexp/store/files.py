@@ -1,7 +1,7 @@
 """Files that are always whole: a reader sees the old version or the new one, never a part.
 
 JSON and CSV with fixed order and exact floats, so that equal contents are equal bytes.
-A file that cannot be read raises Damaged (a ValueError) naming it.
+A file that cannot be read raises CorruptFile (a ValueError) naming it.
 """
 
 import csv
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gnexp.store import archive
-from gnexp.store.locks import require_claims
+from gnexp.store.locks import require_locks
 
 Row = dict[str, Any]
 Columns = Mapping[str, type]
@@ -24,7 +24,7 @@ LARGEST_YAML = 2**20  # bytes; a config has a thousand
 TOO_DEEP = f"more than {DEEPEST} values within one another"
 
 
-class Damaged(ValueError):
+class CorruptFile(ValueError):
     """A file of the store cannot be read; the text is a sentence that names it."""
 
 
@@ -33,7 +33,7 @@ def write_whole(path: Path, data: bytes | str) -> None:
 
     The temporary file lies in the same folder, because a rename is atomic only within one file
     system, and is synced first, so that a power cut cannot leave a renamed but empty file.
-    Raises TakenOver if another process has taken over a claim under which this one writes.
+    Raises LockLost if another process has taken over a claim under which this one writes.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -42,11 +42,11 @@ def write_whole(path: Path, data: bytes | str) -> None:
             file.write(data.encode() if isinstance(data, str) else data)
             file.flush()
             os.fsync(file.fileno())
-        require_claims()
+        require_locks()
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
-        require_claims()  # a file that vanished was tidied up by whoever took over
+        require_locks()  # a file that vanished was tidied up by whoever took over
         raise
 
 
@@ -57,7 +57,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def json_text(value: Any) -> str:
     """Return `value` as JSON; a number that is not finite becomes null, as the standard asks."""
-    return json.dumps(plain(value, finite=True), indent=1, allow_nan=False) + "\n"
+    return json.dumps(to_json_types(value, finite=True), indent=1, allow_nan=False) + "\n"
 
 
 def bytes_of(path: Path) -> bytes | None:
@@ -93,11 +93,11 @@ def read_json(path: Path, read: Read = bytes_of) -> dict[str, Any]:
     try:
         value = json.loads(data.decode())
     except (ValueError, RecursionError) as error:
-        raise damaged(path, error) from error
+        raise corrupt_file(path, error) from error
     if not isinstance(value, dict):
-        raise damaged(path, "not a JSON object")
+        raise corrupt_file(path, "not a JSON object")
     if _is_too_deep(value):
-        raise damaged(path, TOO_DEEP)
+        raise corrupt_file(path, TOO_DEEP)
     return value
 
 
@@ -122,15 +122,15 @@ def read_yaml(path: Path, read: Read = bytes_of) -> dict[str, Any]:
     if data is None:
         return {}
     if len(data) > LARGEST_YAML:
-        raise damaged(path, f"larger than {LARGEST_YAML} bytes")
+        raise corrupt_file(path, f"larger than {LARGEST_YAML} bytes")
     try:
         # Before the value is built: a great depth would end the process.
         why = _refused(yaml.parse(data, loader))
         value = None if why else yaml.load(data, loader)
     except (yaml.YAMLError, ValueError) as error:  # such as a date that is none
-        raise damaged(path, error) from error
+        raise corrupt_file(path, error) from error
     if why or not isinstance(value, dict):
-        raise damaged(path, why or "not a mapping")
+        raise corrupt_file(path, why or "not a mapping")
     return value
 
 
@@ -162,7 +162,7 @@ def read_table(path: Path, columns: Columns, read: Read = bytes_of) -> list[Row]
     """Return the rows of a CSV that table_text made, typed; [] when there is no such file."""
     rows, bad = read_whole_rows(path, columns, read)
     if bad:
-        raise damaged(path, bad[0])
+        raise corrupt_file(path, bad[0])
     return rows
 
 
@@ -213,22 +213,22 @@ def typed_row(row: Mapping[str, Any], columns: Columns, name: str) -> Row:
     }
 
 
-def plain(value: Any, finite: bool = False) -> Any:
+def to_json_types(value: Any, finite: bool = False) -> Any:
     """Return `value` in Python's own types, so that numpy scalars and tuples serialize alike.
 
     finite: turn nan and infinities into None.
     """
     if isinstance(value, Mapping):
-        return {str(k): plain(v, finite) for k, v in value.items()}
+        return {str(k): to_json_types(v, finite) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(v, finite) for v in value]
+        return [to_json_types(v, finite) for v in value]
     if isinstance(value, float):
         return None if finite and not math.isfinite(value) else float(value)
     if isinstance(value, (str, bool, int, type(None))):
         return value
-    return plain(value.item(), finite) if hasattr(value, "item") else str(value)
+    return to_json_types(value.item(), finite) if hasattr(value, "item") else str(value)
 
 
-def damaged(path: Path, why: object) -> Damaged:
+def corrupt_file(path: Path, why: object) -> CorruptFile:
     """Return the error for a file that cannot be read."""
-    return Damaged(f"{path} is corrupt ({why})")
+    return CorruptFile(f"{path} is corrupt ({why})")

@@ -24,34 +24,34 @@ POLL_S = 0.02  # between two tries of one who waits
 NAMELESS_S = 3.0  # a claim in which nobody is named is of a process that was killed just then
 
 
-class TakenOver(OSError):
+class LockLost(OSError):
     """Another process took over a claim of this one, which gave no sign of life."""
 
 
-_held: ContextVar[tuple["Claim", ...]] = ContextVar("held", default=())
+_own: ContextVar[tuple["Lock", ...]] = ContextVar("held", default=())
 
 
 @contextlib.contextmanager
-def writing_under(claim: "Claim") -> Iterator[None]:
+def writing_under(lock: "Lock") -> Iterator[None]:
     """Let no file be written within the context once another process has this claim."""
-    token = _held.set((*_held.get(), claim))
+    token = _own.set((*_own.get(), lock))
     try:
         yield
     finally:
-        _held.reset(token)
+        _own.reset(token)
 
 
-def require_claims() -> None:
-    """Raise TakenOver if another process has one of the claims under which this one writes."""
-    for claim in _held.get():
-        if claim.lost and claim.path.parent.is_dir():  # else the write itself says what is gone
-            raise TakenOver(
-                f"another process took over {claim.path}, since this one was stopped for more than"
+def require_locks() -> None:
+    """Raise LockLost if another process has one of the claims under which this one writes."""
+    for lock in _own.get():
+        if lock.lost and lock.path.parent.is_dir():  # else the write itself says what is gone
+            raise LockLost(
+                f"another process took over {lock.path}, since this one was stopped for more than"
                 f" {LEASE_S:g} s"
             )
 
 
-class Claim:
+class Lock:
     """One claim, to be taken and dropped; true while it is this process's."""
 
     def __init__(self, path: Path) -> None:
@@ -131,7 +131,7 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class Holder:
+class LockOwner:
     """Who holds a claim."""
 
     host: str
@@ -152,7 +152,7 @@ def is_gone(process: tuple[str, str, int]) -> bool:
     return here and not _alive(process[2])
 
 
-def holder(path: Path) -> Holder | None:
+def lock_owner(path: Path) -> LockOwner | None:
     """Return who holds a claim now; None where nobody does, or its process is known to be gone."""
     from filelock import SoftFileLease
 
@@ -168,7 +168,7 @@ def holder(path: Path) -> Holder | None:
             alive = time.time() - path.stat().st_mtime < 2 * LEASE_S
         except OSError:  # dropped meanwhile
             return None
-    return Holder(host, owner.pid) if alive else None
+    return LockOwner(host, owner.pid) if alive else None
 
 
 def _alive(pid: int) -> bool:

@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 
 from gnexp.store.digests import Writer, read_checked, repair, set_aside_name
-from gnexp.store.files import Damaged, json_text, read_json
-from gnexp.store.run import alone_in
+from gnexp.store.files import CorruptFile, json_text, read_json
+from gnexp.store.run import exclusive
 
 BEST, ONE_SE = "best", "one_se"
 CHOICES = "tuning.json"  # in the study's folder
 
 
 @dataclasses.dataclass(frozen=True)
-class Choice:
+class LRChoice:
     """What was chosen for one cell: the runs, by name, at the chosen rate and at the untuned one.
 
     trials: {rate: name of its run}, of those that were compared. untuned is None where no untuned
@@ -70,39 +70,39 @@ def _candidates(
     return sorted(rate for rate in scores if rate not in diverged) or sorted(scores)
 
 
-def record_choices(study: Path, choices: Mapping[str, Choice]) -> list[str]:
+def record_choices(study: Path, choices: Mapping[str, LRChoice]) -> list[str]:
     """Write down what was chosen, by cell, beside what is written of other cells.
 
     Return a sentence for each file that was damaged.
     """
-    with alone_in(study):
-        told = [sentence] if (sentence := repair(study)) else []
+    with exclusive(study):
+        parts = [sentence] if (sentence := repair(study)) else []
         writer = Writer(study)
         writer.settle()
         try:
             known = read_json(study / CHOICES, read_checked).get("cells", {})
-        except Damaged as error:  # the commands that made the others write them again
+        except CorruptFile as error:  # the commands that made the others write them again
             aside = set_aside_name(study, CHOICES)
             writer.rename(CHOICES, aside)
-            told.append(f"{error}: kept as {aside}; it is written anew")
+            parts.append(f"{error}: kept as {aside}; it is written anew")
             known = {}
         cells = {**known, **{cell: _entry(choice) for cell, choice in choices.items()}}
         if cells != known:
             writer.write(CHOICES, json_text({"cells": dict(sorted(cells.items()))}))
         writer.close()
-    return told
+    return parts
 
 
-def recorded_choices(study: Path) -> list[Choice]:
-    """Return what was written down, in the order of the cells' names; raises Damaged."""
+def recorded_choices(study: Path) -> list[LRChoice]:
+    """Return what was written down, in the order of the cells' names; raises CorruptFile."""
     cells = read_json(study / CHOICES, read_checked).get("cells", {})
     return [
-        Choice(**{**entry, "trials": {float(rate): run for rate, run in entry["trials"].items()}})
+        LRChoice(**{**entry, "trials": {float(rate): run for rate, run in entry["trials"].items()}})
         for entry in cells.values()
     ]
 
 
-def _entry(choice: Choice) -> dict[str, object]:
+def _entry(choice: LRChoice) -> dict[str, object]:
     trials = {f"{rate!r}": choice.trials[rate] for rate in sorted(choice.trials)}
     return {**dataclasses.asdict(choice), "trials": trials}
 

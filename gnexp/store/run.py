@@ -16,19 +16,19 @@ from typing import TYPE_CHECKING, Any
 from gnexp.store import digests
 from gnexp.store.digests import read_checked
 from gnexp.store.files import (
-    Damaged,
-    damaged,
+    CorruptFile,
+    corrupt_file,
     is_file,
     json_text,
-    plain,
     read_json,
     read_table,
     read_whole_rows,
     read_yaml,
     table_text,
+    to_json_types,
     typed_row,
 )
-from gnexp.store.locks import Claim, require_claims, writing_under
+from gnexp.store.locks import Lock, require_locks, writing_under
 
 if TYPE_CHECKING:
     import numpy as np
@@ -99,26 +99,26 @@ def _writes(method: Any) -> Any:
     """Let a method of Run be the only one, over all processes, that changes the run's files."""
 
     @functools.wraps(method)
-    def alone(self: "Run", *args: Any, **kwargs: Any) -> Any:
+    def exclusively(self: "Run", *args: Any, **kwargs: Any) -> Any:
         with self.writing():
             return method(self, *args, **kwargs)
 
-    return alone
+    return exclusively
 
 
 @contextlib.contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
+def exclusive(folder: Path) -> Iterator[None]:
     """Wait until no other process writes to a folder, and keep it so; tidy up after killed ones."""
-    claim = Claim(folder / ".writing")
-    claim.take(wait=True)
+    held = Lock(folder / ".writing")
+    held.take(wait=True)
     try:
-        with writing_under(claim):
+        with writing_under(held):
             for leftover in folder.glob(".*.tmp"):
-                require_claims()
+                require_locks()
                 leftover.unlink(missing_ok=True)
             yield
     finally:
-        claim.drop()
+        held.drop()
 
 
 class Run:
@@ -126,7 +126,7 @@ class Run:
 
     Tables are lists of rows (dicts of plain numbers, see the *_COLUMNS constants); adding a row
     whose key is there already replaces it, so a resumed epoch is written twice without harm.
-    A file that cannot be read raises Damaged (a ValueError) naming it.
+    A file that cannot be read raises CorruptFile (a ValueError) naming it.
     """
 
     def __init__(self, folder: Path | str):
@@ -149,20 +149,20 @@ class Run:
         return any(is_file(self.folder / name) for name in _RUN_FILES)
 
     @contextlib.contextmanager
-    def lock(self, seed: int | None = None) -> Iterator[Claim | None]:
+    def lock(self, seed: int | None = None) -> Iterator[Lock | None]:
         """Yield the claim to train this seed of the run, None where another process has it.
 
         seed None: the claim to measure the run as it is stored.
         """
-        claim = Claim(self.lock_file(seed))
-        if not claim.take():
+        held = Lock(self.lock_file(seed))
+        if not held.take():
             yield None
             return
         try:
-            with writing_under(claim):
-                yield claim
+            with writing_under(held):
+                yield held
         finally:
-            claim.drop()
+            held.drop()
 
     def lock_file(self, seed: int | None = None) -> Path:
         """Return the file that marks who works on a seed, or measures the run."""
@@ -180,7 +180,7 @@ class Run:
                 self._files.settle()
         # With what filelock sets beside a claim for the moment in which it passes to another.
         for path in [*self.folder.glob(".lock*"), *self.folder.glob(".writing*")]:
-            Claim(path).clear()
+            Lock(path).clear()
         statuses = self.statuses()
         for seed, numbers in self._seeds_of("result.json").items():
             status = numbers.get("status", "complete")
@@ -200,7 +200,7 @@ class Run:
             if self._writing > 1:
                 yield
                 return
-            with alone_in(self.folder):
+            with exclusive(self.folder):
                 yield
                 if self._open:
                     self._open.close()
@@ -226,7 +226,9 @@ class Run:
         if isinstance(config.get("seeds"), list):
             known = self.config().get("seeds") or []
             config = {**config, "seeds": sorted({*known, *config["seeds"]})}
-        text = yaml.safe_dump(plain(config), sort_keys=False, default_flow_style=None, width=100)
+        text = yaml.safe_dump(
+            to_json_types(config), sort_keys=False, default_flow_style=None, width=100
+        )
         self._files.write("config.yaml", text)
 
     def config(self) -> dict[str, Any]:
@@ -390,7 +392,7 @@ class Run:
         path = self.folder / name
         try:
             rows, bad = read_whole_rows(path, _TABLES[name][0], read_checked)
-        except Damaged as error:
+        except CorruptFile as error:
             return [], str(error)
         return rows, f"{path} is corrupt ({bad[0]})" if bad else ""
 
@@ -444,7 +446,7 @@ class Run:
             with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
                 return {int(key.removeprefix("seed_")): arrays[key] for key in arrays.files}
         except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            raise damaged(path, error) from error
+            raise corrupt_file(path, error) from error
 
     def _write_logits(self, logits: Mapping[int, "np.ndarray"]) -> None:
         import numpy as np
@@ -477,4 +479,4 @@ def _by_seed(seeds: Any, path: Path) -> dict[int, dict[str, Any]]:
     try:
         return {int(seed): dict(value) for seed, value in seeds.items()}
     except (AttributeError, TypeError, ValueError) as error:
-        raise damaged(path, error) from error
+        raise corrupt_file(path, error) from error

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from gnexp.store.locks import Holder, holder
+from gnexp.store.locks import LockOwner, lock_owner
 from gnexp.store.run import Run
 from gnexp.store.study import Record, Study
 
@@ -24,7 +24,7 @@ class SeedState:
     why: str = ""
     again: bool = False  # a failure that the next call tries again by itself
     epoch: int = 0  # of those that are done
-    holder: Holder | None = None
+    lock_owner: LockOwner | None = None
     since: str = ""
 
     @property
@@ -45,9 +45,9 @@ def seed_states(record: Record) -> list[SeedState]:
             state = dataclasses.replace(state, again=bool(stored.get("again")))
         if state.state in ("running", "missing", "failed"):
             # The mark of who is at work says more than a status, which a killed process left.
-            if by := holder(Run(record.folder).lock_file(seed)):
+            if by := lock_owner(Run(record.folder).lock_file(seed)):
                 since = str(stored.get("since", ""))
-                state = SeedState(seed, "running", epoch=done[seed], holder=by, since=since)
+                state = SeedState(seed, "running", epoch=done[seed], lock_owner=by, since=since)
             elif state.state == "running":
                 state = dataclasses.replace(state, state="interrupted")
         states.append(state)
@@ -73,7 +73,7 @@ def time_left_s(study: Study, states: dict[str, list[SeedState]]) -> float | Non
         left = sum(max(0, epochs - s.epoch) for s in states[record.name] if s.to_do)
         per_epoch = images.get(record.name, max(images.values())) * _cost(record)
         total += left * per_epoch * (usual if speed is None else speed)
-    at_work = {s.holder for by_run in states.values() for s in by_run if s.holder}
+    at_work = {s.lock_owner for by_run in states.values() for s in by_run if s.lock_owner}
     return total / max(1, len(at_work))
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from gnexp.store.archive import SUFFIX, top_folder
 from gnexp.store.changes import LARGE, OF_A_RUN, changed_files, lost_rows, without_digest
-from gnexp.store.files import Damaged, names_in
+from gnexp.store.files import CorruptFile, names_in
 from gnexp.store.run import (
     _TABLES,
     COVARIANCE_COLUMNS,
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 class Record:
     """The contents of one run's folder, for reading.
 
-    Damaged files count as absent, and damaged lines of tables too; `damage` names them. A file that
+    Damaged files count as absent, and damaged lines of tables too; `corrupt_files` names them. A file that
     was changed since it was written is damaged as a whole.
     """
 
@@ -37,7 +37,7 @@ class Record:
     result: dict[str, Any]
     provenance: dict[str, Any]
     statuses: dict[int, dict[str, Any]]  # a finished seed's status comes from result.json
-    damaged_documents: list[str] = field(default_factory=list)
+    corrupt_documents: list[str] = field(default_factory=list)
 
     def rows(self, name: str) -> list[dict[str, Any]]:
         """Return the whole rows of a table."""
@@ -48,7 +48,7 @@ class Record:
         return {name: Run(self.folder).whole_rows(name) for name in _TABLES}
 
     @cached_property
-    def damage(self) -> list[str]:
+    def corrupt_files(self) -> list[str]:
         """One sentence for each file of the run that is not whole, not as it was written, or gone.
 
         Large files are left out: no table is made of them.
@@ -56,7 +56,7 @@ class Record:
         tables = [sentence for _, sentence in self._tables.values() if sentence]
         others = [name for name in OF_A_RUN if name not in LARGE]
         others += [f"traceback-{seed}.txt" for seed in self.statuses]
-        found = [*self.damaged_documents, *tables]
+        found = [*self.corrupt_documents, *tables]
         read = (*_TABLES, "result.json", "status.json", "provenance.json")
         found += changed_files(self.folder, others, read).values()
         return list(dict.fromkeys([*found, *lost_rows(self.folder, self.statuses, self.rows)]))
@@ -106,10 +106,10 @@ class Study:
         return folder_of(self.folder).parent
 
     @property
-    def damage(self) -> list[str]:
+    def corrupt_files(self) -> list[str]:
         """One sentence for each file of the study that is not whole, not as written, or gone."""
         found = [*self.unreadable, *changed_files(self.folder).values()]
-        return [*found, *(text for record in self.runs for text in record.damage)]
+        return [*found, *(text for record in self.runs for text in record.corrupt_files)]
 
     @property
     def unknown(self) -> int:
@@ -173,7 +173,7 @@ def load_study(folder: Path | str) -> Study:
     name = folder.stem if folder.suffix == SUFFIX else folder.name
     records = [record_of(run) for run in runs_of(folder)]
     readable = [record for record in records if record.config]
-    unreadable = [t for r in records if not r.config for t in r.damaged_documents]
+    unreadable = [t for r in records if not r.config for t in r.corrupt_documents]
     if not readable:
         raise ValueError(
             f"study={name}: {'; '.join(unreadable)}"
@@ -207,13 +207,13 @@ def studies(out: Path | str) -> list[str]:
 
 def record_of(run: Run) -> Record:
     """Return what a run's folder holds; what of it is damaged counts as absent."""
-    damaged_documents = []
+    corrupt_documents = []
 
     def read(document: Callable[[], dict[Any, Any]]) -> dict[Any, Any]:
         try:
             return document()
-        except Damaged as error:
-            damaged_documents.append(str(error))
+        except CorruptFile as error:
+            corrupt_documents.append(str(error))
             return {}
 
     result = read(run.result)
@@ -228,7 +228,7 @@ def record_of(run: Run) -> Record:
         statuses.setdefault(int(seed), {"status": "missing", "why": "not started"})
     ordered = {seed: statuses[seed] for seed in sorted(statuses)}
     provenance = read(run.provenance)
-    return Record(run.name, run.folder, config, result, provenance, ordered, damaged_documents)
+    return Record(run.name, run.folder, config, result, provenance, ordered, corrupt_documents)
 
 
 def _no_such_study(folder: Path) -> str:

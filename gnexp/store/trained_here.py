@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gnexp.store.files import plain
+from gnexp.store.files import to_json_types
 
 
 def state_file() -> Path:
@@ -51,6 +51,6 @@ def _lines() -> set[str]:
 
 
 def _line(folder: Path, code: Any) -> str:
-    named = json.dumps(plain(code, finite=True), sort_keys=True)
+    named = json.dumps(to_json_types(code, finite=True), sort_keys=True)
     digest = hashlib.sha256(named.encode()).hexdigest()
     return json.dumps({"run": os.path.realpath(folder), "code": digest})

@@ -59,7 +59,7 @@ class PrivateStep:
     ) -> None:
         """Train `model` itself, on its device. noise_multiplier: over `clip`; 0 is not private.
 
-        mapped: take gradients by torch.func instead of by Opacus' hooks; see `refusal`.
+        mapped: take gradients by torch.func instead of by Opacus' hooks; see `why_no_private_gradient`.
         """
         self.batch, self.expected_batch, self.seed = batch, expected_batch, seed
         self._model = model.train()
@@ -241,7 +241,9 @@ def _mapped(model: nn.Module, x_NCHW: Tensor, y_N: Tensor) -> Tensor:
     return logits_NK.detach()
 
 
-def refusal(model: nn.Module, x_NCHW: Tensor, y_N: Tensor, mapped: bool = False) -> str | None:
+def why_no_private_gradient(
+    model: nn.Module, x_NCHW: Tensor, y_N: Tensor, mapped: bool = False
+) -> str | None:
     """Return why one way does not give the gradients of each of these images; None if it does.
 
     mapped: by torch.func, which takes operations in place, rather than by Opacus' hooks. Found by
@@ -259,13 +261,15 @@ def refusal(model: nn.Module, x_NCHW: Tensor, y_N: Tensor, mapped: bool = False)
     try:
         with torch.random.fork_rng(devices=[]):
             before = {name: buffer.clone() for name, buffer in trial.named_buffers()}
-            alone = [_gradient(trial, x_NCHW[n : n + 1], y_N[n : n + 1]) for n in range(len(y_N))]
+            one_by_one = [
+                _gradient(trial, x_NCHW[n : n + 1], y_N[n : n + 1]) for n in range(len(y_N))
+            ]
             for name, buffer in trial.named_buffers():
                 if not torch.equal(buffer, before[name]):
                     return f"a forward pass changes its buffer {name}"
             (_mapped if mapped else _hooked(trial))(trial, x_NCHW, y_N)
-        largest = max(gradient.abs().max() for gradients in alone for gradient in gradients)
-        for (name, parameter), gradients in zip(trial.named_parameters(), zip(*alone)):
+        largest = max(gradient.abs().max() for gradients in one_by_one for gradient in gradients)
+        for (name, parameter), gradients in zip(trial.named_parameters(), zip(*one_by_one)):
             if parameter.requires_grad and not _agree(parameter, torch.stack(gradients), largest):
                 return f"its gradients of {name} are not those of the images one by one"
     except Exception as error:

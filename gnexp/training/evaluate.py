@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gnexp.data.device_images import DeviceImages, normalize
+from gnexp.data.device_images import DeviceDataset, normalize
 from gnexp.training.precision import autocast
 
 CHUNK = 250  # test images of 32x32 pixels in one forward pass, fewer of larger ones
@@ -25,7 +25,7 @@ class Scores(NamedTuple):
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, images: DeviceImages, *, precision: str = "fp32", chunk: int | None = None
+    model: nn.Module, images: DeviceDataset, *, precision: str = "fp32", chunk: int | None = None
 ) -> Scores:
     """Score the model on the test images in evaluation mode; its mode is restored.
 

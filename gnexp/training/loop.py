@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from gnexp.data.device_images import DeviceImages
+from gnexp.data.device_images import DeviceDataset
 from gnexp.data.seeding import derived_seed
 from gnexp.data.update_blocks import poisson_updates, update_blocks
 from gnexp.training.evaluate import evaluate
@@ -21,7 +21,7 @@ from gnexp.training.stacked_step import Tick, no_tick
 
 
 @dataclass(frozen=True)
-class Recipe:
+class TrainSettings:
     """How replicas are trained: the numbers of the protocol, for any model and data."""
 
     batch: int
@@ -63,7 +63,7 @@ class Step(Protocol):
 
 
 @dataclass(frozen=True)
-class Pause:
+class ResumePoint:
     """Where training stands within an epoch, between two blocks of updates.
 
     updates: made in it so far; time_s: spent on them; random_states: of the global generators, for
@@ -100,14 +100,14 @@ class Epoch:
 
 def train_epochs(
     step: Step,
-    images: DeviceImages,
-    recipe: Recipe,
+    images: DeviceDataset,
+    train_settings: TrainSettings,
     seeds: Sequence[int],
     lrs: Sequence[float],
     first_epoch: int = 1,
     tick: Tick = no_tick,
-    resumed: Pause | None = None,
-    pausing: Callable[[int, Callable[[], Pause]], None] | None = None,
+    resumed: ResumePoint | None = None,
+    pausing: Callable[[int, Callable[[], ResumePoint]], None] | None = None,
 ) -> Iterator[list[Epoch]]:
     """Train from `first_epoch` to the last, yielding what each epoch gave every replica.
 
@@ -119,32 +119,34 @@ def train_epochs(
     `first_epoch`.
     """
     size = len(images.x_train)
-    for epoch in range(first_epoch, recipe.epochs + 1):
-        used = recipe.examples_seen(epoch, size) - recipe.examples_seen(epoch - 1, size)
+    for epoch in range(first_epoch, train_settings.epochs + 1):
+        used = train_settings.examples_seen(epoch, size) - train_settings.examples_seen(
+            epoch - 1, size
+        )
         start = time.perf_counter() - (resumed.time_s if resumed else 0.0)
         stream = _forward_stream(seeds[0], epoch, images, resumed)
-        with matrix_precision(recipe.precision), stream:
+        with matrix_precision(train_settings.precision), stream:
 
             def paused(
                 updates: int, epoch: int = epoch, start: float = start, used: int = used
             ) -> None:
-                if pausing and updates * recipe.update_batch < used:
+                if pausing and updates * train_settings.update_batch < used:
                     now = functools.partial(_pause, updates, start, images.x_train.device)
                     pausing(epoch, now)
 
             first = resumed.updates if resumed else 0
-            rates = _train_one(step, images, recipe, seeds, lrs, epoch, tick, first, paused)
+            rates = _train_one(step, images, train_settings, seeds, lrs, epoch, tick, first, paused)
             resumed = None
             sums = step.take_sums()
             scores = [
-                evaluate(step.model(replica), images, precision=recipe.precision)
+                evaluate(step.model(replica), images, precision=train_settings.precision)
                 for replica in range(step.replicas)
             ]
         time_s = (time.perf_counter() - start) / step.replicas
         results = [
             Epoch(
                 epoch=epoch,
-                examples_seen=recipe.examples_seen(epoch, size),
+                examples_seen=train_settings.examples_seen(epoch, size),
                 lr=rate,
                 train_loss=loss_sum / used,
                 train_acc=hits / used,
@@ -160,16 +162,16 @@ def train_epochs(
             return
 
 
-def _pause(updates: int, start: float, device: torch.device) -> Pause:
+def _pause(updates: int, start: float, device: torch.device) -> ResumePoint:
     states = [torch.get_rng_state()]
     if device.type == "cuda":
         states.append(torch.cuda.get_rng_state(device))
-    return Pause(updates, time.perf_counter() - start, states)
+    return ResumePoint(updates, time.perf_counter() - start, states)
 
 
 @contextlib.contextmanager
 def _forward_stream(
-    seed: int, epoch: int, images: DeviceImages, resumed: Pause | None
+    seed: int, epoch: int, images: DeviceDataset, resumed: ResumePoint | None
 ) -> Iterator[None]:
     """Give what draws in a forward pass (dropout, a user's norm) a stream of this epoch's own.
 
@@ -189,8 +191,8 @@ def _forward_stream(
 
 def _train_one(
     step: Step,
-    images: DeviceImages,
-    recipe: Recipe,
+    images: DeviceDataset,
+    train_settings: TrainSettings,
     seeds: Sequence[int],
     lrs: Sequence[float],
     epoch: int,
@@ -203,36 +205,40 @@ def _train_one(
     `paused` hears after each block how many updates of the epoch are made.
     """
     size = len(images.x_train)
-    seen, total = recipe.examples_seen(epoch - 1, size), recipe.examples_seen(recipe.epochs, size)
-    last = (recipe.examples_seen(epoch, size) - seen) // recipe.update_batch
-    peaks = [peak_rate(lr, recipe.lr_rule, recipe.update_batch) for lr in lrs]
-    if recipe.poisson:
+    seen, total = (
+        train_settings.examples_seen(epoch - 1, size),
+        train_settings.examples_seen(train_settings.epochs, size),
+    )
+    last = (train_settings.examples_seen(epoch, size) - seen) // train_settings.update_batch
+    peaks = [peak_rate(lr, train_settings.lr_rule, train_settings.update_batch) for lr in lrs]
+    if train_settings.poisson:
         (seed,) = seeds
         blocks = poisson_updates(
             images,
             seed,
             epoch,
-            recipe.update_batch,
-            recipe.augment,
+            train_settings.update_batch,
+            train_settings.augment,
             step.dtype,
             first,
-            recipe.secret,
+            train_settings.secret,
         )
     else:
-        sizes = recipe.batch, recipe.update_batch
+        sizes = train_settings.batch, train_settings.update_batch
         blocks = update_blocks(
-            images, seeds, epoch, *sizes, recipe.augment, step.dtype, first, last
+            images, seeds, epoch, *sizes, train_settings.augment, step.dtype, first, last
         )
-    seen += first * recipe.update_batch
+    seen += first * train_settings.update_batch
     rates: list[float] = []
     for x_RUNCHW, y_RUN in blocks:
         rates_UR = []
         for _ in range(y_RUN.shape[1]):
             rates = [
-                learning_rate(seen, total, peak, recipe.warmup, recipe.schedule) for peak in peaks
+                learning_rate(seen, total, peak, train_settings.warmup, train_settings.schedule)
+                for peak in peaks
             ]
             rates_UR.append(rates)
-            seen += recipe.update_batch
+            seen += train_settings.update_batch
         step.run(x_RUNCHW, y_RUN, rates_UR, tick)
         first += len(rates_UR)
         paused(first)

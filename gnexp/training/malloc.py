@@ -9,7 +9,7 @@ _KEEP, _AHEAD = 1 << 30, 1 << 26
 
 
 @functools.cache
-def keep_freed_memory() -> bool:
+def keep_malloc_arena() -> bool:
     """Let this process keep what its tensors free; return whether the C library could be told.
 
     By default glibc gives large blocks back to the system at once and takes fresh, zeroed pages for

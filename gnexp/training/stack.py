@@ -285,7 +285,9 @@ class Stack(nn.Module):
         return tensor.unflatten(0, (self.replicas, -1))[first:end]
 
 
-def refusal(models: Sequence[nn.Module], shape: Sequence[int], chunks: int = 1) -> str | None:
+def why_not_stackable(
+    models: Sequence[nn.Module], shape: Sequence[int], chunks: int = 1
+) -> str | None:
     """Return why these models cannot share a step, or None if they can; found by trying.
 
     shape: (C, H, W) of an image. chunks: of the pass that is tried; see `Stack.set_chunks`. Stock
@@ -298,20 +300,22 @@ def refusal(models: Sequence[nn.Module], shape: Sequence[int], chunks: int = 1) 
     if any(module._forward_hooks or module._forward_pre_hooks for module in models[0].modules()):
         return "a forward hook watches one of its layers"
     try:
-        alone = [copied(model).double().train() for model in models[:2]]
-        stack = Stack(alone).train()
+        models_apart = [copied(model).double().train() for model in models[:2]]
+        stack = Stack(models_apart).train()
         if chunks > 1 and not stack.takes_chunks:
             return "its buffers follow the batches one by one"
         if not stack.mapped:
             return None
         draw = torch.Generator().manual_seed(0)
-        before = _plain_numbers(alone[0])
+        before = _plain_numbers(models_apart[0])
         for _ in range(2):
-            x = torch.randn(3 * chunks, len(alone), *shape, generator=draw, dtype=torch.float64)
-            difference = _difference(stack, alone, x, chunks)
+            x = torch.randn(
+                3 * chunks, len(models_apart), *shape, generator=draw, dtype=torch.float64
+            )
+            difference = _difference(stack, models_apart, x, chunks)
             if not difference < _SAME:
                 return f"stacked, it gives other numbers (off by {difference:.0e})"
-        after = _plain_numbers(alone[0])
+        after = _plain_numbers(models_apart[0])
         if changed := [key for key in before if after.get(key) != before[key]]:
             return f"{changed[0]} changes in training, and is no buffer"
         for module in stack.modules():
@@ -346,14 +350,16 @@ def draws_random_numbers(model: nn.Module, shape: Sequence[int]) -> bool:
 _SAME = 1e-6  # float64, relative to the largest value
 
 
-def _difference(stack: Stack, alone: Sequence[nn.Module], x_NRCHW: Tensor, chunks: int) -> float:
+def _difference(
+    stack: Stack, models_apart: Sequence[nn.Module], x_NRCHW: Tensor, chunks: int
+) -> float:
     """Return the largest relative difference of logits, gradients and buffers after one pass."""
     stack.set_chunks(chunks)
     stack.zero_grad()
     logits_NRK = stack(x_NRCHW)
     logits_NRK.square().sum().backward()
     largest = 0.0
-    for replica, model in enumerate(alone):
+    for replica, model in enumerate(models_apart):
         model.zero_grad()
         logits = []
         for chunk in range(chunks):

@@ -14,12 +14,12 @@ from gnexp.analysis import cells as grouping
 from gnexp.analysis.batch_composition import batch_rows
 from gnexp.analysis.class_accuracy import class_rows
 from gnexp.analysis.corruption_robustness import STANDARD, condition_rows, summary_rows
-from gnexp.analysis.decomposition import ACCURACY, LOSS, damage_rows
+from gnexp.analysis.decomposition import ACCURACY, LOSS, decomposition_rows
 from gnexp.analysis.statistics import jackknife
 from gnexp.analysis.tables.shift_and_decomposition import NAMES
 from gnexp.report.figures.shift import CAPTIONS
 from gnexp.report.study_report import build_report
-from gnexp.report.text.decomposition import damage_sentences
+from gnexp.report.text.decomposition import decomposition_sentences
 from gnexp.store.run import Run
 from gnexp.store.study import load_study
 
@@ -55,7 +55,7 @@ def add(study, norm, batch, seeds, name=None, diverged=(), head=None, **changes)
     return run
 
 
-def under(running, population=None, example=None, plain=None):
+def under(running, population=None, example=None, format_number=None):
     """Return accuracies under running, population, batch and example statistics.
 
     plain: under population statistics of images that are not augmented.
@@ -63,7 +63,7 @@ def under(running, population=None, example=None, plain=None):
     population = running if population is None else population
     example = population if example is None else example
     numbers = {"test_acc": running, "test_acc_population_augmented": population}
-    numbers["test_acc_population"] = population if plain is None else plain
+    numbers["test_acc_population"] = population if format_number is None else format_number
     return {**numbers, "test_acc_batch": population, "test_acc_example": example}
 
 
@@ -76,7 +76,7 @@ def cells_of(study):
 
 
 def damage(study, measure=ACCURACY, reference=32):
-    return {r["batch"]: r for r in damage_rows(lines_of(study), reference, measure)}
+    return {r["batch"]: r for r in decomposition_rows(lines_of(study), reference, measure)}
 
 
 def rows_of(path):
@@ -170,7 +170,7 @@ def test_batch_one_stands_apart_where_statistics_pool_and_not_by_name(tmp_path, 
     found = {batch: row["apart"] for batch, row in damage(tmp_path / "pooling").items()}
     assert found == {1: True, 2: False, 32: False}
     assert not any(row["apart"] for row in damage(tmp_path / "alone").values())
-    told = damage_sentences(list(damage(tmp_path / "pooling").values()))
+    told = decomposition_sentences(list(damage(tmp_path / "pooling").values()))
     assert [("single images" in text, "batch 2 " in text) for text in told] == [
         (True, False),
         (False, True),
@@ -204,7 +204,7 @@ def test_a_diverged_seed_counts_at_chance_as_training_damage_and_leaves_the_leve
     nats = damage(tmp_path, LOSS)[2]
     lost = (0.15 + 0.15 + math.log(10) - 0.6) / 3
     assert nats["training_damage_nats"] == pytest.approx(lost, abs=ABS)
-    assert "1 counted at chance" in damage_sentences([row])[0]
+    assert "1 counted at chance" in decomposition_sentences([row])[0]
 
 
 def test_seeds_are_paired_and_one_pair_has_no_interval(tmp_path):
@@ -215,7 +215,7 @@ def test_seeds_are_paired_and_one_pair_has_no_interval(tmp_path):
     assert row["note"] == "not in the reference: seed 2; one shared seed: no interval"
     assert row["training_damage"] == pytest.approx(0.81 - 0.76, abs=ABS)
     assert math.isnan(row["training_damage_lo"])
-    assert "no interval" in damage_sentences([row])[0]
+    assert "no interval" in decomposition_sentences([row])[0]
 
 
 def damage_note(study, batch, reference=32):
@@ -240,8 +240,8 @@ def test_what_cannot_be_split_says_why(tmp_path):
 
 
 def test_only_statistics_of_augmented_images_split_the_damage(tmp_path):
-    add(tmp_path, "bn", 32, {s: under(0.8, 0.8, plain=0.7) for s in (0, 1)})
-    add(tmp_path, "bn", 2, {s: under(0.6, 0.75, plain=0.5) for s in (0, 1)})
+    add(tmp_path, "bn", 32, {s: under(0.8, 0.8, format_number=0.7) for s in (0, 1)})
+    add(tmp_path, "bn", 2, {s: under(0.6, 0.75, format_number=0.5) for s in (0, 1)})
     row = damage(tmp_path)[2]
     assert row["training_damage"] == pytest.approx(0.05, abs=ABS)
     assert row["evaluation_damage"] == pytest.approx(0.15, abs=ABS)
@@ -251,7 +251,7 @@ def test_only_statistics_of_augmented_images_split_the_damage(tmp_path):
 @pytest.mark.parametrize("lacks", [2, 32])
 def test_a_run_without_augmented_statistics_shows_its_levels_and_is_not_split(tmp_path, lacks):
     for batch, running, population in ((32, 0.8, 0.8), (2, 0.6, 0.75)):
-        seeds = {s: under(running, population, plain=0.5) for s in (0, 1)}
+        seeds = {s: under(running, population, format_number=0.5) for s in (0, 1)}
         for numbers in seeds.values():
             if batch == lacks:
                 del numbers["test_acc_population_augmented"]
@@ -262,7 +262,7 @@ def test_a_run_without_augmented_statistics_shows_its_levels_and_is_not_split(tm
         assert np.isnan(parts).all()
         assert "population statistics of augmented images not measured" in row["note"]
     assert damage(tmp_path)[2]["accuracy_population"] == pytest.approx(0.5, abs=ABS)
-    assert damage_sentences(list(damage(tmp_path).values())) == []
+    assert decomposition_sentences(list(damage(tmp_path).values())) == []
 
 
 def test_a_diverged_seed_alone_does_not_speak_for_unmeasured_ones(tmp_path):

@@ -12,7 +12,7 @@ from torch import nn
 
 from gnexp.checks import statistic_sets as sets
 from gnexp.checks.claims import batch_independence, train_vs_eval
-from gnexp.checks.finding import FAILS, HOLDS, UNDECIDED, VACUOUS, only_when
+from gnexp.checks.finding import FAILS, HOLDS, UNDECIDED, VACUOUS, conditional
 from gnexp.norms.registry import NORMS
 
 INDEPENDENT = [
@@ -240,7 +240,7 @@ def test_what_earlier_passes_left_in_the_layer_is_no_dependence_on_the_batch():
 def test_statistics_of_the_moment_undo_one_affine_map_of_their_sets_and_no_other_shift(norm, sets):
     found = by_statement(modes(norm))
     assert [found[s].verdict for s in EQUIVALENT[:3]] == [HOLDS] * 3
-    assert found["shift"].verdict == only_when(f"the shift is one affine map for {sets}")
+    assert found["shift"].verdict == conditional(f"the shift is one affine map for {sets}")
     assert found["shift"].value > 1e-9  # eps leaves a trace in float64
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from gnexp.checks import gradient_by_depth
 from gnexp.checks.claims import flow
-from gnexp.checks.finding import FAILS, HOLDS, UNDECIDED, VACUOUS, Finding, Measured, only_when
+from gnexp.checks.finding import FAILS, HOLDS, UNDECIDED, VACUOUS, Finding, Measured, conditional
 from gnexp.checks.gradient_by_depth import block_gradients, verdict_by_depth
 
 NORMS = ("bn", "gn", "ln", "in", "none")
@@ -52,7 +52,7 @@ def test_what_holds_exactly_for_gn_ln_and_in():
     for norm, groups in (("gn", 8), ("ln", 1)):
         got = [verdicts(norm)[statement] for statement in LAYER]
         assert got == 5 * [HOLDS] + [
-            only_when(f"the filters of a group (G = {groups}) share the factor")
+            conditional(f"the filters of a group (G = {groups}) share the factor")
         ]
     assert [verdicts("in")[statement] for statement in LAYER] == 6 * [HOLDS]
 
@@ -156,8 +156,8 @@ def test_gradients_that_overflow_or_vanish_altogether_fail_and_do_not_crash():
     ("of", "expected"),
     [
         ((HOLDS, HOLDS, HOLDS), HOLDS),
-        ((HOLDS, HOLDS, FAILS), only_when("the depth is at most 56")),
-        ((HOLDS, UNDECIDED, FAILS), only_when("the depth is at most 20")),
+        ((HOLDS, HOLDS, FAILS), conditional("the depth is at most 56")),
+        ((HOLDS, UNDECIDED, FAILS), conditional("the depth is at most 20")),
         ((HOLDS, HOLDS, UNDECIDED), UNDECIDED),
         ((UNDECIDED, FAILS, FAILS), FAILS),
         ((FAILS, HOLDS, HOLDS), FAILS),

@@ -10,13 +10,13 @@ from passport_norms import AlmostInvariant, ForgetsEps, Own, WrongGroups, subjec
 from torch import Tensor, nn
 
 from gnexp.checks.claims.geometry import jacobian, measure
-from gnexp.checks.finding import FAILS, HOLDS, VACUOUS, Finding, Measured, only_when
-from gnexp.checks.subject import Misbehaved
+from gnexp.checks.finding import FAILS, HOLDS, VACUOUS, Finding, Measured, conditional
+from gnexp.checks.subject import NormError
 
 NORMS = ("bn", "gn", "ln", "in", "none")
 CHANNELS = 16  # of the layer whose Jacobian is taken, where the norm can be built with them
 PIXELS = 4  # 2x2
-OVER_THE_BATCH = only_when("taken over each channel of the whole batch")
+OVER_THE_BATCH = conditional("taken over each channel of the whole batch")
 
 
 class NoAffine(nn.Module):
@@ -202,7 +202,7 @@ def test_a_layer_that_passes_nothing_of_its_input_back_has_lost_everything(norm)
 
 
 def test_a_layer_without_any_gradient_is_named():
-    with pytest.raises(Misbehaved, match="NoGraph passes no gradient"):
+    with pytest.raises(NormError, match="NoGraph passes no gradient"):
         measured(NoGraph)
 
 
@@ -224,7 +224,7 @@ def test_the_global_random_state_is_left_alone():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-MANY = only_when("a statistic has more than two values")
+MANY = conditional("a statistic has more than two values")
 
 
 @pytest.mark.parametrize(

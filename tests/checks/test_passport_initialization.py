@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from gnexp.checks import first_updates
 from gnexp.checks.claims import initialization
 from gnexp.checks.finding import FAILS, HOLDS, UNDECIDED, Measured
-from gnexp.checks.signal_growth import Trace, set_last_gamma, trace
-from gnexp.checks.subject import Misbehaved
+from gnexp.checks.signal_growth import SignalTrace, set_last_gamma, trace
+from gnexp.checks.subject import NormError
 from gnexp.models.resnet import zero_last_gamma
 
 KEYS = (
@@ -87,7 +87,7 @@ def test_a_norm_without_gamma_is_told_so():
         def forward(self, x):
             return self.standardize(x)
 
-    with pytest.raises(Misbehaved, match="has none"):
+    with pytest.raises(NormError, match="has none"):
         measured(Bare)
 
 
@@ -119,7 +119,7 @@ def test_the_traced_signal_is_that_of_the_formulas():
 
 
 def test_growth_is_counted_within_stages():
-    seen = Trace(stage=[0, 0, 0, 1, 1, 1], variance=[5, 6, 7, 3, 5, 7])
+    seen = SignalTrace(stage=[0, 0, 0, 1, 1, 1], variance=[5, 6, 7, 3, 5, 7])
     assert seen.slope() == pytest.approx(1.5)  # 1 in the first stage, 2 in the second
 
 

@@ -10,11 +10,11 @@ from passport_norms import AlmostInvariant, ForgetsEps, Own, Peeks, WrongGroups,
 from torch import nn
 
 from gnexp.checks.claims import invariance
-from gnexp.checks.finding import FAILS, HOLDS, Finding, Measured, only_when
+from gnexp.checks.finding import FAILS, HOLDS, Finding, Measured, conditional
 
 NORMS = ("bn", "gn", "ln", "in", "none")
 SCOPES = ("group", "channel", "example", "batch_channel", "batch")
-TRAINING = only_when("training: evaluation uses stored statistics")
+TRAINING = conditional("training: evaluation uses stored statistics")
 
 
 class TracksStatistics(nn.InstanceNorm2d):
@@ -165,7 +165,7 @@ def test_a_large_eps_moves_the_tolerance_with_the_departure():
 
 
 def test_a_network_is_invariant_to_the_scale_of_its_images_where_its_first_norm_is():
-    alike = only_when("all images of the batch have one a")
+    alike = conditional("all images of the batch have one a")
     verdicts = [row(norm, "network_scale").verdict for norm in NORMS]
     assert verdicts == [alike, HOLDS, HOLDS, HOLDS, FAILS]
 
@@ -173,8 +173,8 @@ def test_a_network_is_invariant_to_the_scale_of_its_images_where_its_first_norm_
 def test_a_shift_of_the_image_is_another_one_for_each_channel_and_seen_by_the_padding():
     padding = "the first convolution is not padded with zeros"
     verdicts = [row(norm, "network_shift").verdict for norm in NORMS]
-    bn = only_when(f"{padding} and all images have one b")
-    assert verdicts == [bn, FAILS, FAILS, only_when(padding), FAILS]
+    bn = conditional(f"{padding} and all images have one b")
+    assert verdicts == [bn, FAILS, FAILS, conditional(padding), FAILS]
 
 
 def test_noise_is_no_invariance_and_the_global_random_state_is_left_alone():

@@ -11,7 +11,7 @@ from passport_norms import AlmostInvariant, Own, Peeks, WrongGroups, subject
 
 from gnexp.checks.claims import spectrum
 from gnexp.checks.finding import FAILS, HOLDS, VACUOUS
-from gnexp.checks.subject import Misbehaved
+from gnexp.checks.subject import NormError
 from gnexp.norms.registry import NORMS
 
 ONE_EXAMPLE = "holds only when the batch is one example"
@@ -64,7 +64,7 @@ def test_more_groups_than_it_has_are_not_believed():
 
 
 def test_a_norm_that_cannot_have_the_groups_it_is_asked_for_is_told_so():
-    with pytest.raises(Misbehaved, match="WrongGroups"):  # half of one group is none
+    with pytest.raises(NormError, match="WrongGroups"):  # half of one group is none
         spectrum.measure(subject(WrongGroups))
 
 

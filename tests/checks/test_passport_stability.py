@@ -16,8 +16,8 @@ from gnexp.checks.claims import stability
 from gnexp.checks.finding import FAILS, HOLDS, NOT_MEASURED, UNDECIDED, VACUOUS, Measured
 from gnexp.checks.network_noise import measure_network
 from gnexp.checks.power_law import Variance, fit, predicted, variance_over_draws
-from gnexp.checks.statistic_sets import Sets
-from gnexp.checks.subject import Misbehaved
+from gnexp.checks.statistic_sets import StatisticSets
+from gnexp.checks.subject import NormError
 
 NORMS = ("bn", "gn", "ln", "in", "none")
 PIXELS_ONLY_WHEN = "holds only when the pixels' upstream gradients are independent"
@@ -196,7 +196,7 @@ def test_a_norm_that_raises_in_a_network_is_named():
                 raise RuntimeError("no float32")
             return super().forward(x)
 
-    with pytest.raises(Misbehaved, match=r"Refuses in resnet8, batch 1: .*no float32"):
+    with pytest.raises(NormError, match=r"Refuses in resnet8, batch 1: .*no float32"):
         measure_network(of(Refuses, draws=4), Measured())
 
 
@@ -212,7 +212,7 @@ def test_laws_and_variances_are_those_of_numpy():
     assert found.error == pytest.approx((2 / g_KC.size) ** 0.5, rel=0.1)
     assert predicted((2, 4), (10, 20)) == -1
     assert predicted((2, 4), (7, 7)) == 0
-    assert Sets("group", 2).rows(torch.empty(3, 4, 5, 6)).shape[1] == 60
+    assert StatisticSets("group", 2).rows(torch.empty(3, 4, 5, 6)).shape[1] == 60
 
 
 def test_an_error_counts_channels_that_move_together_once():

@@ -9,7 +9,7 @@ from torch import nn
 
 from gnexp.checks import trained_networks
 from gnexp.checks.finding import FAILS, HOLDS, UNDECIDED
-from gnexp.checks.subject import Misbehaved
+from gnexp.checks.subject import NormError
 
 
 class Normalized(nn.Module):
@@ -113,5 +113,5 @@ def test_a_norm_that_fails_in_training_is_named():
                 raise ArithmeticError("no gradient here")
             return x
 
-    with pytest.raises(Misbehaved, match="training raised ArithmeticError: no gradient here"):
+    with pytest.raises(NormError, match="training raised ArithmeticError: no gradient here"):
         trained_networks.trained_findings(subject(NoBackward, draws=20))

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from gnexp.cli.launchers import Launching, quoted
-from gnexp.store.locks import holder
+from gnexp.store.locks import lock_owner
 from gnexp.store.run import Run
 
 QUICK = ("model=resnet8", "model.width=8", "data.train_limit=60", "data.test_limit=40")
@@ -151,7 +151,7 @@ def take_away(cluster, taken):
     for _ in range(1200):
         time.sleep(0.05)
         for folder in Path("results/main").glob("*-*"):
-            at_work = holder(Run(folder).lock_file(0))
+            at_work = lock_owner(Run(folder).lock_file(0))
             with contextlib.suppress(OSError):
                 if at_work and parent(at_work.pid) == raylet and len(rows(folder)) > 4:
                     taken["listening"] = listening({os.getpid(), *family()})

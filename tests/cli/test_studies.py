@@ -108,10 +108,10 @@ def test_what_failed_is_listed_and_tried_again_only_when_asked_to(gnexp, moody):
     assert again.out.startswith("2 runs: 2 failed |")
     assert "not in the mood" in again.out
     assert "tried again with retry=failed" in again.out
-    retried = gnexp(*words, "retry=failed")
-    assert retried.code == 0
-    assert retried.out.startswith("2 runs: 2 to train |")
-    assert "failed" not in retried.out
+    retry_statuses = gnexp(*words, "retry=failed")
+    assert retry_statuses.code == 0
+    assert retry_statuses.out.startswith("2 runs: 2 to train |")
+    assert "failed" not in retry_statuses.out
     assert not list(Path("results/main").glob("*/traceback*"))
 
 
@@ -130,9 +130,9 @@ def test_too_little_memory_is_listed_and_tried_again_only_when_asked_to(gnexp, m
     assert "1.5 GiB asked for" in page
     again = gnexp(*words)
     assert again.out.startswith("2 runs: 2 infeasible |")
-    retried = gnexp(*words, "retry=[infeasible,failed]")
-    assert retried.out.startswith("2 runs: 2 to train |")
-    assert "infeasible" not in retried.out
+    retry_statuses = gnexp(*words, "retry=[infeasible,failed]")
+    assert retry_statuses.out.startswith("2 runs: 2 to train |")
+    assert "infeasible" not in retry_statuses.out
     assert {seed["status"] for run in runs() for seed in result(run).values()} == {"complete"}
 
 
@@ -247,7 +247,7 @@ def test_status_says_what_is_complete_running_interrupted_failed_and_missing(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer.Trainings, "_finish", stop)
+        patch.setattr(trainer.GroupTrainer, "_finish", stop)
         assert gnexp("train", *QUICK, "norm=ln", "seeds=2").code == 130
         patch.setattr(train, "_execute", stop)
         assert gnexp("train", "-m", *QUICK, "norm=gn,ln,in", "seeds=3").code == 130

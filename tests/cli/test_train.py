@@ -570,7 +570,7 @@ def test_a_published_copy_without_checkpoints_goes_on_and_gives_the_same_numbers
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(trainer.Trainings, "_finish", killed)
+        patched.setattr(trainer.GroupTrainer, "_finish", killed)
         assert gnexp("train", *words, "study=cut", "seeds=3").code == 130
     interrupted = numbers(only_run("results/cut"))[0]
     assert {row["seed"] for row in interrupted} == {"0", "1", "2"}

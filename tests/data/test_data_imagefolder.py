@@ -278,8 +278,8 @@ def test_images_that_are_not_square_or_too_small_are_named(root, size):
 def test_an_unreadable_or_truncated_image_is_named(root):
     victim = root / "test" / "cow" / "1.png"
     content = victim.read_bytes()
-    for damaged in (content[: len(content) // 2], b"", b"no image"):
-        victim.write_bytes(damaged)
+    for corrupt_file in (content[: len(content) // 2], b"", b"no image"):
+        victim.write_bytes(corrupt_file)
         with pytest.raises(ValueError, match=r"cow/1\.png cannot be read"):
             load_images("imagefolder", root)
 

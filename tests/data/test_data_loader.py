@@ -6,7 +6,7 @@ import torch
 
 from gnexp.data.device_images import (
     AUGMENTATIONS,
-    DeviceImages,
+    DeviceDataset,
     augmentation,
     channel_statistics,
     crop_flip,
@@ -15,7 +15,7 @@ from gnexp.data.device_images import (
     epoch_order,
     normalize,
 )
-from gnexp.data.sources import Images
+from gnexp.data.sources import Dataset
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def images():
     rng = np.random.default_rng(0)
     x = rng.integers(0, 256, (60, 3, 12, 12), dtype=np.uint8)
     y = np.arange(60) % 4
-    return Images(x[:40], y[:40], x[40:], y[40:], ("a", "b", "c", "d"), "random", "")
+    return Dataset(x[:40], y[:40], x[40:], y[40:], ("a", "b", "c", "d"), "random", "")
 
 
 def naive_crop_flip(x, offsets, flips, pad):
@@ -111,7 +111,7 @@ def test_every_offset_occurs_and_about_half_the_images_are_flipped():
 
 
 def test_normalized_training_images_have_mean_0_and_deviation_1(images):
-    device_images = DeviceImages(images)
+    device_images = DeviceDataset(images)
     x = normalize(device_images.x_train, device_images.mean, device_images.std, dtype=torch.float64)
     assert x.dtype == torch.float64
     torch.testing.assert_close(x.mean((0, 2, 3)), torch.zeros(3).double(), rtol=0, atol=1e-6)
@@ -127,7 +127,7 @@ def test_channel_statistics_equal_those_of_the_pixels(images):
 
 
 def test_given_statistics_are_used_as_given(images):
-    device_images = DeviceImages(images, mean=[0.1, 0.2, 0.3], std=[0.5, 1, 2])
+    device_images = DeviceDataset(images, mean=[0.1, 0.2, 0.3], std=[0.5, 1, 2])
     torch.testing.assert_close(device_images.mean.flatten(), torch.tensor([0.1, 0.2, 0.3]))
     assert device_images.std.shape == (1, 3, 1, 1)
     x = torch.full((1, 3, 1, 1), 255, dtype=torch.uint8)
@@ -145,18 +145,18 @@ def test_given_statistics_are_used_as_given(images):
 )
 def test_statistics_that_cannot_normalize_are_refused_by_name(images, statistics, words):
     with pytest.raises(ValueError, match=words):
-        DeviceImages(images, **statistics)
+        DeviceDataset(images, **statistics)
 
 
 def test_a_colour_that_never_varies_is_refused_instead_of_dividing_by_zero():
     x = np.zeros((4, 3, 8, 8), np.uint8)
     y = np.array([0, 1, 0, 1])
     with pytest.raises(ValueError, match=r"data\.std"):
-        DeviceImages(Images(x, y, x, y, ("a", "b"), "black", ""))
+        DeviceDataset(Dataset(x, y, x, y, ("a", "b"), "black", ""))
 
 
 def test_drawn_batches_are_normalized_training_images_with_their_labels(images):
-    device_images = DeviceImages(images)
+    device_images = DeviceDataset(images)
     everything = normalize(device_images.x_train, device_images.mean, device_images.std)
     for x, y in draw_batches(device_images, 7, 5, seed=0, purpose="noise", augment="none"):
         assert x.shape == (7, 3, 12, 12)
@@ -166,14 +166,14 @@ def test_drawn_batches_are_normalized_training_images_with_their_labels(images):
 
 
 def test_batches_are_drawn_with_replacement(images):
-    batches = draw_batches(DeviceImages(images), 41, 1, seed=0, purpose="noise", augment="none")
+    batches = draw_batches(DeviceDataset(images), 41, 1, seed=0, purpose="noise", augment="none")
     x, _ = next(iter(batches))
     assert len(x.flatten(1).unique(dim=0)) < 41  # more than there are images
 
 
 def test_more_draws_begin_with_the_same_batches_and_other_purposes_differ(images):
     def draw(k, purpose, augment="crop_flip"):
-        return list(draw_batches(DeviceImages(images), 4, k, 0, purpose, augment))
+        return list(draw_batches(DeviceDataset(images), 4, k, 0, purpose, augment))
 
     few, many, other = draw(2, "noise"), draw(5, "noise"), draw(2, "shift")
     assert all(torch.equal(a[0], b[0]) for a, b in zip(few, many))

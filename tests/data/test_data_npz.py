@@ -1,4 +1,4 @@
-"""Images from one .npz file."""
+"""Dataset from one .npz file."""
 
 import numpy as np
 import pytest

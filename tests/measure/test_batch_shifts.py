@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gnexp.data.device_images import DeviceImages, normalize
-from gnexp.data.sources import Images
+from gnexp.data.device_images import DeviceDataset, normalize
+from gnexp.data.sources import Dataset
 from gnexp.measure.batch_shift import compose, measure_batches
 from gnexp.measure.precise_bn import running_layers
 from gnexp.norms.registry import NORMS, build_norm
@@ -30,7 +30,7 @@ def images(n=61, classes=4, seed=0):
     x = draws.integers(0, 256, (n, 3, 8, 8))
     x = (x // 2 + 30 * y[:, None, None, None]).astype(np.uint8)
     names = tuple("abcdefgh"[:classes])
-    return DeviceImages(Images(x, y, x.copy(), y.copy(), names, title="t", checksum="c"))
+    return DeviceDataset(Dataset(x, y, x.copy(), y.copy(), names, title="t", checksum="c"))
 
 
 class Stateless(nn.Module):
@@ -223,7 +223,7 @@ def test_a_class_that_is_alone_in_its_batch_loses_what_told_it_from_the_others()
     y = np.arange(400) % 2
     x = draws.normal(100 + 60 * y, 10, (3, 2, 2, 400)).clip(0, 255).astype(np.uint8)
     x = x.transpose(3, 0, 1, 2).copy()
-    data = DeviceImages(Images(x, y, x.copy(), y.copy(), ("dark", "bright"), "t", "c"))
+    data = DeviceDataset(Dataset(x, y, x.copy(), y.copy(), ("dark", "bright"), "t", "c"))
     model = Brightness().double()
     rows = table(measure_batches(model, data, (1, 16, 64)))
     assert rows["running", "one_class", 16]["accuracy"] == 1

@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from gnexp.data.device_images import DeviceImages, normalize
-from gnexp.data.sources import Images
+from gnexp.data.device_images import DeviceDataset, normalize
+from gnexp.data.sources import Dataset
 from gnexp.measure import bn_statistics
 from gnexp.measure import precise_bn as population
 from gnexp.measure.bn_statistics import STATISTICS, batch_logits, example_statistics
-from gnexp.measure.precise_bn import population_statistics, running_layers
+from gnexp.measure.precise_bn import precise_statistics, running_layers
 from gnexp.models.resnet import build_model, initialize
 from gnexp.norms.registry import NORMS, build_norm
 from gnexp.training.evaluate import evaluate
@@ -38,7 +38,7 @@ def images():
     light, contrast = rng.uniform(40, 200, (90, 3, 1, 1)), rng.uniform(5, 40, (90, 1, 1, 1))
     x = np.clip(light + contrast * rng.standard_normal((90, 3, 8, 8)), 0, 255).astype(np.uint8)
     y = np.arange(90) % 3
-    return DeviceImages(Images(x[:60], y[:60], x[60:], y[60:], ("a", "b", "c"), "random", ""))
+    return DeviceDataset(Dataset(x[:60], y[:60], x[60:], y[60:], ("a", "b", "c"), "random", ""))
 
 
 class Net(nn.Module):
@@ -134,7 +134,7 @@ def naive_loop(model: Net, images, batch):
 
 def test_population_statistics_are_those_of_torch_over_one_big_batch(images):
     model, x = net(), train_images(images)
-    with population_statistics(model, [x]) as found:
+    with precise_statistics(model, [x]) as found:
         ours = {name: (layer.running_mean.clone(), layer.running_var.clone())
                 for name, layer in running_layers(model).items()}  # fmt: skip
         logits = model(x)
@@ -160,7 +160,7 @@ def test_in_a_linear_network_they_are_the_mean_and_covariance_of_the_inputs_prop
     x = train_images(images)
     pixels = x.numpy().transpose(1, 0, 2, 3).reshape(3, -1)
     mean, covariance = pixels.mean(axis=1), np.cov(pixels, bias=True)
-    with population_statistics(model, x.split(7)) as found:
+    with precise_statistics(model, x.split(7)) as found:
         found = {name: [s.numpy() for s in pair] for name, pair in found.items()}
     for conv, norm, name in ((0, 1, "1"), (2, 3, "3"), (4, 5, "5")):
         weight, bias = (p.detach().numpy().squeeze() for p in model[conv].parameters())
@@ -176,9 +176,9 @@ def test_in_a_linear_network_they_are_the_mean_and_covariance_of_the_inputs_prop
 @pytest.mark.parametrize("build", [net, partial(resnet, "bn")])
 def test_chunks_one_layer_after_another_give_the_statistics_of_a_single_pass(images, build, size):
     model, x = build(), train_images(images)
-    with population_statistics(model, [x]) as at_once:
+    with precise_statistics(model, [x]) as at_once:
         pass
-    with population_statistics(model, x.split(size)) as in_chunks:
+    with precise_statistics(model, x.split(size)) as in_chunks:
         pass
     assert at_once.keys() == in_chunks.keys() == running_layers(model).keys()
     for name in at_once:
@@ -188,10 +188,10 @@ def test_chunks_one_layer_after_another_give_the_statistics_of_a_single_pass(ima
 
 def test_the_parts_in_which_a_layer_is_read_do_not_matter(images, monkeypatch):
     model, x = net(), train_images(images)
-    with population_statistics(model, [x]) as whole:
+    with precise_statistics(model, [x]) as whole:
         pass
     monkeypatch.setattr(population, "_PART", 1000)
-    with population_statistics(model, [x]) as parts:
+    with precise_statistics(model, [x]) as parts:
         pass
     torch.testing.assert_close(parts, whole, rtol=1e-11, atol=1e-12)  # float64
 
@@ -199,7 +199,7 @@ def test_the_parts_in_which_a_layer_is_read_do_not_matter(images, monkeypatch):
 def test_the_variance_is_pooled_over_the_population_and_exceeds_the_mean_of_batch_variances(images):
     model = nn.Sequential(nn.BatchNorm2d(3)).double()
     x = train_images(images)
-    with population_statistics(model, x.split(2)) as found:
+    with precise_statistics(model, x.split(2)) as found:
         pass
     pooled = x.numpy().var(axis=(0, 2, 3))
     of_batches = np.mean([part.numpy().var(axis=(0, 2, 3)) for part in x.split(2)], axis=0)
@@ -210,7 +210,7 @@ def test_the_variance_is_pooled_over_the_population_and_exceeds_the_mean_of_batc
 def test_float32_activations_far_from_zero_lose_no_variance(images):
     layer = nn.Sequential(nn.BatchNorm2d(3))
     x = 1000 + 1e-2 * torch.randn(60, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    with population_statistics(layer, x.split(7)) as found:
+    with precise_statistics(layer, x.split(7)) as found:
         pass
     exact = x.double().numpy().var(axis=(0, 2, 3))
     np.testing.assert_allclose(found["0"][1], exact, rtol=1e-9)  # float64 sums of float32 values
@@ -234,9 +234,9 @@ def test_population_scores_are_the_same_in_one_pass_and_in_chunks(images, monkey
 
         def watched(model, chunks, forward, seen=seen):
             seen.append(len(chunks))
-            return population_statistics(model, chunks, forward)
+            return precise_statistics(model, chunks, forward)
 
-        monkeypatch.setattr(bn_statistics, "population_statistics", watched)
+        monkeypatch.setattr(bn_statistics, "precise_statistics", watched)
         scores = other_scores(model, images, 2)["population"]
         np.testing.assert_allclose(scores.logits_NK.numpy(), expected, atol=1e-5)  # float32 logits
         assert seen == [chunks]
@@ -252,7 +252,7 @@ def test_a_layer_that_is_called_twice_has_no_population_statistics_and_is_named(
     for chunks in ([x], x.split(7)):
         with (
             pytest.raises(ValueError, match="first is called twice in one forward pass"),
-            population_statistics(model, chunks),
+            precise_statistics(model, chunks),
         ):
             pass
     scores = other_scores(model, images, 2)
@@ -282,7 +282,7 @@ def test_statistics_of_groups_of_channels_are_not_taken_for_those_of_channels(im
     message = "later holds 2 running statistics for an input of 4 channels"
     with (
         pytest.raises(ValueError, match=message),
-        population_statistics(model, [train_images(images)]),
+        precise_statistics(model, [train_images(images)]),
     ):
         pass
     assert other_scores(model, images, 2)["population"] is None
@@ -291,7 +291,7 @@ def test_statistics_of_groups_of_channels_are_not_taken_for_those_of_channels(im
 def test_a_layer_that_no_pass_reaches_keeps_its_running_statistics(images):
     model = net()
     model.unused = nn.BatchNorm2d(7).double()
-    with population_statistics(model, train_images(images).split(9)) as found:
+    with precise_statistics(model, train_images(images).split(9)) as found:
         assert torch.equal(model.unused.running_var, torch.ones(7, dtype=torch.float64))
     assert set(found) == {"first", "later"}
 
@@ -325,7 +325,7 @@ def population_of(images, augment, seed=0):
     seen = []
     model = net()
     model.register_forward_pre_hook(lambda module, args: seen.append(args[0].clone()))
-    forward, chunks = bn_statistics.population_chunks(
+    forward, chunks = bn_statistics.training_chunks(
         model, images, "fp32", augment=augment, seed=seed
     )
     seen.clear()
@@ -368,15 +368,15 @@ def precise_bn(model, batches):
 def test_augmented_statistics_are_those_of_precise_bn_in_one_batch(images, build):
     model = build(dtype=torch.float32)
     x_NCHW = population_of(images, "crop_flip", seed=3).float()
-    recipe = precise_bn(copy.deepcopy(model), [x_NCHW])
-    forward, chunks = bn_statistics.population_chunks(
+    train_settings = precise_bn(copy.deepcopy(model), [x_NCHW])
+    forward, chunks = bn_statistics.training_chunks(
         model, images, "fp32", augment="crop_flip", seed=3
     )
     assert len(chunks) == 1
-    with population_statistics(model, chunks, forward) as found:
+    with precise_statistics(model, chunks, forward) as found:
         assert set(found) == set(running_layers(model))
         for name, (mean_C, var_C) in found.items():
-            layer = recipe.get_submodule(name)
+            layer = train_settings.get_submodule(name)
             # float32; a mean near zero is known to the spread of what was averaged
             off = (mean_C - layer.running_mean).abs() / var_C.sqrt()
             assert off.max() < 1e-5
@@ -384,17 +384,17 @@ def test_augmented_statistics_are_those_of_precise_bn_in_one_batch(images, build
     logits = other_scores(model, images, 2, augment="crop_flip", seed=3)["population_augmented"][2]
     x_test = normalize(images.x_test, images.mean, images.std)
     with torch.no_grad():
-        torch.testing.assert_close(logits, recipe(x_test), rtol=1e-4, atol=1e-4)  # float32
+        torch.testing.assert_close(logits, train_settings(x_test), rtol=1e-4, atol=1e-4)  # float32
 
 
 def test_in_several_batches_precise_bn_agrees_at_the_first_layer_only(images):
     model, x_NCHW = net(), population_of(images, "crop_flip")
-    recipe = precise_bn(copy.deepcopy(model), x_NCHW.split(2))
-    with population_statistics(model, x_NCHW.split(10)) as found:
+    train_settings = precise_bn(copy.deepcopy(model), x_NCHW.split(2))
+    with precise_statistics(model, x_NCHW.split(10)) as found:
         mean_C, var_C = found["first"]
-        torch.testing.assert_close(recipe.first.running_mean, mean_C, rtol=1e-9, atol=1e-9)
-        torch.testing.assert_close(recipe.first.running_var, var_C, rtol=1e-9, atol=1e-9)
-        assert not torch.allclose(recipe.later.running_var, found["later"][1], rtol=1e-2)
+        torch.testing.assert_close(train_settings.first.running_mean, mean_C, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(train_settings.first.running_var, var_C, rtol=1e-9, atol=1e-9)
+        assert not torch.allclose(train_settings.later.running_var, found["later"][1], rtol=1e-2)
 
 
 @pytest.mark.parametrize("augment", ["crop_flip", "crop"])
@@ -630,7 +630,7 @@ def test_scoring_leaves_the_model_bit_identical(images, build, batch, monkeypatc
 def test_the_model_comes_back_when_the_block_fails(images):
     model, x = net().train(), train_images(images)
     before = snapshot(model)
-    for manager in (population_statistics(model, x.split(9)), example_statistics(model, 2)):
+    for manager in (precise_statistics(model, x.split(9)), example_statistics(model, 2)):
         with pytest.raises(RuntimeError, match="in the block"), manager:
             raise RuntimeError("in the block")
         assert snapshot(model) == before

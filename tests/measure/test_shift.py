@@ -10,16 +10,16 @@ from torch.nn import functional as F
 
 from gnexp.data.corruptions.cifar_c import load_cifar_c
 from gnexp.data.corruptions.table import corrupt
-from gnexp.data.device_images import DeviceImages
-from gnexp.data.sources import Images, load_images
+from gnexp.data.device_images import DeviceDataset
+from gnexp.data.sources import Dataset, load_images
 from gnexp.data.subsets import fixed_test_order
 from gnexp.measure import corruption_shift
 from gnexp.measure.corruption_shift import corrupted_test, measure_shift
 
 
 @pytest.fixture
-def images() -> DeviceImages:
-    return DeviceImages(load_images("shapes10", train_limit=10, test_limit=60))
+def images() -> DeviceDataset:
+    return DeviceDataset(load_images("shapes10", train_limit=10, test_limit=60))
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def test_a_second_model_is_shown_the_same_images_without_making_them_again(
     measure_shift(model, images, ["fog"], [1], limit=30)
     measure_shift(model, images, ["contrast"], [1])
     assert len(made) == 7
-    other = DeviceImages(load_images("shapes10", train_limit=10, test_limit=50))
+    other = DeviceDataset(load_images("shapes10", train_limit=10, test_limit=50))
     measure_shift(model, other, ["fog"], [1])  # other images
     assert len(made) == 8
 
@@ -104,7 +104,7 @@ def test_no_more_is_kept_than_the_bound_and_the_numbers_do_not_depend_on_it(
 
 
 def test_images_that_nobody_holds_are_not_kept():
-    images = DeviceImages(load_images("shapes10", train_limit=10, test_limit=10))
+    images = DeviceDataset(load_images("shapes10", train_limit=10, test_limit=10))
     corrupted_test(images, "fog", 1, 0, 10)
     count = len(corruption_shift._KEPT)
     del images
@@ -120,7 +120,7 @@ def published(tmp_path):
     grey = (np.arange(10_000) % 251).astype(np.uint8)  # in the published order
     x_test = np.broadcast_to(grey[order][:, None, None, None], (10_000, 3, 32, 32)).copy()
     parts = x_test[:10], labels[:10], x_test, labels[order]
-    images = DeviceImages(Images(*parts, tuple("abcdefghij"), "grey", ""), std=(1, 1, 1))
+    images = DeviceDataset(Dataset(*parts, tuple("abcdefghij"), "grey", ""), std=(1, 1, 1))
     for name, add in (("fog", 1), ("spatter", 2)):
         shape = (50_000, 32, 32, 3)
         file = np.lib.format.open_memmap(tmp_path / f"{name}.npy", "w+", np.uint8, shape)

@@ -24,7 +24,7 @@ from gnexp.models.resnet import (
 )
 from gnexp.norms.registry import NORMS, build_norm, group_count
 from gnexp.norms.statistic_size import values_per_statistic
-from gnexp.training.stack import Stack, refusal
+from gnexp.training.stack import Stack, why_not_stackable
 
 BATCH_NORM = partial(build_norm, "bn")
 
@@ -224,7 +224,7 @@ def test_a_stack_of_them_is_each_model_alone(name, norm):
     models = [build_model(name, factory, num_classes=4, width=8).double() for _ in range(3)]
     for seed, model in enumerate(models):
         initialize(model, torch.Generator().manual_seed(seed))
-    assert refusal(models, (3, 16, 16)) is None
+    assert why_not_stackable(models, (3, 16, 16)) is None
     stack = Stack(models).train()
     assert not stack.mapped  # every layer has a form of its own, none goes through torch.func
     x_NRCHW = images(6).view(2, 3, 3, 16, 16).double()

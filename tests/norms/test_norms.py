@@ -12,7 +12,7 @@ import yaml
 from torch import nn
 
 from gnexp.norms.layers import ChannelAffine
-from gnexp.norms.reference import oracle
+from gnexp.norms.reference import table
 from gnexp.norms.reference.standard import normalize_backward_reference, normalize_reference
 from gnexp.norms.registry import NORMS, build_norm, group_count
 from gnexp.norms.smoke_test import pooled_axes
@@ -82,7 +82,7 @@ def assert_near(got: torch.Tensor, expected: np.ndarray, what: str) -> None:
 def test_every_norm_computes_and_keeps_what_its_float64_reference_does(name, shape, training):
     layer = randomized(build_norm(name, shape[1]).double()).train(training)
     before = numbers(layer)
-    y, after = oracle.reference(
+    y, after = table.reference(
         name, draw(*shape).numpy(), before, NORMS[name].options, training=training
     )
     assert_near(layer(draw(*shape)), y, "output")
@@ -104,7 +104,7 @@ def test_the_gradient_of_every_norm_is_the_slope_of_its_reference(name, shape):
         direction = draw(*gradient.shape, seed=4)
         dx = direction if key == "x" else none
         dstate = {} if key == "x" else {key: direction.numpy()}
-        slope_NCHW = oracle.slope(
+        slope_NCHW = table.slope(
             name, x_NCHW.detach().numpy(), before, NORMS[name].options, dx.numpy(), dstate
         )
         expected = (dy_NCHW.numpy() * slope_NCHW).sum()
@@ -131,7 +131,7 @@ def test_eps_is_added_to_the_variance_in_every_norm(name, x_NCHW):
     # Variance 1e-4 beside eps 1e-2: an eps in another place would be plain to see.
     layer = build_norm(name, 16, eps=1e-2).double().train()
     options = {**NORMS[name].options, "eps": 1e-2}
-    y, _ = oracle.reference(name, 1e-2 * x_NCHW.numpy(), numbers(layer), options)
+    y, _ = table.reference(name, 1e-2 * x_NCHW.numpy(), numbers(layer), options)
     assert_near(layer(1e-2 * x_NCHW), y, "output")
 
 

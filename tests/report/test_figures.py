@@ -112,10 +112,10 @@ def test_no_type_is_too_small_for_print_and_no_text_leaves_the_figure(named_figu
 def test_pdf_text_is_embedded_as_truetype_and_without_a_date(named_figure):
     _, figure = named_figure
     made = style.image_bytes(figure, "pdf")
-    plain = made + b"".join(_streams(made))
-    assert b"/CIDFontType2" in plain or b"/TrueType" in plain
-    assert b"/Type3" not in plain
-    assert b"CreationDate" not in plain
+    format_number = made + b"".join(_streams(made))
+    assert b"/CIDFontType2" in format_number or b"/TrueType" in format_number
+    assert b"/Type3" not in format_number
+    assert b"CreationDate" not in format_number
 
 
 def _streams(pdf):

@@ -229,8 +229,8 @@ def test_many_runs_travel_packed_and_become_rows_when_they_are_opened(
         add_run(tmp_path / "s", f"gn-{batch}", config("gn", batch))
     browser.open(build_report(tmp_path / "s")["index.html"].as_uri())
     assert browser.value(TABLE.format("Runs")) is None
-    holder = "document.querySelector('[data-packed]').closest('details')"
-    browser.value(f"{holder}.open = true")
+    lock_owner = "document.querySelector('[data-packed]').closest('details')"
+    browser.value(f"{lock_owner}.open = true")
     browser.value("new Promise((done) => setTimeout(done, 300))")
     assert len(shown(browser, "Runs", 0)) == 9
     press_header(browser, "Runs", 0, "Enter")

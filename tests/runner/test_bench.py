@@ -19,7 +19,7 @@ from gnexp.cli import app
 from gnexp.config.resolve import bench_run, resolve
 from gnexp.config.schema import BenchConfig, DataConfig, ModelConfig
 from gnexp.config.torchrun import cores
-from gnexp.data.device_images import DeviceImages, crop_flip, normalize
+from gnexp.data.device_images import DeviceDataset, crop_flip, normalize
 from gnexp.report.benchmark import aggregate, figure
 from gnexp.runner.benchmark import hardware, machine, measurement, processes
 from gnexp.runner.benchmark.gnexp_loop import endless_blocks, train_grid
@@ -31,7 +31,7 @@ from gnexp.runner.benchmark.plain_loop import (
     plain_transform,
     plain_update,
 )
-from gnexp.runner.benchmark.timer import LEAST_UPDATES, Neighbours, Window
+from gnexp.runner.benchmark.timer import LEAST_UPDATES, Peers, Window
 from gnexp.runner.build import data as build
 from gnexp.runner.build import model as networks
 from gnexp.training.cuda_graph import GraphStep
@@ -58,7 +58,7 @@ def results(tmp_path_factory):
     here = tmp_path_factory.mktemp("bench")
     threads = torch.get_num_threads()
     with contextlib.chdir(here), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(machine, "measure_together", lambda work, tasks: [work(*tasks, Neighbours())])
+        patch.setattr(machine, "measure_together", lambda work, tasks: [work(*tasks, Peers())])
         patch.setitem(hardware.PRODUCT_SIZE, "cpu", 512)
         assert app.main(["bench", *SMALL, *QUICK, "norms=[gn]", "batches=[1,4]", "name=b-1"]) == 0
     torch.set_num_threads(threads)
@@ -205,7 +205,7 @@ def test_the_plain_update_is_the_textbooks():
 
 def test_both_ways_show_the_network_the_same_pixels():
     images = build.images_of(small_run().data)
-    held = DeviceImages(images)
+    held = DeviceDataset(images)
     mean, std = held.mean.flatten().tolist(), held.std.flatten().tolist()
     as_it_is = PilImages(images.x_train, images.y_train, plain_transform(32, 0, False, mean, std))
     ours = normalize(held.x_train, held.mean, held.std)
@@ -252,7 +252,7 @@ def test_the_plain_loop_learns_and_leaves_no_loader_worker():
 @pytest.mark.parametrize("norm", ["bn", "gn"])
 def test_gnexp_is_timed_on_all_its_seeds_and_on_data_it_prepares(norm, threads):
     run = small_run(norm, batch=10, seeds=3)
-    (result,) = measurement.measure_gnexp(Task(run, 0.01, (1,)), Neighbours())
+    (result,) = measurement.measure_gnexp(Task(run, 0.01, (1,)), Peers())
     assert (result.stack, result.execution) == (3, "eager")
     assert result.timing.examples == result.timing.updates * 30
     assert result.timing.updates >= LEAST_UPDATES
@@ -266,7 +266,7 @@ def test_the_branches_of_a_graph_are_timed_as_a_stack_is():
     images = build.device_images(run.data, torch.device("cpu"))
     models = [networks.seeded_model(run, 10, seed) for seed in run.seeds]
     step = GraphStep([StackedStep([model], 4, 0.9, 5e-4) for model in models])
-    window = Window(0.0, lambda: None, Neighbours())
+    window = Window(0.0, lambda: None, Peers())
     train_grid(step, endless_blocks(images, run.seeds, 4, "crop_flip"), 0.01, window)
     assert (window.timing.updates, window.timing.examples) == (LEAST_UPDATES, LEAST_UPDATES * 12)
     for seed in run.seeds:
@@ -274,8 +274,8 @@ def test_the_branches_of_a_graph_are_timed_as_a_stack_is():
         assert not torch.equal(step.model(seed).state_dict()["fc.weight"], before)
 
 
-class Slow(Neighbours):
-    """Neighbours that are still busy for a few updates."""
+class Slow(Peers):
+    """Peers that are still busy for a few updates."""
 
     def __init__(self):
         self.left = 3

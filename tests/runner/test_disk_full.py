@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from gnexp.runner.trainer import Trainings
+from gnexp.runner.trainer import GroupTrainer
 from gnexp.store import files
 from gnexp.store.run import Run
 
@@ -222,7 +222,7 @@ def test_the_traceback_of_a_failure_goes_when_the_run_completes(
         raise RuntimeError("of the model")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainings, "_finish", fail)
+        patch.setattr(GroupTrainer, "_finish", fail)
         assert gnexp(*WORDS).code == 1
     assert len(list(STUDY.glob("*/traceback*"))) == 2
     assert gnexp(*WORDS, "retry=failed").code == 0

@@ -67,7 +67,7 @@ def plan(source, norm="bn", **keys) -> TrainConfig:
 
 def started(config, seed=0):
     images = build.device_images(config.data, torch.device("cpu"))
-    return *initial_model.starting_model(config, images, seed), images
+    return *initial_model.load_initial_model(config, images, seed), images
 
 
 def rows(folder):

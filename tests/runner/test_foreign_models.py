@@ -21,7 +21,7 @@ from gnexp.runner import trainer
 from gnexp.runner.build import code_digest
 from gnexp.runner.build import data as build
 from gnexp.runner.build import model as networks
-from gnexp.runner.build import step as stepping
+from gnexp.runner.build import step as build_step
 
 DATA = ("data.train_limit=24", "data.test_limit=20", "gradients=0", "workers=1", "batch=8")
 RESNET = ("model=torchvision", "model.name=resnet18")
@@ -209,14 +209,14 @@ def test_pools_are_those_of_the_norm_and_of_the_layers_that_the_model_keeps(
 def test_an_interrupted_run_of_a_foreign_model_goes_on_to_the_same_numbers(gnexp, own, monkeypatch):
     words = ("model._target_=own_models.Net", "norm=bn", "epochs=2", *DATA)
     assert gnexp("train", *words, "study=whole").code == 0
-    store = trainer.Trainings._checkpoint
+    store = trainer.GroupTrainer._checkpoint
 
     def interrupt(self, epoch, *rest):
         store(self, epoch, *rest)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer.Trainings, "_checkpoint", interrupt)
+        patch.setattr(trainer.GroupTrainer, "_checkpoint", interrupt)
         assert gnexp("train", *words).code != 0
     assert len(numbers(runs()[0])) == 1
     assert gnexp("train", *words).code == 0
@@ -299,7 +299,7 @@ def test_an_update_of_several_batches_is_their_sequential_accumulation(own, norm
     images = build.device_images(plan.data, torch.device("cpu"))
     model = networks.seeded_model(plan, 10, 0).double().train()
     alone = copy.deepcopy(model)
-    step, note = stepping.training_step([plan], [model], images)
+    step, note = build_step.training_step([plan], [model], images)
     assert note == ""
     assert step.one_pass == (norm != "bn")  # running statistics follow the batches in order
     draw = torch.Generator().manual_seed(0)
@@ -323,9 +323,9 @@ def test_an_update_of_several_batches_is_their_sequential_accumulation(own, norm
 @pytest.mark.parametrize("norm", ["gn", "bn"])
 def test_seeds_of_a_foreign_model_share_a_step_unless_it_draws(own, norm):
     cpu = torch.device("cpu")
-    assert stepping.company_refusal(config(norm=norm, groups=4), cpu) is None
+    assert build_step.why_seeds_train_apart(config(norm=norm, groups=4), cpu) is None
     drawing = config(norm=norm, options={"dropout": 0.5})
-    assert stepping.company_refusal(drawing, cpu) == "it draws random numbers"
+    assert build_step.why_seeds_train_apart(drawing, cpu) == "it draws random numbers"
 
 
 def test_the_report_says_what_became_of_every_layer(own):
@@ -484,7 +484,7 @@ def test_bench_keeps_to_models_of_the_table(gnexp):
 def test_the_batches_of_an_update_follow_each_other_where_a_model_draws(own):
     plan = config(batch=2, update_batch=4, options={"dropout": 0.5})
     images = build.device_images(plan.data, torch.device("cpu"))
-    step, _ = stepping.training_step([plan], [networks.seeded_model(plan, 10, 0)], images)
+    step, _ = build_step.training_step([plan], [networks.seeded_model(plan, 10, 0)], images)
     assert not step.one_pass
 
 

@@ -12,7 +12,7 @@ import torch
 from gnexp.analysis.cells import cells
 from gnexp.config.identity import restore
 from gnexp.config.schema import DataConfig
-from gnexp.data.device_images import DeviceImages
+from gnexp.data.device_images import DeviceDataset
 from gnexp.runner import final_metrics, trainer
 from gnexp.runner.build import data
 from gnexp.runner.final_metrics import right_images
@@ -92,7 +92,7 @@ def test_every_result_says_which_test_images_are_right(gnexp, workdir):
 
 def test_images_that_do_not_give_the_reported_accuracy_are_not_recorded():
     shapes = data.images_of(DataConfig(train_limit=20, test_limit=20))
-    images = DeviceImages(shapes)
+    images = DeviceDataset(shapes)
     logits_NK = torch.nn.functional.one_hot(images.y_test, 10).float()
     logits_NK[:5] = logits_NK[:5].roll(1, dims=1)
     scores = Scores(0.75, 1.0, logits_NK)
@@ -357,7 +357,7 @@ def test_gradients_that_fail_at_the_end_cost_no_result_even_when_a_kill_follows(
             def kill(*arguments):
                 raise KeyboardInterrupt
 
-            killed.setattr(trainer.Trainings, "_finish", kill)
+            killed.setattr(trainer.GroupTrainer, "_finish", kill)
             assert gnexp("train", *words).code == 130
         answer = gnexp("train", *words)
     assert answer.code == 0, answer.out + answer.err

@@ -17,7 +17,7 @@ from gnexp.report.study_report import build_report
 from gnexp.runner.loggers import export as loggers
 from gnexp.runner.loggers.export import export, export_all
 from gnexp.runner.loggers.points import LoggedRun
-from gnexp.runner.repair import mend
+from gnexp.runner.repair import repair_run
 from gnexp.store.run import Run
 from gnexp.store.study import load_study
 
@@ -209,7 +209,7 @@ def test_event_files_disturb_neither_the_report_nor_the_store(run):
     export(run, "tensorboard")
     assert is_fresh(load_study(study), 32, study / "report")
     run.settle()
-    assert mend(run, finished=True) == []
+    assert repair_run(run, finished=True) == []
     assert [record.name for record in load_study(study).runs] == [run.name]
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from gnexp.runner.checkpoint import load_states
-from gnexp.runner.trainer import Trainings
+from gnexp.runner.trainer import GroupTrainer
 from gnexp.store.run import Run
 
 WORDS = ("model=resnet8", "model.width=8", "data.train_limit=60", "data.test_limit=40")
@@ -61,7 +61,7 @@ def trained(tmp_path_factory):
 
     here, before = tmp_path_factory.mktemp("trained"), os.getcwd()
     os.chdir(here)
-    finish = Trainings._finish
+    finish = GroupTrainer._finish
 
     def stop(self, place, replica, last):
         if replica.seed == 1:
@@ -71,7 +71,7 @@ def trained(tmp_path_factory):
     try:
         assert app.main(["train", *TWO, "device=cpu", "out=whole"]) == 0
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Trainings, "_finish", stop)
+            patch.setattr(GroupTrainer, "_finish", stop)
             assert app.main(["train", *TWO, "device=cpu", "out=stopped"]) == 130
         for rate in ("lr=0.1", "lr=0.2"):
             assert app.main(["train", *TWO, rate, "device=cpu", "out=two"]) == 0
@@ -100,7 +100,7 @@ def stopped(trained, workdir):
     return numbers(only_run(trained / "whole/main"))
 
 
-def damage(name, kind):
+def corrupt_files(name, kind):
     path = only_run() / name
     path.write_bytes(DAMAGE[kind](path.read_bytes()))
 
@@ -111,7 +111,7 @@ def test_a_damaged_file_of_an_unfinished_run_changes_none_of_its_numbers(
     name, kind, gnexp, stopped
 ):
     data = (only_run() / name).read_bytes()
-    damage(name, kind)
+    corrupt_files(name, kind)
     answer = gnexp("train", *TWO)
     assert answer.code == 0, answer
     assert "Traceback" not in answer.out + answer.err
@@ -132,7 +132,7 @@ def test_a_damaged_file_of_an_unfinished_run_changes_none_of_its_numbers(
 def test_a_damaged_file_of_a_finished_run_is_made_good_by_the_same_command(
     name, kind, gnexp, whole
 ):
-    damage(name, kind)
+    corrupt_files(name, kind)
     answer = gnexp("train", *TWO)
     assert answer.code == 0, answer
     assert f"damaged: {only_run() / name}" in answer.out
@@ -149,7 +149,7 @@ def test_deleted_files_of_a_finished_run_come_back_from_its_checkpoint(gnexp, wh
 
 
 def test_lost_logits_of_finished_seeds_are_computed_again(gnexp, whole):
-    damage("logits.npz", "cut")
+    corrupt_files("logits.npz", "cut")
     answer = gnexp("train", *WORDS, "seeds=3")
     assert answer.code == 0
     assert "logits.npz was changed since it was written" in answer.out
@@ -203,7 +203,7 @@ def test_reading_a_study_goes_on_without_what_is_damaged_and_names_it(
 
 def test_a_study_in_which_nothing_can_be_read_is_refused_with_the_reason(gnexp, whole):
     for name in ("result.json", "config.yaml"):
-        damage(name, "other bytes")
+        corrupt_files(name, "other bytes")
     answer = gnexp("report")
     assert answer.code == 2
     assert "result.json was changed since it was written" in answer.err

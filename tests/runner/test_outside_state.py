@@ -119,14 +119,14 @@ def metrics(study):
 def test_an_interrupted_run_goes_on_with_what_plain_attributes_held(gnexp, own, monkeypatch, words):
     words = (*words, "epochs=2", *FEW)
     assert gnexp("train", *words, "study=whole").code == 0
-    store = trainer.Trainings._checkpoint
+    store = trainer.GroupTrainer._checkpoint
 
     def interrupt(self, epoch, *rest):
         store(self, epoch, *rest)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer.Trainings, "_checkpoint", interrupt)
+        patch.setattr(trainer.GroupTrainer, "_checkpoint", interrupt)
         assert gnexp("train", *words).code != 0
     answer = gnexp("train", *words)
     assert answer.code == 0, answer.err

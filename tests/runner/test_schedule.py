@@ -9,7 +9,7 @@ import torch
 from gnexp.config.resolve import resolve
 from gnexp.config.schema import TrainConfig
 from gnexp.runner import trainer
-from gnexp.runner.schedule import Company, Replica, layout, most_together
+from gnexp.runner.schedule import Replica, ReplicaGroupSpec, layout, max_stack_size
 from gnexp.store.run import Run
 
 TINY = ("model=resnet8", "model.width=8", "data.train_limit=60", "data.test_limit=40", "batch=10")
@@ -26,7 +26,7 @@ def sizes(steps):
 
 
 def test_small_batches_share_a_step_and_large_ones_train_alone_on_a_cpu():
-    assert [most_together("cpu", batch) for batch in (1, 8, 16, 32, 64, 256)] == [
+    assert [max_stack_size("cpu", batch) for batch in (1, 8, 16, 32, 64, 256)] == [
         10,
         10,
         5,
@@ -86,9 +86,9 @@ def test_runs_that_cannot_share_a_step_train_seed_by_seed():
 
 def test_what_was_interrupted_goes_on_in_its_old_company_at_its_old_place():
     some = replicas(5, batch=2)
-    known = Company(("ended", some[0].name, some[1].name), (0.1, 0.1, 0.1), threads=1)
-    company = {r.name: known for r in some[:2]}
-    steps = layout(some, company, set(), "cpu", 1)
+    known = ReplicaGroupSpec(("ended", some[0].name, some[1].name), (0.1, 0.1, 0.1), threads=1)
+    spec = {r.name: known for r in some[:2]}
+    steps = layout(some, spec, set(), "cpu", 1)
     old = next(step for step in steps if step.places != tuple(range(step.size)))
     assert (old.size, old.places, old.replicas) == (3, (1, 2), tuple(some[:2]))
     assert sizes(steps) == [2, 3] or sizes(steps) == [3, 2]
@@ -144,10 +144,10 @@ def broken_for(bad, error):
     """Replace train_epochs by one that raises when `bad` says so of its seeds."""
     whole = trainer.train_epochs
 
-    def train_epochs(step, images, recipe, seeds, *more):
+    def train_epochs(step, images, train_settings, seeds, *more):
         if bad(list(seeds)):
             raise error
-        return whole(step, images, recipe, seeds, *more)
+        return whole(step, images, train_settings, seeds, *more)
 
     return train_epochs
 

@@ -20,8 +20,8 @@ import pytest
 
 from gnexp.runner import plan, turns
 from gnexp.store import locks
-from gnexp.store.locks import Claim, Holder, TakenOver, holder
-from gnexp.store.run import Run, alone_in
+from gnexp.store.locks import Lock, LockLost, LockOwner, lock_owner
+from gnexp.store.run import Run, exclusive
 
 HARNESS = Path(__file__).parents[2] / "scripts" / "kill_harness.py"
 TINY = ("model=resnet8", "model.width=8", "data.train_limit=60", "data.test_limit=40")
@@ -123,7 +123,7 @@ def test_a_killed_worker_takes_nobody_along_and_the_next_call_completes(gnexp, w
 def _worker_of(process, study):
     """Return a worker that has stored an epoch, None if there is none yet."""
     for path in study.glob("*/metrics.csv"):
-        by = holder(path.parent / ".lock-0")
+        by = lock_owner(path.parent / ".lock-0")
         if by and by.pid in children(process.pid):
             return by.pid
     return None
@@ -188,10 +188,10 @@ def short_lease(monkeypatch):
 def test_a_claim_that_another_machine_renews_is_respected(tmp_path, short_lease):
     path = tmp_path / ".lock-0"
     claimed_by(path, "elsewhere", 7, locks.LEASE_S)
-    mine = Claim(path)
+    mine = Lock(path)
     for _ in range(10):
         assert not mine.take()
-        assert holder(path) == Holder("elsewhere", 7)
+        assert lock_owner(path) == LockOwner("elsewhere", 7)
         time.sleep(0.1)
         os.utime(path)
 
@@ -199,31 +199,31 @@ def test_a_claim_that_another_machine_renews_is_respected(tmp_path, short_lease)
 def test_a_claim_that_another_machine_no_longer_renews_is_taken_over(tmp_path, short_lease):
     path = tmp_path / ".lock-0"
     claimed_by(path, "elsewhere", 7, locks.LEASE_S)
-    mine, start = Claim(path), time.monotonic()
+    mine, start = Lock(path), time.monotonic()
     while not mine.take():
         assert time.monotonic() - start < 10
         time.sleep(0.05)
     assert time.monotonic() - start > locks.LEASE_S
-    assert holder(path).pid == os.getpid()
+    assert lock_owner(path).pid == os.getpid()
     mine.drop()
-    assert holder(path) is None
+    assert lock_owner(path) is None
 
 
 def test_a_claim_whose_process_was_killed_before_it_named_itself_is_taken_over(tmp_path):
     path = tmp_path / ".lock-0"
     path.touch()
-    mine, start = Claim(path), time.monotonic()
+    mine, start = Lock(path), time.monotonic()
     while not mine.take():
         assert time.monotonic() - start < 10
     mine.drop()
     (tmp_path / ".writing").touch()
-    with alone_in(tmp_path):
+    with exclusive(tmp_path):
         assert time.monotonic() - start < 20
 
 
 def test_whoever_was_stopped_while_another_took_over_knows_it_at_once(tmp_path):
     path = tmp_path / ".lock-0"
-    mine = Claim(path)
+    mine = Lock(path)
     assert mine.take()
     assert not mine.lost
     path.unlink()
@@ -237,7 +237,7 @@ def test_a_clock_that_is_wrong_elsewhere_ends_no_claim(tmp_path, short_lease):
     path = tmp_path / ".lock-0"
     claimed_by(path, "elsewhere", 7, locks.LEASE_S)
     os.utime(path, (1, 1))  # as if renewed in 1970
-    assert not Claim(path).take()
+    assert not Lock(path).take()
 
 
 def test_a_call_waits_for_a_training_elsewhere_and_takes_it_over_when_it_is_silent(
@@ -320,10 +320,10 @@ def test_a_file_is_not_replaced_once_a_claim_is_lost(tmp_path):
         run.set_status(0, "running")
         run.lock_file(0).unlink()
         claimed_by(run.lock_file(0), "elsewhere", 7, locks.LEASE_S)
-        with pytest.raises(TakenOver, match="another process took over"):
+        with pytest.raises(LockLost, match="another process took over"):
             run.set_status(0, "failed")
     assert run.statuses()[0]["status"] == "running"
-    assert holder(run.lock_file(0)) == Holder("elsewhere", 7), "the other one's claim stays"
+    assert lock_owner(run.lock_file(0)) == LockOwner("elsewhere", 7), "the other one's claim stays"
     run.lock_file(0).unlink()
     run.set_status(0, "complete")  # without the claim anybody may
     assert not list(run.folder.glob(".*"))

@@ -16,7 +16,7 @@ from gnexp.runner import lr_search
 from gnexp.runner.build import data
 from gnexp.store.lr_choices import best_rate, chosen_rate, recorded_choices
 from gnexp.store.study import load_study
-from gnexp.training.loop import Recipe
+from gnexp.training.loop import TrainSettings
 
 QUICK = ("model=resnet8", "model.width=8", "data.train_limit=100", "data.test_limit=40")
 QUICK += ("epochs=1", "gradients=0", "workers=1")
@@ -313,7 +313,7 @@ def test_an_interrupted_choice_goes_on_and_ends_with_the_numbers_it_would_have_h
     assert gnexp("train", *words, "study=whole").code == 0
     from gnexp.runner import trainer
 
-    real, left = trainer.Trainings._finish, [2]
+    real, left = trainer.GroupTrainer._finish, [2]
 
     def dying(self, *args):
         left[0] -= 1
@@ -322,7 +322,7 @@ def test_an_interrupted_choice_goes_on_and_ends_with_the_numbers_it_would_have_h
         return real(self, *args)
 
     with monkeypatch.context() as patched:
-        patched.setattr(trainer.Trainings, "_finish", dying)
+        patched.setattr(trainer.GroupTrainer, "_finish", dying)
         assert gnexp("train", *words, "study=cut").code == 130
     assert gnexp("train", *words, "study=cut").code == 0
 
@@ -344,7 +344,7 @@ def test_a_failed_trial_leaves_the_rate_unchosen_and_is_listed(gnexp, monkeypatc
     def broken(self):
         raise RuntimeError("no luck")
 
-    monkeypatch.setattr(trainer.Trainings, "run", broken)
+    monkeypatch.setattr(trainer.GroupTrainer, "run", broken)
     answer = gnexp("train", *TUNED)
     assert answer.code == 1
     assert "no rate chosen" in answer.out
@@ -463,8 +463,8 @@ def test_a_fixed_number_of_updates_gives_every_batch_size_as_many(gnexp):
 
 
 def test_the_last_of_a_fixed_number_of_updates_ends_the_schedule():
-    recipe = Recipe(batch=8, update_batch=8, epochs=3, updates=20)
-    assert [recipe.examples_seen(epoch, 70) for epoch in (0, 1, 2, 3)] == [0, 64, 128, 160]
+    train_settings = TrainSettings(batch=8, update_batch=8, epochs=3, updates=20)
+    assert [train_settings.examples_seen(epoch, 70) for epoch in (0, 1, 2, 3)] == [0, 64, 128, 160]
     config = TrainConfig(
         norm={"name": "gn", "eps": 1e-5},
         model=ModelConfig("resnet8", 8),

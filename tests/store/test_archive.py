@@ -195,12 +195,12 @@ def test_what_is_changed_in_the_folder_is_changed_in_the_zip(study, gnexp):
         path = study / {"shift.csv": "gn-b2", "digests.json": "gn-b4"}[name] / name
         path.write_bytes(path.read_bytes().replace(b"2", b"3", 1))
     (study / "gn-b2" / "covariance.csv").unlink()
-    expected = [text.replace(str(STUDY), str(ZIP)) for text in load_study(STUDY).damage]
+    expected = [text.replace(str(STUDY), str(ZIP)) for text in load_study(STUDY).corrupt_files]
     assert len(expected) == 3
     answer = gnexp("export")
     assert answer.code == 0
     assert "shift.csv was changed since it was written" in answer.out
-    found = [text.partition(": nothing in")[0] for text in load_study(ZIP).damage]
+    found = [text.partition(": nothing in")[0] for text in load_study(ZIP).corrupt_files]
     assert found == [text.partition(": ")[0] for text in expected]
 
 
@@ -345,7 +345,7 @@ def test_a_zip_that_no_study_is_made_of_is_refused_in_one_sentence(case, command
     ZIP.write_bytes(data)
     before, around = tree(workdir), set(workdir.parent.rglob("*"))
     if command == "load_study":
-        with pytest.raises(api.Mistake) as error:
+        with pytest.raises(api.UsageError) as error:
             api.load_study(ZIP)
         said = f"{error.value}\n"
     else:

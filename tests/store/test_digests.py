@@ -12,7 +12,7 @@ from written_run import RUN, write_run
 
 from gnexp.store import digests
 from gnexp.store.changes import lost_rows
-from gnexp.store.lr_choices import Choice, record_choices
+from gnexp.store.lr_choices import LRChoice, record_choices
 from gnexp.store.run import Run
 from gnexp.store.study import load_study
 
@@ -107,7 +107,7 @@ def test_a_process_killed_between_a_table_and_its_digest_has_changed_nothing(run
             copy.add_metrics([row])
             os._exit(0)
         ended = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        assert load_study(copy.folder.parent).damage == [], f"killed before rename {instant}"
+        assert load_study(copy.folder.parent).corrupt_files == [], f"killed before rename {instant}"
         assert len(copy.metrics()) in (2, 3)
         copy.settle()
         digests = json.loads((copy.folder / "digests.json").read_text())
@@ -143,7 +143,7 @@ def test_a_reader_beside_a_writer_takes_nothing_for_a_change(run):
     writer.start()
     looks = 0
     while not over.is_set():
-        assert load_study(STUDY).damage == []
+        assert load_study(STUDY).corrupt_files == []
         looks += 1
     writer.join()
     assert looks > 10
@@ -156,7 +156,7 @@ def test_line_ends_that_git_has_changed_are_no_change(gnexp, run):
         path = RUN / name
         path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
     after = load_study(STUDY).runs[0]
-    assert after.damage == []
+    assert after.corrupt_files == []
     assert {name: after.rows(name) for name in tables} == tables
     assert gnexp("verify").code == 0
 
@@ -198,7 +198,7 @@ def test_recording_digests_leaves_those_that_stand(gnexp, run):
 
 
 def test_a_changed_record_of_chosen_rates_is_named_and_set_aside(gnexp, run):
-    choice = Choice("gn-b2", 0.1, None, None, {0.1: "gn-b2"})
+    choice = LRChoice("gn-b2", 0.1, None, None, {0.1: "gn-b2"})
     assert record_choices(STUDY, {"cell": choice}) == []
     assert gnexp("verify").code == 0
     alter(STUDY / "tuning.json")

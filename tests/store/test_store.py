@@ -316,6 +316,6 @@ def test_the_store_imports_neither_torch_nor_the_slow_libraries():
 
 def test_plain_values_lose_their_numpy_types_and_nothing_else():
     value = {1: (np.float64(0.1), np.bool_(True)), "b": [None, np.int64(3)], "c": math.nan}
-    plain = files.plain(value, finite=True)
-    assert plain == {"1": [0.1, True], "b": [None, 3], "c": None}
-    assert [type(v) for v in plain["1"]] == [float, bool]
+    to_json_types = files.to_json_types(value, finite=True)
+    assert to_json_types == {"1": [0.1, True], "b": [None, 3], "c": None}
+    assert [type(v) for v in to_json_types["1"]] == [float, bool]

@@ -9,14 +9,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gnexp.data.device_images import DeviceImages
+from gnexp.data.device_images import DeviceDataset
 from gnexp.data.seeding import generator
 from gnexp.data.sources import load_images
 from gnexp.models.initialization import start
 from gnexp.models.resnet import build_model, initialize
 from gnexp.norms.registry import NORMS, build_norm
 from gnexp.training.cuda_graph import GraphStep, fastest
-from gnexp.training.loop import Recipe, train_epochs
+from gnexp.training.loop import TrainSettings, train_epochs
 from gnexp.training.precision import matrix_precision
 from gnexp.training.stacked_step import StackedStep
 
@@ -169,14 +169,16 @@ def test_random_numbers_differ_from_replay_to_replay_and_follow_the_seed():
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
 def test_training_on_a_gpu_learns_what_it_learns_on_the_cpu(precision):
     images = load_images("shapes10", train_limit=1280, test_limit=500)
-    recipe = Recipe(batch=16, update_batch=16, epochs=3, precision=precision)
+    train_settings = TrainSettings(batch=16, update_batch=16, epochs=3, precision=precision)
     final = {}
     for device in ("cpu", "cuda"):
         if device == "cpu" and precision == "tf32":
             continue
         step = step_of([net("gn").to(device)], 16, precision=precision)
         step = GraphStep([step]) if device == "cuda" else step
-        *_, (last,) = train_epochs(step, DeviceImages(images, device), recipe, (0,), (0.2,))
+        *_, (last,) = train_epochs(
+            step, DeviceDataset(images, device), train_settings, (0,), (0.2,)
+        )
         final[device] = last
     assert final["cuda"].train_loss < 2.25, "better than guessing, ln 10 = 2.30"
     if "cpu" in final:

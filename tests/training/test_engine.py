@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from gnexp.data.device_images import (
-    DeviceImages,
+    DeviceDataset,
     crop_flip,
     epoch_augmentation,
     epoch_order,
@@ -25,9 +25,9 @@ from gnexp.norms.registry import NORMS, build_norm
 from gnexp.norms.stacked import ChunkedBatchNorm2d
 from gnexp.runner.process_pool import run_in_processes
 from gnexp.training.cuda_graph import GraphStep
-from gnexp.training.loop import Recipe, train_epochs
+from gnexp.training.loop import TrainSettings, train_epochs
 from gnexp.training.lr_schedule import peak_rate
-from gnexp.training.stack import Stack, draws_random_numbers, refusal
+from gnexp.training.stack import Stack, draws_random_numbers, why_not_stackable
 from gnexp.training.stacked_step import StackedStep
 
 FLOAT64 = 1e-10  # relative, after 20 updates
@@ -387,7 +387,7 @@ class Numbering(StatelessNorm):
 @pytest.mark.parametrize("norm", [Drawing, Deciding, Counting, Numbering])
 def test_what_cannot_be_stacked_is_refused_with_a_reason(norm):
     models = [build_model("resnet8", norm, 4, 8) for _ in range(2)]
-    reason = refusal(models, SHAPE)
+    reason = why_not_stackable(models, SHAPE)
     assert reason
     assert "\n" not in reason
 
@@ -395,7 +395,7 @@ def test_what_cannot_be_stacked_is_refused_with_a_reason(norm):
 @pytest.mark.parametrize("norm", EVERY)
 def test_every_norm_of_the_table_and_well_behaved_ones_of_users_stack(norm):
     models = [net(norm, r, dtype=torch.float32) for r in range(2)]
-    assert refusal(models, SHAPE) is None
+    assert why_not_stackable(models, SHAPE) is None
     assert Stack(models).mapped == (norm in OWN)
 
 
@@ -403,10 +403,10 @@ def test_a_shared_parameter_and_a_watched_layer_are_refused():
     models = [net("gn", r) for r in range(2)]
     for model in models:
         model.stage1[0].norm1.weight = model.stage1[0].norm2.weight
-    assert "share a parameter" in refusal(models, SHAPE)
+    assert "share a parameter" in why_not_stackable(models, SHAPE)
     models = [net("gn", r) for r in range(2)]
     models[0].fc.register_forward_hook(lambda *call: None)
-    assert "hook" in refusal(models, SHAPE)
+    assert "hook" in why_not_stackable(models, SHAPE)
 
 
 def test_random_numbers_in_a_forward_pass_are_noticed():
@@ -416,7 +416,7 @@ def test_random_numbers_in_a_forward_pass_are_noticed():
 
 @pytest.fixture(scope="module")
 def images():
-    return DeviceImages(load_images("shapes10", train_limit=50, test_limit=20))
+    return DeviceDataset(load_images("shapes10", train_limit=50, test_limit=20))
 
 
 @pytest.mark.parametrize("batch", [1, 2, 8])
@@ -446,16 +446,16 @@ def test_an_epoch_in_blocks_is_the_epoch(images, monkeypatch):
 
 
 def test_training_yields_every_replica_and_ends_when_all_have_diverged(images):
-    recipe = Recipe(batch=5, update_batch=5, epochs=3, lr_rule="none")
+    train_settings = TrainSettings(batch=5, update_batch=5, epochs=3, lr_rule="none")
     models = [build_model("resnet8", lambda c: build_norm("gn", c), 10, 8) for _ in range(2)]
     for r, model in enumerate(models):
         initialize(model, generator(r, "test"))
     apart = stacked(models, 5, lrs=(1e30, 1e-4))
-    epochs = list(train_epochs(apart, images, recipe, (0, 1), (1e30, 1e-4)))
+    epochs = list(train_epochs(apart, images, train_settings, (0, 1), (1e30, 1e-4)))
     assert len(epochs) == 3
     assert [e.diverged for e in epochs[-1]] == [True, False]
     assert math.isfinite(epochs[-1][1].test_loss)
-    both = list(train_epochs(stacked(models, 5), images, recipe, (0, 1), (1e30, 1e30)))
+    both = list(train_epochs(stacked(models, 5), images, train_settings, (0, 1), (1e30, 1e30)))
     assert len(both) == 1
 
 

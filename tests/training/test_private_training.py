@@ -22,9 +22,9 @@ from gnexp.config.identity import as_dict, restore, run_name
 from gnexp.config.resolve import resolve
 from gnexp.config.schema import PrivacyConfig, TrainConfig
 from gnexp.config.validation import problems
-from gnexp.data.device_images import DeviceImages
+from gnexp.data.device_images import DeviceDataset
 from gnexp.data.seeding import secret_normal, secret_uniform
-from gnexp.data.sources import Images
+from gnexp.data.sources import Dataset
 from gnexp.data.update_blocks import poisson_updates, update_blocks
 from gnexp.models.resnet import build_model, initialize
 from gnexp.norms.registry import build_norm
@@ -35,7 +35,7 @@ from gnexp.store.study import load_study
 pytest.importorskip("opacus")
 from gnexp.training import dp_budget
 from gnexp.training.dp_budget import Budget
-from gnexp.training.dp_sgd import PrivateStep, refusal
+from gnexp.training.dp_sgd import PrivateStep, why_no_private_gradient
 
 EXACT = {"rtol": 0, "atol": 1e-12}  # float64
 PRIVATE_NORMS = ("gn", "ln", "in", "none")
@@ -156,8 +156,8 @@ class InPlace(nn.Module):
 def test_a_model_that_works_in_place_trains_as_its_clipped_gradients_say():
     trained = InPlace().double()
     x, y = batch(6)
-    assert "inplace" in refusal(trained, x[:3], y[:3])
-    assert refusal(trained, x[:3], y[:3], mapped=True) is None
+    assert "inplace" in why_no_private_gradient(trained, x[:3], y[:3])
+    assert why_no_private_gradient(trained, x[:3], y[:3], mapped=True) is None
     trained.drop.p = 0.0
     alone = []
     for n in range(6):
@@ -257,8 +257,10 @@ def small_images(count=400):
     pixels = source.integers(0, 256, (count, 3, 8, 8), dtype=np.uint8)
     pixels[:, 0, 4, 4] = np.arange(count) % 256  # tells images apart
     labels = np.arange(count)  # so do labels: which image it is
-    data = Images(pixels, labels, pixels[:10], labels[:10], tuple(map(str, range(count))), "t", "c")
-    return DeviceImages(data, mean=[0.5] * 3, std=[0.25] * 3)
+    data = Dataset(
+        pixels, labels, pixels[:10], labels[:10], tuple(map(str, range(count))), "t", "c"
+    )
+    return DeviceDataset(data, mean=[0.5] * 3, std=[0.25] * 3)
 
 
 @pytest.mark.parametrize("secret", [False, True])
@@ -592,7 +594,9 @@ def own(workdir):
 def test_an_own_norm_is_refused_when_its_gradients_are_missed_and_only_then(own, mapped):
     reasons = {**OWN_NORMS, "Borrowing": None} if mapped else OWN_NORMS
     for name, reason in reasons.items():
-        told = refusal(build_model("resnet8", getattr(own, name), 10, 8), *batch(3), mapped)
+        told = why_no_private_gradient(
+            build_model("resnet8", getattr(own, name), 10, 8), *batch(3), mapped
+        )
         assert (told is None) == (reason is None), (name, told)
         assert (reason or "") in (told or ""), name
 

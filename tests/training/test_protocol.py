@@ -12,7 +12,7 @@ from gnexp.data.seeding import derived_seed, generator
 from gnexp.models.resnet import build_model, initialize
 from gnexp.norms.registry import NORMS, build_norm
 from gnexp.runner.build import model as networks
-from gnexp.training.loop import Recipe
+from gnexp.training.loop import TrainSettings
 from gnexp.training.lr_schedule import learning_rate, peak_rate
 from gnexp.training.stacked_step import StackedStep
 
@@ -71,9 +71,9 @@ def test_a_constant_schedule_stays_at_the_peak_after_warm_up():
 
 
 def test_the_last_partial_update_of_an_epoch_is_dropped():
-    recipe = Recipe(batch=2, update_batch=8, epochs=1)
-    assert recipe.examples_per_epoch(30) == 24
-    assert recipe.examples_per_epoch(32) == 32
+    train_settings = TrainSettings(batch=2, update_batch=8, epochs=1)
+    assert train_settings.examples_per_epoch(30) == 24
+    assert train_settings.examples_per_epoch(32) == 32
 
 
 @pytest.mark.parametrize("norm", NORMS)

@@ -8,12 +8,12 @@ from gnexp.analysis import gradient_noise
 from gnexp.analysis.batch_vs_update_batch import two_batches_table, whose_sentence
 from gnexp.analysis.cells import BASE, NORM_LABELS, RUN_COLUMNS, Cell, Series, run_rows
 from gnexp.analysis.comparisons import flatness_rows
-from gnexp.analysis.eval_split import TEST, VALIDATION, judged_on, worded_table
+from gnexp.analysis.eval_split import TEST, VALIDATION, split_of, table_for_split
 from gnexp.analysis.inference import equivalence_needs, with_images
 from gnexp.analysis.samples import Sample, samples
 from gnexp.analysis.tables.norm_comparisons import evidence_tables, sources
 from gnexp.analysis.tables.shift_and_decomposition import why_tables
-from gnexp.analysis.tables.table import Column, Cut, Row, Table, get, percent
+from gnexp.analysis.tables.table import CellFormatter, Column, Row, Table, get, percent
 from gnexp.store.study import Study
 
 ACCURACY_COLUMNS = ("n", "n_diverged", "mean", "sd", "lo", "hi", "interval")
@@ -43,8 +43,8 @@ def build_tables(
         two_batches_table(lines, key, key_columns(key)),
         *why_tables(cells, lines, reference_batch, key, key_columns(key)),
     ]
-    on = judged_on(study)
-    return {table.name: worded_table(table, on) for table in tables}
+    on = split_of(study)
+    return {table.name: table_for_split(table, on) for table in tables}
 
 
 def _runs(rows: list[Row], per_group: bool) -> Table:
@@ -275,19 +275,19 @@ def key_columns(key: Sequence[str]) -> list[Column]:
     ]
 
 
-def _fixed(column: str) -> Cut:
+def _fixed(column: str) -> CellFormatter:
     return lambda row: "" if math.isnan(row[column]) else f"{row[column]:.3f}"
 
 
-def _percent(column: str, digits: int) -> Cut:
+def _percent(column: str, digits: int) -> CellFormatter:
     return lambda row: percent(row.get(column), digits)
 
 
-def _range(lo: str, hi: str) -> Cut:
+def _range(lo: str, hi: str) -> CellFormatter:
     return _bounds(lo, hi, lambda column: _percent(column, 2))
 
 
-def _bounds(lo: str, hi: str, cut: Callable[[str], Cut] = get) -> Cut:
+def _bounds(lo: str, hi: str, cut: Callable[[str], CellFormatter] = get) -> CellFormatter:
     def text(row: Row) -> str:
         low, high = cut(lo)(row), cut(hi)(row)
         return f"[{low}, {high}]" if low and high else ""

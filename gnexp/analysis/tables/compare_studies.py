@@ -4,11 +4,11 @@ import math
 from collections.abc import Sequence
 
 from gnexp.analysis.cells import BASE, Cell, is_trial, norm_label
-from gnexp.analysis.compare_studies import HIGHER, LOWER, Alone, Pair, overall
+from gnexp.analysis.compare_studies import HIGHER, LOWER, MatchedCells, UnmatchedCell, overall
 from gnexp.analysis.eval_split import TEST, VALIDATION
 from gnexp.analysis.inference import NO_SPREAD, TOO_FEW, UNDECIDED
 from gnexp.analysis.tables.norm_comparisons import sources
-from gnexp.analysis.tables.table import Column, Cut, Row, Table, percent, plain
+from gnexp.analysis.tables.table import CellFormatter, Column, Row, Table, format_number, percent
 
 Names = Sequence[str]
 TESTED = (
@@ -68,9 +68,9 @@ def cost_table(rows: Sequence[Row], names: Names, reference: int) -> Table:
     return Table("comparison_cost", title, caption, [*key, *columns], shown, list(rows), empty)
 
 
-def alone_table(alone: Sequence[Alone], names: Names) -> Table:
+def unmatched_table(unmatched: Sequence[UnmatchedCell], names: Names) -> Table:
     """Return the table `unmatched`: the cells that only one study has."""
-    rows = [{**a.key, "study": names[a.study], "why": a.why} for a in alone]
+    rows = [{**a.key, "study": names[a.study], "why": a.why} for a in unmatched]
     shown = [
         Column("Study", lambda row: str(row["study"]), False),
         *_key_columns(rows, every=True),
@@ -121,19 +121,19 @@ def _other_tasks(first: Sequence[Cell], second: Sequence[Cell], names: Names) ->
     tasks = [sorted({(c.test_images, c.classes) for c in cells}) for cells in (first, second)]
     if not all(tasks) or tasks[0] == tasks[1]:
         return []
-    told = [
+    texts = [
         f"{' and '.join(f'{n} images of {k} classes' for n, k in task)} in {name}"
         for task, name in zip(tasks, names)
     ]
     unlike = {k for _, k in tasks[0]} != {k for _, k in tasks[1]}
     chance = ", whose chance levels differ" if unlike else ""
     return [
-        f"The test sets differ: {told[0]}, {told[1]}{chance}. Differences are those of two tasks."
+        f"The test sets differ: {texts[0]}, {texts[1]}{chance}. Differences are those of two tasks."
     ]
 
 
 def sentences(
-    pairs: Sequence[Pair], rows: Sequence[Row], costs: Sequence[Row], names: Names
+    pairs: Sequence[MatchedCells], rows: Sequence[Row], costs: Sequence[Row], names: Names
 ) -> list[str]:
     """Return what the comparison found, and what it leaves undecided; never more than it shows."""
     if not rows:
@@ -141,7 +141,7 @@ def sentences(
     return [_overall(pairs, names), _counted(rows, names), *_on_costs(costs, names)]
 
 
-def _overall(pairs: Sequence[Pair], names: Names) -> str:
+def _overall(pairs: Sequence[MatchedCells], names: Names) -> str:
     found, second, first = overall(pairs)
     cells = f"the {len(pairs)} cells of both" if len(pairs) > 1 else "the one cell of both"
     lacking = [name for name, n in zip(names, (first, second)) if not n]
@@ -165,8 +165,8 @@ def _counted(rows: Sequence[Row], names: Names) -> str:
         of = f"in the one cell compared (Holm, 5 %): {_difference(largest)}"
         return f"{names[1]} is {largest['verdict']} {of}."
     counts = [(v, sum(row["verdict"] == v for row in decided)) for v in (HIGHER, LOWER)]
-    told = " and ".join(f"{verdict} in {n}" for verdict, n in counts if n)
-    found = [f"{names[1]} is {told} (Holm, 5 %)", *_open(undecided, untested)]
+    texts = " and ".join(f"{verdict} in {n}" for verdict, n in counts if n)
+    found = [f"{names[1]} is {texts} (Holm, 5 %)", *_open(undecided, untested)]
     return (
         f"Of {len(rows)} cells compared, {', '.join(found)}; the largest difference is that of "
         f"{_cell(largest, rows)}: {_difference(largest)}."
@@ -208,22 +208,22 @@ def _by_decision(rows: Sequence[Row]) -> tuple[list[Row], list[Row], list[Row]]:
 
 def _open(undecided: Sequence[Row], untested: Sequence[Row]) -> list[str]:
     """Return how many are undecided and how many are not tested, of which there are any."""
-    told = [f"{len(undecided)} {_are(undecided)} undecided"] if undecided else []
+    texts = [f"{len(undecided)} {_are(undecided)} undecided"] if undecided else []
     if untested:
-        told.append(f"{len(untested)} {_are(untested)} not tested ({_reasons(untested)})")
-    return told
+        texts.append(f"{len(untested)} {_are(untested)} not tested ({_reasons(untested)})")
+    return texts
 
 
 def _none(rows: Sequence[Row], what: tuple[str, str], between: str) -> str:
     """Return that none of these differ, or that none is tested; what: a noun, and what follows."""
     _, undecided, untested = _by_decision(rows)
     one = len(rows) == 1
-    subject = f"The one {' '.join(what)} is" if one else f"Of {len(rows)} {what[0]}s {what[1]}"
+    what_text = f"The one {' '.join(what)} is" if one else f"Of {len(rows)} {what[0]}s {what[1]}"
     if not undecided:
-        return f"{subject}{' not' if one else ', none is'} tested: {_reasons(untested)}."
+        return f"{what_text}{' not' if one else ', none is'} tested: {_reasons(untested)}."
     shown = f"{' not' if one else ', none is'} shown to differ {between} (Holm, 5 %)"
     parts = f": {', '.join(_open(undecided, untested))}" if untested else ""
-    return f"{subject}{shown}{parts}."
+    return f"{what_text}{shown}{parts}."
 
 
 def _are(rows: Sequence[Row]) -> str:
@@ -245,11 +245,11 @@ def _difference(row: Row) -> str:
 
 
 def _cell(row: Row, rows: Sequence[Row]) -> str:
-    told = [f"{norm_label(row)} at batch {row['batch']}"]
+    texts = [f"{norm_label(row)} at batch {row['batch']}"]
     if row["update_batch"] != row["batch"]:
-        told.append(f"update batch {row['update_batch']}")
-    told += [f"{key} {row[key]}" for key in _key(rows) if key not in BASE and varies(key, rows)]
-    return ", ".join(told)
+        texts.append(f"update batch {row['update_batch']}")
+    texts += [f"{key} {row[key]}" for key in _key(rows) if key not in BASE and varies(key, rows)]
+    return ", ".join(texts)
 
 
 _SIDE = ("n", "mean", "lo", "hi", "n_diverged", "interval")
@@ -274,7 +274,7 @@ def _key_columns(rows: Sequence[Row], every: bool = False) -> list[Column]:
     for key in _key(rows):
         known = any(row.get(key) is not None for row in rows)
         if key not in BASE and (varies(key, rows) or (every and known)):
-            columns.append(Column(key, lambda row, key=key: plain(row[key]), False))
+            columns.append(Column(key, lambda row, key=key: format_number(row[key]), False))
     return columns
 
 
@@ -299,7 +299,7 @@ def _accuracy(side: str, name: str) -> list[Column]:
     return [Column(f"{name} (%)", text)]
 
 
-def _cost(side: str) -> Cut:
+def _cost(side: str) -> CellFormatter:
     def text(row: Row) -> str:
         bounds = _bounds(row, f"{side}_lo", f"{side}_hi")
         numbers = (_signed(row[f"{side}_cost"]), bounds, f"(n = {row[f'{side}_n']})")
@@ -314,12 +314,12 @@ def _difference_columns(header: str) -> list[Column]:
         Column("Verdict", lambda row: str(row["verdict"]), False),
         Column("95 % interval", lambda row: _bounds(row, "lo95", "hi95")),
         Column("Simultaneous", lambda row: _bounds(row, "lo_simultaneous", "hi_simultaneous")),
-        Column("Holm's p", lambda row: plain(row["p_holm"], 2)),
+        Column("Holm's p", lambda row: format_number(row["p_holm"], 2)),
         Column("Standard error: seeds, images", sources, False),
     ]
 
 
-def _points(column: str) -> Cut:
+def _points(column: str) -> CellFormatter:
     return lambda row: _signed(row[column])
 
 

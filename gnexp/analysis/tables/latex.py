@@ -68,8 +68,8 @@ def latex_table(
     ]
     keys = _keys(columns)
     same = [c for c in columns if c not in keys and len(texts) > 1 and len(set(c.cells)) == 1]
-    told = "; ".join(f"{c.head} {c.cells[0]}" for c in same if c.cells[0])
-    caption += f" In all rows: {told}." if told else ""
+    common = "; ".join(f"{c.head} {c.cells[0]}" for c in same if c.cells[0])
+    caption += f" In all rows: {common}." if common else ""
     shown = [column for column in columns if column not in same]
     size, parts, wide = _layout(shown, keys)
     label = rf"\label{{tab:{name}}}"

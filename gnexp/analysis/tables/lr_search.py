@@ -4,16 +4,16 @@ import math
 from collections.abc import Callable, Sequence
 
 from gnexp.analysis.cells import BASE, Cell
-from gnexp.analysis.lr_search import Tuned, choice_rows, octaves, tuning_rows
+from gnexp.analysis.lr_search import TunedCell, choice_rows, octaves, tuning_rows
 from gnexp.analysis.tables.accuracy import key_columns
-from gnexp.analysis.tables.table import Column, Row, Table, percent, plain
+from gnexp.analysis.tables.table import Column, Row, Table, format_number, percent
 from gnexp.store.lr_choices import BEST
 
 NAMES = ("chosen_rates", "tuning")
 BUDGETS = ("trial_epochs", "trial_images", "run_epochs", "run_images")
 
 
-def tuning_tables(tuned: Sequence[Tuned], judged: Sequence[Cell]) -> dict[str, Table]:
+def tuning_tables(tuned: Sequence[TunedCell], judged: Sequence[Cell]) -> dict[str, Table]:
     """Return the tables of NAMES by name; without a tuned cell they have no row and say why.
 
     judged: the cells on the test set, at whatever rate.
@@ -40,16 +40,18 @@ def _chosen_table(rows: list[Row], key: list[str], named: list[Column]) -> Table
         columns += [f"n_{n}", value, f"{value}_lo", f"{value}_hi"]
     shown = [
         *named,
-        Column("Chosen rate", lambda r: plain(r["lr"]) + (" (edge)" if r["at_edge"] else "")),
-        Column("Rates tried", lambda r: plain(r["rates"])),
+        Column(
+            "Chosen rate", lambda r: format_number(r["lr"]) + (" (edge)" if r["at_edge"] else "")
+        ),
+        Column("Rates tried", lambda r: format_number(r["rates"])),
         Column("Good rates", _good),
         Column("Octaves", _octaves),
-        *_told_apart(rows),
+        *_distinguishing_keys(rows),
         Column("Validation accuracy (%)", _measured("validation")),
         Column("Test accuracy, tuned (%)", _measured("test")),
-        Column("n", lambda r: plain(r["n_test"] or None)),
+        Column("n", lambda r: format_number(r["n_test"] or None)),
         Column("Test accuracy, untuned (%)", _measured("untuned")),
-        Column("Untuned rate", lambda r: plain(r["untuned_lr"])),
+        Column("Untuned rate", lambda r: format_number(r["untuned_lr"])),
         Column("Gained by tuning (points)", _gained),
     ]
     caption = (
@@ -62,7 +64,7 @@ def _chosen_table(rows: list[Row], key: list[str], named: list[Column]) -> Table
         "Gained: tuned minus untuned, paired over seeds, with 95 % interval. A diverged seed counts"
         " at chance."
     )
-    caption += _rules_told(rows) + " A trial's budget and a run's: epochs x images of an epoch."
+    caption += _rules_text(rows) + " A trial's budget and a run's: epochs x images of an epoch."
     title = "Learning rates chosen"
     return Table("chosen_rates", title, caption, columns, shown, rows, _UNTOLD)
 
@@ -72,12 +74,12 @@ def _tuning_table(rows: list[Row], key: list[str], named: list[Column]) -> Table
     columns += ["mean", "sd", "lo", "hi", "chosen", "at_edge"]
     shown = [
         *named,
-        Column("Learning rate", lambda r: plain(r["lr"])),
+        Column("Learning rate", lambda r: format_number(r["lr"])),
         Column("Trial's budget", _trial_budget),
         Column("Validation accuracy (%)", lambda r: percent(r["mean"], 2)),
         Column("95 % interval", _interval("lo", "hi")),
-        Column("n", lambda r: plain(r["n"])),
-        Column("Diverged", lambda r: plain(r["n_diverged"])),
+        Column("n", lambda r: format_number(r["n"])),
+        Column("Diverged", lambda r: format_number(r["n_diverged"])),
         Column("Chosen", lambda r: "yes" if r["chosen"] else "", False),
     ]
     caption = (
@@ -90,14 +92,14 @@ def _tuning_table(rows: list[Row], key: list[str], named: list[Column]) -> Table
     return Table("tuning", "Accuracy by learning rate", caption, columns, shown, rows, _UNTOLD)
 
 
-def _told_apart(rows: list[Row]) -> list[Column]:
+def _distinguishing_keys(rows: list[Row]) -> list[Column]:
     """Return columns for what is not the same for all, or not the default."""
     rule = Column("Rule", lambda r: r["rule"])
     budgets = [Column("Trial's budget", _trial_budget), Column("Run's budget", _run_budget)]
     return [*[rule] * any(row["rule"] != BEST for row in rows), *budgets]
 
 
-def _rules_told(rows: list[Row]) -> str:
+def _rules_text(rows: list[Row]) -> str:
     if all(row["rule"] == BEST for row in rows):
         return ""
     return (
@@ -117,7 +119,7 @@ def _run_budget(row: Row) -> str:
 def _good(row: Row) -> str:
     lo = "<= " if row["good_open"] in ("lo", "both") else ""
     hi = ">= " if row["good_open"] in ("hi", "both") else ""
-    return f"{lo}{plain(row['good_lo'], 2)} to {hi}{plain(row['good_hi'], 2)}"
+    return f"{lo}{format_number(row['good_lo'], 2)} to {hi}{format_number(row['good_hi'], 2)}"
 
 
 def _octaves(row: Row) -> str:

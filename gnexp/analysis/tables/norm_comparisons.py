@@ -7,9 +7,16 @@ from gnexp.analysis.accuracy_drop import SMALL, loss_rows
 from gnexp.analysis.batch_vs_update_batch import optimizer_is_fixed, whose_sentence
 from gnexp.analysis.break_even import break_even
 from gnexp.analysis.cells import Series
-from gnexp.analysis.comparisons import TESTED, Setting, Versus, norm_rows, pair_rows, settings
+from gnexp.analysis.comparisons import (
+    TESTED,
+    ComparisonGroup,
+    NormComparison,
+    norm_rows,
+    pair_rows,
+    settings,
+)
 from gnexp.analysis.inference import AHEAD, BEHIND, MOST_SEEDS, UNDECIDED
-from gnexp.analysis.tables.table import Column, Cut, Row, Table, get, percent
+from gnexp.analysis.tables.table import CellFormatter, Column, Row, Table, get, percent
 
 NAMES = ("norm_comparisons", "norm_pairs", "break_even", "robustness")
 FAMILY = (
@@ -45,7 +52,7 @@ def evidence_tables(
 
 
 def _norm_comparisons(
-    found: Sequence[Setting], key: Sequence[str], shown_key: Sequence[Column]
+    found: Sequence[ComparisonGroup], key: Sequence[str], shown_key: Sequence[Column]
 ) -> Table:
     caption = (
         f"Each norm minus BN at the same batch size. {FAMILY} {SOURCES} Beside it Welch's interval "
@@ -58,7 +65,9 @@ def _norm_comparisons(
     return Table("norm_comparisons", title, caption, columns, shown, rows, _NO_BN)
 
 
-def _norm_pairs(found: Sequence[Setting], key: Sequence[str], shown_key: Sequence[Column]) -> Table:
+def _norm_pairs(
+    found: Sequence[ComparisonGroup], key: Sequence[str], shown_key: Sequence[Column]
+) -> Table:
     caption = (
         "Each norm minus each other, BN apart, at the same batch size; all of a setting are one "
         "family ('all pairs'), Holm's adjustment and standard errors as in the table of every norm "
@@ -87,7 +96,9 @@ def _tested() -> list[Column]:
     ]
 
 
-def _break_even(found: Sequence[Setting], key: Sequence[str], shown_key: list[Column]) -> Table:
+def _break_even(
+    found: Sequence[ComparisonGroup], key: Sequence[str], shown_key: list[Column]
+) -> Table:
     rows = [_even_row(s, line, pairs) for s in found for line, pairs in s.pairs if pairs]
     columns = [
         *(*key, "series", "against", "kind", "break_even", "batch", "lo", "hi"),
@@ -112,7 +123,7 @@ def _break_even(found: Sequence[Setting], key: Sequence[str], shown_key: list[Co
     return Table("break_even", "Break-even with BN", caption, columns, shown, rows, _NO_BN)
 
 
-def _even_row(setting: Setting, line: Series, pairs: Sequence[Versus]) -> Row:
+def _even_row(setting: ComparisonGroup, line: Series, pairs: Sequence[NormComparison]) -> Row:
     even = break_even(pairs)
     seeds = [min(p.difference.n_a, p.difference.n_b) for p in pairs]
     key = pairs[0].cell.key
@@ -168,11 +179,11 @@ def _robustness(
 _NO_BN = "No norm was trained at the same batch size as BN, so there is nothing to compare with it."
 
 
-def _points(column: str) -> Cut:
+def _points(column: str) -> CellFormatter:
     return lambda row: percent(row.get(column), 2)
 
 
-def _range(lo: str, hi: str, cut: Callable[[str], Cut]) -> Cut:
+def _range(lo: str, hi: str, cut: Callable[[str], CellFormatter]) -> CellFormatter:
     def text(row: Row) -> str:
         low, high = cut(lo)(row), cut(hi)(row)
         return f"[{low}, {high}]" if low and high else ""
@@ -180,7 +191,7 @@ def _range(lo: str, hi: str, cut: Callable[[str], Cut]) -> Cut:
     return text
 
 
-def _estimate(name: str, n: str) -> Cut:
+def _estimate(name: str, n: str) -> CellFormatter:
     bounds = _range(f"{name}_lo", f"{name}_hi", _points)
 
     def text(row: Row) -> str:
@@ -193,8 +204,8 @@ def _estimate(name: str, n: str) -> Cut:
 def sources(row: Row) -> str:
     """Return '0.34 (moderated), 0.67 (bound)', in points: both sources, where they are known."""
     seeds, images = percent(row["se_seeds"], 2), percent(row["se_images"], 2)
-    told = [f"{seeds} ({row['method']})"] * bool(row["method"])
-    return ", ".join(told + [f"{images} ({row['images']})"] * bool(row["images"]))
+    parts = [f"{seeds} ({row['method']})"] * bool(row["method"])
+    return ", ".join(parts + [f"{images} ({row['images']})"] * bool(row["images"]))
 
 
 def _seeds(row: Row) -> str:

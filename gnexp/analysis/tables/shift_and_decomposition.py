@@ -8,9 +8,9 @@ from gnexp.analysis.batch_vs_update_batch import whose_sentence
 from gnexp.analysis.cells import Cell, Series
 from gnexp.analysis.class_accuracy import class_rows
 from gnexp.analysis.corruption_robustness import condition_rows, summary_rows
-from gnexp.analysis.tables.table import Column, Cut, Row, Table, get, percent
+from gnexp.analysis.tables.table import CellFormatter, Column, Row, Table, get, percent
 
-ColumnCut = Callable[[str], Cut]
+ColumnCut = Callable[[str], CellFormatter]
 NAMES = ("decomposition", "decomposition_loss", "shift", "shift_summary", "classes", "batches")
 
 
@@ -38,16 +38,16 @@ def why_tables(
 def _decomposition(
     lines: Sequence[Series], reference: int, key: Sequence[str], key_columns: Sequence[Column]
 ) -> Table:
-    rows = decomposition.damage_rows(lines, reference, decomposition.ACCURACY)
-    shown = _damage_shown(key_columns, decomposition.ACCURACY, "%", "points", _percent)
+    rows = decomposition.decomposition_rows(lines, reference, decomposition.ACCURACY)
+    shown = _shown_columns(key_columns, decomposition.ACCURACY, "%", "points", _percent)
     caption = (
-        f"{_damage_caption(reference, rows)} A diverged seed counts in the damage at chance, under "
+        f"{_parts_caption(reference, rows)} A diverged seed counts in the damage at chance, under "
         "every statistic. Beside it the test accuracy under running (as reported), population "
         "(recomputed over training images, augmented as in training, or plain), test batch and "
         "single-image statistics: mean over the n seeds that did not diverge, 95 % interval (one "
         "seed: Wilson's over the test images)."
     )
-    columns = _damage_columns(key, decomposition.ACCURACY)
+    columns = _part_columns(key, decomposition.ACCURACY)
     title = "Where the accuracy is lost"
     return Table("decomposition", title, caption, columns, shown, rows, _NO_STATISTICS)
 
@@ -55,25 +55,25 @@ def _decomposition(
 def _decomposition_loss(
     lines: Sequence[Series], reference: int, key: Sequence[str], key_columns: Sequence[Column]
 ) -> Table:
-    rows = decomposition.damage_rows(lines, reference, decomposition.LOSS)
-    shown = _damage_shown(key_columns, decomposition.LOSS, "nats", "nats", _fixed)
+    rows = decomposition.decomposition_rows(lines, reference, decomposition.LOSS)
+    shown = _shown_columns(key_columns, decomposition.LOSS, "nats", "nats", _fixed)
     caption = (
         "The same for the test loss in nats (one seed: no interval). "
-        f"{_damage_caption(reference, rows)} A diverged seed counts in the damage as ln(classes)."
+        f"{_parts_caption(reference, rows)} A diverged seed counts in the damage as ln(classes)."
     )
-    columns = _damage_columns(key, decomposition.LOSS)
+    columns = _part_columns(key, decomposition.LOSS)
     title, name = "Where the loss comes from", "decomposition_loss"
     return Table(name, title, caption, columns, shown, rows, _NO_STATISTICS)
 
 
-def _damage_shown(
-    key_columns: Sequence[Column], measure: str, unit: str, damage_unit: str, cut: ColumnCut
+def _shown_columns(
+    key_columns: Sequence[Column], measure: str, unit: str, part_unit: str, cut: ColumnCut
 ) -> list[Column]:
     levels = {n: decomposition.level_column(n, measure) for n in decomposition.STATISTICS}
-    parts = {part: decomposition.damage_column(part, measure) for part in decomposition.PARTS}
+    parts = {part: decomposition.part_column(part, measure) for part in decomposition.PARTS}
     return [
         *key_columns,
-        *(Column(f"{_PARTS[p]} ({damage_unit})", _estimate(c, cut, "n")) for p, c in parts.items()),
+        *(Column(f"{_PARTS[p]} ({part_unit})", _estimate(c, cut, "n")) for p, c in parts.items()),
         Column("Shared seeds", get("n_shared")),
         *(Column(f"{_LEVELS[n]} ({unit})", _estimate(c, cut, f"n_{n}")) for n, c in levels.items()),
         Column("n", _counted),
@@ -81,7 +81,7 @@ def _damage_shown(
     ]
 
 
-def _damage_caption(reference: int, rows: Sequence[Row]) -> str:
+def _parts_caption(reference: int, rows: Sequence[Row]) -> str:
     whom = whose_sentence(row["update_batch"] == row["reference_update_batch"] for row in rows)
     return (
         f"Lost against batch {reference}, fixed beforehand, paired over shared seeds, 95 % t "
@@ -94,12 +94,12 @@ def _damage_caption(reference: int, rows: Sequence[Row]) -> str:
     )
 
 
-def _damage_columns(key: Sequence[str], measure: str) -> list[str]:
+def _part_columns(key: Sequence[str], measure: str) -> list[str]:
     return [
         *(*key, "reference_batch", "reference_update_batch", "n", "n_diverged"),
         *_three(*(decomposition.level_column(n, measure) for n in decomposition.STATISTICS)),
         *(*(f"n_{n}" for n in decomposition.STATISTICS[1:]), "interval", "n_shared", "n_at_chance"),
-        *_three(*(decomposition.damage_column(part, measure) for part in decomposition.PARTS)),
+        *_three(*(decomposition.part_column(part, measure) for part in decomposition.PARTS)),
         *("pools", "apart", "note"),
     ]
 
@@ -262,11 +262,11 @@ def _three(*names: str) -> list[str]:
     return [f"{name}{end}" for name in names for end in decomposition.ENDS]
 
 
-def _percent(column: str) -> Cut:
+def _percent(column: str) -> CellFormatter:
     return lambda row: percent(row.get(column), 2)
 
 
-def _share(column: str) -> Cut:
+def _share(column: str) -> CellFormatter:
     return lambda row: percent(row.get(column), 1)
 
 
@@ -279,7 +279,7 @@ def _apart(name: str) -> list[Column]:
     ]
 
 
-def _fixed(column: str) -> Cut:
+def _fixed(column: str) -> CellFormatter:
     def text(row: Row) -> str:
         value = row.get(column)
         return "" if value is None or value != value else f"{value:.3f}"
@@ -287,7 +287,7 @@ def _fixed(column: str) -> Cut:
     return text
 
 
-def _estimate(column: str, cut: ColumnCut, n: str = "n") -> Cut:
+def _estimate(column: str, cut: ColumnCut, n: str = "n") -> CellFormatter:
     """Return 'mean [lo, hi]', without the interval where there is none.
 
     n: the column that counts its seeds, shown where it is not the row's n.

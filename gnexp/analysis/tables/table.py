@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Row = dict[str, Any]
-Cut = Callable[[Row], str]
+CellFormatter = Callable[[Row], str]
 
 PRINTED = 1_000  # rows of a LaTeX table at most: thirty pages
 READ = 5_000  # of a Markdown table, which beyond is shown by nothing
@@ -26,7 +26,7 @@ class Column:
     """A column for people: its header (with unit) and how a row's text is made."""
 
     header: str
-    text: Cut
+    text: CellFormatter
     numeric: bool = True
 
 
@@ -102,7 +102,7 @@ def to_latex(table: Table) -> str:
     return latex_table(table.name, table.title, table.caption, heads, table.texts(), numeric)
 
 
-def plain(value: Any, digits: int = 3) -> str:
+def format_number(value: Any, digits: int = 3) -> str:
     """Return a number with `digits` significant digits; '' for what is unknown, 'inf' as such."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
@@ -111,9 +111,9 @@ def plain(value: Any, digits: int = 3) -> str:
     return f"{value:.{digits}g}" if isinstance(value, float) else str(value)
 
 
-def get(column: str) -> Cut:
-    """Return how a column's text is made where it is its value, `plain`."""
-    return lambda row: plain(row.get(column))
+def get(column: str) -> CellFormatter:
+    """Return how a column's text is made where it is its value, `format_number`."""
+    return lambda row: format_number(row.get(column))
 
 
 def percent(value: float | None, digits: int = 1) -> str:

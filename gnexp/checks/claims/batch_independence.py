@@ -26,9 +26,18 @@ import torch
 from torch import Tensor, nn
 
 from gnexp.analysis.statistics import t_quantile
-from gnexp.checks.finding import HOLDS, VACUOUS, Finding, Measured, Point, at_most, inside, vacuous
+from gnexp.checks.finding import (
+    HOLDS,
+    VACUOUS,
+    Finding,
+    Measured,
+    Point,
+    inside,
+    vacuous,
+    verdict_below,
+)
 from gnexp.checks.statistic_sets import NO_STATISTIC, takes_no_statistic
-from gnexp.checks.subject import Subject, rms, twin
+from gnexp.checks.subject import Subject, clone, rms
 from gnexp.measure.gradient_noise import block_jackknife
 
 EXACT = 1e-10  # relative RMS of float64 numbers
@@ -68,7 +77,7 @@ def _pass(subject: Subject, layer: nn.Module, x_NCHW: Tensor, v_CHW: Tensor) -> 
     x_NCHW = x_NCHW.detach().requires_grad_()
     # A layer that draws random numbers gets the same ones in every pass: they are no dependence.
     torch.default_generator.manual_seed(subject.seed)
-    y_CHW = subject.apply(twin(layer), x_NCHW)[0]
+    y_CHW = subject.apply(clone(layer), x_NCHW)[0]
     (dx_NCHW,) = torch.autograd.grad((v_CHW * y_CHW).sum(), x_NCHW)
     return y_CHW.detach(), dx_NCHW[0]
 
@@ -124,7 +133,7 @@ def _independence(
                     f"largest relative RMS change in training mode: {how[key]}",
                     "0",
                     f"{off:.2g}",
-                    at_most(off, EXACT),
+                    verdict_below(off, EXACT),
                     value=off,
                     tolerance=f"{EXACT:g}, relative",
                     note="" if off <= EXACT else f"in evaluation mode: {evaluation[key][i]:.2g}",

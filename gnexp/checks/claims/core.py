@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from gnexp.checks.finding import FAILS, HOLDS, Finding, Measured, Point, at_most, only_when
+from gnexp.checks.finding import FAILS, HOLDS, Finding, Measured, Point, conditional, verdict_below
 from gnexp.checks.statistic_sets import (
     divisors,
     sets_claimed,
@@ -19,7 +19,7 @@ from gnexp.checks.statistic_sets import (
     with_equal_sets,
 )
 from gnexp.checks.subject import Subject, affine
-from gnexp.norms.reference import oracle
+from gnexp.norms.reference import table
 
 EXACT = 1e-9  # of float64 numbers of size 1, after sums over up to 10,000 of them
 EPS_RATIOS = tuple(10.0**power for power in range(-4, 5))  # variance over eps
@@ -53,7 +53,7 @@ def _standardized(subject: Subject) -> Finding:
     elif used.scope == "group":
         verdict = FAILS  # groups, but not as many as it says
     else:
-        verdict = only_when(f"mean and variance are taken over {used}")
+        verdict = conditional(f"mean and variance are taken over {used}")
     return Finding(
         "standardized",
         "before gamma and beta, every group of every example has mean 0 and variance 1",
@@ -107,7 +107,7 @@ def _eps(subject: Subject, result: Measured) -> None:
             f"variance of the output at s / eps from 1e-4 to 1e4, eps = {eps:g}",
             "s / (s + eps)",
             f"off by at most {worst:.2g} (relative)",
-            at_most(worst, EPS_TOLERANCE),
+            verdict_below(worst, EPS_TOLERANCE),
             value=worst,
             tolerance=f"{EPS_TOLERANCE:g}, relative",
         )
@@ -127,7 +127,7 @@ def _constant(subject: Subject) -> Finding:
         "largest |output - beta| for a constant input of 3, and whether all is finite",
         "0, finite",
         f"{largest:.2g}, {'finite' if finite else 'not finite'}",
-        at_most(largest, EXACT) if finite else FAILS,
+        verdict_below(largest, EXACT) if finite else FAILS,
         value=largest,
         tolerance=f"{EXACT:g}",
     )
@@ -148,7 +148,7 @@ def _affine(subject: Subject) -> Finding:
     expected = gamma.view(-1, 1, 1) * xhat_NCHW + beta.view(-1, 1, 1)
     off = (y_NCHW - expected).abs().max().item()
     return Finding(
-        *("affine", text, what, "0", f"{off:.2g}", at_most(off, EXACT), off),
+        *("affine", text, what, "0", f"{off:.2g}", verdict_below(off, EXACT), off),
         tolerance=f"{EXACT:g}",
     )
 
@@ -177,7 +177,7 @@ def _reference(subject: Subject) -> list[Finding]:
     (dx_NCHW,) = torch.autograd.grad(y_NCHW, x_NCHW, dy_NCHW)
     x, dx = x_NCHW.detach().numpy(), dx_NCHW.numpy()
     name, options = _reference_named(subject, x, state, y_NCHW.detach().numpy())
-    y, _ = oracle.reference(name, x, state, options)
+    y, _ = table.reference(name, x, state, options)
     found = f"{name}, G = {options['num_groups']}" if name == "gn" else name
     what = f"the float64 reference of {found}, eps = {options['eps']:g}"
     forward = float(np.abs(y_NCHW.detach().numpy() - y).max() / max(1.0, np.abs(y).max()))
@@ -191,21 +191,21 @@ def _reference(subject: Subject) -> list[Finding]:
         f"along {along} random directions from {what}",
         backward,
     )
-    if name in oracle.OWN_BACKWARD:
-        told = f"{row.measured}, by design: {name} defines a backward pass of its own"
-        row = replace(row, measured=told)
+    if name in table.OWN_BACKWARD:
+        sentence = f"{row.measured}, by design: {name} defines a backward pass of its own"
+        row = replace(row, measured=sentence)
     return [*rows, row]
 
 
 def _deviation(statement: str, text: str, what: str, off: float) -> Finding:
     return Finding(
         *(statement, text, f"largest deviation {what}", "0", f"{off:.2g}"),
-        *(at_most(off, EXACT), off),
+        *(verdict_below(off, EXACT), off),
         tolerance=f"{EXACT:g}",
     )
 
 
-def _numbers(subject: Subject, layer: nn.Module) -> oracle.State:
+def _numbers(subject: Subject, layer: nn.Module) -> table.State:
     """Return what the layer holds as its reference takes it: gamma 1, beta 0 where it has none."""
     ones = np.ones(subject.channels)
     stock = {"running_mean": 0 * ones, "running_var": ones, "num_batches_tracked": np.zeros(())}
@@ -222,8 +222,8 @@ def _slopes_differ(
     subject: Subject,
     name: str,
     x_NCHW: np.ndarray,
-    state: oracle.State,
-    options: oracle.Options,
+    state: table.State,
+    options: table.Options,
     dy_NCHW: np.ndarray,
     dx_NCHW: np.ndarray,
 ) -> tuple[float, int]:
@@ -235,15 +235,15 @@ def _slopes_differ(
     directions = subject.normal("core slopes", DIRECTIONS, *x_NCHW.shape).numpy()
     worst = 0.0
     for d_NCHW in directions:
-        slope_NCHW = oracle.slope(name, x_NCHW, state, options, d_NCHW, {})
+        slope_NCHW = table.slope(name, x_NCHW, state, options, d_NCHW, {})
         off = abs((dx_NCHW * d_NCHW).sum() - (dy_NCHW * slope_NCHW).sum())
         worst = max(worst, off / max(1.0, np.abs(dx_NCHW).max()))
     return float(worst), len(directions)
 
 
 def _reference_named(
-    subject: Subject, x_NCHW: np.ndarray, state: oracle.State, y_NCHW: np.ndarray
-) -> tuple[str, oracle.Options]:
+    subject: Subject, x_NCHW: np.ndarray, state: table.State, y_NCHW: np.ndarray
+) -> tuple[str, table.Options]:
     """Return (name, options) of the stated reference, else of the one whose output is nearest."""
     eps = eps_of(subject)
     groups = subject.groups(subject.channels) if subject.groups else None
@@ -255,7 +255,7 @@ def _reference_named(
 
     def off(candidate: tuple[str, int | None]) -> float:
         name, g = candidate
-        y, _ = oracle.reference(name, x_NCHW, state, {**options, "num_groups": g})
+        y, _ = table.reference(name, x_NCHW, state, {**options, "num_groups": g})
         return float(np.abs(y - y_NCHW).max())
 
     name, groups = min(every, key=off)

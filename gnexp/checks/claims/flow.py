@@ -22,7 +22,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gnexp.checks.claims.core import eps_of
-from gnexp.checks.finding import FAILS, HOLDS, Finding, Measured, Point, at_most, only_when, vacuous
+from gnexp.checks.finding import (
+    FAILS,
+    HOLDS,
+    Finding,
+    Measured,
+    Point,
+    conditional,
+    vacuous,
+    verdict_below,
+)
 from gnexp.checks.gradient_by_depth import by_depth
 from gnexp.checks.statistic_sets import (
     NO_STATISTIC,
@@ -32,7 +41,7 @@ from gnexp.checks.statistic_sets import (
     variance_of,
     with_equal_sets,
 )
-from gnexp.checks.subject import Misbehaved, Subject
+from gnexp.checks.subject import NormError, Subject
 
 EXACT = 1e-9  # relative, float64
 SIGMAS = tuple(10.0**power for power in range(-4, 5))
@@ -56,11 +65,11 @@ def measure(subject: Subject) -> Measured:
 
 
 def _gradients(y: Tensor, inputs: list[Tensor], dy: Tensor) -> list[Tensor]:
-    """Return dL/dinput for dL/dy; raises Misbehaved where the layer lets no gradient through."""
+    """Return dL/dinput for dL/dy; raises NormError where the layer lets no gradient through."""
     try:
         return list(torch.autograd.grad(y, inputs, dy))
     except Exception as error:
-        raise Misbehaved(f"the backward pass raised {type(error).__name__}: {error}") from error
+        raise NormError(f"the backward pass raised {type(error).__name__}: {error}") from error
 
 
 def _backward_scale(subject: Subject, x_NCHW: Tensor, dy_NCHW: Tensor) -> float:
@@ -90,7 +99,7 @@ def _sigma(subject: Subject, result: Measured) -> None:
             f"exponent of the backward scale |dx| / |dy| against {what}",
             "-1: in proportion to 1 / sigma",
             f"{exponent:.4f}",
-            at_most(abs(exponent + 1), EXPONENT_TOLERANCE),
+            verdict_below(abs(exponent + 1), EXPONENT_TOLERANCE),
             value=exponent,
             tolerance=f"-1 +- {EXPONENT_TOLERANCE:g}",
             note=f"largest factor at sigma from {SIGMAS[0]:g} on: {max(scales):.3g};"
@@ -109,7 +118,7 @@ def _sigma(subject: Subject, result: Measured) -> None:
             f"sigma |dx| / |dy| for {what}",
             f"sqrt(1 - 2/n) = {expected:.4f}, n = {n} values in {sets or 'no set'}",
             f"{min(factors):.4g} to {max(factors):.4g}",
-            at_most(abs(worst / expected - 1), SCALE_TOLERANCE),
+            verdict_below(abs(worst / expected - 1), SCALE_TOLERANCE),
             value=worst,
             tolerance=f"{SCALE_TOLERANCE:g}, relative",
         )
@@ -166,7 +175,7 @@ def _mates(subject: Subject, result: Measured) -> None:
             f"range of |dx| / |dy| of one example (largest over smallest, minus 1): {what}",
             "0",
             f"{spread:.2g} (|dx| / |dy| from {min(values):.3g} to {max(values):.3g})",
-            at_most(spread, EXACT),
+            verdict_below(spread, EXACT),
             value=spread,
             tolerance=f"{EXACT:g}",
             note=note,
@@ -222,8 +231,8 @@ def _weights(subject: Subject, result: Measured) -> None:
     a_C = 10 ** (2 * torch.rand(channels, generator=g, dtype=torch.float64) - 1)
     by_filter, (by_group, bound) = off(a_C), off(a_G.repeat_interleave(channels // groups))
     finding = _law("weights_filter", "each filter of the weights", "random, 0.1 to 10", *by_filter)
-    if finding.verdict == FAILS and at_most(by_group, bound) == HOLDS:
-        verdict = only_when(f"the filters of a group (G = {groups}) share the factor")
+    if finding.verdict == FAILS and verdict_below(by_group, bound) == HOLDS:
+        verdict = conditional(f"the filters of a group (G = {groups}) share the factor")
         note = f"with one random factor per group: off by {by_group:.1g}"
         finding = Finding(**{**vars(finding), "verdict": verdict, "note": note})
     result.findings.append(finding)
@@ -237,7 +246,7 @@ def _law(statement: str, of: str, factors: str, value: float, tolerance: float) 
         f"largest relative deviation from both, 3x3 convolution, a = {factors}",
         "0",
         f"{value:.2g}",
-        at_most(value, tolerance),
+        verdict_below(value, tolerance),
         value=value,
         tolerance=f"{tolerance:.1g}, ten times the share of eps in the variance",
     )

@@ -19,17 +19,26 @@ import torch
 from torch import Tensor
 
 from gnexp.checks.claims.core import eps_of
-from gnexp.checks.finding import FAILS, HOLDS, VACUOUS, Finding, Measured, Point, at_most, only_when
+from gnexp.checks.finding import (
+    FAILS,
+    HOLDS,
+    VACUOUS,
+    Finding,
+    Measured,
+    Point,
+    conditional,
+    verdict_below,
+)
 from gnexp.checks.statistic_sets import (
     NO_STATISTIC,
-    Sets,
+    StatisticSets,
     sets_claimed,
     sets_used,
     takes_no_statistic,
     variance_of,
     with_equal_sets,
 )
-from gnexp.checks.subject import Misbehaved, Subject, affine, rms
+from gnexp.checks.subject import NormError, Subject, affine, rms
 
 EXACT = 1e-9  # of float64 numbers of size 1, after sums over up to 10,000 of them
 RADIUS_TOLERANCE = 1e-6  # relative
@@ -81,28 +90,28 @@ def _few_values(subject: Subject, side: int) -> Finding:
         small = dataclasses.replace(subject, channels=channels)
         try:
             small.layer()
-        except Misbehaved:
+        except NormError:
             continue
         sets = sets_used(small)
         for n in FEW_BATCHES:
             x_NCHW = FAR_ABOVE_EPS * small.features("geometry few", n, side, side)
             try:
                 y_NCHW = small.apply(small.layer(), x_NCHW).detach().abs()
-            except Misbehaved:  # as batch norm of PyTorch is for one value per channel
+            except NormError:  # as batch norm of PyTorch is for one value per channel
                 refused.append((channels, n))
                 continue
             spread = rms(y_NCHW - y_NCHW.mean()) / max(rms(y_NCHW), TINY)
             spreads[channels, n] = spread if rms(y_NCHW) > SIGNS else 0.0  # else it is rounding
             if sets is not None and sets.rows(x_NCHW).shape[1] <= 2:
                 few.append((channels, n))
-    alone = [at for at, spread in spreads.items() if not spread > SIGNS]
-    verdict = FAILS if alone or refused else HOLDS
-    if verdict == FAILS and set(alone) == set(few) and len(alone) < len(spreads):
-        verdict = only_when("a statistic has more than two values")
-    told = [f"signs alone or nothing at {_places(alone)}"] * bool(alone)
-    told += [f"refused at {_places(refused)}"] * bool(refused)
-    others = [spread for at, spread in spreads.items() if at not in alone]
-    told += [f"{'else ' * bool(told)}{min(others):.2g} or more" for _ in others[:1]]
+    signs_only = [at for at, spread in spreads.items() if not spread > SIGNS]
+    verdict = FAILS if signs_only or refused else HOLDS
+    if verdict == FAILS and set(signs_only) == set(few) and len(signs_only) < len(spreads):
+        verdict = conditional("a statistic has more than two values")
+    texts = [f"signs alone or nothing at {_places(signs_only)}"] * bool(signs_only)
+    texts += [f"refused at {_places(refused)}"] * bool(refused)
+    others = [spread for at, spread in spreads.items() if at not in signs_only]
+    texts += [f"{'else ' * bool(texts)}{min(others):.2g} or more" for _ in others[:1]]
     finding = Finding(
         f"few_values_{side}",
         f"statistics are of many values: on maps of {side}x{side} the output carries more than"
@@ -110,7 +119,7 @@ def _few_values(subject: Subject, side: int) -> Finding:
         f"relative spread of |output|, 0 where outputs are signs alone; C = 16, 32 and 64 where it"
         f" can be built, N = {_listed(list(FEW_BATCHES))}, inputs far above eps",
         "above 0",
-        "; ".join(told),
+        "; ".join(texts),
         verdict,
         value=min(spreads.values(), default=float("nan")),
         tolerance=f"{SIGNS:g}, at every C and N",
@@ -131,17 +140,17 @@ def _places(at: list[tuple[int, int]]) -> str:
 
 
 def _judged(
-    subject: Subject, worst_in: Callable[[Sets], float], tolerance: float
+    subject: Subject, worst_in: Callable[[StatisticSets], float], tolerance: float
 ) -> tuple[float, str]:
     """Return (value, verdict) in the sets of the claim; where it fails there but holds in the
     sets that the norm uses, it holds only in those."""
     claimed, used = sets_claimed(subject), sets_used(subject)
     value = worst_in(claimed)
-    verdict = at_most(value, tolerance)
+    verdict = verdict_below(value, tolerance)
     # Groups, but not as many as it says, are no condition: they are a fault.
     elsewhere = used is not None and used.scope != "group"
     if verdict == FAILS and elsewhere and worst_in(used) <= tolerance:
-        verdict = only_when(f"taken over {used}")
+        verdict = conditional(f"taken over {used}")
     return value, verdict
 
 
@@ -157,7 +166,7 @@ def _zero(
     statement: str,
     text: str,
     what: str,
-    worst_in: Callable[[Sets], float],
+    worst_in: Callable[[StatisticSets], float],
     note: str = "",
 ) -> Finding:
     """Return the row of a number that must be 0 but for rounding."""
@@ -172,7 +181,7 @@ def _in_groups(subject: Subject) -> str:
     return f" in {sets_claimed(subject)}"
 
 
-def _largest_mean(sets: Sets, values_NCHW: Tensor) -> float:
+def _largest_mean(sets: StatisticSets, values_NCHW: Tensor) -> float:
     return sets.rows(values_NCHW).mean(dim=1).abs().max().item()
 
 
@@ -187,7 +196,9 @@ def _mean(subject: Subject) -> Finding:
     )
 
 
-def _radii(sets: Sets, x_NCHW: Tensor, y_NCHW: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+def _radii(
+    sets: StatisticSets, x_NCHW: Tensor, y_NCHW: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
     """Return (measured, expected) radius / sqrt(n) of each set."""
     s = variance_of(sets, x_NCHW).squeeze(1)
     return sets.rows(y_NCHW).square().mean(dim=1).sqrt(), (s / (s + eps)).sqrt()
@@ -196,7 +207,7 @@ def _radii(sets: Sets, x_NCHW: Tensor, y_NCHW: Tensor, eps: float) -> tuple[Tens
 def _radius(subject: Subject) -> Finding:
     outputs, eps = _outputs(subject), eps_of(subject)
 
-    def worst_in(sets: Sets) -> float:
+    def worst_in(sets: StatisticSets) -> float:
         pairs = (_radii(sets, x, y, eps) for x, y in outputs)
         return max(((got - want).abs() / want).max().item() for got, want in pairs)
 
@@ -229,7 +240,7 @@ def _with_few_channels(subject: Subject) -> Subject:
             small = dataclasses.replace(subject, channels=channels)
             small.layer()
             return small
-        except Misbehaved:
+        except NormError:
             if channels == FEW_CHANNELS[-1]:
                 raise
     raise AssertionError
@@ -240,13 +251,13 @@ def jacobian(subject: Subject, x_NCHW: Tensor) -> Tensor:
     x_NCHW = x_NCHW.clone().requires_grad_()
     y_P = subject.apply(subject.layer(), x_NCHW).reshape(-1)
     if not y_P.requires_grad:
-        raise Misbehaved(f"{subject.label} passes no gradient from its output to its input")
+        raise NormError(f"{subject.label} passes no gradient from its output to its input")
     rows = (
         torch.autograd.grad(y, x_NCHW, retain_graph=True, materialize_grads=True)[0] for y in y_P
     )
     jacobian_PP = torch.stack([row.reshape(-1) for row in rows])
     if not torch.isfinite(jacobian_PP).all():
-        raise Misbehaved(f"{subject.label} has gradients that are not finite, for finite values")
+        raise NormError(f"{subject.label} has gradients that are not finite, for finite values")
     return jacobian_PP
 
 
@@ -268,7 +279,7 @@ def _law(counts: list[int]) -> str:
     return "per batch" if all(count == first for count in counts) else "neither"
 
 
-def _told(counts: list[int]) -> str:
+def _rank_text(counts: list[int]) -> str:
     return {
         "none": "nothing is lost",
         "per example": f"{counts[0]} per example",
@@ -295,7 +306,7 @@ def _lost(small: Subject, spectra: dict[int, Tensor]) -> Finding:
         f"singular values of the Jacobian below {LOST:g} of the largest, {PIXELS}x{PIXELS}"
         f" pixels, s / eps = {JACOBIAN_RATIO:g}, N = 1, 2, 3",
         f"{2 * groups} per example (G = {groups})",
-        f"{_listed(counts)} of {_listed(sizes)}: {_told(counts)}",
+        f"{_listed(counts)} of {_listed(sizes)}: {_rank_text(counts)}",
         HOLDS if all(c == 2 * groups * n for c, n in zip(counts, BATCHES)) else FAILS,
         value=counts[0],
         tolerance="the exact number at N = 1, 2 and 3",
@@ -310,7 +321,7 @@ def _lost_per_example(spectra: dict[int, Tensor]) -> Finding:
         "what is lost is lost in every example, whatever the batch",
         "how the number of lost directions grows with N = 1, 2, 3",
         "proportional to N",
-        _told(counts),
+        _rank_text(counts),
         HOLDS if _law(counts) == "per example" else FAILS,
         value=counts[0],
         tolerance="exact at N = 1, 2 and 3",
@@ -342,7 +353,7 @@ def _sizes(spectra: dict[int, Tensor]) -> list[Finding]:
             "the other lost singular values over the largest, N = 1, 2, 3",
             f"eps / (s + eps) = {expected:.5g}",
             f"{found} ({len(scales)} of them)",
-            at_most(off, SIZE_TOLERANCE),
+            verdict_below(off, SIZE_TOLERANCE),
             value=off,
             tolerance=f"{SIZE_TOLERANCE:g}, relative",
         ),
@@ -370,7 +381,7 @@ def _with_affine(
     return y_NCHW, *values, "; ".join(notes)
 
 
-def _shared(sets: Sets, drawn_C: Tensor) -> Tensor:
+def _shared(sets: StatisticSets, drawn_C: Tensor) -> Tensor:
     """Return one of the numbers for each group of channels that lie in one set."""
     groups = {"group": sets.groups, "example": 1, "batch": 1}.get(sets.scope, len(drawn_C))
     return drawn_C[:groups].repeat_interleave(len(drawn_C) // groups)
@@ -380,7 +391,7 @@ def _identities(subject: Subject) -> list[Finding]:
     gamma_C, beta_C = subject.normal("geometry affine", 2, subject.channels)
     y, gamma, beta, note = _with_affine(subject, gamma_C, beta_C)
 
-    def with_shared(sets: Sets) -> float:
+    def with_shared(sets: StatisticSets) -> float:
         y, _, beta, _ = _with_affine(subject, _shared(sets, gamma_C), _shared(sets, beta_C))
         return _largest_mean(sets, y - beta)
 

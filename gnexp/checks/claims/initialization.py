@@ -25,13 +25,13 @@ from gnexp.checks.finding import (
     Finding,
     Measured,
     Point,
-    at_most,
+    conditional,
     inside,
-    only_when,
+    verdict_below,
 )
 from gnexp.checks.first_updates import first_updates, spelled
 from gnexp.checks.gradient_by_depth import DEPTHS, verdict_by_depth
-from gnexp.checks.signal_growth import Trace, set_last_gamma, trace
+from gnexp.checks.signal_growth import SignalTrace, set_last_gamma, trace
 from gnexp.checks.subject import Subject
 
 IMAGE_COUNT, DRAWS_PER_SEED = 2, 8
@@ -41,11 +41,11 @@ VARIANCE_TOLERANCE = 0.01  # relative
 CORRELATION_TOLERANCE = 0.05
 PANELS = {"preresnet": "article's block", "resnet": "post-activation"}
 GROWTH = "growth of the signal's variance per block within a stage, gamma"
-Traces = dict[tuple[str, int], list[Trace]]
+Traces = dict[tuple[str, int], list[SignalTrace]]
 
 
 def measure(subject: Subject) -> Measured:
-    """Measure claim 10; raises Misbehaved for a norm without a gamma."""
+    """Measure claim 10; raises NormError for a norm without a gamma."""
     result, seeds = Measured(), range(max(1, subject.draws // DRAWS_PER_SEED))
     ones: Traces = {}
     zeros: Traces = {}
@@ -73,7 +73,7 @@ def measure(subject: Subject) -> Measured:
     return result
 
 
-def _traces(subject: Subject, model: str, gamma: float, seeds: Iterable[int]) -> list[Trace]:
+def _traces(subject: Subject, model: str, gamma: float, seeds: Iterable[int]) -> list[SignalTrace]:
     traces = []
     for seed in seeds:
         net = subject.network(model, seed=seed)
@@ -82,13 +82,13 @@ def _traces(subject: Subject, model: str, gamma: float, seeds: Iterable[int]) ->
     return traces
 
 
-def _points(result: Measured, panel: str, series: str, traces: list[Trace]) -> None:
+def _points(result: Measured, panel: str, series: str, traces: list[SignalTrace]) -> None:
     for b, values in enumerate(zip(*(t.variance for t in traces), strict=True), start=1):
         numbers = (float(f(values)) for f in (np.mean, np.min, np.max))
         result.points.append(Point(panel, series, b, *numbers))
 
 
-def _branch(of_gamma: dict[float, list[Trace]]) -> Finding:
+def _branch(of_gamma: dict[float, list[SignalTrace]]) -> Finding:
     ratios = [v / gamma**2 for gamma, traces in of_gamma.items() for t in traces for v in t.branch]
     lo, hi = min(ratios), max(ratios)
     worst = max(abs(lo - 1), abs(hi - 1))
@@ -99,7 +99,7 @@ def _branch(of_gamma: dict[float, list[Trace]]) -> Finding:
         f" {_listed(GAMMAS)}, {IMAGE_COUNT} images",
         "1",
         f"{lo:.4g} to {hi:.4g}",
-        at_most(worst, VARIANCE_TOLERANCE),
+        verdict_below(worst, VARIANCE_TOLERANCE),
         value=worst,
         tolerance=f"{VARIANCE_TOLERANCE:g}, at every block",
     )
@@ -158,7 +158,7 @@ def _grows_by_one(slope: Interval) -> str:
     return inside(slope.lo, slope.hi, 1 - GROWTH_TOLERANCE, 1 + GROWTH_TOLERANCE)
 
 
-def _growth_of_gamma(of_gamma: dict[float, list[Trace]]) -> Finding:
+def _growth_of_gamma(of_gamma: dict[float, list[SignalTrace]]) -> Finding:
     slopes = {
         gamma: _mean([t.slope() / gamma**2 for t in traces]) for gamma, traces in of_gamma.items()
     }
@@ -177,12 +177,12 @@ def _growth_of_gamma(of_gamma: dict[float, list[Trace]]) -> Finding:
     )
 
 
-def _adds_up(traces: list[Trace], projected: Trace) -> Finding:
+def _adds_up(traces: list[SignalTrace], projected: SignalTrace) -> Finding:
     blocks = len(traces[0].variance)
     share = _mean([t.variance[-1] / (t.start + blocks) for t in traces])
     verdict = _grows_by_one(share)
     if verdict == FAILS and _grows_by_one(_mean([t.slope() for t in traces])) == HOLDS:
-        verdict = only_when("no block changes the shape")
+        verdict = conditional("no block changes the shape")
     first = [b for b, resized in enumerate(traces[0].resized) if resized]
     falls = np.mean([[t.variance[b] / t.variance[b - 1] for b in first] for t in traces])
     behind = ", ".join(f"{v:.2g}" for v in projected.variance)
@@ -212,7 +212,7 @@ def _identity(statement: str, zeros: Traces, family: str, block: str) -> Finding
         f"blocks of {family}{'/'.join(map(str, DEPTHS))} whose output is not the input, bit by bit",
         "0",
         f"{other} of {len(unchanged)} blocks",
-        at_most(other, 0),
+        verdict_below(other, 0),
         value=other,
         tolerance="0, float32",
         note=f"{resized} of them change the shape and are held against their shortcut instead",

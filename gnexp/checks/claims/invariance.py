@@ -16,16 +16,16 @@ import torch
 from torch import Tensor, nn
 
 from gnexp.checks.claims.core import eps_of
-from gnexp.checks.finding import FAILS, HOLDS, Finding, Measured, Point, at_most, only_when
+from gnexp.checks.finding import FAILS, HOLDS, Finding, Measured, Point, conditional, verdict_below
 from gnexp.checks.statistic_sets import (
-    Sets,
+    StatisticSets,
     random_per_set,
     sets_claimed,
     sets_used,
     variance_of,
     with_equal_sets,
 )
-from gnexp.checks.subject import Misbehaved, Subject, affine, rms, twin
+from gnexp.checks.subject import NormError, Subject, affine, clone, rms
 from gnexp.checks.trained_networks import trained_findings
 
 EXAMPLES = 4
@@ -61,22 +61,22 @@ def measure(subject: Subject) -> Measured:
     return result
 
 
-def _scopes(subject: Subject) -> list[Sets]:
+def _scopes(subject: Subject) -> list[StatisticSets]:
     """Return the sets within which a and b are the same; the first are those of the claim."""
     others = ("channel", "example", "batch_channel", "batch")
-    return [sets_claimed(subject), *(Sets(scope) for scope in others)]
+    return [sets_claimed(subject), *(StatisticSets(scope) for scope in others)]
 
 
-def _short(scope: Sets) -> str:
+def _short(scope: StatisticSets) -> str:
     # Without the number of groups: a text or a series is the same for all norms.
     return "each example and group" if scope.scope == "group" else str(scope)
 
 
-def _groups(scope: Sets) -> str:
+def _groups(scope: StatisticSets) -> str:
     return f"; G = {scope.groups}" if scope.scope == "group" else ""
 
 
-def departure(sets: Sets, before_NCHW: Tensor, after_NCHW: Tensor) -> float:
+def departure(sets: StatisticSets, before_NCHW: Tensor, after_NCHW: Tensor) -> float:
     """Return the largest over the sets of rms(after - before) / rms(before)."""
     before, after = sets.rows(before_NCHW), sets.rows(after_NCHW)
     change = (after - before).square().mean(dim=1)
@@ -89,7 +89,7 @@ def eps_predicts(a_NCHW: Tensor, variance_NCHW: Tensor, eps: float) -> Tensor:
     return (((s + eps) / (s + eps / a_NCHW.square())).sqrt() - 1).abs()
 
 
-def _variance(sets: Sets, x_NCHW: Tensor) -> Tensor:
+def _variance(sets: StatisticSets, x_NCHW: Tensor) -> Tensor:
     return sets.unrows(variance_of(sets, x_NCHW), x_NCHW)
 
 
@@ -102,20 +102,20 @@ def _in_mode(subject: Subject, x_NCHW: Tensor, training: bool) -> nn.Module:
 
 
 def _transformed(
-    subject: Subject, sets: Sets, scope: Sets, sign: int, training: bool
+    subject: Subject, sets: StatisticSets, scope: StatisticSets, sign: int, training: bool
 ) -> tuple[float, float]:
     """Return the largest departure of sign * y(sign * a x + b) from y(x) over random a, b, and the
     largest one that eps allows. a is log-uniform in [1/2, 2] and b uniform in [-2, 2]."""
     x_NCHW, eps = subject.features("invariance", EXAMPLES), eps_of(subject)
     layer = _in_mode(subject, x_NCHW, training)
-    y_NCHW = subject.apply(twin(layer), x_NCHW)
+    y_NCHW = subject.apply(clone(layer), x_NCHW)
     s_NCHW = _variance(sets, x_NCHW)
     measured = predicted = 0.0
     for draw in range(DRAWS):
         g = subject.generator("invariance a b", draw)
         a_NCHW = 2 ** random_per_set(scope, x_NCHW, -1, 1, g)
         b_NCHW = random_per_set(scope, x_NCHW, -2, 2, g)
-        after = sign * subject.apply(twin(layer), sign * a_NCHW * x_NCHW + b_NCHW)
+        after = sign * subject.apply(clone(layer), sign * a_NCHW * x_NCHW + b_NCHW)
         measured = max(measured, departure(sets, y_NCHW, after))
         predicted = max(predicted, eps_predicts(a_NCHW, s_NCHW, eps).max().item())
     return measured, ALLOWED * predicted + ROUNDING
@@ -125,22 +125,30 @@ def _by_mode(subject: Subject, training_ok: bool, evaluation_ok: bool) -> str:
     if training_ok == evaluation_ok:
         return HOLDS if training_ok else FAILS
     if not training_ok:
-        return only_when("in evaluation mode")
+        return conditional("in evaluation mode")
     if _linear_in_evaluation(subject):
-        return only_when("training: evaluation uses stored statistics")
-    return only_when("in training mode")
+        return conditional("training: evaluation uses stored statistics")
+    return conditional("in training mode")
 
 
 def _linear_in_evaluation(subject: Subject) -> bool:
     """Return whether y(x) + y(-x) = 2 y(0) and y(2 x) - y(0) = 2 (y(x) - y(0)): a fixed map."""
     x_NCHW = subject.features("invariance", EXAMPLES)
     layer = _in_mode(subject, x_NCHW, training=False)
-    zero, y, minus, double = (subject.apply(twin(layer), k * x_NCHW) for k in (0.0, 1.0, -1.0, 2.0))
+    zero, y, minus, double = (
+        subject.apply(clone(layer), k * x_NCHW) for k in (0.0, 1.0, -1.0, 2.0)
+    )
     return max(rms(y + minus - 2 * zero), rms(double - 2 * y + zero)) < ROUNDING * rms(y)
 
 
 def _in_both_modes(
-    subject: Subject, sets: Sets, scope: Sets, sign: int, statement: str, text: str, expected: str
+    subject: Subject,
+    sets: StatisticSets,
+    scope: StatisticSets,
+    sign: int,
+    statement: str,
+    text: str,
+    expected: str,
 ) -> Finding:
     training, allowed = _transformed(subject, sets, scope, sign, training=True)
     evaluation, _ = _transformed(subject, sets, scope, sign, training=False)
@@ -157,20 +165,20 @@ def _in_both_modes(
     )
 
 
-def _unchanged(subject: Subject, sets: Sets, scope: Sets) -> Finding:
+def _unchanged(subject: Subject, sets: StatisticSets, scope: StatisticSets) -> Finding:
     text = f"a x + b, a > 0, has the standardized output of x: one a and b for {_short(scope)}"
     claimed = "0, but for eps" if scope.scope == "group" else "not claimed; 0 if invariant"
     return _in_both_modes(subject, sets, scope, 1, f"unchanged_{scope.scope}", text, claimed)
 
 
-def _sign_flip(subject: Subject, sets: Sets) -> Finding:
+def _sign_flip(subject: Subject, sets: StatisticSets) -> Finding:
     scope = sets_claimed(subject)
     text = f"a < 0 flips the sign of the standardized output: one a and b for {_short(scope)}"
     expected = "0 from the negative output, but for eps"
     return _in_both_modes(subject, sets, scope, -1, "sign_flip", text, expected)
 
 
-def _vanishing(subject: Subject, sets: Sets) -> Finding:
+def _vanishing(subject: Subject, sets: StatisticSets) -> Finding:
     """Let a go to 0: the output must go to beta, whatever b is."""
     scope = sets_claimed(subject)
     final, training = _distances_from_beta(subject, sets, scope, training=True)
@@ -189,7 +197,7 @@ def _vanishing(subject: Subject, sets: Sets) -> Finding:
 
 
 def _distances_from_beta(
-    subject: Subject, sets: Sets, scope: Sets, training: bool
+    subject: Subject, sets: StatisticSets, scope: StatisticSets, training: bool
 ) -> tuple[float, float]:
     """Return the largest |output - beta| at the smallest a, and over all a its largest ratio to
     a |x - mean| / sqrt(a^2 s + eps)."""
@@ -207,13 +215,13 @@ def _distances_from_beta(
     for fraction in VANISHING:
         a = fraction * eps**0.5
         predicted = a * centred_NCHW / (a**2 * _variance(sets, x_NCHW) + eps).sqrt()
-        y_NCHW = subject.apply(twin(layer), a * x_NCHW + b_NCHW)
+        y_NCHW = subject.apply(clone(layer), a * x_NCHW + b_NCHW)
         distance = (y_NCHW - offset).abs().max().item()
         worst = max(worst, distance / predicted.abs().max().item())
     return distance, worst
 
 
-def _eps_predicts(subject: Subject, sets: Sets) -> Finding:
+def _eps_predicts(subject: Subject, sets: StatisticSets) -> Finding:
     eps = eps_of(subject)
     x_NCHW = with_equal_sets(subject.features("invariance", EXAMPLES), SMALL_S * eps)
     y_NCHW = subject.apply(subject.layer(), x_NCHW)
@@ -231,13 +239,13 @@ def _eps_predicts(subject: Subject, sets: Sets) -> Finding:
         " a from 1/4 to 4, one b for each set of values that share a statistic",
         "1",
         f"{min(ratios):.4g} to {max(ratios):.4g}, off by at most {abs(worst - 1):.2g}; {sets}",
-        at_most(abs(worst - 1), RATIO_TOLERANCE),
+        verdict_below(abs(worst - 1), RATIO_TOLERANCE),
         value=worst,
         tolerance=f"1 +- {RATIO_TOLERANCE:g}",
     )
 
 
-def _curves(subject: Subject, sets: Sets) -> list[Point]:
+def _curves(subject: Subject, sets: StatisticSets) -> list[Point]:
     """Return the departure over a, of every scope, where s / eps is small."""
     eps, points = eps_of(subject), []
     x_NCHW = with_equal_sets(subject.features("invariance", EXAMPLES), SMALL_S * eps)
@@ -258,9 +266,9 @@ def _curves(subject: Subject, sets: Sets) -> list[Point]:
 
 
 def _logits(subject: Subject, net: nn.Module, x_NCHW: Tensor) -> Tensor:
-    logits_NK = twin(net)(x_NCHW)
+    logits_NK = clone(net)(x_NCHW)
     if not torch.isfinite(logits_NK).all():
-        raise Misbehaved(f"{subject.label} in resnet8 gave logits that are not finite")
+        raise NormError(f"{subject.label} in resnet8 gave logits that are not finite")
     return logits_NK
 
 
@@ -275,7 +283,7 @@ def _change(subject: Subject, net: nn.Module, x_NCHW: Tensor, changed_NCHW: Tens
 def _first_good(ratios: dict[str, float]) -> str:
     """Return the verdict of the first condition ("" for none) with a change within tolerance."""
     good = [condition for condition, ratio in ratios.items() if ratio <= 1]
-    return FAILS if not good else only_when(good[0]) if good[0] else HOLDS
+    return FAILS if not good else conditional(good[0]) if good[0] else HOLDS
 
 
 def _network(subject: Subject) -> list[Finding]:
@@ -292,7 +300,7 @@ def _network_scale(subject: Subject, net: nn.Module, x_NCHW: Tensor) -> Finding:
         for bright in BRIGHTER:
             image = bright * x_NCHW
             # The first norm alone sees the scale. Its sets are at least as wide as a channel's.
-            s_NCHW = _variance(Sets("channel"), net.conv1(image))
+            s_NCHW = _variance(StatisticSets("channel"), net.conv1(image))
             predicted = rms(eps_predicts(a_N111, s_NCHW, eps_of(subject)))
             allowed[way, bright] = GAIN * predicted + ROUNDING
             changes[way, bright] = _change(subject, net, image, a_N111 * image)
@@ -315,7 +323,7 @@ def _network_scale(subject: Subject, net: nn.Module, x_NCHW: Tensor) -> Finding:
 
 def _network_shift(subject: Subject, net: nn.Module, x_NCHW: Tensor) -> Finding:
     own = torch.tensor([0.5, -0.5, 1.0, -1.0], dtype=torch.float64).view(-1, 1, 1, 1)
-    unpadded, circular = "the first convolution is not padded with zeros", twin(net)
+    unpadded, circular = "the first convolution is not padded with zeros", clone(net)
     circular.conv1.padding_mode = "circular"
     ways = {
         "": (net, own),

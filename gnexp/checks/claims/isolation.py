@@ -22,9 +22,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gnexp.analysis.statistics import t_interval
-from gnexp.checks.finding import FAILS, HOLDS, UNDECIDED, Finding, Measured, Point, at_most, vacuous
+from gnexp.checks.finding import (
+    FAILS,
+    HOLDS,
+    UNDECIDED,
+    Finding,
+    Measured,
+    Point,
+    vacuous,
+    verdict_below,
+)
 from gnexp.checks.statistic_sets import NO_STATISTIC, takes_no_statistic
-from gnexp.checks.subject import Misbehaved, Subject
+from gnexp.checks.subject import NormError, Subject
 from gnexp.measure import isolation as instrument
 from gnexp.measure.dp_accounting import INSTALL, noise_multiplier
 from gnexp.measure.per_example import find_mixing_layer
@@ -52,7 +61,7 @@ EXTREMES_WORDS = "a constant of +-100, another image at +-10 times its contrast,
 
 
 @dataclass(frozen=True)
-class Reach:
+class Influence:
     """How far an example reaches, as measured: mixes: into its batch; `where` says how that shows.
 
     remembers: into later batches. state: buffers that a forward pass in training writes.
@@ -100,7 +109,7 @@ def _unmoved(
         what,
         f"0{unit}",
         measured + unit,
-        at_most(worst, EXACT),
+        verdict_below(worst, EXACT),
         value=worst,
         tolerance=f"{EXACT:g}{unit}" + (", of the largest" if len(values) > 1 else ""),
         n=n,
@@ -146,15 +155,15 @@ def _jacobian(subject: Subject) -> Finding:
 
 
 def _network(subject: Subject) -> nn.Module:
-    """Return the network in float64; raises Misbehaved unless its outputs are finite."""
+    """Return the network in float64; raises NormError unless its outputs are finite."""
     net = subject.network(MODEL, classes=max(10, int(subject.y_N.max()) + 1)).double()
     try:
         x_NCHW, _ = _images(subject, "isolation check", OUTPUT_BATCH)
         logits = instrument.training_output(net, x_NCHW)
     except Exception as error:
-        raise Misbehaved(f"{subject.label} in {MODEL}: {error}") from error
+        raise NormError(f"{subject.label} in {MODEL}: {error}") from error
     if not torch.isfinite(logits).all():
-        raise Misbehaved(f"{subject.label} in {MODEL} gives outputs that are not finite")
+        raise NormError(f"{subject.label} in {MODEL} gives outputs that are not finite")
     return net
 
 
@@ -210,7 +219,7 @@ def _changes(
     return relative, losses
 
 
-def _reach(subject: Subject, net: nn.Module, unmoved: list[Finding]) -> Reach:
+def _reach(subject: Subject, net: nn.Module, unmoved: list[Finding]) -> Influence:
     """Decide from measurements alone whether examples mix, within a batch and across batches."""
     x_NCHW, earlier_NCHW = subject.features("isolation", 4), 3 * subject.features("earlier", 4) + 1
     first = find_mixing_layer(net, _images(subject, "isolation mixing", OUTPUT_BATCH)[0])
@@ -219,7 +228,7 @@ def _reach(subject: Subject, net: nn.Module, unmoved: list[Finding]) -> Reach:
     if first is not None or moved:
         where = f"examples mix, seen in the {f'output of {first}' if first else ', '.join(moved)}"
     layer = subject.layer()
-    return Reach(
+    return Influence(
         mixes=first is not None or bool(moved),
         where=where,
         remembers=instrument.depends_on_the_past(layer, x_NCHW, earlier_NCHW),
@@ -232,7 +241,7 @@ def _largest_found(found: dict[int, float]) -> str:
     return f"largest found {_largest(list(found.values())):.3g} clip, at N = {at}"
 
 
-def _bound(reach: Reach, found: dict[int, float]) -> Finding:
+def _bound(reach: Influence, found: dict[int, float]) -> Finding:
     note = "one term of the sum moves, by at most 2 clip"
     if reach.mixes:
         note = "every term of the sum may move by 2 clip, so clipping alone proves 2 N clip"
@@ -254,7 +263,7 @@ def _bound(reach: Reach, found: dict[int, float]) -> Finding:
 
 
 def _sensitivity(
-    subject: Subject, found: dict[int, float], reach: Reach, result: Measured
+    subject: Subject, found: dict[int, float], reach: Influence, result: Measured
 ) -> list[Finding]:
     """Judge the largest moves of the sum of clipped gradients that were found, by batch size."""
     for size in found:
@@ -289,7 +298,7 @@ def _sensitivity(
             what + "largest move of the sum, over the upper bound proven at its N",
             "at most 1",
             f"{used:.3g} of the proven upper bound",
-            at_most(used, 1 + EXACT),
+            verdict_below(used, 1 + EXACT),
             value=used,
             tolerance="1",
             n=count,
@@ -310,7 +319,7 @@ def _found(subject: Subject, net: nn.Module, size: int) -> float:
     return _largest(moves) / CLIP
 
 
-def _noise(reach: Reach, found: dict[int, float]) -> Finding:
+def _noise(reach: Influence, found: dict[int, float]) -> Finding:
     """State the noise of the example setting under the proven upper bound."""
     bound, value = reach.bound(BATCH), math.nan
     note = f"{reach.where}; sampling amplifies: examples that are not drawn have no influence"

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gnexp.checks.claims.core import eps_of
-from gnexp.checks.finding import FAILS, HOLDS, VACUOUS, Finding, Measured, Point, only_when
+from gnexp.checks.finding import FAILS, HOLDS, VACUOUS, Finding, Measured, Point, conditional
 from gnexp.checks.statistic_sets import divisors
 from gnexp.checks.subject import Subject, rms
 
@@ -81,7 +81,7 @@ def _verdict(off: dict[int, float]) -> tuple[str, str]:
         return HOLDS, text
     if not any(fits.values()):
         return FAILS, text
-    return only_when("the batch is one example" if fits[1] else "the batch is larger"), text
+    return conditional("the batch is one example" if fits[1] else "the batch is larger"), text
 
 
 def _on_spectrum(subject: Subject) -> tuple[Finding, int | None]:
@@ -93,15 +93,15 @@ def _on_spectrum(subject: Subject) -> tuple[Finding, int | None]:
         to = {g: distance(y_NCHW, _group_norm(g, eps)(x_NCHW)) for g in divisors(x_NCHW.shape[1])}
         nearest[n] = min(to, key=to.get)
         off[n] = to[nearest[n]]
-    says = None if subject.groups is None else subject.groups(subject.channels)
+    claimed = None if subject.groups is None else subject.groups(subject.channels)
     found = {g for n, g in nearest.items() if off[n] <= EXACT}
-    one = len(found) == 1 and says in (None, *found)  # one G, and the one it says
+    one = len(found) == 1 and claimed in (None, *found)  # one G, and the one it says
     finding = Finding(
         "spectrum",
         "it lies on the spectrum from LN to IN: its output is that of GN(G) for one G",
         "the G, of all that divide C, whose GN(G) is nearest to the output, and the relative RMS"
         " distance to it",
-        "0 for one G" if says is None else f"0 for G = {says}, as it says",
+        "0 for one G" if claimed is None else f"0 for G = {claimed}, as it says",
         "; ".join(f"G = {g}, off by {off[n]:.2g}, at batch {n}" for n, g in nearest.items()),
         _verdict(off)[0] if one else FAILS,
         value=off[BATCHES[0]],
@@ -117,7 +117,7 @@ def _end(subject: Subject, end: str) -> list[Finding]:
         n: _off(subject, 1 if end == "one_group" else subject.channels, reference, n)
         for n in BATCHES
     }
-    name, oracle = {
+    name, reference_y = {
         "one_group": ("layer norm", "layer_norm over (C, H, W)"),
         "c_groups": ("instance norm", "instance_norm"),
     }[end]
@@ -129,7 +129,7 @@ def _end(subject: Subject, end: str) -> list[Finding]:
             Finding(
                 f"{end}_{way}",
                 f"GN with G = {'1' if end == 'one_group' else 'C'} is {name}: the {what}",
-                f"relative RMS distance of the {what} to that of torch's {oracle}",
+                f"relative RMS distance of the {what} to that of torch's {reference_y}",
                 "0",
                 text,
                 verdict,
@@ -214,7 +214,7 @@ def _interpolation(
     rows = []
     for end, (statement, text, expected) in enumerate(_DIRECTIONS):
         sign = 1 if end == 0 else -1
-        turns = [
+        angles = [
             [
                 f"G = {a} -> {b}: {curve[a][end]:.3g} -> {curve[b][end]:.3g}"
                 for a, b in itertools.pairwise(curve)
@@ -223,10 +223,10 @@ def _interpolation(
             for curve in curves
         ]
         first, last = (list(curves[0].values())[i][end] for i in (0, -1))
-        verdict = only_when("the channels of all groups are alike in distribution")
-        verdict = FAILS if turns[0] else verdict if turns[1] else HOLDS
-        against = "; not so at " + ", ".join(turns[0]) if turns[0] else ""
-        against += "; not so for unlike channels, " + ", ".join(turns[1]) if turns[1] else ""
+        verdict = conditional("the channels of all groups are alike in distribution")
+        verdict = FAILS if angles[0] else verdict if angles[1] else HOLDS
+        against = "; not so at " + ", ".join(angles[0]) if angles[0] else ""
+        against += "; not so for unlike channels, " + ", ".join(angles[1]) if angles[1] else ""
         rows.append(
             Finding(
                 statement,

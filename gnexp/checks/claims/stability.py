@@ -33,15 +33,15 @@ from gnexp.checks.finding import (
     Finding,
     Measured,
     Point,
+    conditional,
     inside,
-    only_when,
 )
 from gnexp.checks.network_noise import measure_network
 from gnexp.checks.power_law import (
     MUCH_LESS,
     NORMAL,
     TOLERANCE,
-    Law,
+    PowerLaw,
     Variance,
     fit,
     predicted,
@@ -57,7 +57,7 @@ from gnexp.checks.statistic_sets import (
     sets_used,
     takes_no_statistic,
 )
-from gnexp.checks.subject import Subject, affine, twin
+from gnexp.checks.subject import Subject, affine, clone
 from gnexp.norms.registry import build_norm
 
 BATCH, HEIGHT, WIDTH = 2, 4, 8  # of a single layer, where they are not varied
@@ -100,8 +100,10 @@ def measure_layer(subject: Subject, result: Measured) -> None:
     _batch(subject, result)
     if takes_no_statistic(subject):
         for place, row in enumerate(result.findings):
-            told = f"{NO_STATISTIC}: expected is what {sets_claimed(subject)} would give"
-            result.findings[place] = replace(row, note="; ".join(filter(None, (told, row.note))))
+            sentence = f"{NO_STATISTIC}: expected is what {sets_claimed(subject)} would give"
+            result.findings[place] = replace(
+                row, note="; ".join(filter(None, (sentence, row.note)))
+            )
     result.findings.append(_small_batch(subject))
 
 
@@ -175,7 +177,7 @@ def _pixels(subject: Subject, result: Measured) -> None:
         f" pooling, the exponent of beta is {alike}"
     )
     if row.verdict == HOLDS and alike.verdict(predicted([s.x for s in settings], values)) != HOLDS:
-        row = replace(row, verdict=only_when("the pixels' upstream gradients are independent"))
+        row = replace(row, verdict=conditional("the pixels' upstream gradients are independent"))
     result.findings[-1] = replace(row, note="; ".join(filter(None, (row.note, note))))
 
 
@@ -224,7 +226,7 @@ def _axis(
         result.points += _points(series, settings, [v["gamma"] for v in variances])
 
 
-def _instead(x: str, expected: float, laws: dict[str, Law]) -> str:
+def _instead(x: str, expected: float, laws: dict[str, PowerLaw]) -> str:
     """Return what holds where the article's rule does not."""
     theory = 0.0 if x in "mC" else -1.0
     if theory == expected or any(law.verdict(theory) != HOLDS for law in laws.values()):
@@ -268,7 +270,7 @@ def _small_batch(subject: Subject) -> Finding:
     )
 
 
-def _laws(settings: list[Setting], variances: list[dict[str, Variance]]) -> dict[str, Law]:
+def _laws(settings: list[Setting], variances: list[dict[str, Variance]]) -> dict[str, PowerLaw]:
     x = [setting.x for setting in settings]
     return {name: fit(x, [v[name] for v in variances]) for name in variances[0]}
 
@@ -294,7 +296,7 @@ def _gradients(setting: Setting, purpose: str, alike: bool) -> Iterator[dict[str
         x_NCHW = torch.randn(shape, generator=g, dtype=torch.float64)
         dy_NCHW = torch.randn(*shape[:2], *pixels, generator=g, dtype=torch.float64)
         dy_NCHW = dy_NCHW.expand(shape) / (shape[0] * shape[2] * shape[3])
-        layer = twin(built)
+        layer = clone(built)
         found = zip(PARAMETERS, affine(layer))
         parameters = {name: p for name, p in found if p is not None}
         y_NCHW = subject.apply(layer, x_NCHW)

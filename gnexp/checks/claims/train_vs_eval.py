@@ -20,20 +20,28 @@ from torch import Tensor, nn
 
 from gnexp.analysis.statistics import t_interval
 from gnexp.checks.claims.core import eps_of
-from gnexp.checks.finding import HOLDS, Finding, Measured, Point, at_most, only_when, vacuous
+from gnexp.checks.finding import (
+    HOLDS,
+    Finding,
+    Measured,
+    Point,
+    conditional,
+    vacuous,
+    verdict_below,
+)
 from gnexp.checks.statistic_sets import (
     NO_STATISTIC,
-    Sets,
+    StatisticSets,
     random_per_set,
     sets_used,
     takes_no_statistic,
     variance_of,
 )
-from gnexp.checks.subject import Subject, rms, twin
+from gnexp.checks.subject import Subject, clone, rms
 
 EXACT = 1e-10  # relative RMS of float64 numbers
 SIZES = (1, 2, 4, 8, 16, 32, 64)
-POPULATION = 256  # examples
+POOL = 256  # examples
 PIXELS = (4, 4)
 PASSES = 100  # 0.9^100 = 3e-5 of the first statistics are left at the usual momentum
 SAME_BATCH_PASSES = 150  # 0.9^150 = 1e-7
@@ -48,10 +56,10 @@ def measure(subject: Subject) -> Measured:
     # Layers may draw random numbers; the passport's own come from the subject's generators.
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.default_generator.manual_seed(subject.seed)
-        population = subject.features("train test", POPULATION, *PIXELS)
-        result.findings.append(_equivalence(subject, population, result))
+        pool = subject.features("train test", POOL, *PIXELS)
+        result.findings.append(_equivalence(subject, pool, result))
         trained = subject.layer()
-        for x_NCHW in _batches(subject, population, SIZES[-1], PASSES):
+        for x_NCHW in _batches(subject, pool, SIZES[-1], PASSES):
             subject.apply(trained, x_NCHW)
         result.findings += [_buffers(subject, trained), _memory(subject, trained)]
         if takes_no_statistic(subject) and not list(trained.buffers()):
@@ -60,11 +68,11 @@ def measure(subject: Subject) -> Measured:
     return result
 
 
-def _batches(subject: Subject, population: Tensor, n: int, count: int) -> Iterator[Tensor]:
+def _batches(subject: Subject, pool: Tensor, n: int, count: int) -> Iterator[Tensor]:
     """Yield `count` batches of n different examples of the population."""
     g = subject.generator("train test batches", n)
     for _ in range(count):
-        yield population[torch.randperm(len(population), generator=g)[:n]]
+        yield pool[torch.randperm(len(pool), generator=g)[:n]]
 
 
 def _relative(new: Tensor, old: Tensor) -> float:
@@ -79,10 +87,10 @@ def _both_modes(subject: Subject, layer: nn.Module, x_NCHW: Tensor) -> float:
     return _relative(evaluated, subject.apply(layer.train(), x_NCHW))
 
 
-def _gaps(subject: Subject, population: Tensor, n: int) -> list[float]:
+def _gaps(subject: Subject, pool: Tensor, n: int) -> list[float]:
     """Return the gap of each of `draws` batches that follow 100 training passes."""
     layer, gaps = subject.layer(), []
-    for i, x_NCHW in enumerate(_batches(subject, population, n, PASSES + subject.draws)):
+    for i, x_NCHW in enumerate(_batches(subject, pool, n, PASSES + subject.draws)):
         if i < PASSES:
             subject.apply(layer, x_NCHW)
         else:
@@ -90,16 +98,16 @@ def _gaps(subject: Subject, population: Tensor, n: int) -> list[float]:
     return gaps
 
 
-def _same_batch_gap(subject: Subject, population: Tensor, n: int) -> float:
-    layer, x_NCHW = subject.layer(), population[:n]
+def _same_batch_gap(subject: Subject, pool: Tensor, n: int) -> float:
+    layer, x_NCHW = subject.layer(), pool[:n]
     for _ in range(SAME_BATCH_PASSES):
         subject.apply(layer, x_NCHW)
     return _both_modes(subject, layer, x_NCHW)
 
 
-def _equivalence(subject: Subject, population: Tensor, result: Measured) -> Finding:
-    gaps = {n: t_interval(_gaps(subject, population, n)) for n in SIZES}
-    same = {n: _same_batch_gap(subject, population, n) for n in SIZES}
+def _equivalence(subject: Subject, pool: Tensor, result: Measured) -> Finding:
+    gaps = {n: t_interval(_gaps(subject, pool, n)) for n in SIZES}
+    same = {n: _same_batch_gap(subject, pool, n) for n in SIZES}
     for n, gap in gaps.items():
         bounds = (max(value, FLOOR) for value in (gap.mean, gap.lo, gap.hi))
         result.points.append(Point("gap", "same data", n, *bounds))
@@ -122,7 +130,7 @@ def _equivalence(subject: Subject, population: Tensor, result: Measured) -> Find
         f" after {PASSES} training passes over the same data",
         "0",
         f"{gaps[first].mean:.2g} at batch {first}, {gaps[last].mean:.2g} at {last}",
-        at_most(worst, EXACT),
+        verdict_below(worst, EXACT),
         value=worst,
         tolerance=f"{EXACT:g}, relative",
         n=subject.draws,
@@ -151,7 +159,7 @@ def _buffers(subject: Subject, trained: nn.Module) -> Finding:
         f"buffers that {PASSES} training passes changed",
         "0",
         text if after else "no buffers",
-        at_most(len(changed), 0),
+        verdict_below(len(changed), 0),
         value=len(changed),
         tolerance="0",
     )
@@ -163,14 +171,14 @@ def _memory(subject: Subject, trained: nn.Module) -> Finding:
     torch.default_generator.manual_seed(subject.seed)
     fresh = subject.apply(subject.layer().eval(), x_NCHW)
     torch.default_generator.manual_seed(subject.seed)
-    change = _relative(subject.apply(twin(trained).eval(), x_NCHW), fresh)
+    change = _relative(subject.apply(clone(trained).eval(), x_NCHW), fresh)
     return Finding(
         "no_memory",
         "the output in evaluation does not depend on what was passed in training",
         f"relative RMS change of the evaluation-mode output by {PASSES} training passes",
         "0",
         f"{change:.2g}",
-        at_most(change, EXACT),
+        verdict_below(change, EXACT),
         value=change,
         tolerance=f"{EXACT:g}, relative",
     )
@@ -182,7 +190,7 @@ def _shifted(subject: Subject, trained: nn.Module) -> Finding:
     shifted = SCALE * x_NCHW + SHIFT
     change = _change_by(subject, trained, x_NCHW, shifted, training=False)
     # In a set of variance s, eps lets the fraction eps / 2s * (1 - 1 / SCALE^2) through.
-    least = variance_of(Sets("channel"), x_NCHW).min().item()
+    least = variance_of(StatisticSets("channel"), x_NCHW).min().item()
     tolerance = max(EXACT, eps_of(subject) / (2 * least) * (1 - SCALE**-2))
     note = ""
     if change > tolerance:
@@ -190,13 +198,13 @@ def _shifted(subject: Subject, trained: nn.Module) -> Finding:
         note = f"with the statistics of training mode: {other:.2g}; "
     used = sets_used(subject)
     others = {name: _change_by_own(subject, trained, x_NCHW, name) for name in SHIFTS}
-    verdict = at_most(change, tolerance)
+    verdict = verdict_below(change, tolerance)
     if verdict == HOLDS and max(others.values()) > tolerance:
         # eps lets through at most this where a is 1 to 2.
         alike = _change_by_own(subject, trained, x_NCHW, used) if used else math.inf
         at_worst = max(EXACT, eps_of(subject) / (2 * least) * (1 - MOST_SCALE**-2))
         where = f"for {used}" if alike <= at_worst else "of all test inputs"
-        verdict = only_when(f"the shift is one affine map {where}")
+        verdict = conditional(f"the shift is one affine map {where}")
     return Finding(
         "shift",
         "statistics computed on the fly make it robust to a shift of the test distribution",
@@ -215,7 +223,9 @@ def _shifted(subject: Subject, trained: nn.Module) -> Finding:
     )
 
 
-def _change_by_own(subject: Subject, trained: nn.Module, x_NCHW: Tensor, of: "Sets | str") -> float:
+def _change_by_own(
+    subject: Subject, trained: nn.Module, x_NCHW: Tensor, of: "StatisticSets | str"
+) -> float:
     """Return the change by a x + b with random a and b of their own for each of the sets, each
     channel (the same for all examples), or each value of a channel's map."""
     g, like = subject.generator("train test shift"), x_NCHW
@@ -223,7 +233,7 @@ def _change_by_own(subject: Subject, trained: nn.Module, x_NCHW: Tensor, of: "Se
         like = x_NCHW[:1, :, :1, :1]
     elif of == EACH_PIXEL:
         like = x_NCHW[:1, :1]
-    if isinstance(of, Sets):
+    if isinstance(of, StatisticSets):
         a, b = (random_per_set(of, like, 0, 1, g) for _ in range(2))
     else:
         a, b = torch.rand(2, *like.shape, generator=g, dtype=torch.float64)
@@ -238,5 +248,5 @@ def _change_by(
     outputs = []
     for x in (x_NCHW, shifted):
         torch.default_generator.manual_seed(subject.seed)
-        outputs.append(subject.apply(twin(trained).train(training), x))
+        outputs.append(subject.apply(clone(trained).train(training), x))
     return _relative(outputs[1], outputs[0])

@@ -8,7 +8,7 @@ import torch
 
 from gnexp.cli.console import passed_over_lines
 from gnexp.config.resolve import bench_run, resolve
-from gnexp.config.schema import BenchConfig, Mistake, TrainConfig
+from gnexp.config.schema import BenchConfig, TrainConfig, UsageError
 from gnexp.config.torchrun import cores
 from gnexp.config.validation import bench_problems
 from gnexp.norms.registry import NORMS
@@ -28,7 +28,7 @@ FILES = ("timings.csv", "bench.csv", "ratios.csv", "bench.md", "bench.png", "ben
 def bench(config: BenchConfig, command: str) -> int:
     """Time every norm and batch size in both ways, write tables and figure; the exit code.
 
-    Raises Mistake with one sentence per problem, before anything is written.
+    Raises UsageError with one sentence per problem, before anything is written.
     """
     runs, undefined = plan(config)
     for line in passed_over_lines([config.data]):
@@ -71,7 +71,7 @@ def _time_cell(machine: Machine, run: TrainConfig, repeats: int, timings: list[R
 def plan(config: BenchConfig) -> tuple[list[TrainConfig], list[str]]:
     """Return the run of every cell, resolved, and why norms are undefined in the other cells.
 
-    Raises Mistake listing all that is wrong.
+    Raises UsageError listing all that is wrong.
     """
     found = bench_problems(config)
     if not found:
@@ -84,7 +84,7 @@ def plan(config: BenchConfig) -> tuple[list[TrainConfig], list[str]]:
         undefined += [checked.undefined] * bool(checked.undefined)
         runs += [run] * (not checked.undefined)
     if found or not runs:
-        raise Mistake("\n".join(dict.fromkeys(found or undefined)))
+        raise UsageError("\n".join(dict.fromkeys(found or undefined)))
     return runs, undefined
 
 

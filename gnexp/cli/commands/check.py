@@ -8,18 +8,18 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from gnexp.analysis.check_result import Passport
+from gnexp.analysis.check_result import CheckResult
 from gnexp.checks.from_config import label_of
 from gnexp.checks.registry import CLAIMS, Claim
 from gnexp.checks.run import ClaimTask, Outcome, joined, measure_task
 from gnexp.cli.console import passed_over_lines
 from gnexp.config.resolve import check_run, resolve
-from gnexp.config.schema import CUSTOM, CheckConfig, Mistake
+from gnexp.config.schema import CUSTOM, CheckConfig, UsageError
 from gnexp.config.validation import check_problems
 from gnexp.norms import user_code
-from gnexp.norms.reference.oracle import REFERENCES
+from gnexp.norms.reference.table import REFERENCES
 from gnexp.report.check.console import terminal_text
-from gnexp.report.check.report import write_passport
+from gnexp.report.check.report import write_check
 from gnexp.runner.build import data, model
 from gnexp.runner.plan import output_folder
 from gnexp.runner.process_pool import WorkerDied, run_here, run_in_processes
@@ -33,7 +33,7 @@ ERRORS = "errors.txt"
 def check(configs: list[CheckConfig], command: str) -> int:
     """Measure every claim on every norm, write tables and figures; the exit code.
 
-    Raises Mistake with one sentence per problem, before anything is written.
+    Raises UsageError with one sentence per problem, before anything is written.
     """
     claims = plan(configs)
     for line in passed_over_lines(config.data for config in configs):
@@ -42,26 +42,26 @@ def check(configs: list[CheckConfig], command: str) -> int:
     started, clock = now(), time.monotonic()
     tasks = [ClaimTask(config, claim) for claim in claims for config in configs]
     tasks.sort(key=lambda task: not task.claim.networks)  # the long ones first, to end together
-    passport = _measured(tasks, configs, claims)
+    result = _measured(tasks, configs, claims)
     made = provenance(torch.device("cpu"), command, started)
     try:
         write_json(folder / "provenance.json", made)
-        write_passport(folder, passport, made)
-        _write_traces(folder, passport.traces)
+        write_check(folder, result, made)
+        _write_traces(folder, result.traces)
     except OSError as error:
-        print(terminal_text(passport))
+        print(terminal_text(result))
         reason = error.strerror or error
         print(
             f"gnexp: out={configs[0].out}: {folder} cannot be written ({reason})", file=sys.stderr
         )
         return 1
-    print(terminal_text(passport))
+    print(terminal_text(result))
     print(f"check: {folder / 'check.md'} ({duration(time.monotonic() - clock)})")
-    return 1 if passport.trouble else 0
+    return 1 if result.trouble else 0
 
 
 def plan(configs: list[CheckConfig]) -> list[Claim]:
-    """Return the claims to measure; raises Mistake listing all that is wrong."""
+    """Return the claims to measure; raises UsageError listing all that is wrong."""
     data.forget()
     found: list[str] = []
     for key in ("out", "name", "claims", "draws", "channels", "seed", "workers"):
@@ -77,7 +77,7 @@ def plan(configs: list[CheckConfig]) -> list[Claim]:
             valid = ", ".join(CLAIMS)
             found.append(f"claims=[{claim}] is unknown; did you mean {near}? Valid: {valid}")
     if found:
-        raise Mistake("\n".join(dict.fromkeys(found)))
+        raise UsageError("\n".join(dict.fromkeys(found)))
     return [claim for key, claim in CLAIMS.items() if not first.claims or key in first.claims]
 
 
@@ -102,7 +102,9 @@ def _norm_problems(config: CheckConfig) -> list[str]:
     return []
 
 
-def _measured(tasks: list[ClaimTask], configs: list[CheckConfig], claims: list[Claim]) -> Passport:
+def _measured(
+    tasks: list[ClaimTask], configs: list[CheckConfig], claims: list[Claim]
+) -> CheckResult:
     """Measure everything on several processes and return it in the order of norms and claims."""
     first = configs[0]
     workers = min(data.worker_count(first.workers, "cpu"), len(tasks))

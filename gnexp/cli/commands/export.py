@@ -5,7 +5,7 @@ from pathlib import Path
 
 from gnexp.cli.commands.report import stored_study
 from gnexp.cli.commands.status import counts_text
-from gnexp.config.schema import ExportConfig, Mistake
+from gnexp.config.schema import ExportConfig, UsageError
 from gnexp.config.validation import study_problems
 from gnexp.store.archive import SUFFIX, pack
 from gnexp.store.export import Export, export_of
@@ -19,10 +19,10 @@ FINAL = ("complete", "diverged", "infeasible")  # as they will stay
 def export(config: ExportConfig) -> int:
     """Write OUT/NAME.zip, and say what is in it and what is not; returns the exit code."""
     if found := study_problems(config):
-        raise Mistake("\n".join(found))
+        raise UsageError("\n".join(found))
     study = stored_study(config.out, config.study)
     if study.is_zip:
-        raise Mistake(f"study={config.study} is one file already: {study.folder}")
+        raise UsageError(f"study={config.study} is one file already: {study.folder}")
     path = study.folder.with_name(study.name + SUFFIX)
     _require_no_loss(path, study)
     made = export_of(study)
@@ -35,15 +35,15 @@ def export(config: ExportConfig) -> int:
 
 
 def _require_no_loss(path: Path, study: Study) -> None:
-    """Raise Mistake where the zip that would be replaced holds runs that the folder lacks."""
+    """Raise UsageError where the zip that would be replaced holds runs that the folder lacks."""
     if not path.exists():
         return
     try:
         lost = {run.name for run in runs_of(path)} - {run.name for run in runs_of(study.folder)}
     except ValueError as error:
-        raise Mistake(f"{path} is there, and no study's zip: move it away ({error})") from error
+        raise UsageError(f"{path} is there, and no study's zip: move it away ({error})") from error
     if lost:
-        raise Mistake(
+        raise UsageError(
             f"{path} holds runs that {study.folder} does not, such as {min(lost)}: move it away"
         )
 

@@ -4,12 +4,12 @@ import contextlib
 from difflib import get_close_matches
 from pathlib import Path
 
-from gnexp.analysis.lr_search import reported
+from gnexp.analysis.lr_search import reported_runs
 from gnexp.analysis.tables.table import to_csv, to_markdown
 from gnexp.cli.commands.report import make_report, require_folder, stored_study
 from gnexp.config.identity import restore
 from gnexp.config.resolve import cost_run, resolve
-from gnexp.config.schema import CostConfig, MeasureConfig, Mistake
+from gnexp.config.schema import CostConfig, MeasureConfig, UsageError
 from gnexp.config.validation import (
     count_problems,
     gradient_problems,
@@ -25,7 +25,7 @@ from gnexp.runner.measure_shared_weights import measure_shared
 from gnexp.runner.measure_stored import LastTask, measure_last
 from gnexp.runner.plan import output_folder
 from gnexp.runner.preflight import corruption_problems
-from gnexp.runner.repair import mend
+from gnexp.runner.repair import repair_run
 from gnexp.runner.stored_runs import measure_all, strange_code, strangers_sentence
 from gnexp.store.files import write_whole
 from gnexp.store.run import Run
@@ -39,27 +39,27 @@ def measure(config: MeasureConfig) -> int:
     data.forget()
     what = config.what if isinstance(config.what, list) else [config.what]
     if found := _problems(config, what):
-        raise Mistake("\n".join(found))
+        raise UsageError("\n".join(found))
     if what == ["cost"]:
         print(measure_cost(config.cost, config.device, output_folder(config.out, "cost")))
         return 0
     study = stored_study(config.out, config.study)
     require_folder(study.folder, "gnexp measure")
-    if not any(record.damage or "complete" in _ended(record) for record in study.runs):
-        raise Mistake(f"study={config.study} has no finished training to measure; train first")
+    if not any(record.corrupt_files or "complete" in _ended(record) for record in study.runs):
+        raise UsageError(f"study={config.study} has no finished training to measure; train first")
     if found := idle_problems(config.workers, len(study.runs), "runs"):
-        raise Mistake("\n".join(found))
+        raise UsageError("\n".join(found))
     if "cost" in what:
         print(measure_cost(config.cost, config.device, output_folder(config.out, "cost")))
     trusted = _trusted(config, study)
     for record in study.runs:
-        if record.damage:  # tables are about to be written to
-            for sentence in mend(Run(record.folder), finished=False):
+        if record.corrupt_files:  # tables are about to be written to
+            for sentence in repair_run(Run(record.folder), finished=False):
                 print(f"mended: {sentence}")
     failed = _measure(config, study, what, trusted)
     try:
         print(make_report(Path(config.out), config.study, config.reference_batch))
-    except Mistake as error:  # what failed before is told too
+    except UsageError as error:  # what failed before is told too
         failed.append(("report", str(error)))
     for name, why in failed:
         print(f"failed: {name}: {why}")
@@ -67,7 +67,7 @@ def measure(config: MeasureConfig) -> int:
 
 
 def _trusted(config: MeasureConfig, study: Study) -> set[str]:
-    """Return the code that a stranger's runs may call, and say which; raises Mistake if none may.
+    """Return the code that a stranger's runs may call, and say which; raises UsageError if none may.
 
     Nothing of it is imported before that.
     """
@@ -76,7 +76,7 @@ def _trusted(config: MeasureConfig, study: Study) -> set[str]:
         with contextlib.suppress(AttributeError, KeyError, TypeError):  # told when it is measured
             found |= {*strange_code(record.folder, restore(record.config))}
     if found and not config.trust:
-        raise Mistake(f"study={config.study}: {strangers_sentence(found)}")
+        raise UsageError(f"study={config.study}: {strangers_sentence(found)}")
     for code in sorted(found):
         print(f"trust=true: code of this study is called: {code}", flush=True)
     return found
@@ -90,7 +90,7 @@ def _measure(
     config: MeasureConfig, study: Study, what: list[str], trusted: set[str]
 ) -> list[tuple[str, str]]:
     failed: list[tuple[str, str]] = []
-    records = reported(study)  # trials and rates that were not chosen are in no table of these
+    records = reported_runs(study)  # trials and rates that were not chosen are in no table of these
     if {*what} & {*SHARED}:
         failed += measure_shared(
             [record.folder for record in records],

@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from gnexp.config.schema import Mistake, ReportConfig, ReportOptions
+from gnexp.config.schema import ReportConfig, ReportOptions, UsageError
 from gnexp.config.validation import report_problems
 from gnexp.runner.loggers.export import export_all, viewing_lines
 from gnexp.store.archive import SUFFIX
@@ -16,7 +16,7 @@ def report(config: ReportConfig) -> int:
     """Build the report of a study, or of two, and say where it is; returns the exit code."""
     config = dataclasses.replace(config, study=_as_typed(config.study))
     if found := report_problems(config):
-        raise Mistake("\n".join(found))
+        raise UsageError("\n".join(found))
     out = Path(config.out)
     names = config.study if isinstance(config.study, list) else [config.study]
     if config.logger:
@@ -58,17 +58,17 @@ def _loaded(out: str, name: str) -> Study:
     try:
         return load_study(study_path(out, name))
     except ValueError as error:
-        raise Mistake(str(error)) from error
+        raise UsageError(str(error)) from error
 
 
 def stored_study(out: str, name: str) -> Study:
-    """Return a study by name, and say what of it is damaged; raises Mistake where there is none."""
+    """Return a study by name, and say what of it is damaged; raises UsageError where there is none."""
     study = _loaded(out, name)
     for path in study.unread:
         print(unread_line(path, study.folder))
-    for sentence in study.damage:
+    for sentence in study.corrupt_files:
         print(f"damaged: {sentence}")
-    if study.damage and not study.is_zip:
+    if study.corrupt_files and not study.is_zip:
         print("the command that trained it mends what it can, and trains nothing whole again")
     if unknown := study.unknown:
         print(
@@ -84,14 +84,14 @@ def unread_line(path: Path, folder: Path) -> str:
 
 
 def require_folder(path: Path, what: str) -> None:
-    """Raise Mistake for a study that is a zip, into which nothing can be written."""
+    """Raise UsageError for a study that is a zip, into which nothing can be written."""
     if path.suffix != SUFFIX:
         return
     try:
         command = how_to_unpack(path)
     except ValueError as error:
-        raise Mistake(str(error)) from error
-    raise Mistake(
+        raise UsageError(str(error)) from error
+    raise UsageError(
         f"{what} writes into the folders of runs, and {path} is one file: unpack it first with"
         f" {command}"
     )
@@ -102,7 +102,7 @@ def make_report(
 ) -> str:
     """Build a study's report and return what to print: its accuracies, the answer, where it lies.
 
-    Raises Mistake for a study that is not there, a corrupt file, or a folder that refuses files.
+    Raises UsageError for a study that is not there, a corrupt file, or a folder that refuses files.
     """
     from gnexp.report.fingerprint import changed_files
     from gnexp.report.study_report import build_report, plain_summary
@@ -110,7 +110,7 @@ def make_report(
     loaded = stored_study(str(out), study)
     folder = loaded.report_folder
     if loaded.is_zip and runs_of(folder.parent):
-        raise Mistake(
+        raise UsageError(
             f"study={study}: its report would replace that of {folder.parent}, which holds runs:"
             " move the zip to another folder, or name the other study"
         )
@@ -122,7 +122,7 @@ def make_report(
         found = plain_summary(loaded, reference_batch, margin)
     except (ValueError, OSError) as error:  # a corrupt file, or a report that cannot be written
         why = disk_failure(error, folder.parent) or error
-        raise Mistake(f"study={study}: no report: {why}") from error
+        raise UsageError(f"study={study}: no report: {why}") from error
     return f"{found}\nreport: {folder / 'index.html'}"
 
 
@@ -131,18 +131,18 @@ def make_comparison(
 ) -> str:
     """Build the report on two studies and return what to print: what it found, and where it lies.
 
-    Raises Mistake for a study that is not there or empty, or a folder that refuses files.
+    Raises UsageError for a study that is not there or empty, or a folder that refuses files.
     """
     from gnexp.report.comparison_report import build_comparison
 
     studies = [stored_study(str(out), name) for name in names]
     if len({study.name for study in studies}) < 2:
-        raise Mistake(
+        raise UsageError(
             f"study=[{','.join(names)}]: both are named {studies[0].name}; rename one of the files"
         )
     formats, margin = _asked(options)
     try:
         written, found = build_comparison(out, names, reference_batch, formats, margin)
     except (ValueError, OSError) as error:
-        raise Mistake(f"study=[{','.join(names)}]: no report: {error}") from error
+        raise UsageError(f"study=[{','.join(names)}]: no report: {error}") from error
     return "\n".join([*found, f"report: {written['index.html']}"])

@@ -3,7 +3,7 @@
 from collections import Counter
 
 from gnexp.cli.commands.report import stored_study
-from gnexp.config.schema import Mistake, StatusConfig
+from gnexp.config.schema import StatusConfig, UsageError
 from gnexp.config.validation import study_problems
 from gnexp.store.status import STATES, SeedState, duration, seed_states, time_left_s
 
@@ -11,7 +11,7 @@ from gnexp.store.status import STATES, SeedState, duration, seed_states, time_le
 def status(config: StatusConfig) -> int:
     """Print a line per run of the study, the sums and the time left; returns the exit code."""
     if found := study_problems(config):
-        raise Mistake("\n".join(found))
+        raise UsageError("\n".join(found))
     study = stored_study(config.out, config.study)
     states = {record.name: seed_states(record) for record in study.runs}
     width = max(len(name) for name in states)
@@ -23,7 +23,9 @@ def status(config: StatusConfig) -> int:
     print(f"{many}; seeds: {counts_text(counts)}")
     left = time_left_s(study, states)
     if any(seed.to_do for seeds in states.values() for seed in seeds):
-        at_work = {seed.holder for seeds in states.values() for seed in seeds if seed.holder}
+        at_work = {
+            seed.lock_owner for seeds in states.values() for seed in seeds if seed.lock_owner
+        }
         who = f"with {len(at_work)} at work" if at_work else "nobody is at work on it"
         print(f"{'time left unknown' if left is None else f'about {duration(left)} left'}, {who}")
     failed = (s for seeds in states.values() for s in seeds if s.state == "failed")
@@ -54,7 +56,7 @@ def _detail(seed: SeedState, epochs: int | None) -> str:
     if seed.state == "running":
         since = f", since {seed.since}" if seed.since else ""
         at = f"epoch {seed.epoch + 1} of {epochs}" if seed.epoch != epochs else "measuring its end"
-        return f"{seed.holder}{since}, {at}"
+        return f"{seed.lock_owner}{since}, {at}"
     if seed.state == "interrupted":
         return f"after epoch {seed.epoch} of {epochs}"
     if seed.state == "failed":

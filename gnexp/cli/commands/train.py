@@ -8,7 +8,6 @@ from pathlib import Path
 
 from gnexp.cli.commands.report import make_report, require_folder
 from gnexp.cli.console import (
-    alone_line,
     choice_lines,
     closing_line,
     ended_line,
@@ -18,25 +17,26 @@ from gnexp.cli.console import (
     single_line,
     start_lines,
     tuning_lines,
+    unstackable_line,
 )
 from gnexp.cli.progress import Progress
 from gnexp.config.identity import as_dict
-from gnexp.config.schema import Mistake, TrainConfig, is_tuned
+from gnexp.config.schema import TrainConfig, UsageError, is_tuned
 from gnexp.runner.build import data
 from gnexp.runner.execute import Task, mark_died, record_undefined, run_task
 from gnexp.runner.loggers.export import export_all, viewing_lines
 from gnexp.runner.lr_search import chosen_runs, record, wanted
 from gnexp.runner.measure_shared_weights import measure_shared
 from gnexp.runner.plan import plan
-from gnexp.runner.planned_run import PlannedRun, standing
+from gnexp.runner.planned_run import PlannedRun, seed_progress
 from gnexp.runner.process_pool import WorkerDied, run_here, run_in_processes
 from gnexp.runner.provenance import now
-from gnexp.runner.resume import missing, steps_for
-from gnexp.runner.schedule import Step
+from gnexp.runner.resume import missing, replica_groups
+from gnexp.runner.schedule import ReplicaGroup
 from gnexp.runner.stored_runs import named_code, remember
-from gnexp.runner.turns import wait_for_some
+from gnexp.runner.turns import wait_for_locks
 from gnexp.store.disk import disk_failure
-from gnexp.store.locks import TakenOver
+from gnexp.store.locks import LockLost
 from gnexp.store.run import Run
 from gnexp.store.study import only_zip
 from gnexp.training.distributed.leader import devices_released
@@ -52,7 +52,7 @@ def train(
     """Train what is missing of these runs and return the exit code.
 
     launch: trains the configs of these numbers elsewhere, through `train_job`, and returns when all
-    are done or given up. Raises Mistake with one sentence per problem, before anything is written.
+    are done or given up. Raises UsageError with one sentence per problem, before anything is written.
     """
     data.forget()
     if path := only_zip(Path(configs[0].out) / configs[0].study):
@@ -123,14 +123,14 @@ def _train(runs: list[PlannedRun], call: _Call, grid: bool) -> list[tuple[str, s
         for run in [run for run in todo if run.undefined]:
             record_undefined(run, todo.pop(run), call.command, call.started)
         here = call.launch is None
-        steps, reasons, workers = steps_for(todo) if here else _announce(todo)
-    except TakenOver:
+        steps, reasons, workers = replica_groups(todo) if here else _announce(todo)
+    except LockLost:
         raise
     except OSError as error:
         out = runs[0].config.out
-        raise Mistake(f"out={out}: {error}; use another out=FOLDER") from error
+        raise UsageError(f"out={out}: {error}; use another out=FOLDER") from error
     for run, reason in reasons.items():
-        print(alone_line(run, reason))
+        print(unstackable_line(run, reason))
     if grid:
         print(grid_line(runs, list(todo), workers))
     elif todo:
@@ -153,14 +153,16 @@ def train_job(configs: list[TrainConfig], command: str) -> None:
     data.forget()  # a launcher's process may have done a job of an earlier call
     configs = [dataclasses.replace(c, force=False, retry=None) for c in configs]
     for runs in _rounds(configs):
-        todo = {run: seeds for run in runs if (seeds := standing(run).todo)}
-        steps, _, workers = steps_for(todo)
+        todo = {run: seeds for run in runs if (seeds := seed_progress(run).todo)}
+        steps, _, workers = replica_groups(todo)
         silent = contextlib.suppress(_DiskFailed)
         with silent, open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
             _execute(todo, [Task(step, command, now()) for step in steps], workers)
 
 
-def _announce(todo: dict[PlannedRun, list[int]]) -> tuple[list[Step], dict[PlannedRun, str], int]:
+def _announce(
+    todo: dict[PlannedRun, list[int]],
+) -> tuple[list[ReplicaGroup], dict[PlannedRun, str], int]:
     """Write the configs of what jobs elsewhere are to train; they lay out their own steps."""
     for run in todo:
         Run.create(run.folder).write_config(as_dict(run.config))
@@ -171,7 +173,7 @@ def _launch(launch: Launch, todo: dict[PlannedRun, list[int]]) -> list[tuple[str
     """Let a launcher train what is to do, and return (run, reason) for what it left undone."""
     if todo:
         launch(sorted({job for run in todo for job in run.jobs}), todo)
-    left = {run.name: standing(run).todo for run in todo}
+    left = {run.name: seed_progress(run).todo for run in todo}
     return [(name, f"seeds {seeds}: no result came back") for name, seeds in left.items() if seeds]
 
 
@@ -180,7 +182,7 @@ def _report(config: TrainConfig) -> list[tuple[str, str]]:
     try:
         out = Path(config.out)
         print(make_report(out, config.study, config.reference_batch, config.report))
-    except Mistake as error:
+    except UsageError as error:
         return [("report", str(error))]
     return []
 
@@ -208,11 +210,11 @@ def _execute(
                 line = f"{run}: {failed[run]}" if run in failed else closing_line(runs[run])
                 progress.run_done(run, line, run in failed)
 
-        held: list[Step] = []
+        held: list[ReplicaGroup] = []
         call = tasks[0]
         while tasks or held:
             held += _round(tasks, workers, progress, ended)
-            free, held = wait_for_some(held, progress.say) if held else ([], [])
+            free, held = wait_for_locks(held, progress.print_line) if held else ([], [])
             tasks = [dataclasses.replace(call, step=step) for step in free]
     return list(failed.items())
 
@@ -222,7 +224,7 @@ def _round(
     workers: int,
     progress: Progress,
     ended: Callable[[str, int, str | None], None],
-) -> list[Step]:
+) -> list[ReplicaGroup]:
     """Run the tasks once, and tell of each training that ended; return those that others have."""
     full: list[str] = []  # of the disk
     if workers > 1:
@@ -252,7 +254,7 @@ def _round(
 def size(run: PlannedRun, seeds: list[int]) -> tuple[int, int]:
     """Return (images to train, images of an update) for the progress bar."""
     config = run.config
-    images = data.recipe(config).examples_seen(
+    images = data.train_settings(config).examples_seen(
         config.epochs, len(data.images_of(config.data).x_train)
     )
     return images * len(seeds), config.update_batch
@@ -260,7 +262,7 @@ def size(run: PlannedRun, seeds: list[int]) -> tuple[int, int]:
 
 def _conclude(runs: list[PlannedRun], failed: dict[str, str], grid: bool) -> int:
     """List what diverged, did not fit or failed; return the exit code."""
-    found = {run: standing(run) for run in runs if run.folder.is_dir()}
+    found = {run: seed_progress(run) for run in runs if run.folder.is_dir()}
     for status in ("diverged", "infeasible"):
         for run, now_is in found.items():
             if (grid or run.undefined) and (line := ended_line(run, now_is, status)):

@@ -22,7 +22,7 @@ from gnexp.norms.base import carries_activation
 from gnexp.norms.constants import hold_constant
 from gnexp.norms.copying import copied, lazy_tensors
 from gnexp.norms.registry import NORMS, group_count
-from gnexp.norms.smoke_test import told
+from gnexp.norms.smoke_test import error_text
 from gnexp.norms.statistic_size import Undefined, stock_pools
 from gnexp.norms.user_code import build_named
 
@@ -116,7 +116,7 @@ def _copy(model: nn.Module) -> nn.Module:
         return copied(model)
     except Exception as error:
         raise ValueError(
-            f"the model cannot be copied, on which a conversion is tried: {told(error)}"
+            f"the model cannot be copied, on which a conversion is tried: {error_text(error)}"
         ) from error
 
 
@@ -210,7 +210,7 @@ def _named(site: Site, build: Factory) -> nn.Module:
         raise ValueError(f"{where}: {error}") from None
     except Exception as error:
         raise ValueError(
-            f"{where}: building the norm for {site.channels} channels raised {told(error)}"
+            f"{where}: building the norm for {site.channels} channels raised {error_text(error)}"
         ) from error
     if not isinstance(layer, nn.Module):
         kind = type(layer).__name__
@@ -254,8 +254,8 @@ def _take_over(layer: nn.Module, old: nn.Module, affine: str, default: Tensor) -
                 mine.copy_(its)
     if not had:
         return "absent"
-    alone = f", {' and '.join(had)} alone" * (len(had) == 1)
-    return ("kept" if kept else "reset") + alone
+    only_one = f", {' and '.join(had)} alone" * (len(had) == 1)
+    return ("kept" if kept else "reset") + only_one
 
 
 def _activation(
@@ -386,7 +386,7 @@ def try_example(model: nn.Module, found: Found, example: Any, prefix: str = "") 
         traced = trace(model, example)
     except Exception as error:
         raise ValueError(
-            f"the converted model does not take the example: {told(error)}; name the layer it"
+            f"the converted model does not take the example: {error_text(error)}; name the layer it"
             f" concerns in {prefix}leave="
         ) from error
     for name, called in traced.strays(names)[:1]:

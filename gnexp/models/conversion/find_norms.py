@@ -19,13 +19,13 @@ from gnexp.models.conversion.norm_kinds import (
     Source,
     channels_of,
     guessed_shapes,
-    left_alone,
+    kept_as_it_is,
     pools_of,
     source_of,
 )
 from gnexp.models.conversion.report import Left
 from gnexp.models.conversion.trace import Traced, trace
-from gnexp.norms.smoke_test import told
+from gnexp.norms.smoke_test import error_text
 
 TOKENS = "tokens"  # layer norms of (N, T, C), which have no pixels
 KINDS = (*FAMILIES, TOKENS)
@@ -148,8 +148,8 @@ def _known(
         shapes = () if within else _shapes(name, module, traced)
         reason = _stays(names, stays, prefix)
         try:
-            alone = left_alone(module)
-            source = None if alone else source_of(module, shapes)
+            kept_reason = kept_as_it_is(module)
+            source = None if kept_reason else source_of(module, shapes)
         except ValueError as error:
             if not reason:
                 if isinstance(error, OwnRule):
@@ -157,9 +157,11 @@ def _known(
                 raise ValueError(f"{name or 'the model'} {error}" + _out(name, prefix)) from None
             known[name] = _Known(names, module, None, reason, pools_of(module, shapes))
             continue
-        if source or alone:
+        if source or kept_reason:
             pools = pools_of(module, shapes)
-            known[name] = _Known(names, module, None if reason else source, alone or reason, pools)
+            known[name] = _Known(
+                names, module, None if reason else source, kept_reason or reason, pools
+            )
         elif {*names} & {*leave}:
             known[name] = _Known(names, module, None, reason)
     return list(known.values())[::-1]
@@ -181,7 +183,7 @@ def _traced(model: nn.Module, example: Any) -> Traced:
     try:
         return trace(model, example)
     except Exception as error:  # whatever the user's forward pass does
-        raise ValueError(f"the model does not take the example: {told(error)}") from error
+        raise ValueError(f"the model does not take the example: {error_text(error)}") from error
 
 
 def _names(key: str, value: str | Iterable[str], example: str) -> tuple[str, ...]:

@@ -78,7 +78,7 @@ SOURCES: dict[str, Source] = {
     },
 }
 # They divide by something, but standardize nothing that another norm could stand for.
-LEFT_ALONE = {
+KEPT_AS_IT_IS = {
     _TORCH + "normalization.LocalResponseNorm": "it divides by neighbouring channels",
     _TORCH + "normalization.CrossMapLRN2d": "it divides by neighbouring channels",
     _TIMM + "grn.GlobalResponseNorm": "it gates channels by their norms",
@@ -92,9 +92,9 @@ def _path(kind: type) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-def left_alone(module: nn.Module) -> str | None:
+def kept_as_it_is(module: nn.Module) -> str | None:
     """Return why a layer that is called a norm is not one, None for every other module."""
-    return LEFT_ALONE.get(_path(type(module)))
+    return KEPT_AS_IT_IS.get(_path(type(module)))
 
 
 def pools_of(module: nn.Module, shapes: Sequence[tuple[int, ...]] = ()) -> str | None:
@@ -103,7 +103,7 @@ def pools_of(module: nn.Module, shapes: Sequence[tuple[int, ...]] = ()) -> str |
     "" for what is no normalization layer, such as a convolution with standardized filters; None
     where that is not known. shapes: as in `source_of`.
     """
-    if left_alone(module):
+    if kept_as_it_is(module):
         return "chw" if type(module).__name__ == "GlobalResponseNorm" else "c"
     try:
         source = source_of(module, shapes)

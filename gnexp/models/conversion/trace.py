@@ -85,8 +85,8 @@ class _Watch(TorchFunctionMode):
     def leaving(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             self.open.pop()
-            alone = len(args) == 1 and all(isinstance(t, Tensor) for t in (*args, output))
-            same = alone and output.shape == args[0].shape and output.is_floating_point()
+            single_input = len(args) == 1 and all(isinstance(t, Tensor) for t in (*args, output))
+            same = single_input and output.shape == args[0].shape and output.is_floating_point()
             self.traced.same[name] = self.traced.same.get(name, True) and same
             if isinstance(module, nn.modules.conv._ConvNd):
                 self.last = (name, output)
@@ -141,9 +141,9 @@ def _doubled(example: Any) -> Any:
     if sizes != {1}:
         return example
     if isinstance(example, Mapping):
-        return {key: _with_twin(value) for key, value in example.items()}
-    return [_with_twin(value) for value in example]
+        return {key: _with_clone(value) for key, value in example.items()}
+    return [_with_clone(value) for value in example]
 
 
-def _with_twin(value: Any) -> Any:
+def _with_clone(value: Any) -> Any:
     return _doubled(value) if isinstance(value, Tensor) and value.ndim else value

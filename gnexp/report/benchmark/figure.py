@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gnexp.analysis.cells import norm_label
-from gnexp.analysis.tables.table import plain
+from gnexp.analysis.tables.table import format_number
 from gnexp.report.benchmark.aggregate import GNEXP, PLAIN, Row
 from gnexp.report.figures import style as drawing
 
@@ -67,7 +67,7 @@ def _ratios(axis: "Axes", cells: Sequence[Row], sweeps: Sequence[Row]) -> None:
     axis.axhline(1, color="#777777", linewidth=0.8)
     _log_scale(axis)
     axis.set_ylabel("gnexp / plain")
-    text = ", ".join(f"{norm_label(row)} {plain(row['ratio'])}" for row in sweeps)
+    text = ", ".join(f"{norm_label(row)} {format_number(row['ratio'])}" for row in sweeps)
     axis.set_title(f"whole sweep: {text}", loc="right")
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from gnexp.analysis.cells import norm_label
-from gnexp.analysis.tables.table import Column, Table, percent, plain, to_csv, to_markdown
+from gnexp.analysis.tables.table import Column, Table, format_number, percent, to_csv, to_markdown
 from gnexp.report.benchmark.aggregate import (
     BENCH_COLUMNS,
     GNEXP,
@@ -71,7 +71,7 @@ def page(rows: Sequence[Row], ratios: Sequence[Row], about: dict[str, Any]) -> s
 
 def _number(value: float) -> str:
     """Return a rate or time with three digits, or all before the point."""
-    return f"{value:,.0f}" if value >= 100 else plain(float(value))
+    return f"{value:,.0f}" if value >= 100 else format_number(float(value))
 
 
 def _spread(value: float, low: float, high: float, text: Callable[[float], str] = _number) -> str:

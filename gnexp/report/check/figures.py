@@ -190,7 +190,7 @@ CAPTIONS = {
 }
 
 
-def draw_passport(
+def draw_check(
     folder: Path, norms: Sequence[str], claims: Sequence[tuple[int, str, str]], points: list[Row]
 ) -> dict[str, Path]:
     """Write the figures that have points to show; return {claim's key: path of its SVG}."""

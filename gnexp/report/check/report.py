@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gnexp.analysis.check_result import POINT_COLUMNS, ROW_COLUMNS, Passport, Row
+from gnexp.analysis.check_result import POINT_COLUMNS, ROW_COLUMNS, CheckResult, Row
 from gnexp.analysis.tables.table import Column, Table, to_csv, to_markdown
-from gnexp.report.check.figures import CAPTIONS, draw_passport
+from gnexp.report.check.figures import CAPTIONS, draw_check
 from gnexp.store.files import write_whole
 
 READING = """\
@@ -18,25 +18,25 @@ has nothing of what the sentence speaks of, as its note tells. Layers are measur
 training mode, as black boxes; a network's claim says what it was measured on."""
 
 
-def write_passport(folder: Path, passport: Passport, made: Mapping[str, Any]) -> None:
+def write_check(folder: Path, result: CheckResult, made: Mapping[str, Any]) -> None:
     """Write check.csv, points.csv, summary.md, check.md and the figures; made: provenance."""
-    rows = Table("check", "", "", ROW_COLUMNS, [], passport.rows)
-    points = Table("points", "", "", POINT_COLUMNS, [], passport.points)
+    rows = Table("check", "", "", ROW_COLUMNS, [], result.rows)
+    points = Table("points", "", "", POINT_COLUMNS, [], result.points)
     write_whole(folder / "check.csv", to_csv(rows))
     write_whole(folder / "points.csv", to_csv(points))
-    write_whole(folder / "summary.md", to_markdown(verdict_table(passport, main=True)))
+    write_whole(folder / "summary.md", to_markdown(verdict_table(result, main=True)))
     for old in folder.glob("claim*.*"):
         old.unlink()
-    figures = draw_passport(folder, passport.norms, passport.claims, passport.points)
-    write_whole(folder / "check.md", page(passport, figures, made))
+    figures = draw_check(folder, result.norms, result.claims, result.points)
+    write_whole(folder / "check.md", page(result, figures, made))
 
 
-def verdict_table(passport: Passport, main: bool = False) -> Table:
+def verdict_table(result: CheckResult, main: bool = False) -> Table:
     """Return the table of verdicts: a row per statement or main statement, a column per norm."""
     rows: list[Row] = []
-    for (number, _), its_rows in _by_statement(passport.rows).items():
+    for (number, _), its_rows in _by_statement(result.rows).items():
         first = its_rows[0]
-        if main and (first["key"], first["statement"]) not in passport.main:
+        if main and (first["key"], first["statement"]) not in result.main:
             continue
         begins = not rows or rows[-1]["claim"] != number
         verdicts = {row["norm"]: row["verdict"] for row in its_rows}
@@ -45,10 +45,10 @@ def verdict_table(passport: Passport, main: bool = False) -> Table:
     shown = [
         Column("Claim", lambda row: row["title"], False),
         Column("In a sentence", lambda row: row["text"], False),
-        *(Column(n, lambda row, n=n: row.get(n, "not measured"), False) for n in passport.norms),
+        *(Column(n, lambda row, n=n: row.get(n, "not measured"), False) for n in result.norms),
     ]
     title = "What the article claims, what was measured"
-    return Table("verdicts", title, "", ["claim", "text", *passport.norms], shown, rows)
+    return Table("verdicts", title, "", ["claim", "text", *result.norms], shown, rows)
 
 
 def _by_statement(rows: list[Row]) -> dict[tuple[int, str], list[Row]]:
@@ -61,17 +61,17 @@ def _by_statement(rows: list[Row]) -> dict[tuple[int, str], list[Row]]:
     return {key: found[key] for number in numbers for key in found if key[0] == number}
 
 
-def page(passport: Passport, figures: Mapping[str, Path], made: Mapping[str, Any]) -> str:
+def page(result: CheckResult, figures: Mapping[str, Path], made: Mapping[str, Any]) -> str:
     """Return check.md."""
     parts = [
-        f"# Norm passport: {', '.join(passport.norms)}",
+        f"# Norm passport: {', '.join(result.norms)}",
         _facts(made),
         READING,
-        *passport.trouble_lines(),
-        to_markdown(verdict_table(passport)),
+        *result.trouble_lines(),
+        to_markdown(verdict_table(result)),
     ]
-    for number, key, title in passport.claims:
-        rows = [row for row in passport.rows if row["claim"] == number]
+    for number, key, title in result.claims:
+        rows = [row for row in result.rows if row["claim"] == number]
         parts.append(_claim_part(number, title, rows))
         if key in figures:
             picture = f"![{title}]({figures[key].with_suffix('.png').name})"

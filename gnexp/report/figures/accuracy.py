@@ -38,7 +38,7 @@ def draw_figures(
 
     gradients, exponents: the rows of the tables of those names. more: makers of other figures.
     formats: of drawing.FORMATS, a file NAME.FORMAT each. Raises ValueError for another one.
-    on: of which images accuracies are, as judged_on has it; axis labels say so.
+    on: of which images accuracies are, as split_of has it; axis labels say so.
     """
     makers: dict[str, Maker] = {
         "accuracy_vs_batch": lambda: accuracy_vs_batch(lines),
@@ -221,12 +221,12 @@ def _cost(cell: Cell) -> statistics.Interval:
 def _names_without_groups(cells: Sequence[Cell]) -> dict[int, str]:
     """Name each cell (by id) by its batch size and whatever else varies, groups apart."""
 
-    def told(cell: Cell) -> Row:
+    def line_key(cell: Cell) -> Row:
         key = {k: v for k, v in cell.key.items() if k not in ("groups", "channels_per_group")}
         same = key.pop("update_batch") == key["batch"]
         return {**key, "update": "= batch" if same else str(cell.key["update_batch"])}
 
-    keys = [told(cell) for cell in cells]
+    keys = [line_key(cell) for cell in cells]
     varies = [k for k in keys[0] if len({str(key.get(k)) for key in keys}) > 1]
     varies = [k for k in varies if k not in ("batch", "norm")]
     norms = {key["norm"] for key in keys}

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from gnexp.analysis.batch_vs_update_batch import POPULATION, RUNNING
+from gnexp.analysis.batch_vs_update_batch import PRECISE, RUNNING
 from gnexp.analysis.tables.table import Row
 from gnexp.report.figures import style as drawing
 from gnexp.report.figures.style import PAGE_IN
@@ -41,7 +41,7 @@ def two_batches(rows: Sequence[Row]) -> "Figure | None":
     styles = _styles(rows, names)
     for index, name in enumerate(names):
         running = [r for r in rows if (r["series"], r["statistics"]) == (name, RUNNING)]
-        others = [r for r in rows if (r["series"], r["statistics"]) == (name, POPULATION)]
+        others = [r for r in rows if (r["series"], r["statistics"]) == (name, PRECISE)]
         turn, style = (index, len(names)), styles[name]
         around = [*running, {**_reference(running[0])}]
         open_style = {**style, "markerfacecolor": "white"}
@@ -63,7 +63,7 @@ def _furnish(axes: "Sequence[Axes]", rows: Sequence[Row]) -> None:
     keys = {"color": "#555555", "linewidth": 1.0}
     axes[0].plot([], [], "-", **keys, label=fixed)
     axes[0].plot([], [], "--", **keys, label="update batch = batch")
-    if any(row["statistics"] == POPULATION for row in rows):
+    if any(row["statistics"] == PRECISE for row in rows):
         axes[1].plot([], [], ":", **keys, label="population statistics")
     titles = ("Test accuracy (%)", "Lost by the norm (points)", "Lost by the optimizer (points)")
     for axis, title in zip(axes, titles):

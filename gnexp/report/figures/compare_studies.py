@@ -56,16 +56,16 @@ def accuracy_side_by_side(
 
 
 def difference_vs_batch(
-    rows: Sequence[Row], told: Sequence[str], names: Sequence[str]
+    rows: Sequence[Row], shown_keys: Sequence[str], names: Sequence[str]
 ) -> "Figure | None":
-    """The difference of each matched cell against batch size, a line per norm and `told` keys.
+    """The difference of each matched cell against batch size, a line per norm and `shown_keys` keys.
 
     rows: of the table `comparison`. told: columns beyond the norm that make separate lines.
     """
     lines: dict[str, list[Row]] = {}
     for row in rows:
         if row["difference"] == row["difference"]:
-            lines.setdefault(_label(row, told), []).append(row)
+            lines.setdefault(_label(row, shown_keys), []).append(row)
     if not lines:
         return None
     figure, axes = drawing.axes_grid(1, 1, COLUMN_IN, 2.6)
@@ -91,8 +91,8 @@ def _differences(
     axis.errorbar(x, y, bars, capsize=2, elinewidth=0.9, **style)
 
 
-def _label(row: Row, told: Sequence[str]) -> str:
+def _label(row: Row, shown_keys: Sequence[str]) -> str:
     fixed = row["update_batch"] != row["batch"]
     parts = [f"update {row['update_batch']}"] if fixed else []
-    parts += [f"{key.removeprefix('norm.')}={row[key]}" for key in told]
+    parts += [f"{key.removeprefix('norm.')}={row[key]}" for key in shown_keys]
     return ", ".join([norm_label(row), *parts])

@@ -33,8 +33,8 @@ def noise_vs_batch(
     epochs = sorted({min(r["epoch"] for r in rows), max(r["epoch"] for r in rows)})
     kinds = [kind for kind in kinds if any(row["parameters"] == kind for row in rows)]
     panels = [(kind, epoch) for epoch in epochs for kind in kinds]
-    told = _told_apart(rows, shared)
-    names = {_noise_label(row, told) for row in rows}
+    shown_keys = _distinguishing_keys(rows, shared)
+    names = {_noise_label(row, shown_keys) for row in rows}
     columns = len(kinds) if len(kinds) > 1 else len(epochs)
     # Kinds stand beside one another where the exponents in their legends leave room for it.
     widest = max(drawing.text_width(f"{n}: -0.00 [-0.00, -0.00]", FIT_PT) for n in names) + 0.35
@@ -49,7 +49,7 @@ def noise_vs_batch(
         here = [r for r in rows if (r["parameters"], r["epoch"]) == (kind, epoch)]
         wanted = (weights, kind, epoch)
         fits = [f for f in exponents if (f["weights"], f["parameters"], f["epoch"]) == wanted]
-        _noise_panel(axis, here, fits, told)
+        _noise_panel(axis, here, fits, shown_keys)
         when = "initialization" if epoch == 0 else f"epoch {epoch}"
         whose = weights if columns < 3 else ""  # no room
         axis.tick_params(axis="x", labelsize=8 if columns < 3 else FIT_PT)
@@ -63,17 +63,17 @@ _KIND_TITLES = {
 }
 
 
-def _noise_panel(axis: "Axes", rows: list[Row], fits: list[Row], told: list[str]) -> None:
+def _noise_panel(axis: "Axes", rows: list[Row], fits: list[Row], shown_keys: list[str]) -> None:
     groups: dict[str, list[Row]] = {}
     for row in rows:
-        groups.setdefault(_noise_label(row, told), []).append(row)
+        groups.setdefault(_noise_label(row, shown_keys), []).append(row)
     for index, (name, points) in enumerate(groups.items()):
         norm = points[0]["norm"]
         variants = [n for n, other in groups.items() if other[0]["norm"] == norm]
         style = drawing.variant_style(norm, [r["norm"] for r in rows], variants.index(name))
         apart = [p for p in points if norm == "bn" and p["at_batch"] == 1]
         fitted = [p for p in points if p not in apart]
-        fit = next((f for f in fits if _noise_label(f, told) == name), None)
+        fit = next((f for f in fits if _noise_label(f, shown_keys) == name), None)
         labelled = {**style, "label": _fit_label(name, fit)}
         _noise_line(axis, fitted, index, len(groups), labelled)
         open_marker = {**style, "markerfacecolor": "white", "zorder": 5}
@@ -98,7 +98,7 @@ def _noise_line(
         axis.errorbar(x, y, _log_error(points), elinewidth=0.9, **style)
 
 
-def _told_apart(rows: list[Row], shared: bool) -> list[str]:
+def _distinguishing_keys(rows: list[Row], shared: bool) -> list[str]:
     """Keys beyond the norm by which rows at one measured batch size differ, and so make lines."""
     keys = list(rows[0])[: list(rows[0]).index("epoch")]
     fixed = ("norm", "groups", "channels_per_group", *(() if shared else ("batch", "update_batch")))
@@ -113,8 +113,8 @@ def _told_apart(rows: list[Row], shared: bool) -> list[str]:
     ]
 
 
-def _noise_label(row: Row, told: list[str]) -> str:
-    return norm_label(row) + "".join(f", {key}={row.get(key)}" for key in told)
+def _noise_label(row: Row, shown_keys: list[str]) -> str:
+    return norm_label(row) + "".join(f", {key}={row.get(key)}" for key in shown_keys)
 
 
 def _fit_label(name: str, fit: Row | None) -> str:

@@ -41,7 +41,7 @@ CAPTIONS = {
     "compositions, with running and with the batch's own statistics; 95 % intervals over seeds "
     "(one seed: over test images). Lines that coincide are moved sideways a little.",
 }
-COMPANY_COLUMNS = 5  # panels beside one another
+COMPOSITION_COLUMNS = 5  # panels beside one another
 HEAT_COLUMNS = 5  # norms beyond which the heat maps stand below one another
 
 
@@ -152,7 +152,7 @@ def in_other_batches(
     panels = smallest + [(line, c) for line, c in others if c.key["batch"] == reference_batch]
     if not panels:
         return None
-    columns = min(len(smallest), COMPANY_COLUMNS)
+    columns = min(len(smallest), COMPOSITION_COLUMNS)
     height = 0.2 + 1.75 * -(-len(panels) // columns)
     width = COLUMN_IN if columns == 1 else PAGE_IN
     figure, axes = drawing.axes_grid(
@@ -160,7 +160,7 @@ def in_other_batches(
     )
     panel = 0.85 * width / columns
     for axis, (line, cell) in zip(axes, panels):
-        _company(axis, _of(cell, rows))
+        _compositions(axis, _of(cell, rows))
         axis.set_title(f"{drawing.wrapped(line.label, panel)}\ntrained at {cell.key['batch']}")
     for index, axis in enumerate(axes):
         axis.set_visible(index < len(panels))
@@ -172,13 +172,13 @@ def in_other_batches(
     return figure
 
 
-def _company(axis: "Axes", rows: Sequence[Row]) -> None:
+def _compositions(axis: "Axes", rows: Sequence[Row]) -> None:
     looks = [
         (kind, of) for kind in batch_composition.STATISTICS for of in batch_composition.SAME_IMAGES
     ]
     for turn, (kind, composition) in enumerate(looks):
         points = [r for r in rows if (r["statistics"], r["composition"]) == (kind, composition)]
-        style = {**_company_style(kind, composition), "markersize": 3.2, "linewidth": 1.0}
+        style = {**_composition_style(kind, composition), "markersize": 3.2, "linewidth": 1.0}
         _line(axis, points, "at_batch", "accuracy", (turn, len(looks)), style)
     sizes = sorted({r["at_batch"] for r in rows})
     drawing.size_axis(axis, sizes, "Evaluated at batch")
@@ -257,7 +257,7 @@ def _corruptions(cells: Sequence[Cell]) -> list[str]:
     return [n for n in STANDARD if n in found] + sorted(found - set(STANDARD))
 
 
-def _company_style(kind: str, composition: str) -> dict[str, Any]:
+def _composition_style(kind: str, composition: str) -> dict[str, Any]:
     """Statistics by colour, line and filling, compositions by marker."""
     own = kind != "running"
     colour = drawing.sequence_style(1 if own else 0)["color"]

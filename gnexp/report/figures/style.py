@@ -6,7 +6,7 @@ colour-blind readers can tell apart; markers for those who print in grey).
 
 from typing import TYPE_CHECKING
 
-from gnexp.analysis.eval_split import worded
+from gnexp.analysis.eval_split import for_split
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -261,4 +261,4 @@ def word_figure(figure: "Figure", on: str) -> None:
     """Word the axis labels of a figure that is not laid out yet."""
     for axes in figure.axes:
         for label in (axes.xaxis.label, axes.yaxis.label):
-            label.set_text(worded(label.get_text(), on))
+            label.set_text(for_split(label.get_text(), on))

@@ -8,7 +8,7 @@ CHECK = Path("check") / "check.csv"  # below the folder that holds the studies
 ONLY_WHEN = "holds only when"
 
 
-def passport_counts(out: Path) -> tuple[list[str], list[tuple[str, list[str]]]] | None:
+def verdict_counts(out: Path) -> tuple[list[str], list[tuple[str, list[str]]]] | None:
     """Return (norms, [(claim, a text of counts per norm)]), or None where nothing was checked.
 
     out: the folder of the studies, under which `gnexp check` writes too.
@@ -31,8 +31,8 @@ def passport_counts(out: Path) -> tuple[list[str], list[tuple[str, list[str]]]] 
         texts = []
         for norm in norms:
             kinds = ("holds", ONLY_WHEN, "holds vacuously", "fails", "undecided")
-            told = [(counts[number, norm, kind], kind) for kind in kinds]
-            texts.append(", ".join(f"{n} {kind}" for n, kind in told if n) or "not measured")
+            parts = [(counts[number, norm, kind], kind) for kind in kinds]
+            texts.append(", ".join(f"{n} {kind}" for n, kind in parts if n) or "not measured")
         table.append((f"{number}. {title}", texts))
     return norms, table
 

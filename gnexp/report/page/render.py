@@ -10,9 +10,9 @@ from urllib.parse import quote
 from gnexp.analysis import cells as grouping
 from gnexp.analysis.article_claims import tally
 from gnexp.analysis.cells import Cell
-from gnexp.analysis.eval_split import judged_on, worded
+from gnexp.analysis.eval_split import for_split, split_of
 from gnexp.analysis.tables.table import Table
-from gnexp.report.page.check_summary import passport_counts
+from gnexp.report.page.check_summary import verdict_counts
 from gnexp.report.page.sections import MAIN_FIGURE, layout
 from gnexp.store.study import Study
 
@@ -70,9 +70,9 @@ def render_page(
     """Return index.html.
 
     figures: {name: (its SVG, its caption)}, embedded whatever `formats`, the files to link to, are.
-    context: answer, headline, matrix, reference_batch.
+    context: answer, summary, matrix, reference_batch.
     """
-    on = judged_on(study)
+    on = split_of(study)
     rows = {name for name, table in tables.items() if table.rows}
     runs = tables["runs"].rows
     checks = tables["noise_check"].rows
@@ -91,9 +91,9 @@ def render_page(
         commands=distinct(study, "command"),
         versions={key: distinct(study, key) for key in VERSION_KEYS if distinct(study, key)},
         started=_span(study),
-        meanings={word: worded(meaning, on) for word, meaning in MEANINGS.items()},
+        meanings={word: for_split(meaning, on) for word, meaning in MEANINGS.items()},
         verdicts=tally(tables["article_claims"].rows, lambda row: row["verdict"]),
-        passport=passport_counts(study.out),
+        passport=verdict_counts(study.out),
         agreed=(sum(bool(row["agree"]) for row in checks), len(checks)),
         **context,
     )
@@ -151,7 +151,7 @@ def render(template: str, figures: Mapping[str, tuple[bytes, str]], **context: A
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"pretty": pretty, "worded": worded}
+    environment.filters |= {"pretty": pretty, "for_split": for_split}
     return environment.get_template(template).render(
         figures={name: _figure(*found) for name, found in figures.items()},
         css=_source("page.css"),
@@ -188,7 +188,7 @@ def _figure(svg: bytes, caption: str) -> Mapping[str, str]:
 
 def _about(study: Study, cells: Sequence[Cell]) -> list[str]:
     """Return what was trained on what, once per data set and model."""
-    told: dict[str, None] = {}
+    parts: dict[str, None] = {}
     for record in study.runs:
         data, config = record.result.get("data", {}), record.config
         title = data.get("title") or config.get("data", {}).get("name")
@@ -197,10 +197,10 @@ def _about(study: Study, cells: Sequence[Cell]) -> list[str]:
         checksum = f", checksum {str(data['checksum'])[:8]}" if data.get("checksum") else ""
         model = config.get("model", {}).get("name")
         if record.result or not cells:
-            told[f"{model} on {title}{size}{checksum}"] = None
+            parts[f"{model} on {title}{size}{checksum}"] = None
         if grouping.epsilon(config) != grouping.NOT_PRIVATE:
-            told[worded(PRIVATE, judged_on(study))] = None
-    return list(told)
+            parts[for_split(PRIVATE, split_of(study))] = None
+    return list(parts)
 
 
 def _mixed(study: Study) -> list[str]:

@@ -55,7 +55,7 @@ SECTIONS = (
             _block("matrix"),
             _table("accuracy", "Every cell with its interval"),
             _figure("accuracy_vs_groups", wide=True),
-            _block("headline"),
+            _block("summary"),
         ),
         nav="Accuracy",
         always=True,

@@ -12,10 +12,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from gnexp.analysis.cells import Series
-from gnexp.analysis.comparisons import Setting, Versus, between, flatness_rows, settings
-from gnexp.analysis.eval_split import judged_on, worded
+from gnexp.analysis.comparisons import (
+    ComparisonGroup,
+    NormComparison,
+    between,
+    flatness_rows,
+    settings,
+)
+from gnexp.analysis.eval_split import for_split, split_of
 from gnexp.analysis.inference import ALPHA, TOO_FEW
-from gnexp.analysis.leaders import MARGIN, NOT_TESTED, Place, places
+from gnexp.analysis.leaders import MARGIN, NOT_TESTED, BatchVerdict, places
 from gnexp.analysis.lr_search import tuned_cells
 from gnexp.analysis.samples import BOUND
 from gnexp.report.text import phrases as words
@@ -42,8 +48,8 @@ def answer(
         return ["No seed is finished yet."]
     found = settings(lines)
     order = sorted(found, key=lambda one: -sum(len(line.cells) for line in one.lines))
-    told = [_of_setting(one, lines, reference_batch, margin) for one in order]
-    shown = told[:MOST_SETTINGS]
+    answers = [_of_setting(one, lines, reference_batch, margin) for one in order]
+    shown = answers[:MOST_SETTINGS]
     trained = training([one.lines for one in order[:MOST_SETTINGS]], tuned)
     for setting, one, sentence in zip(order, shown, trained):
         if _any_complete(setting):
@@ -57,7 +63,7 @@ def answer(
         name = words.capital(words.setting(setting, found))
         own = [*one.leads, *(text for text in one.beside if text not in shared)]
         sentences += [f"{name}: {words.lowered(text)}" for text in own]
-    rest = len(told) - len(shown)
+    rest = len(answers) - len(shown)
     more = [f"{rest} more setting{'s are' if rest > 1 else ' is'} in the tables."] * bool(rest)
     return [*sentences, *more, *shared, *_method(shown, margin)]
 
@@ -67,38 +73,38 @@ def study_answer(
 ) -> list[str]:
     """Return the answer of a study's series; of images held out where those are judged on."""
     tuned = bool(tuned_cells(study))
-    on = judged_on(study)
-    return [worded(text, on) for text in answer(lines, reference_batch, margin, tuned)]
+    on = split_of(study)
+    return [for_split(text, on) for text in answer(lines, reference_batch, margin, tuned)]
 
 
 @dataclass(frozen=True)
-class _Told:
+class _Answer:
     """A setting's sentences: who leads, and what stands beside it; tested: its comparisons."""
 
     leads: list[str]
     beside: list[str]
-    tested: list[Versus]
+    tested: list[NormComparison]
     with_bn: int
     others: int
 
 
 def _of_setting(
-    setting: Setting, lines: Sequence[Series], reference_batch: int, margin: float
-) -> _Told:
+    setting: ComparisonGroup, lines: Sequence[Series], reference_batch: int, margin: float
+) -> _Answer:
     names = words.names(setting)
     found = places(setting, margin)
     if not any(cell.scored for line in setting.lines for cell in line.cells):
-        return _Told(["No seed is finished yet."], [], [], 0, 0)
+        return _Answer(["No seed is finished yet."], [], [], 0, 0)
     if not _any_complete(setting):
-        return _Told([_diverged(setting)], [], [], 0, 0)
+        return _Answer([_diverged(setting)], [], [], 0, 0)
     if len(setting.lines) == 1:
-        return _Told(_alone(setting, names[0], lines, reference_batch), [], [], 0, 0)
+        return _Answer(_single_norm(setting, names[0], lines, reference_batch), [], [], 0, 0)
     if not found:
-        return _Told([_nothing_in_common(setting, names)], [], [], 0, 0)
+        return _Answer([_nothing_in_common(setting, names)], [], [], 0, 0)
     compared = [place for place in found if place.kind != NOT_TESTED]
     beside = gaps(setting, found if compared else [], names)
     if not compared:
-        return _Told(_untested(found, setting, names), beside, [], 0, 0)
+        return _Answer(_untested(found, setting, names), beside, [], 0, 0)
     tested = {
         (place.batch, min(i, j), max(i, j)): one
         for place in found
@@ -107,18 +113,18 @@ def _of_setting(
     bn = _number(setting)
     with_bn = sum(bn in (i, j) for _, i, j in tested)
     leads = lead_sentences(compared, names, bn)
-    return _Told(leads, beside, [*tested.values()], with_bn, len(tested) - with_bn)
+    return _Answer(leads, beside, [*tested.values()], with_bn, len(tested) - with_bn)
 
 
-def _any_complete(setting: Setting) -> bool:
+def _any_complete(setting: ComparisonGroup) -> bool:
     return any(cell.of("complete") for line in setting.lines for cell in line.cells)
 
 
-def _number(setting: Setting) -> int | None:
+def _number(setting: ComparisonGroup) -> int | None:
     return next((i for i, line in enumerate(setting.lines) if line is setting.bn), None)
 
 
-def _diverged(setting: Setting) -> str:
+def _diverged(setting: ComparisonGroup) -> str:
     batches = sorted({cell.key["batch"] for line in setting.lines for cell in line.cells})
     who = "every norm" if len(setting.lines) > 1 else words.names(setting)[0]
     return (
@@ -127,7 +133,9 @@ def _diverged(setting: Setting) -> str:
     )
 
 
-def _untested(found: Sequence[Place], setting: Setting, names: Sequence[str]) -> list[str]:
+def _untested(
+    found: Sequence[BatchVerdict], setting: ComparisonGroup, names: Sequence[str]
+) -> list[str]:
     """Say why nothing has a p: one seed each, or no spread."""
     place = found[0]
     first, *others = sorted(place.cells, key=lambda i: (-place.mean(i), i))
@@ -151,30 +159,32 @@ def _untested(found: Sequence[Place], setting: Setting, names: Sequence[str]) ->
     ]
 
 
-def _nothing_in_common(setting: Setting, names: Sequence[str]) -> str:
+def _nothing_in_common(setting: ComparisonGroup, names: Sequence[str]) -> str:
     """Say that no two norms were trained at one batch size."""
-    told = [
+    answers = [
         f"{name} at batch {words.spelled([cell.key['batch'] for cell in line.cells])}"
         for name, line in zip(names, setting.lines)
     ]
     first = words.spelled([cell.key["batch"] for cell in setting.lines[0].cells])
     return (
-        f"Nothing can be compared: {words.some(told)} have no batch size in common; train all of "
+        f"Nothing can be compared: {words.some(answers)} have no batch size in common; train all of "
         f"them at batch {first}."
     )
 
 
-def _alone(setting: Setting, name: str, lines: Sequence[Series], reference_batch: int) -> list[str]:
+def _single_norm(
+    setting: ComparisonGroup, name: str, lines: Sequence[Series], reference_batch: int
+) -> list[str]:
     """Say that one norm is alone, and what its smallest batch costs."""
     (line,) = setting.lines
     which = "other norms" if line.norm == "bn" else "norm=bn"
     batches = words.spelled([cell.key["batch"] for cell in line.cells])
-    told = [f"Only {name} was trained; train {which} at batch {batches} to compare."]
+    answers = [f"Only {name} was trained; train {which} at batch {batches} to compare."]
     for row in flatness_rows(lines, reference_batch):
         here = all(row.get(key) == value for key, value in line.cells[0].key.items())
         if here and row["p_holm"] == row["p_holm"]:
-            return [*told, _lost(row)]
-    return told
+            return [*answers, _lost(row)]
+    return answers
 
 
 def _lost(row: dict[str, Any]) -> str:
@@ -191,17 +201,17 @@ def _lost(row: dict[str, Any]) -> str:
     )
 
 
-def _method(told: Sequence[_Told], margin: float) -> list[str]:
+def _method(answers: Sequence[_Answer], margin: float) -> list[str]:
     """Return in a list the sentence on what the intervals hold; empty if nothing was tested."""
-    tested = [one.difference for each in told for one in each.tested]
+    tested = [one.difference for each in answers for one in each.tested]
     if not tested:
         return []
     over = " within each setting"
-    if len(told) == 1:
-        n, m = told[0].with_bn, told[0].others
-        said = [f"{n} comparison{'s' * (n != 1)} with BN"] * bool(n)
-        said += [f"{m} between {'other ' * bool(n)}norms"] * bool(m)
-        over = f" over {' and '.join(said)}"
+    if len(answers) == 1:
+        n, m = answers[0].with_bn, answers[0].others
+        counted = [f"{n} comparison{'s' * (n != 1)} with BN"] * bool(n)
+        counted += [f"{m} between {'other ' * bool(n)}norms"] * bool(m)
+        over = f" over {' and '.join(counted)}"
     seeds = statistics.median(one.se_seeds for one in tested)
     sources = f"a typical standard error is {100 * seeds:.2f} points from seeds"
     known = [one for one in tested if one.images]

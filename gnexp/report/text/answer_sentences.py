@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gnexp.analysis.comparisons import Versus
+from gnexp.analysis.comparisons import NormComparison
 from gnexp.analysis.inference import UNDECIDED
 from gnexp.analysis.leaders import (
     ALL,
@@ -15,7 +15,7 @@ from gnexp.analysis.leaders import (
     OPEN,
     TIED,
     UNKNOWN,
-    Place,
+    BatchVerdict,
     Stretch,
     joined,
     stretches,
@@ -26,14 +26,16 @@ MOST = 4  # stretches of batch sizes that are told one by one
 MOST_WORDS = 45  # of a sentence
 
 
-def lead_sentences(found: Sequence[Place], names: Sequence[str], bn: int | None) -> list[str]:
+def lead_sentences(
+    found: Sequence[BatchVerdict], names: Sequence[str], bn: int | None
+) -> list[str]:
     """Return the sentences on the batch sizes found; names: of the lines, bn: the number of BN."""
-    told = stretches(found, bn)
-    if len(told) > MOST:
-        told = joined(told, bn)
-    shown = sorted(told, key=lambda one: -len(one.places))[:MOST]
+    phrase = stretches(found, bn)
+    if len(phrase) > MOST:
+        phrase = joined(phrase, bn)
+    shown = sorted(phrase, key=lambda one: -len(one.places))[:MOST]
     sentences, left = [], []
-    for one in told:
+    for one in phrase:
         if one in shown:
             sentences += _Stretch(one, [place.batch for place in found], names, bn).sentences()
         else:
@@ -51,7 +53,7 @@ class _Stretch:
     bn: int | None
 
     @property
-    def places(self) -> list[Place]:
+    def places(self) -> list[BatchVerdict]:
         """The places from the outer end inwards: the numbers that are told are of the first."""
         return self.of.places[::-1] if self.of.from_end else self.of.places
 
@@ -89,11 +91,11 @@ class _Stretch:
         left = [*beaten, *(i for i in self.of.out if i not in beaten)]
         left.sort(key=lambda i: i != self.bn)
         out = words.either(self.names_of(left), most=2)
-        told = f"{self.where}, use {use}, not {out}: {'the first' if near else 'it'} leads "
-        told += self.by(beaten[0])
+        phrase = f"{self.where}, use {use}, not {out}: {'the first' if near else 'it'} leads "
+        phrase += self.by(beaten[0])
         partly = self.partly(near)
-        fits = len(f"{told}{partly}".split()) <= MOST_WORDS  # the tables have it too
-        return f"{told}{partly * fits}."
+        fits = len(f"{phrase}{partly}".split()) <= MOST_WORDS  # the tables have it too
+        return f"{phrase}{partly * fits}."
 
     def use_one(self, beaten: Sequence[int]) -> str:
         others = len(self.names) - 1
@@ -130,13 +132,13 @@ class _Stretch:
             f"{words.would_decide(versus)}."
         )
 
-    def far_below(self, told: int | None) -> list[str]:
+    def far_below(self, phrase: int | None) -> list[str]:
         """Return in a list who else is far below the leader undecided; empty if nobody is."""
         found = [
             (i, place.batch)
             for place in self.places
             for i in place.among(self.of.leader, APART)
-            if i != told and i not in place.led and place.mean(i) < place.mean(self.of.leader)
+            if i != phrase and i not in place.led and place.mean(i) < place.mean(self.of.leader)
         ]
         if not found:
             return []
@@ -156,7 +158,7 @@ class _Stretch:
     def names_of(self, lines: Sequence[int]) -> list[str]:
         return [self.names[i] for i in lines]
 
-    def versus(self, rival: int) -> Versus:
+    def versus(self, rival: int) -> NormComparison:
         """Return the comparison to tell: the outermost in which the leader's mean is above.
 
         Of those that are decided, one whose interval does not end at 0: such an end is Holm's
@@ -179,7 +181,7 @@ class _Stretch:
         size = words.points(versus.difference.difference)
         return f"{self.names[rival]} by {size}{self.at(versus)} {self.interval(rival)}"
 
-    def at(self, versus: Versus) -> str:
+    def at(self, versus: NormComparison) -> str:
         return f" at batch {versus.batch}" * (len(self.places) > 1)
 
     def interval(self, rival: int) -> str:

@@ -51,18 +51,18 @@ def _at_size(here: dict[str, Cell], rows: Sequence[Row], size: int, reference: i
     counts = {seeds(row["n"], row["n_reference"]) for *_, row in lower}
     n = f", {next(iter(counts))}" if len(counts) == 1 else ""
     lost = [f"{label} ({why})" for label, cell in here.items() if (why := _lost(cell))]
-    told = []
+    parts = []
     if lower:
         falls = [_fall(*one, not n) for one in sorted(lower, key=lambda one: one[:2])]
-        told.append(
+        parts.append(
             f"{len(lower)} of {len(here)} are below their own accuracy at batch {reference}, "
             f"worst first: {', '.join(falls)} points (simultaneous 95 % intervals{n})"
         )
     else:
-        told.append(f"none of {len(here)} is decidedly below its own accuracy at {reference}")
+        parts.append(f"none of {len(here)} is decidedly below its own accuracy at {reference}")
     if lost:
-        told.append(f"not above chance: {', '.join(lost)}")
-    return f"At batch {size}, {'; '.join(told)}."
+        parts.append(f"not above chance: {', '.join(lost)}")
+    return f"At batch {size}, {'; '.join(parts)}."
 
 
 def _lost(cell: Cell) -> str:
@@ -73,10 +73,10 @@ def _lost(cell: Cell) -> str:
         for accuracy in cell.accuracies
     )
     every = diverged + len(cell.accuracies)
-    told = [
+    parts = [
         f"{n} of {every} {what}" for n, what in ((diverged, "diverged"), (chance, "at chance")) if n
     ]
-    return ", ".join(told)
+    return ", ".join(parts)
 
 
 def _fall(difference: float, label: str, row: Row, with_n: bool) -> str:

@@ -6,14 +6,14 @@ from typing import Any
 
 from gnexp.analysis import statistics
 from gnexp.analysis.cells import NORM_LABELS, Cell, Series, chosen, telling
-from gnexp.analysis.comparisons import Setting, Versus
+from gnexp.analysis.comparisons import ComparisonGroup, NormComparison
 from gnexp.analysis.inference import ALPHA, seeds_to_decide
 
 MOST_BATCHES = 4  # that are spelled out
 SCATTERS = 2.0  # times the other's standard deviation over seeds
 
 
-def names(setting: Setting) -> list[str]:
+def names(setting: ComparisonGroup) -> list[str]:
     """Return the setting's norms as a person would call them: 'BN', 'GN with 8 groups'."""
     keys = [line.key for line in setting.lines]
     return ["BN" if line is setting.bn else name(line, keys) for line in setting.lines]
@@ -33,17 +33,17 @@ def name(line: Series, keys: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _more(line: Series, keys: Sequence[Mapping[str, Any]]) -> str:
-    told = [
+    parts = [
         chosen(column, line.key[column], [key.get(column) for key in keys])
         for column in telling(line.key, keys)
         if column != "tuned" and line.key[column] != "tuned"  # told of all of them together
     ]
-    return f" ({', '.join(told)})" if told else ""
+    return f" ({', '.join(parts)})" if parts else ""
 
 
-def setting(one: Setting, among: Sequence[Setting]) -> str:
+def setting(one: ComparisonGroup, among: Sequence[ComparisonGroup]) -> str:
     """Return what tells a setting from the others: 'with model=resnet8', 'trained from scratch'."""
-    told, start = [], ""
+    parts, start = [], ""
     for key in dict.fromkeys(key for other in among for key in other.key):
         values = [other.key.get(key) for other in among]
         if len(set(map(repr, values))) < 2 or (key == "lr" and key not in one.key):
@@ -52,8 +52,8 @@ def setting(one: Setting, among: Sequence[Setting]) -> str:
         if key == "init_from":
             start = f"trained {text}"
         else:
-            told.append(text)
-    with_all = f"with {spelled(told)}" if told else ""
+            parts.append(text)
+    with_all = f"with {spelled(parts)}" if parts else ""
     if not (start or with_all):
         return "with the rates that were tuned"
     return " ".join(filter(None, (start, with_all)))
@@ -73,19 +73,19 @@ def some(items: Sequence[str], most: int = 3, last: str = "and") -> str:
 
 def either(items: Sequence[str], most: int = 3, among_them: str = "") -> str:
     """Return 'LN, IN or 2 more'; 'LN, IN or 2 more, BN among them' where that one is not named."""
-    told = some(items, most, "or")
+    parts = some(items, most, "or")
     hidden = len(items) > most + 1 and among_them in items[most:]
-    return f"{told}, {among_them} among them" if hidden else told
+    return f"{parts}, {among_them} among them" if hidden else parts
 
 
 def where(batches: Iterable[int], all_batches: Sequence[int]) -> str:
     """Return 'At every batch size (1 and 2)', 'Up to batch 4', 'From batch 8 up', ..."""
     batches = sorted(batches)
     if len(batches) == len(all_batches) > 1:
-        told = spelled(all_batches)
+        parts = spelled(all_batches)
         if len(all_batches) > MOST_BATCHES:
-            told = f"{all_batches[0]} to {all_batches[-1]}"
-        return f"At every batch size ({told})"
+            parts = f"{all_batches[0]} to {all_batches[-1]}"
+        return f"At every batch size ({parts})"
     n = len(batches)
     if n > 1 and batches == list(all_batches[:n]):
         return f"Up to batch {batches[-1]}"
@@ -94,7 +94,7 @@ def where(batches: Iterable[int], all_batches: Sequence[int]) -> str:
     return f"At batch {spelled(batches)}"
 
 
-def interval(one: Versus, first: str, second: str) -> str:
+def interval(one: NormComparison, first: str, second: str) -> str:
     """Return '(95 % interval 10.9 to 13.7, n = 5 each)', and which of the two diverged."""
     a, b = one.difference.n_a, one.difference.n_b
     lost = [
@@ -128,7 +128,7 @@ def bounds(lo: float, hi: float) -> str:
     return f"{'above 0' if lo == 0 else below} to {'below 0' if hi == 0 else above}"
 
 
-def would_decide(one: Versus) -> str:
+def would_decide(one: NormComparison) -> str:
     """Return how many seeds, or what else, would decide a difference of this size."""
     family = one.adjusted.family
     lo, hi = seeds_to_decide(one.difference, family)
@@ -145,7 +145,7 @@ def would_decide(one: Versus) -> str:
     return f"{lo if lo == hi else f'{lo} to {hi}'} seeds each would decide it"
 
 
-def scatters(one: Versus, first: str, second: str) -> str:
+def scatters(one: NormComparison, first: str, second: str) -> str:
     """Return which of the two scatters more from seed to seed, "" if both about alike."""
     a, b = (statistics.t_interval(cell.scored).sd for cell in (one.cell, one.other))
     if a != a or b != b or max(a, b) < SCATTERS * min(a, b):

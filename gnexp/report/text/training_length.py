@@ -19,10 +19,10 @@ def training(groups: Sequence[Sequence[Series]], tuned: bool) -> list[list[str]]
     say.
     """
     of = [[cell for line in lines for cell in line.cells] for lines in groups]
-    told = [_budget(cells, tuned) for cells in of]
-    if len(set(told)) == 1:
+    parts = [_budget(cells, tuned) for cells in of]
+    if len(set(parts)) == 1:
         of = [[cell for cells in of for cell in cells]] * len(of)
-    return [_sentence(budget, cells) for budget, cells in zip(told, of)]
+    return [_sentence(budget, cells) for budget, cells in zip(parts, of)]
 
 
 def _budget(cells: Sequence[Cell], tuned: bool) -> tuple[str, bool]:
@@ -39,10 +39,10 @@ def _sentence(budget: tuple[str, bool], cells: Sequence[Cell]) -> list[str]:
     text, short = budget
     if not text:
         return []
-    told = f"{'Training was short:' if short else 'Trained for'} {text}"
+    parts = f"{'Training was short:' if short else 'Trained for'} {text}"
     reached = [accuracy for cell in cells for accuracy in _train_accuracy(cell)]
-    told += f"; final training accuracy {words.percents(reached)}" if reached else ""
-    return [f"{told}.{' The answer holds for this budget.' * short}"]
+    parts += f"; final training accuracy {words.percents(reached)}" if reached else ""
+    return [f"{parts}.{' The answer holds for this budget.' * short}"]
 
 
 def _images(cell: Cell) -> int:

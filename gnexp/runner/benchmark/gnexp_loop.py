@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from gnexp.data.device_images import DeviceImages
+from gnexp.data.device_images import DeviceDataset
 from gnexp.data.update_blocks import update_blocks
 from gnexp.runner.benchmark.timer import Window
 from gnexp.training.cuda_graph import GraphStep
@@ -21,7 +21,7 @@ Block = tuple[Tensor, Tensor]
 
 
 def endless_blocks(
-    images: DeviceImages, seeds: Sequence[int], batch: int, augment: str
+    images: DeviceDataset, seeds: Sequence[int], batch: int, augment: str
 ) -> Iterator[Block]:
     """Yield (x_RUNCHW, y_RUN) of epoch after epoch, prepared when they are asked for."""
     for epoch in itertools.count(1):

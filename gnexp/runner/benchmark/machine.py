@@ -12,10 +12,10 @@ from gnexp.config.torchrun import cores
 from gnexp.runner.benchmark import hardware, measurement
 from gnexp.runner.benchmark.measurement import GNEXP, PLAIN, Measured, Row, Task
 from gnexp.runner.benchmark.processes import Work, measure_together
-from gnexp.runner.benchmark.timer import Neighbours
+from gnexp.runner.benchmark.timer import Peers
 from gnexp.runner.build import data
 from gnexp.runner.build import model as networks
-from gnexp.runner.schedule import most_together
+from gnexp.runner.schedule import max_stack_size
 
 
 @dataclass
@@ -51,7 +51,7 @@ class Machine:
     def _measure(self, work: Work, tasks: Sequence[Task]) -> list[list]:
         """Return what `work` gives for tasks that are measured at the same time."""
         if self.device.type == "cuda":
-            return [work(task, Neighbours()) for task in tasks]  # one task: one process
+            return [work(task, Peers()) for task in tasks]  # one task: one process
         return measure_together(work, tasks)
 
     def measure_products(self, run: TrainConfig) -> None:
@@ -72,7 +72,7 @@ class Machine:
 
     def gnexp(self, run: TrainConfig) -> list[Row]:
         """Time gnexp once, all processes at the same time; return one row, of their sum."""
-        stack = min(len(run.seeds), most_together(self.device.type, run.batch))
+        stack = min(len(run.seeds), max_stack_size(self.device.type, run.batch))
         part = dataclasses.replace(run, seeds=run.seeds[:stack])
         task = Task(part, self.seconds, (self.gnexp_threads,))
         results = self._measure(measurement.measure_gnexp, [task] * self.processes)

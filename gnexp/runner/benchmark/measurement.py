@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from gnexp.config.schema import TrainConfig
-from gnexp.data.device_images import DeviceImages, augmentation, channel_statistics
+from gnexp.data.device_images import DeviceDataset, augmentation, channel_statistics
 from gnexp.runner.benchmark import hardware
 from gnexp.runner.benchmark.gnexp_loop import endless_blocks, synchronize, train_grid
 from gnexp.runner.benchmark.plain_loop import (
@@ -23,10 +23,10 @@ from gnexp.runner.benchmark.plain_loop import (
     plain_transform,
     train_plain,
 )
-from gnexp.runner.benchmark.timer import Neighbours, Timing, Window
+from gnexp.runner.benchmark.timer import Peers, Timing, Window
 from gnexp.runner.build import data
 from gnexp.runner.build import model as networks
-from gnexp.runner.build import step as stepping
+from gnexp.runner.build import step as build_step
 from gnexp.training.lr_schedule import peak_rate
 
 Row = dict[str, Any]
@@ -64,12 +64,12 @@ class Measured:
     peak_allocated_bytes: int | None
 
 
-def measure_plain(task: Task, neighbours: Neighbours) -> list[Measured]:
+def measure_plain(task: Task, peers: Peers) -> list[Measured]:
     """Time the plain loop on the first seed, with each number of threads in turn."""
-    return [_plain(task, neighbours, threads) for threads in task.threads]
+    return [_plain(task, peers, threads) for threads in task.threads]
 
 
-def _plain(task: Task, neighbours: Neighbours, threads: int) -> Measured:
+def _plain(task: Task, peers: Peers, threads: int) -> Measured:
     torch.set_num_threads(threads)
     config, device = task.config, data.pick_device(task.config.device)
     images = data.images_of(config.data)
@@ -83,7 +83,7 @@ def _plain(task: Task, neighbours: Neighbours, threads: int) -> Measured:
     model = networks.seeded_model(config, len(images.classes), config.seeds[0]).to(device)
     optimizer = plain_optimizer(model, _rate(config), config.momentum, config.weight_decay)
     loader = plain_loader(pictures, config.batch, config.seeds[0], device)
-    window = Window(task.seconds, partial(synchronize, device), neighbours)
+    window = Window(task.seconds, partial(synchronize, device), peers)
     train_plain(model, loader, optimizer, window, config.precision)
     reserved, allocated = memory.peaks() or (_peak_of_processes(), None)
     return Measured(
@@ -99,7 +99,7 @@ def _plain(task: Task, neighbours: Neighbours, threads: int) -> Measured:
     )
 
 
-def measure_gnexp(task: Task, neighbours: Neighbours) -> list[Measured]:
+def measure_gnexp(task: Task, peers: Peers) -> list[Measured]:
     """Time the step that `gnexp train` makes for all seeds of the config."""
     (threads,) = task.threads
     torch.set_num_threads(threads)
@@ -109,17 +109,17 @@ def measure_gnexp(task: Task, neighbours: Neighbours) -> list[Measured]:
     gc.collect()
     memory = hardware.DeviceMemory(device)
     # Not the images that `build` keeps on the device: these are to be counted.
-    images = DeviceImages(source, device, mean, std)
+    images = DeviceDataset(source, device, mean, std)
     models = [
         networks.seeded_model(config, len(source.classes), s).to(device) for s in config.seeds
     ]
-    step, note = stepping.training_step([config] * len(models), models, images)
+    step, note = build_step.training_step([config] * len(models), models, images)
     if note:
         print(note, flush=True)
     gc.collect()  # the layout that was slower
     at_start = memory.peaks()
     memory.settle()
-    window = Window(task.seconds, partial(synchronize, device), neighbours)
+    window = Window(task.seconds, partial(synchronize, device), peers)
     blocks = endless_blocks(images, config.seeds, config.batch, config.data.augment)
     train_grid(step, blocks, _rate(config), window, config.precision)
     reserved, allocated = memory.peaks() or (_peak_of_processes(), None)
@@ -140,13 +140,13 @@ def measure_gnexp(task: Task, neighbours: Neighbours) -> list[Measured]:
     ]
 
 
-def measure_products(task: Task, neighbours: Neighbours) -> list[float]:
+def measure_products(task: Task, peers: Peers) -> list[float]:
     """Return the FLOP/s of matrix products with each number of threads."""
     device = data.pick_device(task.config.device)
     rates = []
     for threads in task.threads:
         torch.set_num_threads(threads)
-        window = Window(task.seconds, partial(synchronize, device), neighbours)
+        window = Window(task.seconds, partial(synchronize, device), peers)
         rates.append(hardware.multiply(device, task.config.precision, window))
     return rates
 

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
-from gnexp.runner.benchmark.timer import Neighbours
-from gnexp.runner.process_pool import EndsWithThis, WorkerDied, deaf_to_ctrl_c
+from gnexp.runner.benchmark.timer import Peers
+from gnexp.runner.process_pool import EndsWithThis, WorkerDied, ignore_sigint
 
-Work = Callable[[Any, Neighbours], Any]
+Work = Callable[[Any, Peers], Any]
 
 
 class MeasurementFailed(RuntimeError):
@@ -28,12 +28,12 @@ def measure_together(work: Work, tasks: Sequence[Any]) -> list[Any]:
             ours, theirs = context.Pipe()
             # Not a daemon: a loader must be able to have workers of its own.
             process = context.Process(target=_serve, args=(EndsWithThis(), theirs, work, task))
-            with deaf_to_ctrl_c():
+            with ignore_sigint():
                 process.start()
             theirs.close()
             crew.append((process, ours))
         while True:
-            answers = [_hear(*member) for member in crew]
+            answers = [_receive(*member) for member in crew]
             if answers[0][0] == "done":
                 for process, _ in crew:
                     process.join()
@@ -47,7 +47,7 @@ def measure_together(work: Work, tasks: Sequence[Any]) -> list[Any]:
             connection.close()
 
 
-def _hear(process: Any, connection: Connection) -> tuple[str, Any]:
+def _receive(process: Any, connection: Connection) -> tuple[str, Any]:
     try:
         kind, payload = connection.recv()
     except (EOFError, OSError):
@@ -58,7 +58,7 @@ def _hear(process: Any, connection: Connection) -> tuple[str, Any]:
     return kind, payload
 
 
-class _Crew(Neighbours):
+class _Processes(Peers):
     """Neighbours in other processes, heard of through the one that started all."""
 
     def __init__(self, connection: Connection) -> None:
@@ -85,7 +85,7 @@ def _serve(_: None, connection: Connection, work: Work, task: Any) -> None:
     # As in a user's own program: a loader would start its workers by "spawn", as we were started.
     multiprocessing.set_start_method(None, force=True)
     try:
-        connection.send(("done", work(task, _Crew(connection))))
+        connection.send(("done", work(task, _Processes(connection))))
     except (EOFError, BrokenPipeError):  # the parent is gone
         pass
     except Exception:

@@ -23,7 +23,7 @@ class Timing:
         return self.examples / self.time_s
 
 
-class Neighbours:
+class Peers:
     """What a timing knows of those beside it; alone, that nobody is there."""
 
     def wait(self) -> None:
@@ -41,11 +41,9 @@ class Window:
     working until its neighbours are timed too, so that no one has the machine for itself.
     """
 
-    def __init__(
-        self, seconds: float, synchronize: Callable[[], None], neighbours: Neighbours
-    ) -> None:
+    def __init__(self, seconds: float, synchronize: Callable[[], None], peers: Peers) -> None:
         self.synchronize = synchronize
-        self._seconds, self._neighbours = seconds, neighbours
+        self._seconds, self._neighbours = seconds, peers
         self._examples = self._updates = 0
         self._start = 0.0
         self._warm_updates, self._warm_start = 0, None

@@ -9,13 +9,13 @@ import torch
 from gnexp.config.resolve import resolve
 from gnexp.config.schema import DataConfig, TrainConfig, is_private
 from gnexp.config.torchrun import cores
-from gnexp.data.device_images import DeviceImages
-from gnexp.data.sources import Images, hold_out, load_images
+from gnexp.data.device_images import DeviceDataset
+from gnexp.data.sources import Dataset, hold_out, load_images
 from gnexp.runner.build import initial_weights
-from gnexp.training.loop import Recipe
+from gnexp.training.loop import TrainSettings
 
 
-def images_of(data: DataConfig) -> Images:
+def images_of(data: DataConfig) -> Dataset:
     """Load the images a config names; the same ones are loaded once per call, see `forget`.
 
     With a validation split, its images are where the test images would be.
@@ -51,21 +51,21 @@ def default_delta(train_size: int) -> float:
 
 
 @functools.lru_cache(maxsize=2)
-def _images(name, root, train_limit, test_limit, size, title) -> Images:
+def _images(name, root, train_limit, test_limit, size, title) -> Dataset:
     return load_images(name, root, train_limit, test_limit, size, title)
 
 
 @functools.lru_cache(maxsize=2)
-def _held_out(source: tuple, validation: float | int) -> Images:
+def _held_out(source: tuple, validation: float | int) -> Dataset:
     return hold_out(_images(*source), validation)
 
 
 @functools.lru_cache(maxsize=4)
-def _on_device(images: Images, mean, std, device: torch.device) -> DeviceImages:
-    return DeviceImages(images, device, mean=mean, std=std)
+def _on_device(images: Dataset, mean, std, device: torch.device) -> DeviceDataset:
+    return DeviceDataset(images, device, mean=mean, std=std)
 
 
-def device_images(data: DataConfig, device: torch.device) -> DeviceImages:
+def device_images(data: DataConfig, device: torch.device) -> DeviceDataset:
     """Return the images as tensors on the device; uploaded once per call, see `forget`."""
     mean, std = (tuple(v) if v else None for v in (data.mean, data.std))
     return _on_device(images_of(data), mean, std, device)
@@ -107,9 +107,9 @@ def worker_count(workers: int | None, device: str) -> int:
     return cores()
 
 
-def recipe(config: TrainConfig) -> Recipe:
+def train_settings(config: TrainConfig) -> TrainSettings:
     """Return the protocol's numbers for a resolved config."""
-    return Recipe(
+    return TrainSettings(
         batch=config.batch,
         update_batch=config.update_batch,
         epochs=config.epochs,

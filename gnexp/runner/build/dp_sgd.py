@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from gnexp.config.identity import norm_label
-from gnexp.config.schema import CUSTOM, TrainConfig, is_foreign
-from gnexp.data.device_images import DeviceImages
+from gnexp.config.schema import CUSTOM, TrainConfig, is_external
+from gnexp.data.device_images import DeviceDataset
 from gnexp.measure.per_example import find_mixing_layer
 from gnexp.runner.build.data import default_delta
 
@@ -37,7 +37,7 @@ def budget(config: TrainConfig, train_size: int) -> "Budget":
 
 
 def step(
-    config: TrainConfig, model: nn.Module, seed: int, images: DeviceImages, frugal: bool
+    config: TrainConfig, model: nn.Module, seed: int, images: DeviceDataset, low_memory: bool
 ) -> "PrivateStep":
     """Return what trains one seed of a private run. frugal: image by image, for little memory."""
     from gnexp.training.dp_sgd import PrivateStep
@@ -45,7 +45,7 @@ def step(
     train_size = len(images.x_train)
     return PrivateStep(
         model,
-        1 if frugal else config.batch,
+        1 if low_memory else config.batch,
         config.update_batch,
         config.momentum,
         config.weight_decay,
@@ -56,20 +56,20 @@ def step(
     )
 
 
-def hooks_fail(config: TrainConfig, model: nn.Module, images: DeviceImages) -> bool:
+def hooks_fail(config: TrainConfig, model: nn.Module, images: DeviceDataset) -> bool:
     """Return whether the gradients of a model need torch.func; tried with noise for images."""
-    from gnexp.training.dp_sgd import refusal
+    from gnexp.training.dp_sgd import why_no_private_gradient
 
-    if not is_foreign(config.model) and config.norm["name"] != CUSTOM:
+    if not is_external(config.model) and config.norm["name"] != CUSTOM:
         return False
     draw = torch.Generator().manual_seed(0)
     x_NCHW = torch.randn(TRIAL, *images.x_train.shape[1:], generator=draw)
     device = images.x_train.device
     y_N = torch.zeros(TRIAL, dtype=torch.int64, device=device)
-    return refusal(model, x_NCHW.to(device), y_N) is not None
+    return why_no_private_gradient(model, x_NCHW.to(device), y_N) is not None
 
 
-def neighbours(train_size: int) -> str:
+def neighbouring_sets(train_size: int) -> str:
     """Return what data sets epsilon tells apart, as the accountant assumes it.
 
     Sampling rate and expected batch are the same for both, so that N is no secret; and one image
@@ -102,7 +102,7 @@ def record(config: TrainConfig, train_size: int, updates: int) -> dict[str, Any]
         "clip": config.privacy.clip,
         "sampling_rate": plan.sampling_rate,
         "accountant": ACCOUNTANT,
-        "neighbours": neighbours(train_size),
+        "neighbours": neighbouring_sets(train_size),
         "noise": f"{config.privacy.noise}: {NOISE[config.privacy.noise]}",
         "opacus": metadata.version("opacus"),
     }
@@ -126,7 +126,7 @@ def problems(
         importlib.import_module("opacus")
     except ImportError as error:
         return [f"privacy=dpsgd needs Opacus ({error}): pip install 'gnexp[dp]'"]
-    from gnexp.training.dp_sgd import refusal
+    from gnexp.training.dp_sgd import why_no_private_gradient
 
     norm = norm_label(config.norm)
     if layer := find_mixing_layer(model, x_NCHW):
@@ -136,7 +136,9 @@ def problems(
             " batch; use a norm that treats each example alone, such as norm=gn, ln or in"
         ]
     trial = model, x_NCHW[:TRIAL], y_N[:TRIAL]
-    if (hooks := refusal(*trial)) and (func := refusal(*trial, mapped=True)):
+    if (hooks := why_no_private_gradient(*trial)) and (
+        func := why_no_private_gradient(*trial, mapped=True)
+    ):
         also = "" if func == hooks else f", nor torch.func ({func})"
         return [
             f"norm={norm} excludes privacy=dpsgd: Opacus cannot take the per-example gradients of"

@@ -5,7 +5,7 @@ from typing import Any
 from torch import nn
 
 from gnexp.config.schema import TUNING_SEEDS_FROM, TrainConfig
-from gnexp.data.device_images import DeviceImages
+from gnexp.data.device_images import DeviceDataset
 from gnexp.measure.reestimation import frozen_without_statistics, reestimate
 from gnexp.models.load_weights import Transfer, transfer
 from gnexp.runner.build import initial_weights
@@ -13,8 +13,8 @@ from gnexp.runner.build.model import norm_sites, seeded_model
 from gnexp.training.precision import matrix_precision
 
 
-def starting_model(
-    config: TrainConfig, images: DeviceImages, seed: int
+def load_initial_model(
+    config: TrainConfig, images: DeviceDataset, seed: int
 ) -> tuple[nn.Module, dict[str, Any] | None]:
     """Return the model from which a seed's training starts, on the images' device.
 
@@ -46,19 +46,21 @@ def load_start(
     num_classes: int,
     seed: int,
 ) -> Transfer:
-    """Load a seed's stored weights into its new model; see `starting_model`."""
-    said = f"init_from={config.init_from}"
+    """Load a seed's stored weights into its new model; see `load_initial_model`."""
+    source_text = f"init_from={config.init_from}"
     if config.init_checksum not in (None, source.checksum):
-        raise ValueError(f"{said}: the weights are no longer those that this run is named by")
+        raise ValueError(
+            f"{source_text}: the weights are no longer those that this run is named by"
+        )
     weights = source.weights(seed, TUNING_SEEDS_FROM)
     try:
         moved = transfer(model, weights, list(norm_sites(config)), num_classes)
     except ValueError as error:
-        raise ValueError(f"{said}: {error}") from error
+        raise ValueError(f"{source_text}: {error}") from error
     bare = frozen_without_statistics(model, moved.fresh)
     if bare and config.init_statistics == "keep":
         raise ValueError(
-            f"{said} holds no running statistics for norm={config.norm['name']} to freeze (layer"
+            f"{source_text} holds no running statistics for norm={config.norm['name']} to freeze (layer"
             f" {bare[0]}); start from a run with norm=bn, or type init_statistics=reestimate"
         )
     return moved

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from gnexp.store.digests import check
-from gnexp.store.files import Damaged
+from gnexp.store.files import CorruptFile
 from gnexp.store.run import Run
 
 CHECKPOINT = "checkpoint.pt"
@@ -27,7 +27,7 @@ PREFIXES = ("module.", "_orig_mod.")  # of what nn.DataParallel and torch.compil
 Weights = dict[str, Tensor]
 
 
-class Gone(ValueError):
+class NotFound(ValueError):
     """There is nothing where the weights are said to be."""
 
 
@@ -71,7 +71,7 @@ class Source:
 def read_source(path: str) -> Source:
     """Return the weights at a path; read once, as long as the file stays the same.
 
-    Raises Gone, a ValueError, when nothing is there, and ValueError for what holds no weights.
+    Raises NotFound, a ValueError, when nothing is there, and ValueError for what holds no weights.
     """
     file, seed = _located(path)
     state = file.stat()
@@ -82,7 +82,7 @@ def is_there(path: str) -> bool:
     """Return whether there is something to read at a path."""
     try:
         _located(path)
-    except Gone:
+    except NotFound:
         return False
     except ValueError:
         pass
@@ -96,7 +96,7 @@ def _located(path: str) -> tuple[Path, int | None]:
     if found and not place.exists():
         place, seed = place.parent, int(found[1])
     if not place.exists():
-        raise Gone(
+        raise NotFound(
             f"init_from={path} does not exist; type a run's folder, such as results/main/RUN, or a"
             " file of weights"
         )
@@ -153,7 +153,7 @@ def _of_run(path: Path, states: dict[int, Any], seed: int | None) -> Source:
 def _load(path: Path) -> Any:
     try:
         check(path)  # of a run: the bytes that were written
-    except Damaged as error:
+    except CorruptFile as error:
         raise ValueError(f"init_from={error}") from error
     try:
         if zipfile.is_zipfile(path):  # torch.load does not look at the checksums
@@ -206,7 +206,7 @@ def checksum_of(path: str, study: Path, known: str | None = None) -> str:
     """
     try:
         found = read_source(path).checksum
-    except Gone:
+    except NotFound:
         if before := known or _remembered(path, study):
             return before
         raise

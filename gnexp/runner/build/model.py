@@ -9,19 +9,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from gnexp.config.schema import CUSTOM, ConvertConfig, ModelConfig, TrainConfig, is_foreign
+from gnexp.config.schema import CUSTOM, ConvertConfig, ModelConfig, TrainConfig, is_external
 from gnexp.data.seeding import derived_seed, generator
 from gnexp.models.conversion.find_norms import Found
-from gnexp.models.external import build_foreign, constructor, examine, with_norms
+from gnexp.models.external import build_external, constructor, examine, with_norms
 from gnexp.models.initialization import start
 from gnexp.models.resnet import build_model
 from gnexp.norms.layers import momentum_of_batch
 from gnexp.norms.registry import NORMS, build_norm, group_count
 from gnexp.norms.smoke_test import pooled_axes, try_norm
 from gnexp.norms.statistic_size import Undefined
-from gnexp.norms.user_code import import_target, own_factory, said_norm
+from gnexp.norms.user_code import import_target, norm_text, own_factory
 from gnexp.runner.build.code_digest import code_digests
-from gnexp.runner.build.data import images_of, recipe
+from gnexp.runner.build.data import images_of, train_settings
 
 MOST_TRIED = 64  # examples by which the user's own norm shows what it pools over
 
@@ -51,7 +51,7 @@ def norm_factory(config: TrainConfig, trains: bool = False) -> Callable[[int], n
 def _examples_of_a_device(config: TrainConfig) -> int:
     """Return how many training images a norm layer of one device sees in all of the training."""
     images = len(images_of(config.data).x_train)
-    return max(1, recipe(config).examples_seen(config.epochs, images) // config.devices)
+    return max(1, train_settings(config).examples_seen(config.epochs, images) // config.devices)
 
 
 def _groups(config: TrainConfig, channels: int) -> int:
@@ -71,9 +71,9 @@ def try_own_norm(config: TrainConfig) -> None:
         torch.default_generator.manual_seed(0)
         for channels in dict.fromkeys(norm_sites(config).values()):
             if trouble := _trouble(build(channels), channels, min(config.batch, 2)):
-                alone = config.batch == 1 and not _trouble(build(channels), channels, 2)
-                kind = Undefined if alone else ValueError
-                raise kind(f"{said_norm(config.norm['_target_'])} {trouble}")
+                only_single = config.batch == 1 and not _trouble(build(channels), channels, 2)
+                kind = Undefined if only_single else ValueError
+                raise kind(f"{norm_text(config.norm['_target_'])} {trouble}")
 
 
 def _trouble(layer: nn.Module, channels: int, examples: int) -> str:
@@ -94,8 +94,8 @@ class _Site(nn.Module):
 
 def norm_sites(config: TrainConfig) -> dict[str, int]:
     """Return the number of channels at every norm layer of the model, by layer name."""
-    if is_foreign(config.model):
-        return {site.name: site.channels for site in _foreign_norms(config).sites}
+    if is_external(config.model):
+        return {site.name: site.channels for site in _external_norms(config).sites}
     with torch.device("meta"):
         model = build_model(config.model.name, _Site, 2, config.model.width)
     return {n: m.channels for n, m in model.named_modules() if isinstance(m, _Site)}
@@ -125,8 +125,8 @@ def pools(config: TrainConfig) -> str | None:
     """
     entry = NORMS.get(config.norm["name"])
     found = {*(entry.pools if entry else "")}
-    if is_foreign(config.model):
-        kept = _foreign_norms(config).pools
+    if is_external(config.model):
+        kept = _external_norms(config).pools
         if kept is None:
             return None
         found |= {*kept}
@@ -162,7 +162,7 @@ def network_start(config: TrainConfig) -> dict[str, Any]:
     }
 
 
-def _new_foreign(model: ModelConfig, num_classes: int, shape: tuple[int, ...]) -> nn.Module:
+def _new_external(model: ModelConfig, num_classes: int, shape: tuple[int, ...]) -> nn.Module:
     """Return a library's or the user's model as its constructor builds it for (C, H, W)."""
     if model._target_ is not None:
         construct = import_target(model._target_, "model._target_")
@@ -170,17 +170,19 @@ def _new_foreign(model: ModelConfig, num_classes: int, shape: tuple[int, ...]) -
         construct = constructor(model.library, model.name)
     own = model._target_ is not None
     options = model.options or {}
-    return build_foreign(construct, num_classes, options, _said(model), shape, always=not own)
+    return build_external(
+        construct, num_classes, options, _typed_name(model), shape, always=not own
+    )
 
 
-def _said(model: ModelConfig) -> str:
+def _typed_name(model: ModelConfig) -> str:
     """Return what was typed to choose a foreign model."""
     if model._target_ is not None:
         return f"model._target_={model._target_}"
     return f"model={model.library} model.name={model.name}"
 
 
-def _foreign_norms(config: TrainConfig) -> Found:
+def _external_norms(config: TrainConfig) -> Found:
     """Return the norm layers of a foreign model at the size of the images; looked at once."""
     images = images_of(config.data)
     shape, classes = tuple(images.x_train.shape[1:]), len(images.classes)
@@ -196,18 +198,18 @@ def _examined(asked: str, code: str | None, shape: tuple[int, ...], num_classes:
     model, convert = ModelConfig(**typed), ConvertConfig(**chosen)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
-        built = _new_foreign(model, num_classes, shape)
+        built = _new_external(model, num_classes, shape)
     leave = convert.leave or ()
-    return examine(built, shape, num_classes, _said(model), only=convert.only, leave=leave)
+    return examine(built, shape, num_classes, _typed_name(model), only=convert.only, leave=leave)
 
 
-def _foreign_model(
+def _external_model(
     config: TrainConfig, num_classes: int, weight_standardization: bool
 ) -> tuple[nn.Module, list[str]]:
     """Return a foreign model with the config's norm, and one line for each layer it had."""
-    found = _foreign_norms(config)
+    found = _external_norms(config)
     shape = tuple(images_of(config.data).x_train.shape[1:])
-    model = _new_foreign(config.model, num_classes, shape)
+    model = _new_external(config.model, num_classes, shape)
     try:
         return with_norms(
             model,
@@ -219,7 +221,7 @@ def _foreign_model(
     except Undefined:
         raise
     except ValueError as error:
-        raise ValueError(f"{_said(config.model)}: {error}") from error
+        raise ValueError(f"{_typed_name(config.model)}: {error}") from error
 
 
 def conversion_report(config: TrainConfig) -> list[str]:
@@ -227,13 +229,13 @@ def conversion_report(config: TrainConfig) -> list[str]:
 
     And [] where the norm is not defined at the batch and image size.
     """
-    if not is_foreign(config.model):
+    if not is_external(config.model):
         return []
     with torch.random.fork_rng(devices=[]):
         standardized = network_start(config)["weight_standardization"]
         classes = len(images_of(config.data).classes)
         try:
-            return _foreign_model(config, classes, standardized)[1]
+            return _external_model(config, classes, standardized)[1]
         except Undefined:
             return []
 
@@ -244,9 +246,9 @@ def seeded_model(config: TrainConfig, num_classes: int, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         # A user's own norm may draw from the global generator when it is built.
         torch.default_generator.manual_seed(derived_seed(seed, "build"))
-        if is_foreign(config.model):  # its convolutions are not all followed by a norm
+        if is_external(config.model):  # its convolutions are not all followed by a norm
             standardized = asked.pop("weight_standardization")
-            model, _ = _foreign_model(config, num_classes, standardized)
+            model, _ = _external_model(config, num_classes, standardized)
         else:
             model = build_model(
                 config.model.name,

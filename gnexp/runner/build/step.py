@@ -7,30 +7,30 @@ from typing import Any
 import torch
 from torch import nn
 
-from gnexp.config.schema import CUSTOM, TrainConfig, is_foreign, is_private
-from gnexp.data.device_images import DeviceImages
+from gnexp.config.schema import CUSTOM, TrainConfig, is_external, is_private
+from gnexp.data.device_images import DeviceDataset
 from gnexp.data.update_blocks import update_blocks
 from gnexp.norms.copying import copied
 from gnexp.norms.registry import NORMS
 from gnexp.runner.build import dp_sgd
-from gnexp.runner.build.data import images_of, recipe
+from gnexp.runner.build.data import images_of, train_settings
 from gnexp.runner.build.model import seeded_model
 from gnexp.training.attributes import changing
 from gnexp.training.cuda_graph import GraphStep, fastest
 from gnexp.training.distributed.leader import channel_to
 from gnexp.training.distributed.step import ParallelStep
 from gnexp.training.loop import Step
-from gnexp.training.malloc import keep_freed_memory
+from gnexp.training.malloc import keep_malloc_arena
 from gnexp.training.precision import matrix_precision
-from gnexp.training.stack import draws_random_numbers, refusal
+from gnexp.training.stack import draws_random_numbers, why_not_stackable
 from gnexp.training.stacked_step import StackedStep
 
 
-def company_refusal(config: TrainConfig, device: torch.device) -> str | None:
+def why_seeds_train_apart(config: TrainConfig, device: torch.device) -> str | None:
     """Return why the seeds of a run cannot share a step, None if they can."""
     if is_private(config):
         return "DP-SGD takes the per-example gradients of one model at a time"
-    if config.norm["name"] != CUSTOM and not is_foreign(config.model):
+    if config.norm["name"] != CUSTOM and not is_external(config.model):
         return None
     images = images_of(config.data)
     models = [seeded_model(config, len(images.classes), seed) for seed in (0, 1)]
@@ -38,19 +38,19 @@ def company_refusal(config: TrainConfig, device: torch.device) -> str | None:
     if held := [name for names in changing(models[0], shape) for name in names]:
         return f"{held[0]} changes in training, and is not in the state dict"
     by_itself = device.type == "cuda" and config.devices == 1  # there models run side by side
-    if (by_itself or is_foreign(config.model)) and draws_random_numbers(models[0], shape):
+    if (by_itself or is_external(config.model)) and draws_random_numbers(models[0], shape):
         return "it draws random numbers"
-    return None if by_itself else refusal(models, shape)
+    return None if by_itself else why_not_stackable(models, shape)
 
 
 def outside_state(
-    config: TrainConfig, model: nn.Module, images: DeviceImages
+    config: TrainConfig, model: nn.Module, images: DeviceDataset
 ) -> tuple[list[str], list[str]]:
     """Return what training changes outside of the state dict: what a checkpoint can hold, the rest.
 
     Of layers of the table it is nothing; see `changing`.
     """
-    if config.norm["name"] != CUSTOM and not is_foreign(config.model):
+    if config.norm["name"] != CUSTOM and not is_external(config.model):
         return [], []
     storable, others = changing(model, tuple(images.x_train.shape[1:]))
     # The processes beside this one have models of their own, which no checkpoint knows.
@@ -60,8 +60,8 @@ def outside_state(
 def training_step(
     configs: list[TrainConfig],
     models: list[nn.Module],
-    images: DeviceImages,
-    frugal: bool = False,
+    images: DeviceDataset,
+    low_memory: bool = False,
     seeds: Sequence[int] = (0,),
 ) -> tuple[Step, str]:
     """Return the step that trains these models, each by its config, and what is to be said of it.
@@ -72,29 +72,29 @@ def training_step(
     """
     config, device = configs[0], images.x_train.device
     if device.type == "cpu":
-        keep_freed_memory()
+        keep_malloc_arena()
     if is_private(config):
         (model,), (seed,) = models, seeds
-        return dp_sgd.step(config, model, seed, images, frugal), ""
+        return dp_sgd.step(config, model, seed, images, low_memory), ""
     if config.devices > 1:
         channel = channel_to(config.devices, device)
         make = functools.partial(ParallelStep, channel)
-        return _stacked_step(configs, models, images, frugal, make=make), ""
+        return _stacked_step(configs, models, images, low_memory, make=make), ""
     if config.execution in ("auto", "cudagraph") and device.type == "cuda":
         if any(outside_state(config, models[0], images)):
             note = "no CUDA graph (the model keeps state in attributes), so execution is eager"
-            return _stacked_step(configs, models, images, frugal), note
+            return _stacked_step(configs, models, images, low_memory), note
         try:
-            return _graph_step(configs, models, images, frugal), ""
+            return _graph_step(configs, models, images, low_memory), ""
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
             torch.cuda.synchronize(device)
             note = f"no CUDA graph ({_first_line(error)}), so execution fell back to eager"
-            return _stacked_step(configs, models, images, frugal), note
+            return _stacked_step(configs, models, images, low_memory), note
     if config.execution == "compile":
         try:
-            step = _stacked_step(configs, models, images, frugal, compiled=True)
+            step = _stacked_step(configs, models, images, low_memory, compiled=True)
             states = [step.state(replica) for replica in range(step.replicas)]
             blocks = trial_block(configs, len(models), images)
             step.run(*blocks, [[0.0] * len(models)] * blocks[1].shape[1])
@@ -104,8 +104,8 @@ def training_step(
             return step, ""
         except Exception as error:
             note = f"torch.compile failed ({_first_line(error)}), so execution fell back to eager"
-            return _stacked_step(configs, models, images, frugal), note
-    return _stacked_step(configs, models, images, frugal), ""
+            return _stacked_step(configs, models, images, low_memory), note
+    return _stacked_step(configs, models, images, low_memory), ""
 
 
 def _first_line(error: Exception) -> str:
@@ -115,8 +115,8 @@ def _first_line(error: Exception) -> str:
 def _stacked_step(
     configs: list[TrainConfig],
     models: list[nn.Module],
-    images: DeviceImages,
-    frugal: bool,
+    images: DeviceDataset,
+    low_memory: bool,
     compiled: bool = False,
     channels_last: bool | None = None,
     make: Callable[..., Any] = StackedStep,
@@ -126,7 +126,7 @@ def _stacked_step(
         entry = NORMS.get(config.norm["name"])
         on_cpu = images.x_train.device.type == "cpu"
         channels_last = bool(entry and entry.channels_last and on_cpu)
-        channels_last = channels_last and not is_foreign(config.model)  # which may call `view`
+        channels_last = channels_last and not is_external(config.model)  # which may call `view`
     return make(
         models,
         config.batch,
@@ -135,48 +135,48 @@ def _stacked_step(
         config.precision,
         lrs=[each.lr for each in configs],
         channels_last=channels_last,
-        one_pass=not frugal and _takes_chunks(config, models[0], images),
+        one_pass=not low_memory and _takes_chunks(config, models[0], images),
         compiled=compiled,
     )
 
 
-def _takes_chunks(config: TrainConfig, model: nn.Module, images: DeviceImages) -> bool:
+def _takes_chunks(config: TrainConfig, model: nn.Module, images: DeviceDataset) -> bool:
     """Return whether the batches of an update may share a pass; stock layers say so themselves."""
-    stock = config.norm["name"] != CUSTOM and not is_foreign(config.model)
+    stock = config.norm["name"] != CUSTOM and not is_external(config.model)
     if stock or config.update_batch == config.batch:
         return True
     trial = copied(model).cpu()
-    return refusal([trial], tuple(images.x_train.shape[1:]), chunks=2) is None
+    return why_not_stackable([trial], tuple(images.x_train.shape[1:]), chunks=2) is None
 
 
 def _graph_step(
-    configs: list[TrainConfig], models: list[nn.Module], images: DeviceImages, frugal: bool
+    configs: list[TrainConfig], models: list[nn.Module], images: DeviceDataset, low_memory: bool
 ) -> GraphStep:
     """Return the captured step, in the layout that is faster by a trial where that is worth it."""
 
     def candidate(channels_last: bool) -> GraphStep:
         # Copies, since a branch of one shares a user's layers with its model.
         branches = [
-            _stacked_step([config], [model], images, frugal, channels_last=channels_last)
+            _stacked_step([config], [model], images, low_memory, channels_last=channels_last)
             for config, model in zip(configs, copied(models), strict=True)
         ]
         return GraphStep(branches)
 
-    numbers = recipe(configs[0])
+    numbers = train_settings(configs[0])
     used = numbers.examples_per_epoch(len(images.x_train))
     updates = numbers.updates or numbers.epochs * used // numbers.update_batch
     x, y = trial_block(configs, len(models), images)
-    layouts = (False,) if is_foreign(configs[0].model) else (False, True)
+    layouts = (False,) if is_external(configs[0].model) else (False, True)
     tries = (functools.partial(candidate, channels_last) for channels_last in layouts)
     with matrix_precision(configs[0].precision):
         return fastest(tries, x, y, updates)
 
 
 def trial_block(
-    configs: list[TrainConfig], count: int, images: DeviceImages
+    configs: list[TrainConfig], count: int, images: DeviceDataset
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return one block of updates, as training will see them."""
-    numbers = recipe(configs[0])
+    numbers = train_settings(configs[0])
     return next(
         update_blocks(images, [0] * count, 1, numbers.batch, numbers.update_batch, numbers.augment)
     )

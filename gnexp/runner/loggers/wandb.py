@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gnexp.runner.loggers.points import LoggedRun
-from gnexp.store.files import Damaged, read_json, write_json
+from gnexp.store.files import CorruptFile, read_json, write_json
 from gnexp.store.run import Run
 
 FOLDER = "wandb"
@@ -32,7 +32,7 @@ def write_offline_runs(run: Run, seeds: Iterable[int], stored: LoggedRun) -> lis
     folder.mkdir(exist_ok=True)
     try:
         stamp = read_json(folder / STAMP)
-    except Damaged:
+    except CorruptFile:
         stamp = {}
     for seed, digest in digests.items():
         there = sorted(folder.glob(f"offline-run-*-{_id(stored, seed)}"))

@@ -30,17 +30,17 @@ class Channel:
     group: distributed.ProcessGroup | None
     explain: Callable[[BaseException], BaseException] = lambda error: error
 
-    def say(self, kind: str, **content: Any) -> None:
+    def broadcast(self, kind: str, **content: Any) -> None:
         """Tell every follower; only the leader speaks."""
         distributed.broadcast_object_list([(kind, content)], src=0, group=self.talk)
 
-    def hear(self) -> tuple[str, dict[str, Any]]:
+    def receive(self) -> tuple[str, dict[str, Any]]:
         """Wait for the leader's next word; returns its kind and content."""
         heard: list[Any] = [None]
         distributed.broadcast_object_list(heard, src=0, group=self.talk)
         return heard[0]
 
-    def meet(self) -> None:
+    def barrier(self) -> None:
         """Wait until all processes are here; raises when one is gone.
 
         NCCL would wait for a lost process on the device, and never say so to the host.

@@ -13,7 +13,7 @@ import sys
 import torch
 from torch import distributed
 
-from gnexp.config.torchrun import LEADER, Place
+from gnexp.config.torchrun import LEADER, TorchrunEnv
 from gnexp.training.distributed.rendezvous import (
     AT_REST,
     CALL,
@@ -24,7 +24,7 @@ from gnexp.training.distributed.rendezvous import (
 from gnexp.training.distributed.step import serve
 
 
-def follow(place: Place) -> int:
+def follow(place: TorchrunEnv) -> int:
     """Do what the leader asks of this process until it is sent home; returns the exit code."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the leader's to handle
     if os.getcwd() not in sys.path:  # where the leader finds a norm of the user's own
@@ -44,12 +44,12 @@ def follow(place: Place) -> int:
     except Exception as error:
         if not is_of_connection(error):
             with contextlib.suppress(distributed.DistError):
-                store.set(f"gnexp/failed/{place.rank}", json.dumps(_told(error)))
+                store.set(f"gnexp/failed/{place.rank}", json.dumps(_error_text(error)))
         os._exit(1)  # an orderly end would wait for the others
     return 0
 
 
-def _told(error: Exception) -> tuple[str, str]:
+def _error_text(error: Exception) -> tuple[str, str]:
     """Return (kind, text) of what went wrong in this process."""
     first = (str(error).strip().splitlines() or [""])[0]
     memory = isinstance(error, torch.OutOfMemoryError | MemoryError)

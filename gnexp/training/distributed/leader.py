@@ -34,32 +34,32 @@ LOOK_S = 0.05
 
 
 @dataclass
-class _Follower:
+class _WorkerProcess:
     """A process that this one has started."""
 
     rank: int
     process: subprocess.Popen
-    said: IO[bytes]  # its standard error
+    sentence: IO[bytes]  # its standard error
 
     def ending(self) -> str | None:
         """Return how it ended, None while it runs."""
         code = self.process.poll()
         if code is None:
             return None
-        self.said.seek(0)
-        lines = self.said.read().decode(errors="replace").strip().splitlines()
-        said = f" ({lines[-1]})" if lines and code > 0 else ""
-        return f"device {self.rank}: {ending(code)}{said}"
+        self.sentence.seek(0)
+        lines = self.sentence.read().decode(errors="replace").strip().splitlines()
+        sentence = f" ({lines[-1]})" if lines and code > 0 else ""
+        return f"device {self.rank}: {ending(code)}{sentence}"
 
 
-class _Session:
+class _WorkerGroup:
     """The processes that train together with this one, and the channel to them."""
 
     def __init__(self, count: int, device: torch.device) -> None:
         self.count, self.device = count, device
         self.broken = False
         self.channel: Channel | None = None
-        self.followers: list[_Follower] = []
+        self.followers: list[_WorkerProcess] = []
         place = launched()
         try:
             if place:
@@ -119,7 +119,7 @@ class _Session:
         """Send the followers home; after an error those that were started here are killed."""
         if not self.broken:
             with contextlib.suppress(RuntimeError):
-                self.channel.say("close")
+                self.channel.broadcast("close")
         for follower in self.followers:
             if self.broken:
                 follower.process.kill()
@@ -128,7 +128,7 @@ class _Session:
             except subprocess.TimeoutExpired:
                 follower.process.kill()
                 follower.process.wait()
-            follower.said.close()
+            follower.sentence.close()
         if self.channel:
             if self.broken and self.device.type == "cuda":
                 # What NCCL waits for on the device will not come; to end in order would hang.
@@ -138,7 +138,7 @@ class _Session:
             distributed.destroy_process_group()
 
 
-_session: _Session | None = None
+_session: _WorkerGroup | None = None
 
 
 def channel_to(count: int, device: torch.device) -> Channel:
@@ -152,7 +152,7 @@ def channel_to(count: int, device: torch.device) -> Channel:
     if _session and (_session.broken or (_session.count, _session.device) != (count, device)):
         close_devices()
     if _session is None:
-        _session = _Session(count, device)
+        _session = _WorkerGroup(count, device)
     return _session.channel
 
 
@@ -186,19 +186,19 @@ def leading() -> Iterator[None]:
             launched_store().set(CALL, "end")
 
 
-def _started(rank: int, count: int, port: int) -> _Follower:
+def _started(rank: int, count: int, port: int) -> _WorkerProcess:
     """Start a follower, as a launcher would."""
     values = dict(zip(VARIABLES, (rank, count, "127.0.0.1", port), strict=True))
     values |= {"LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": count, LEADER: os.getpid()}
     kept = {k: v for k, v in os.environ.items() if not k.startswith("TORCHELASTIC_")}
     environment = {**kept, **{key: str(value) for key, value in values.items()}}
     environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
-    said = tempfile.TemporaryFile()  # noqa: SIM115  it is the follower's
+    sentence = tempfile.TemporaryFile()  # noqa: SIM115  it is the follower's
     process = subprocess.Popen(
         [sys.executable, "-m", "gnexp", "train"],
         env=environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
-        stderr=said,
+        stderr=sentence,
     )
-    return _Follower(rank, process, said)
+    return _WorkerProcess(rank, process, sentence)

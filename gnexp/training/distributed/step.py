@@ -116,14 +116,14 @@ class ParallelStep:
         rates = [[float(rate) for rate in rates_R] for rates_R in rates_UR]
         word = {"shape": shares_x[0].shape, "rates": rates, "stream": stream, "tf32": allowed}
         with self.channel.together():
-            self.channel.say("run", **word)
+            self.channel.broadcast("run", **word)
             for pieces in (shares_x, shares_y):
                 here = torch.empty_like(pieces[0])
                 distributed.scatter(here, pieces, src=0, group=self.channel.group)
             self.step.run_share(
                 shares_x[0], shares_y[0], rates_UR, lambda images: tick(images * self.devices)
             )
-            self.channel.meet()
+            self.channel.barrier()
 
     def take_sums(self) -> list[tuple[float, int]]:
         """Return each replica's (sum of losses, number of hits) since the last call."""
@@ -145,8 +145,8 @@ class ParallelStep:
 
     def _tell(self, kind: str, **content: Any) -> None:
         with self.channel.together():
-            self.channel.say(kind, **content)
-            self.channel.meet()
+            self.channel.broadcast(kind, **content)
+            self.channel.barrier()
 
 
 def shares(tensor: Tensor, batch: int, devices: int) -> list[Tensor]:
@@ -189,7 +189,7 @@ def serve(channel: Channel) -> None:
     """Do what the leader says until it closes; raises when it is gone."""
     step: DeviceStep | None = None
     while True:
-        kind, word = channel.hear()
+        kind, word = channel.receive()
         if kind == "close":
             return
         if kind == "build":
@@ -199,7 +199,7 @@ def serve(channel: Channel) -> None:
             step.load(word["replica"], _unpacked(word["state"], channel.device))
         elif kind == "run":
             _run(channel, step, word)
-        channel.meet()
+        channel.barrier()
 
 
 def _built(channel: Channel, word: dict[str, Any]) -> DeviceStep:

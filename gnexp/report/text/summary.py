@@ -17,7 +17,7 @@ Row = dict[str, Any]
 MANY = 6  # series beyond which one sentence each would be a table
 
 
-def headline(
+def summary(
     study: Study,
     lines: Sequence[Series],
     reference_batch: int,
@@ -41,10 +41,10 @@ def headline(
 def _counts(study: Study) -> list[str]:
     counts = Counter(s["status"] for record in study.runs for s in record.statuses.values())
     order = ("complete", "diverged", "infeasible", "failed", "running", "missing")
-    told = [f"{counts[name]} {name}" for name in order if counts[name]]
+    parts = [f"{counts[name]} {name}" for name in order if counts[name]]
     runs, total = len(study.runs), sum(counts.values())
     which = f"{runs} run{'s' * (runs != 1)}, {total} training{'s' * (total != 1)} (seeds)"
-    return [f"{which}: {', '.join(told)}."]
+    return [f"{which}: {', '.join(parts)}."]
 
 
 def _small_batches(lines: Sequence[Series], reference_batch: int) -> list[str]:
@@ -74,11 +74,11 @@ def _small_batches(lines: Sequence[Series], reference_batch: int) -> list[str]:
         return sentences
     if not verdicts:
         return []
-    told = ", ".join(f"{n} {verdict}" for verdict, n in verdicts.most_common())
+    parts = ", ".join(f"{n} {verdict}" for verdict, n in verdicts.most_common())
     return [
         *failing_sentences(lines, reference_batch),
         f"The smallest batch of each of {verdicts.total()} series against batch {reference_batch}: "
-        f"{told} (each with its n and intervals in the table of differences).",
+        f"{parts} (each with its n and intervals in the table of differences).",
     ]
 
 
@@ -110,7 +110,7 @@ def _exponents(rows: Sequence[Row]) -> list[str]:
     if not shared:
         return []
     last = max(r["epoch"] for r in shared)
-    told = [
+    parts = [
         f"{norm_label(r)} {r['slope']:.2f} [{r['lo95']:.2f}, {r['hi95']:.2f}] "
         f"({r['n_seeds']} seed{'s' * (r['n_seeds'] != 1)}, {r['n_points']} points)"
         for r in shared
@@ -119,7 +119,7 @@ def _exponents(rows: Sequence[Row]) -> list[str]:
     return [
         f"Gradient noise goes as batch^a, measured at "
         f"{shared[0]['weights']} after epoch {last} over all parameters; a and its 95 % interval: "
-        f"{'; '.join(told)}. At -1 the images of a batch contribute independently."
+        f"{'; '.join(parts)}. At -1 the images of a batch contribute independently."
     ]
 
 
