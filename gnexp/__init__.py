@@ -3,17 +3,15 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gnexp.api import build_norm, check, load_study, train
-    from gnexp.config.schema import Mistake
+    from gnexp.api import Mistake, build_norm, check, load_study, train
     from gnexp.models.conversion.convert import Conversion, convert
 
 __all__ = ["Conversion", "Mistake", "build_norm", "check", "convert", "load_study", "train"]
 
 # Where each public name is; torch and pandas are imported when one is used, not by `import gnexp`.
 _HOMES = {
-    **dict.fromkeys(("build_norm", "check", "load_study", "train"), "gnexp.api"),
+    **dict.fromkeys(("Mistake", "build_norm", "check", "load_study", "train"), "gnexp.api"),
     **dict.fromkeys(("Conversion", "convert"), "gnexp.models.conversion.convert"),
-    "Mistake": "gnexp.config.schema",
 }
 
 

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gnexp.cli.overrides import overrides
-from gnexp.config.schema import CUSTOM, CheckConfig, TrainConfig, UsageError
+from gnexp.config.schema import CUSTOM, CheckConfig, TrainConfig
+from gnexp.config.schema import UsageError as Mistake  # its public name
 from gnexp.store import study
 
 if TYPE_CHECKING:
@@ -64,11 +65,11 @@ def train(
 
     All happens in this process, unless workers= asks for several: they import the calling script
     anew, so its call must then stand under `if __name__ == "__main__":`. Calls from several threads
-    wait for one another; PyTorch's random state is afterwards as it was. Raises UsageError, with one
+    wait for one another; PyTorch's random state is afterwards as it was. Raises Mistake, with one
     sentence per line, before anything is written.
     """
     if getattr(multiprocessing.current_process(), "_inheriting", False):
-        raise UsageError(
+        raise Mistake(
             "workers= starts processes that import the script that calls gnexp.train: put the call"
             ' under `if __name__ == "__main__":`, or leave workers= out'
         )
@@ -138,25 +139,25 @@ def load_study(path: str | os.PathLike[str]) -> "pd.DataFrame":
     A folder without runs is read from the zip within it or beside it; a zip beside a folder with
     runs is not read, with a warning. Columns and units are those of `train`; `status` is complete,
     diverged, infeasible, failed, running, or missing. Files that are damaged count as absent, with
-    a warning for each. Raises UsageError where there is no study, naming those that there are.
+    a warning for each. Raises Mistake where there is no study, naming those that there are.
     """
     from gnexp.analysis.cells import run_rows
     from gnexp.store import run as store
 
     if not isinstance(path, str | os.PathLike):
         kind = type(path).__name__
-        raise UsageError(
+        raise Mistake(
             f"path={path!r} is a {kind}: give a study's folder, such as 'results/main'"
         )
     folder = Path(path).expanduser()
     try:
         if store.Run(folder).exists():
-            raise UsageError(
+            raise Mistake(
                 f"{folder} is a run; its study is the folder around it: {folder.parent}"
             )
         found: Study = study.load_study(folder)
     except ValueError as error:
-        raise UsageError(str(error)) from error
+        raise Mistake(str(error)) from error
     for path in found.unread:
         warnings.warn(f"{path} is not read, since {found.folder} holds runs", stacklevel=2)
     for sentence in found.damage:
@@ -186,7 +187,7 @@ def check(
 
     The columns `claim`, `statement`, `text`, `expected`, `measured` and `verdict` say what was
     claimed and what is so; a claim in which the norm misbehaves is "not measured", and `note` says
-    why. Nothing is written to disk. Raises UsageError for what cannot be built or is no norm.
+    why. Nothing is written to disk. Raises Mistake for what cannot be built or is no norm.
     """
     from gnexp.analysis.check_result import ROW_COLUMNS
     from gnexp.checks.run import joined, outcome_of
@@ -196,7 +197,7 @@ def check(
     asked["reference"] = reference
     if claims is not None:
         if not isinstance(claims, Iterable):
-            raise UsageError(
+            raise Mistake(
                 f"claims={claims!r} must be a list, such as claims=['core', 'spectrum']"
             )
         asked["claims"] = [[claims] if isinstance(claims, str) else list(claims)]
@@ -225,12 +226,12 @@ def _check_config(module: Any, asked: dict[str, Any], options: dict[str, Any]) -
         key = "norm._target_" if "." in module else "norm"
         norm = {key: module, **{f"norm.{option}": value for option, value in options.items()}}
     elif not callable(module):
-        raise UsageError(
+        raise Mistake(
             f"module={module!r} is a {type(module).__name__}: give a norm's name, an nn.Module"
             " class, or a function from a number of channels to a layer"
         )
     elif hasattr(module, "forward") and not isinstance(module, type):
-        raise UsageError(
+        raise Mistake(
             f"module={_name(module)}(...) is a layer already, of one number of channels, and the"
             f" claims need layers of several: give its class, or a function such as"
             f" lambda channels: {_name(module)}(...)"
@@ -281,17 +282,17 @@ def _own(
 
 
 def _try(subject: "Subject") -> None:
-    """Raise UsageError for a norm that cannot be built, or does what no norm may do."""
+    """Raise Mistake for a norm that cannot be built, or does what no norm may do."""
     from gnexp.norms.smoke_test import try_norm
 
     try:
         layer = subject.build(subject.channels)
     except ValueError as error:
-        raise UsageError(str(error)) from error
+        raise Mistake(str(error)) from error
     try:
         try_norm(layer, subject.channels)
     except ValueError as error:
-        raise UsageError(f"{subject.label} {error}") from error
+        raise Mistake(f"{subject.label} {error}") from error
 
 
 def _frame(rows: list[dict[str, Any]]) -> "pd.DataFrame":

@@ -96,7 +96,7 @@ def _telling_apart(cells: Iterable[Cell]) -> set[str]:
 
 
 def labelled(both: Sequence[Sequence[Series]], shown_keys: Sequence[str]) -> list[list[Series]]:
-    """Return the lines of two studies so labelled that those of one label agree in `shown_keys` keys."""
+    """Label the series of two studies: those with one label agree in `shown_keys`."""
     keys = [
         [{**cell_key(line.cells[0].record, shown_keys), **line.key} for line in lines]
         for lines in both

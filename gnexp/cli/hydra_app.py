@@ -42,7 +42,7 @@ NOT_IN_GLOBS = {"norm": "custom", "model": "[custom,torchvision,timm]"}
 
 
 def run(command: str, arguments: list[str]) -> int:
-    """Compose and run one command; returns the exit code, raises UsageError for a user's mistake."""
+    """Compose and run one command; returns the exit code. Raises UsageError."""
     if command not in COMMANDS:
         near = nearest(command, list(COMMANDS))
         raise UsageError(f"unknown command {command!r}; did you mean {near}? See gnexp --help")

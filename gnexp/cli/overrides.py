@@ -81,7 +81,7 @@ def _of_section(section: str, values: Mapping[str, Any]) -> Iterator[tuple[str, 
 
 
 def import_path(key: str, target: Any) -> str:
-    """Return "module.Name" for a class or function; raises UsageError for one without such a path."""
+    """Return "module.Name" for a class or function; raises UsageError if there is none."""
     if hasattr(target, "forward") and not isinstance(target, type):
         kind = type(target).__name__
         raise UsageError(

@@ -111,7 +111,7 @@ class _Objective:
         return validation_accuracy(composed)
 
     def _only(self, config: TrainConfig) -> TrainConfig:
-        """Return the one run that a job stands for; raises UsageError where it is not fit for it."""
+        """Return the one run of a job; raises UsageError for a job that no sweeper can score."""
         what = f"hydra/sweeper={self.name}"
         if config.data.validation is None:
             raise UsageError(
@@ -149,8 +149,8 @@ def validation_accuracy(config: TrainConfig) -> float:
 def optimize(name: str, typed: str, run: Callable[[Callable[[Any], float], Path], None]) -> int:
     """Let a sweeper train its jobs, keep what it found beside the runs, and report.
 
-    run: runs Hydra with a task, in a folder that what Hydra writes goes to. Raises UsageError for the
-    first job that breaks a rule.
+    run: runs Hydra with a task, in a folder that what Hydra writes goes to. Raises UsageError
+    for the first job that breaks a rule.
     """
     from gnexp.cli.commands.report import make_report
 

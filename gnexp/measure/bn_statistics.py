@@ -58,9 +58,9 @@ def other_scores(
     `batch_logits`. "example": see `example_statistics`.
 
     None marks what cannot be said: both "population" ones where `precise_statistics` raises
-    NoPreciseStatistics, "example" where a layer with running statistics is no stock BatchNorm2d, and all
-    where a layer without running statistics makes an example depend on its training batch. If no
-    layer does, nothing is to be replaced: all are `plain`, the result of `evaluate` at this
+    NoPreciseStatistics, "example" where a layer with running statistics is no stock BatchNorm2d,
+    and all where a layer without running statistics makes an example depend on its training batch.
+    If no layer does, nothing is to be replaced: all are `plain`, the result of `evaluate` at this
     precision, computed if not given. Leaves no trace in the model. A diverged model has nan losses.
     Raises ValueError if batch < 1.
     """

@@ -52,9 +52,9 @@ class LRSearchState:
 def wanted(configs: Iterable[TrainConfig]) -> list[tuple[int, TrainConfig]]:
     """Return what these configs ask to be trained, as far as it is known yet, with their numbers.
 
-    A tuned one asks for its trials; for one at a further rate while the best is at the edge; and
-    when the rate is chosen for itself at that rate, and at the untuned one. Raises UsageError listing
-    what is wrong with those that are tuned.
+    A tuned config stands for its trials, for a trial at a further rate while the best one is at
+    the edge, and once the rate is chosen for runs at that rate and at the untuned one. Raises
+    UsageError that lists every mistake in tuned configs.
     """
     configs = list(configs)
     if found := dict.fromkeys(s for c in configs if is_tuned(c) for s in problems(c)):

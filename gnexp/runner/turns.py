@@ -17,7 +17,8 @@ def wait_for_locks(
     """Wait until some of these steps are held by nobody; return (those, the others).
 
     Whoever held them has trained them, or is gone; a claim of another machine counts as left when
-    it was not renewed in time. `print_line` hears whom the wait is for, if it takes longer than a look.
+    it was not renewed in time. A wait of more than one
+    look is announced by `print_line`.
     """
     # Kept from look to look: only then can a claim tell for how long it has not been renewed.
     locks = {

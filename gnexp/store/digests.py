@@ -74,8 +74,8 @@ def changed(path: Path) -> CorruptFile:
 def read_checked(path: Path) -> bytes | None:
     """Return a file's bytes, None where there is no such file.
 
-    Raises CorruptFile when they are not those that were written. A file without a digest, or beside a
-    damaged digests.json, is taken as it is: whoever reads the folder tells of that.
+    Raises CorruptFile when they are not those that were written. A file without a digest, or
+    beside a corrupt digests.json, is read as it is; the readers of the folder announce that.
     """
     before: Any = None
     while (data := files.bytes_of(path)) is not None:

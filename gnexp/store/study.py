@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 class Record:
     """The contents of one run's folder, for reading.
 
-    Damaged files count as absent, and damaged lines of tables too; `corrupt_files` names them. A file that
-    was changed since it was written is damaged as a whole.
+    Corrupt files and corrupt lines of tables count as absent; `corrupt_files` names them. A file
+    that was changed since it was written is corrupt as a whole.
     """
 
     name: str

@@ -59,7 +59,8 @@ class PrivateStep:
     ) -> None:
         """Train `model` itself, on its device. noise_multiplier: over `clip`; 0 is not private.
 
-        mapped: take gradients by torch.func instead of by Opacus' hooks; see `why_no_private_gradient`.
+        mapped: take gradients by torch.func instead of by Opacus' hooks; see
+            `why_no_private_gradient`.
         """
         self.batch, self.expected_batch, self.seed = batch, expected_batch, seed
         self._model = model.train()

@@ -67,7 +67,7 @@ def measure(config: MeasureConfig) -> int:
 
 
 def _trusted(config: MeasureConfig, study: Study) -> set[str]:
-    """Return the code that a stranger's runs may call, and say which; raises UsageError if none may.
+    """Print and return the code that the runs of a stranger may call; UsageError if none may.
 
     Nothing of it is imported before that.
     """

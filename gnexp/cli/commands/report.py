@@ -62,7 +62,7 @@ def _loaded(out: str, name: str) -> Study:
 
 
 def stored_study(out: str, name: str) -> Study:
-    """Return a study by name, and say what of it is damaged; raises UsageError where there is none."""
+    """Return a study by name and print its corrupt files; raises UsageError if there is none."""
     study = _loaded(out, name)
     for path in study.unread:
         print(unread_line(path, study.folder))

@@ -52,7 +52,7 @@ def train(
     """Train what is missing of these runs and return the exit code.
 
     launch: trains the configs of these numbers elsewhere, through `train_job`, and returns when all
-    are done or given up. Raises UsageError with one sentence per problem, before anything is written.
+    are done or given up. Raises UsageError, one sentence per problem, before anything is written.
     """
     data.forget()
     if path := only_zip(Path(configs[0].out) / configs[0].study):

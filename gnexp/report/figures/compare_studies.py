@@ -58,9 +58,9 @@ def accuracy_side_by_side(
 def difference_vs_batch(
     rows: Sequence[Row], shown_keys: Sequence[str], names: Sequence[str]
 ) -> "Figure | None":
-    """The difference of each matched cell against batch size, a line per norm and `shown_keys` keys.
+    """The difference of each matched cell against batch size, a line per norm and `shown_keys`.
 
-    rows: of the table `comparison`. told: columns beyond the norm that make separate lines.
+    rows: of the table `comparison`. shown_keys: columns beyond the norm that make separate lines.
     """
     lines: dict[str, list[Row]] = {}
     for row in rows:

@@ -24,7 +24,7 @@ def decomposition(
     """Bars of training and evaluation damage per batch size, a panel per series, one scale.
 
     Bars stand side by side, since parts of opposite sign have no honest stack. What stands apart
-    (see decomposition_rows) or holds diverged seeds would hide the rest: a last panel on its own scale.
+    (see decomposition_rows) or holds diverged seeds would hide the rest: a last panel, own scale.
     """
     split = [r for r in rows if r["n_shared"] and r["batch"] != reference_batch]
     if not split:

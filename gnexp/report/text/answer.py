@@ -161,13 +161,13 @@ def _untested(
 
 def _nothing_in_common(setting: ComparisonGroup, names: Sequence[str]) -> str:
     """Say that no two norms were trained at one batch size."""
-    answers = [
+    sizes = [
         f"{name} at batch {words.spelled([cell.key['batch'] for cell in line.cells])}"
         for name, line in zip(names, setting.lines)
     ]
     first = words.spelled([cell.key["batch"] for cell in setting.lines[0].cells])
     return (
-        f"Nothing can be compared: {words.some(answers)} have no batch size in common; train all of "
+        f"Nothing can be compared: {words.some(sizes)} have no batch size in common; train all of "
         f"them at batch {first}."
     )
 
@@ -179,12 +179,12 @@ def _single_norm(
     (line,) = setting.lines
     which = "other norms" if line.norm == "bn" else "norm=bn"
     batches = words.spelled([cell.key["batch"] for cell in line.cells])
-    answers = [f"Only {name} was trained; train {which} at batch {batches} to compare."]
+    sentences = [f"Only {name} was trained; train {which} at batch {batches} to compare."]
     for row in flatness_rows(lines, reference_batch):
         here = all(row.get(key) == value for key, value in line.cells[0].key.items())
         if here and row["p_holm"] == row["p_holm"]:
-            return [*answers, _lost(row)]
-    return answers
+            return [*sentences, _lost(row)]
+    return sentences
 
 
 def _lost(row: dict[str, Any]) -> str:

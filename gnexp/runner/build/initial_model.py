@@ -60,7 +60,7 @@ def load_start(
     bare = frozen_without_statistics(model, moved.fresh)
     if bare and config.init_statistics == "keep":
         raise ValueError(
-            f"{source_text} holds no running statistics for norm={config.norm['name']} to freeze (layer"
-            f" {bare[0]}); start from a run with norm=bn, or type init_statistics=reestimate"
+            f"{source_text} holds no running statistics for norm={config.norm['name']} to freeze"
+            f" (layer {bare[0]}); start from a run with norm=bn, or type init_statistics=reestimate"
         )
     return moved
