@@ -1,4 +1,4 @@
-"""What `import gnexp` offers: the commands as functions, with tables as their answers.
+"""The public functions of `import gnexp`: the commands, with tables as their results.
 
 Importing this imports neither torch nor pandas; calling does.
 """
@@ -146,15 +146,11 @@ def load_study(path: str | os.PathLike[str]) -> "pd.DataFrame":
 
     if not isinstance(path, str | os.PathLike):
         kind = type(path).__name__
-        raise Mistake(
-            f"path={path!r} is a {kind}: give a study's folder, such as 'results/main'"
-        )
+        raise Mistake(f"path={path!r} is a {kind}: give a study's folder, such as 'results/main'")
     folder = Path(path).expanduser()
     try:
         if store.Run(folder).exists():
-            raise Mistake(
-                f"{folder} is a run; its study is the folder around it: {folder.parent}"
-            )
+            raise Mistake(f"{folder} is a run; its study is the folder around it: {folder.parent}")
         found: Study = study.load_study(folder)
     except ValueError as error:
         raise Mistake(str(error)) from error
@@ -197,9 +193,7 @@ def check(
     asked["reference"] = reference
     if claims is not None:
         if not isinstance(claims, Iterable):
-            raise Mistake(
-                f"claims={claims!r} must be a list, such as claims=['core', 'spectrum']"
-            )
+            raise Mistake(f"claims={claims!r} must be a list, such as claims=['core', 'spectrum']")
         asked["claims"] = [[claims] if isinstance(claims, str) else list(claims)]
     with _ours():
         config = _check_config(module, asked, options)
@@ -257,7 +251,7 @@ def _norm_under_test(module: Any, config: CheckConfig, options: dict[str, Any]) 
 def _own(
     target: Callable[..., Any], config: CheckConfig, options: dict[str, Any]
 ) -> dict[str, Any]:
-    """Return what is a subject's own for a norm that need not have an import path."""
+    """Return the label and constructor of a norm that need not have an import path."""
     from gnexp.checks.from_config import GROUP_KEYS
     from gnexp.norms import user_code
     from gnexp.norms.registry import group_count

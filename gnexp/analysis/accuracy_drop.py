@@ -1,4 +1,4 @@
-"""How much accuracy a norm loses as the batch shrinks, seed by seed."""
+"""The accuracy that a norm loses as the batch shrinks, seed by seed."""
 
 import math
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""What the article says of training, each with a verdict from the study's own numbers.
+"""The article's claims on training, each with a verdict from the study's numbers.
 
 A sentence about a difference holds or fails as its family of comparisons decides; one about a size
 holds when its whole simultaneous interval lies inside the tolerance and fails when none of it does.
@@ -71,7 +71,7 @@ def article_claims(
 
 
 def _flat(rows: Sequence[Row]) -> list[Row]:
-    """Norms that treat each example alone: is the accuracy the same at every batch size?"""
+    """Verdicts on norms without batch statistics: equal accuracy at every batch size?"""
     series: dict[str, list[Row]] = {}
     for row in rows:
         if row["norm"] in SEPARATE_EXAMPLES[:-1]:

@@ -1,4 +1,4 @@
-"""What the article says of the gradients' noise, held against a study's fits and measurements."""
+"""The article's claims on gradient noise, compared with a study's fits and measurements."""
 
 import math
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ EXPONENT_TOLERANCE = 0.1
 
 
 def exponent_claims(rows: Sequence[Row]) -> list[Row]:
-    """Noise against batch at shared weights: what the law says, and what the article says."""
+    """Verdicts on noise against batch size at shared weights: the 1/B law, and the article."""
     epochs = [row["epoch"] for row in rows if row["weights"] == SHARED]
     law = "gradient noise goes as 1 / batch where images count independently: exponent -1"
     text = "noise of {kind}'s gradient goes as 1 / (values per statistic): exponent {expected}"

@@ -1,4 +1,4 @@
-"""How the answer for an image depends on the images it is evaluated with."""
+"""Accuracy against the composition of the test batches."""
 
 import math
 from collections.abc import Sequence

@@ -16,7 +16,7 @@ SEVERAL, OPEN, UNKNOWN = "several", "undecided", "not tested"
 
 @dataclass(frozen=True)
 class BreakEven:
-    """Where the lead changes.
+    """The batch size at which the lead changes.
 
     kind: CROSSING, NONE, BELOW, ABOVE, SEVERAL, OPEN or UNKNOWN. batch: where the mean difference
     crosses 0, nan without one crossing. lo, hi: the batch sizes between which the simultaneous

@@ -339,7 +339,7 @@ def varying(study: Study) -> list[str]:
 
 
 def _within(key: str, config: Mapping[str, Any]) -> str:
-    """Return of which runs alone a key's values are compared, "" for all."""
+    """Return the kind of runs among which a key's values are compared, "" for all."""
     if key.startswith(_OF_A_NORM):
         return norm_name(config)
     if key == _OF_A_MODEL:
@@ -412,7 +412,7 @@ def start_name(config: Mapping[str, Any]) -> str:
 
 
 def epsilon(config: Mapping[str, Any]) -> Any:
-    """Return the epsilon that was asked for, NOT_PRIVATE without any: old runs say nothing."""
+    """Return the epsilon of the config, NOT_PRIVATE without one."""
     privacy = config.get("privacy") or {}
     if privacy.get("name", "none") == "none":
         return NOT_PRIVATE
@@ -456,7 +456,7 @@ def _update_rules(cell: Cell, like: Sequence[Cell]) -> list[str]:
 
 
 def _progress(record: Record, seed: int) -> dict[str, Any]:
-    """How far an unfinished seed has come; its accuracies are not results and stay out."""
+    """Return the progress of an unfinished seed, without accuracies, which are not results yet."""
     rows = record.metrics[record.metrics["seed"] == seed]
     if rows.empty:
         return {}

@@ -1,4 +1,4 @@
-"""Who pays: the accuracy of each class, the gap between them, and how sure the network is."""
+"""Accuracy per class, the gap between classes, and calibration."""
 
 import math
 from collections.abc import Sequence

@@ -50,7 +50,7 @@ class NormComparison:
 
     @property
     def note(self) -> str:
-        """What kept it from a p, and whose learning rate was not tuned."""
+        """Return the reason for a missing p, and the norms whose learning rate was not tuned."""
         parts = (self.difference.why, untuned_note(self.cell, self.other))
         return "; ".join(part for part in parts if part)
 

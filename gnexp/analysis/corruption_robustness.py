@@ -1,4 +1,4 @@
-"""What corrupted test images cost: per condition, in sum, and relative to a reference norm.
+"""Accuracy on corrupted test images: per condition, in sum, and relative to a reference norm.
 
 A network that is worse on clean images is not for that less robust. So beside the accuracy stands
 the rise: the error on corrupted images minus that network's error on the same clean ones. A network

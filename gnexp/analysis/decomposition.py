@@ -1,4 +1,4 @@
-"""What a small batch costs, split into what training spoiled and what evaluation spoils.
+"""The accuracy lost to a small batch, split into a training and an evaluation part.
 
 A network is tested under several statistics: `running`, those it reports with;
 `population_augmented`, recomputed with its final weights over training images, augmented as in
@@ -37,12 +37,12 @@ def level_column(statistics: str, measure: str) -> str:
 
 
 def part_column(part: str, measure: str) -> str:
-    """Return the column of a part of the damage: training_damage, training_damage_nats."""
+    """Return the column of a part: training_damage, training_damage_nats."""
     return f"{part}_damage" if measure == ACCURACY else f"{part}_damage_nats"
 
 
 def decomposition_rows(lines: Sequence[Series], reference_batch: int, measure: str) -> list[Row]:
-    """Return one row per series and batch size: the levels, and the damage against the reference.
+    """Return one row per series and batch size: the levels, and the losses against the reference.
 
     measure: ACCURACY (0..1) or LOSS (nats). Levels: mean over the seeds that did not diverge, 95 %
     interval. Damage is positive where the batch size hurts, and paired: means over the seeds that
@@ -109,7 +109,7 @@ def _levels(cell: Cell, measure: str) -> Row:
 
 
 def _parts_of(cell: Cell, reference: Cell | None, reference_batch: int, measure: str) -> Row:
-    """Return the parts of the damage with their intervals, n_shared, and a note on what lacks."""
+    """Return both parts of the loss with their intervals, n_shared, and a note on missing seeds."""
     columns = [part_column(part, measure) for part in PARTS]
     none = {f"{column}{end}": math.nan for column in columns for end in ENDS}
     none |= {"n_shared": 0, "n_at_chance": 0}
@@ -182,7 +182,7 @@ def _named(seeds: Sequence[int]) -> str:
 
 
 def pools_images(line: Series) -> bool:
-    """Whether any statistics give another result than the running ones, in any cell."""
+    """Return True when statistics other than the running ones change a result of any cell."""
     for cell in line.cells:
         images = max(cell.test_images, 1)
         for row in cell.of("complete"):

@@ -1,4 +1,4 @@
-"""What a study's accuracies are of, test images or validation images, and the words for it."""
+"""The split that a study's accuracies are measured on, test or validation, and its words."""
 
 import dataclasses
 import re
@@ -31,7 +31,7 @@ def for_split(text: str, on: str) -> str:
 
 
 def table_for_split(table: Table, on: str) -> Table:
-    """Return a table with all that people read of it worded; columns and rows are as they were."""
+    """Return a table whose text names the split; columns and rows are unchanged."""
     if on == TEST:
         return table
     shown = [

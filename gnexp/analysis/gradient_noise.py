@@ -184,7 +184,7 @@ def _beyond_fit(apart: list[Row], fitted: list[Row], slope: float) -> float | No
 
 
 def _separates(cell: Cell) -> bool:
-    """Whether each example's gradient is its own: a built-in norm, or one measured per example."""
+    """Return True when no example's gradient depends on other examples, by table or measurement."""
     return cell.key["norm"] in SEPARATE_EXAMPLES or bool(cell.record.rows("covariance.csv"))
 
 

@@ -29,7 +29,7 @@ MOST_SEEDS = 30  # beyond which no number of seeds is advised
 
 @dataclass(frozen=True)
 class Estimate:
-    """A difference, its standard error and degrees of freedom, 95 % interval alone, and p.
+    """A difference, its standard error and degrees of freedom, its own 95 % interval, and p.
 
     limit: the largest size that it can have; intervals end there.
     """

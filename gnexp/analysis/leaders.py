@@ -1,4 +1,4 @@
-"""Who leads whom at each batch size of a setting, and over which stretches of them.
+"""The leading norms at each batch size of a comparison group, and ranges of batch sizes.
 
 Norm against BN is decided in its own family, every pair of other norms in a second one. A lead
 counts where its family decides it and the measured difference is beyond the margin.
@@ -131,7 +131,7 @@ class Stretch:
 
     @property
     def outer(self) -> BatchVerdict:
-        """The end of the stretch that is an end of the grid; its numbers are told first."""
+        """The end of the stretch that is an end of the grid; its numbers come first."""
         return self.places[-1 if self.from_end else 0]
 
 
@@ -243,7 +243,7 @@ def _as_one(run: list[BatchVerdict], bn: int | None) -> Stretch | None:
 
 
 def joined(found_stretches: Sequence[Stretch], bn: int | None) -> list[Stretch]:
-    """Return the stretches with those joined that say the same of batch sizes further apart."""
+    """Return the stretches, joined where they agree at batch sizes further apart."""
     found: list[Stretch] = []
     for one in found_stretches:
         for k, other in enumerate(found):

@@ -153,7 +153,7 @@ def _chosen(judged: Iterable[Cell], tuned: TunedCell) -> Cell | None:
 
 
 def reported_runs(study: Study) -> list[Record]:
-    """Return the runs that the report compares: of a tuned cell that at its chosen rate alone."""
+    """Return the runs that the report compares: of a tuned cell, the run at the chosen rate."""
     tuned = tuned_cells(study)
     if not tuned:
         return split_trials(study)[0].runs
@@ -161,7 +161,7 @@ def reported_runs(study: Study) -> list[Record]:
 
 
 def at_chosen_lr(judged: Sequence[Cell], tuned: Sequence[TunedCell]) -> list[Cell]:
-    """Return the cells as they are compared: of a tuned one that at its chosen rate alone.
+    """Return the cells that are compared: of a tuned cell, the one at the chosen rate.
 
     As long as that has no result the others stay. Tuned cells differ in their rates by design, so
     the rate is no part of their keys; where others are not tuned, `tuned` tells them apart.

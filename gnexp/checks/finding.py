@@ -1,4 +1,4 @@
-"""What a measurement says of a claim: a verdict, and the number and tolerance it rests on.
+"""Findings: a verdict on a claim, with the number and the tolerance behind it.
 
 No name of a norm enters a verdict. A number without chance in it is held against a tolerance; one
 with chance in it holds only when its whole interval lies inside the tolerance, so that few draws
@@ -36,7 +36,7 @@ def inside(lo: float, hi: float, low: float, high: float) -> str:
 
 @dataclass(frozen=True)
 class Finding:
-    """One row of the passport.
+    """One row of the check.
 
     statement: its key within the claim, the same for every norm. text: what is claimed, for people.
     what: what was measured, and on what. expected, measured: for people, with units. value: the
@@ -83,7 +83,7 @@ class Point:
 
 @dataclass
 class Measured:
-    """What one claim's measurement of one norm gave."""
+    """The findings and points of one claim, measured on one norm."""
 
     findings: list[Finding] = field(default_factory=list)
     points: list[Point] = field(default_factory=list)

@@ -97,7 +97,7 @@ def _losses(subject: Subject, rate: float, seeds: int, zero_gamma: bool) -> np.n
 
 
 def sharing_a_step(nets: Sequence[nn.Module], shape: tuple[int, ...]) -> list[range]:
-    """Return which of these networks train in one step: all together, or each alone.
+    """Return groups of networks that train in one step: all together, or one each.
 
     shape: (C, H, W) of an image.
     """

@@ -73,7 +73,7 @@ def _start(run: TrainConfig) -> dict[str, object]:
 
 
 def _stated(config: CheckConfig) -> str | None:
-    """Return the key under `norm.` by which a norm of one's own was told its groups."""
+    """Return the key under `norm.` that sets the groups of a user's norm."""
     return next((key for key in GROUP_KEYS if key in config.norm), None)
 
 

@@ -16,7 +16,7 @@ from gnexp.models.resnet import stages_of, zero_last_gamma
 
 @dataclass
 class SignalTrace:
-    """What a network did to one batch: a value per block, from the first on.
+    """Statistics of one batch in a network: one value per block, in order.
 
     start: variance before the first block. stage: of the block. variance: of its output, over all
     values. branch: variance of its residual branch. correlation: of branch and shortcut. resized:

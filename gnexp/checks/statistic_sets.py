@@ -1,4 +1,4 @@
-"""Which values share a statistic: sets of the values of (N, C, H, W), and which a norm uses.
+"""Sets of values of (N, C, H, W) that share a statistic, and the sets that a norm uses.
 
 Shapes: N examples, C channels, H and W pixels; S sets of M values each.
 """

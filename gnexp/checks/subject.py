@@ -1,4 +1,4 @@
-"""The norm under test, as something that builds layers: claims know it by what it does alone.
+"""The norm under test: claims build its layers and observe only what they do.
 
 Shapes: N examples, C channels, H and W pixels.
 """
@@ -101,7 +101,7 @@ class Subject:
         return net.train()
 
     def generator(self, purpose: str, *counters: int) -> torch.Generator:
-        """Return the random stream of one purpose of the passport."""
+        """Return the random stream of one purpose of the check."""
         return generator(self.seed, f"passport {purpose}", *counters)
 
     def normal(self, purpose: str, *shape: int) -> Tensor:

@@ -130,7 +130,7 @@ def _network(subject: Subject, seed: int) -> nn.Module:
 
 
 def _trained(subject: Subject, x_NCHW: Tensor, y_N: Tensor, seeds: int) -> list[nn.Module]:
-    """Return networks in evaluation mode, trained as the protocol says but for its length."""
+    """Return networks in evaluation mode, trained by the protocol, but shorter."""
     nets, trained = [_network(subject, seed) for seed in range(seeds)], []
     try:
         with torch.random.fork_rng(devices=[]), torch.enable_grad():

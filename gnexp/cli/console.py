@@ -75,7 +75,7 @@ def passed_over_lines(data: Iterable[DataConfig]) -> list[str]:
 
 
 def single_line(run: PlannedRun, steps: list[ReplicaGroup], workers: int) -> str:
-    """Return the line that says what will run and about how long it takes."""
+    """Return the first line of a single run: config, device, data, expected time."""
     config = run.config
     model = networks.seeded_model(config, len(build.images_of(config.data).classes), seed=0)
     parameters = sum(p.numel() for p in model.parameters())
@@ -107,7 +107,7 @@ def _seeds_text(steps: list[ReplicaGroup]) -> str:
 
 
 def unstackable_line(run: PlannedRun, reason: str) -> str:
-    """Return the line that says why the seeds of a run train one after the other."""
+    """Return the line with the reason why the seeds of a run train one after the other."""
     return f"{describe_norm(run.config)}: its seeds train one after the other, since {reason}"
 
 
@@ -206,7 +206,7 @@ def start_lines(runs: list[PlannedRun]) -> list[str]:
 
 
 def _spent_text(seeds: list[dict[str, Any]]) -> str:
-    """Return what the trainings cost in privacy, "" where they are not private."""
+    """Return the privacy spent by the trainings as text, "" if they are not private."""
     spent = [numbers for numbers in seeds if "epsilon_spent" in numbers]
     if not spent:
         return ""
@@ -218,7 +218,7 @@ def _spent_text(seeds: list[dict[str, Any]]) -> str:
 
 
 def grid_line(runs: list[PlannedRun], todo: list[PlannedRun], workers: int) -> str:
-    """Return the line that says how much of a grid there is to do; no workers: others do it."""
+    """Return the first line of a grid: runs complete and to train; no workers: a launcher."""
     config = runs[0].config
     counts: Counter[str] = Counter()
     for run in runs:
@@ -304,7 +304,7 @@ def _numbers(run: PlannedRun) -> dict[int, dict[str, Any]]:
 
 
 def closing_line(run: PlannedRun) -> str:
-    """Return the line that says what came out, with its interval, and where it lies."""
+    """Return the last line: the result with its interval, and its folder."""
     config = run.config
     seeds = _numbers(run)
     good = [v["test_acc"] for v in seeds.values() if v["status"] == "complete"]

@@ -1,4 +1,4 @@
-"""What is typed after `gnexp`: understood, composed by Hydra, and handed to the command.
+"""Read the arguments after `gnexp`, let Hydra compose configs, and run the command.
 
 All configs of a grid are collected first; the command then checks every one of them before it
 starts the first.
@@ -245,7 +245,7 @@ def _run_hydra(
 
 
 def _optimize(name: str, launcher: str, arguments: list[str]) -> int:
-    """Let a sweeper that optimizes call for trainings, one after the other."""
+    """Let an optimizing sweeper start trainings, one after the other."""
     if launcher != "basic":
         raise UsageError(
             f"hydra/sweeper={name} trains in this process: leave hydra/launcher={launcher} out"

@@ -1,4 +1,4 @@
-"""What Hydra finds wrong, in one sentence that names the key, the value and a way out."""
+"""Turn Hydra's errors into one sentence with the key, the value and the nearest valid choice."""
 
 import difflib
 import re

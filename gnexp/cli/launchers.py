@@ -114,7 +114,7 @@ def quoted(text: str) -> str:
 
 @dataclass(frozen=True)
 class Job:
-    """What a launcher's process does with a composed config; `folder` is where the call was typed.
+    """The job of a launcher's process for a composed config; `folder`: where gnexp was called.
 
     It ends with the head, the process of the call, where that is of the same machine.
     Returns None, or in a sentence why nothing could be trained: an exception of one machine is not

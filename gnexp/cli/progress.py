@@ -1,4 +1,4 @@
-"""What a person sees while runs train: one bar on a terminal, plain lines in a log."""
+"""Show progress while runs train: one bar on a terminal, plain lines in a log."""
 
 import sys
 import time
@@ -48,7 +48,7 @@ class Progress:
             self._epoch(event)
 
     def run_done(self, run: str, line: str, failed: bool) -> None:
-        """Take in that a run ended, and say so."""
+        """Count an ended run and print its line."""
         self.finished += 1
         # What another call trained, or an earlier one, was not reported image by image.
         self.bar.update(max(0.0, self.left.pop(run, 0)))

@@ -86,7 +86,7 @@ class _Refused(BaseException):
 
 
 class _Objective:
-    """What the sweeper calls with each job's config: trains, and returns validation accuracy.
+    """The objective of a sweeper: trains a job's config and returns its validation accuracy.
 
     code: the worst exit code so far; begun: whether there was a job; last: the config of the last.
     """
@@ -188,7 +188,7 @@ def _quieten(package: str) -> None:
 
 
 def _keep(found: Path, folder: Path) -> list[str]:
-    """Put the sweeper's own summary into the study's folder; return what is to be said of it."""
+    """Move the sweeper's summary into the study's folder; return the lines to print."""
     if not found.is_file():
         return []
     with exclusive(folder):

@@ -1,4 +1,4 @@
-"""What may be typed: the YAML files of `configs`, and the keys of a command."""
+"""Find the YAML files of `configs` and list the keys of a command."""
 
 import dataclasses
 import functools

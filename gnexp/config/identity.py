@@ -13,7 +13,7 @@ from gnexp.config.schema import CUSTOM, KEYS, ModelConfig, TrainConfig, is_exter
 
 
 def as_dict(config: TrainConfig) -> dict[str, Any]:
-    """Return a resolved config as plain JSON-ready values, without what concerns a call alone."""
+    """Return a resolved config as JSON types, without the keys of a call."""
     stored = {name.partition(".")[0] for name, key in KEYS.items() if key.stored}
     return {k: v for k, v in dataclasses.asdict(config).items() if k in stored}
 

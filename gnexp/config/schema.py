@@ -216,7 +216,7 @@ class ExportConfig:
 
 @dataclass
 class CostConfig:
-    """Of what the memory is counted: a network, its norms, images and batch sizes."""
+    """The keys of a memory table: a network, its norms, image and batch sizes."""
 
     model: str = "resnet20"
     width: int | None = None

@@ -1,4 +1,4 @@
-"""Whether torchrun, or a launcher that sets the same variables, started this process beside others.
+"""Read the environment of torchrun, or of a launcher that sets the same variables.
 
 Without torch: rules and the command line ask before it is imported.
 """

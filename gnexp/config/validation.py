@@ -332,7 +332,7 @@ def _training_count(config: TrainConfig) -> int:
 def _uses(
     command: str, key: str, grid: bool
 ) -> tuple[Callable[[Any], bool], Callable[[Any], str]] | None:
-    """Return what says whether a config uses a key, and why one does not, None if all do."""
+    """Return (predicate, reason) for a key that some configs do not use, None for others."""
     section, groups = key.partition(".")[0], ("groups", "channels_per_group", "groups_fallback")
     with_groups = ", ".join(TAKES_GROUPS)
     if command == "train" and (section == "report" or key == "reference_batch"):

@@ -1,4 +1,4 @@
-"""What an epoch feeds to replicas that train in one step: blocks of augmented, normalized updates.
+"""Blocks of augmented, normalized updates for the replicas of one step.
 
 Shapes: R replicas, U updates, N images of one update, M = U * N images, C colours, H, W pixels.
 """

@@ -1,4 +1,4 @@
-"""Evaluation under shifts of the batch: how large it is, and what an image's company is.
+"""Evaluation with other test batches: other sizes and other compositions.
 
 An image's answer may depend on the images it is evaluated with: through statistics of the test
 batch, or not at all. Here the same test images are evaluated in batches of several sizes and
@@ -30,7 +30,7 @@ RATIO = 100  # of the last class's prior to the first's in "label_shift_extreme"
 
 
 class Batches(NamedTuple):
-    """Which images make up which batches, and what each place counts.
+    """The images of each batch, and the weight of each.
 
     index_MB: of the images, int64. weight_MB: float64, of the answer that an image gets in that
     place, relative to the others; 0 marks an image that is there for company only.

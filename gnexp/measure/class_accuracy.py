@@ -1,4 +1,4 @@
-"""What a run's test logits say beyond one accuracy: per class, and of how sure the model is.
+"""Accuracy per class and calibration, from the test logits of a run.
 
 A model with a logit that is not finite has diverged, and its numbers here are nan: float16, in
 which logits are stored, ends at 65504.
@@ -79,7 +79,7 @@ def _checked(logits_NK: Tensor, y_N: Tensor) -> tuple[Tensor, Tensor]:
 def chance_gap(
     hits_SN: Tensor, y_N: Tensor, permutations: int = 1000, seed: int = 0
 ) -> dict[str, float]:
-    """Return the gap between best and worst class that chance alone would show at this test size.
+    """Return the gap between best and worst class expected by chance at this test size.
 
     hits_SN: whether each of S seeds got each of N test images right; leave diverged seeds out. A
     gap is best minus worst class accuracy, after averaging over the seeds, in [0, 1]. Keys:

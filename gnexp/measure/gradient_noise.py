@@ -1,4 +1,4 @@
-"""How noisy the gradient of one mini-batch is, at fixed weights, from independent mini-batches.
+"""The noise of mini-batch gradients at fixed weights, from independent mini-batches.
 
 Shape suffixes: N examples of a mini-batch, D draws of one pass, C channels, H, W pixels, P entries
 of the flat gradient, T parameter tensors, B blocks of draws, R rows reported. K is the number of
@@ -88,7 +88,7 @@ def choose_draws(total_forward_passes: int) -> int:
 
 
 def draws_per_pass(k: int, x_NCHW: Tensor) -> int:
-    """How many of `k` mini-batches like this one share a forward and backward pass; 1: none.
+    """Return the number of mini-batches, of `k` like this one, that share a pass; 1: none.
 
     Draws go together while a pass of one leaves the device idle: up to 10 draws or 10 images of
     3x32x32 on a CPU, up to 16 draws or 512 such images on CUDA, smaller images in proportion. On
@@ -118,7 +118,7 @@ def block_jackknife(estimates: np.ndarray, block_draws: np.ndarray) -> tuple[flo
 
 @dataclass(frozen=True)
 class _Sums:
-    """What remains of the draws: sums of d = g - first gradient, per block of draws."""
+    """Running sums of the draws: of d = g - first gradient, per block of draws."""
 
     first_P: Tensor
     d_BP: Tensor
@@ -167,7 +167,7 @@ def _gradients(
 
 
 def _can_pass_together(model: nn.Module, x_NCHW: Tensor) -> bool:
-    """Whether copies of the model, each with a draw of its own, give what the model alone gives."""
+    """Return True when stacked copies of the model, one per draw, give the model's own results."""
     # A layer may read in train mode what earlier draws left in its buffers, as spectral norm does;
     # copies would then follow other draws than the model. Stock batch norm only writes them.
     with_buffers = [

@@ -1,4 +1,4 @@
-"""How far one example of a batch reaches: into the others' outputs, and into the gradient.
+"""The influence of one example: on the other outputs of its batch, and on the gradient.
 
 Shapes: N examples, C channels, H and W pixels, K numbers per example, P parameters.
 """

@@ -1,4 +1,4 @@
-"""What one training update holds in memory, and the largest batch that fits: why batches are small.
+"""The memory of one training update, and the largest batch that fits.
 
 Counted, for a model on a CPU: every tensor that the forward and the backward pass make is followed
 from its birth to its death, on PyTorch's "meta" device, where tensors have sizes but no values.

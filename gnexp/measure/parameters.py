@@ -1,4 +1,4 @@
-"""Which parameters an instrument reports together: all, the four kinds, and each layer."""
+"""The groups of parameters that an instrument reports: all, the four kinds, and each layer."""
 
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd

@@ -1,4 +1,4 @@
-"""Population statistics for batch norm: of many images at once, layer by layer.
+"""Precise statistics for batch norm: over many images at once, layer by layer.
 
 A layer "with running statistics" holds 1-D buffers running_mean and running_var, of its input over
 all axes but the second; evaluation uses them, whatever the layer is called.
@@ -19,7 +19,7 @@ Forward = Callable[[Tensor], Tensor]
 
 
 class NoPreciseStatistics(ValueError):
-    """Why population statistics of a layer do not exist, or cannot be told from its input."""
+    """The statistics of a layer over the training images do not exist, or its input hides them."""
 
 
 def running_layers(model: nn.Module, frozen: bool = False) -> dict[str, nn.Module]:

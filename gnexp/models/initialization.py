@@ -1,4 +1,4 @@
-"""How a network starts: its random weights, and what may be asked of them beside.
+"""Draw the random initial weights of a network.
 
 Without standardization the signal of a residual network grows with every block, and so does what an
 update changes. Fixup starts each branch at zero and scales it so that the change does not depend on

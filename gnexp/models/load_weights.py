@@ -19,7 +19,7 @@ _NAMED = 3  # tensors that a sentence about a mistake names
 
 @dataclass(frozen=True)
 class Transfer:
-    """What became of stored weights, by the names of tensors.
+    """The outcome of loading stored weights, by the names of tensors.
 
     loaded: now in the model. fresh: of the model's norm layers, not stored, so as built. dropped:
     stored, of norm layers, not in the model. classifier: as drawn, for another number of classes.
@@ -62,7 +62,7 @@ def _by_kind(names: Collection[str]) -> list[str]:
 def transfer(
     model: nn.Module, stored: Mapping[str, Tensor], norm_layers: Collection[str], num_classes: int
 ) -> Transfer:
-    """Copy stored weights into a newly built model, by name and shape, and say what became of all.
+    """Copy stored weights into a newly built model by name and shape; return the outcome.
 
     norm_layers: the names of the model's norm layers (wrappers included), which alone may lack
     tensors or leave some out. A linear layer of `num_classes` outputs that was stored with another

@@ -201,7 +201,7 @@ def zero_last_gamma(model: nn.Module) -> list[str]:
 
 
 def initialize(model: nn.Module, generator: torch.Generator, norms: Collection[str] = ()) -> None:
-    """Draw all convolution and linear weights anew, from `generator` alone, in module order.
+    """Draw all convolution and linear weights from `generator`, in module order.
 
     Convolutions: normal with variance 2 / fan_out, biases 0. Linear: weight and bias uniform in
     +-1/sqrt(fan_in), PyTorch's default. Other modules stay as built, and so do the layers named in

@@ -1,4 +1,4 @@
-"""What the layers of our own have in common: replicas side by side, and an activation to carry.
+"""The base class of gnexp's own layers: replicas side by side, and an activation to carry.
 
 Shapes: N examples, R replicas, C channels of one replica, H and W pixels.
 """

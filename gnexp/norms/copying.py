@@ -12,7 +12,7 @@ Copied = TypeVar("Copied")
 
 
 class _Detaching(TorchFunctionMode):
-    """Copy a computed tensor as its value alone, where PyTorch refuses to copy it."""
+    """Copy the value of a computed tensor, where PyTorch refuses to copy the tensor."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None

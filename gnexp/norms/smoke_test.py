@@ -109,6 +109,6 @@ def _output(layer: nn.Module, x_NCHW: Tensor, mode: str) -> Tensor:
 
 
 def error_text(error: Exception) -> str:
-    """Return an exception's kind and the first line of what it says."""
+    """Return an exception's type and the first line of its message."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__} ({lines[0]})" if lines else type(error).__name__

@@ -1,4 +1,4 @@
-"""How many values each normalization layer of a model averages over.
+"""The number of values that each normalization layer of a model averages over.
 
 Shapes: N examples, C channels, H and W pixels.
 """

@@ -1,4 +1,4 @@
-"""Whether a report is what its study would give now, told by checksums and not by times.
+"""Fingerprint of a report: checksums of its study and of the code that made it.
 
 The same inputs give the same bytes, so a report whose inputs and files are unchanged need not be
 made again: of a finished study that is most of the time a repeated command takes.

@@ -1,4 +1,4 @@
-"""A step of trainings from claims on them to what became of each: complete, failed, busy."""
+"""Execute a replica group: lock its trainings, train them, record complete, failed or busy."""
 
 import contextlib
 import dataclasses
@@ -27,7 +27,7 @@ Outcomes = dict[tuple[str, int], dict[str, Any]]  # of (run, seed): its "status"
 
 @dataclass(frozen=True)
 class Task:
-    """What a worker process needs to know: trainings that share a step, and their call."""
+    """A task of a worker process: the trainings of one replica group, and their call."""
 
     step: ReplicaGroup
     command: str
@@ -199,7 +199,7 @@ def mark_died(step: ReplicaGroup, why: str) -> None:
 
 
 def _out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out: on CUDA, in Python, or in PyTorch's allocator on a CPU."""
+    """Return True for an out-of-memory error of CUDA, of Python, or of PyTorch's CPU allocator."""
     known = isinstance(error, torch.OutOfMemoryError | MemoryError)
     return known or "DefaultCPUAllocator: " in str(error)
 
@@ -208,7 +208,7 @@ _UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
 
 def bytes_asked(message: str) -> int | None:
-    """Return how many bytes an allocator says it was asked for, None where it does not say."""
+    """Return the bytes requested, read from an allocator's message, None without a number."""
     found = re.search(r"allocate ([\d.]+) (bytes|[KMGT]iB)", message)
     return round(float(found[1]) * _UNITS[found[2]]) if found else None
 
@@ -243,7 +243,7 @@ def _code_of(replica: Replica) -> dict[str, str]:
 
 
 def _train(task: Task, emit: Emit) -> None:
-    """Train a step; those of its trainings that were interrupted at another place go in turn."""
+    """Train a replica group; trainings that stopped at different points go one after another."""
     states = _stored_states(task.step.replicas)
     places = {
         replica.name: progress_of(states.get(replica.name, {})) for replica in task.step.replicas

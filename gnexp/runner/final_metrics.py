@@ -1,4 +1,4 @@
-"""What is measured of a trained model: at the end of its training, and later on the stored run.
+"""Measure a trained model: at the end of its training, and later from the stored run.
 
 decomposition: test accuracy and loss under other statistics than the running ones. classes: of
 each class, and calibration. shift: on corrupted images. batches: under shifts of the batch. The
@@ -93,7 +93,7 @@ def class_rows(logits_NK: Tensor, images: DeviceDataset, seed: int) -> list[dict
 
 
 def class_head(run: Run, images: DeviceDataset) -> dict[str, Any]:
-    """Return what result.json says of the classes over all seeds whose logits are stored.
+    """Return the class entries of result.json over all seeds with stored logits.
 
     A "note" in place of the numbers says why there are none.
     """

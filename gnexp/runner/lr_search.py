@@ -21,7 +21,7 @@ from gnexp.store.run import Run
 
 @dataclasses.dataclass(frozen=True)
 class LRSearchState:
-    """How far one cell's choice is: the accuracies of each rate's ended seeds, and the rest.
+    """The progress of one cell's search: the accuracies of the ended seeds at each rate.
 
     rates: all that are tried. scores: {rate: accuracies on the images held out}, a diverged seed at
     chance; diverged: rates with such a seed; waiting: rates with a seed that has not ended.
@@ -185,7 +185,7 @@ def tuning(config: TrainConfig, rates: Iterable[float]) -> LRSearchState:
 
 
 def _results(run: Run) -> dict[str, dict[str, Any]]:
-    """Return the numbers of the seeds that ended; a damaged file's are mended before training."""
+    """Return the numbers of the ended seeds; corrupt files are repaired before training."""
     try:
         return run.result().get("seeds", {})
     except CorruptFile:

@@ -25,7 +25,7 @@ LEAST_DRAWS = 64
 
 @dataclass(frozen=True)
 class SharedTask:
-    """What to measure at the weights of one stored run."""
+    """A measurement at the weights of one stored run."""
 
     folder: Path
     batches: tuple[int, ...]
@@ -136,7 +136,7 @@ class _Point:
         return self.task.covariance and not stored
 
     def measure(self, model: nn.Module, images: DeviceDataset) -> str:
-        """Measure and store what is missing; return a text that says what was left out."""
+        """Measure and store missing points; return a text on those left out."""
         shape = tuple(images.x_train.shape[1:])
         wanted = self.batches()
         sizes = {b: values_per_statistic(model, shape, b) for b in wanted}

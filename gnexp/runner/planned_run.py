@@ -28,7 +28,7 @@ class PlannedRun:
 
 @dataclass
 class SeedProgress:
-    """How far the seeds of a run are that are asked for.
+    """The progress of the seeds that a config names.
 
     ended: {seed: status} of those that have a result (complete, diverged, infeasible) or failed by
     themselves; todo: the others, be they new, interrupted, or stopped by what was not their fault.

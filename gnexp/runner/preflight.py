@@ -1,4 +1,4 @@
-"""What is wrong with a run once its images and its model are looked at, before any work starts."""
+"""Check a run against its images and its model, before any work starts."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""What a crash, a bad disk or a stray hand left damaged: named, set aside, and made good.
+"""Repair run folders: report corrupt files, move them aside, rebuild what a checkpoint allows.
 
 Nothing is deleted: a damaged file stays beside the others as NAME.damaged. What can be derived is
 derived again: tables and results from the checkpoint, statuses and configs by the call itself.
@@ -18,7 +18,7 @@ _TABLES += ("shift.csv", "batches.csv", "classes.csv")
 
 
 def repair_run(run: Run, finished: bool) -> list[str]:
-    """Make a run's folder readable again; return a sentence for everything that was damaged.
+    """Make a run's folder readable again; return a sentence per corrupt file.
 
     finished: nothing is to be trained, so that its large files are only read when another one is
     damaged. Afterwards every file of the run can be read, or is absent and will be made anew:
@@ -49,7 +49,7 @@ def repair_run(run: Run, finished: bool) -> list[str]:
 
 
 def is_readable(run: Run) -> bool:
-    """Return whether the files that say how far a run is can be read."""
+    """Return whether the files with a run's progress can be read."""
     try:
         run.result(), run.statuses()
     except CorruptFile:

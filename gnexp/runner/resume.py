@@ -1,4 +1,4 @@
-"""What of a grid's runs is still to be trained, and in which steps and processes."""
+"""List the seeds that are still to be trained, and plan their replica groups and processes."""
 
 import torch
 
@@ -17,7 +17,7 @@ WORTH_A_PROCESS = 1000  # images in all; fewer are trained sooner than a second 
 
 
 def missing(runs: list[PlannedRun]) -> dict[PlannedRun, list[int]]:
-    """Return the seeds to train, by run; what is damaged is told and mended first."""
+    """Return the seeds to train, by run; corrupt files are reported and repaired first."""
     todo = {}
     for run in runs:
         stored = Run(run.folder)
@@ -53,7 +53,7 @@ def _forget(run: Run, seed: int) -> None:
 def replica_groups(
     todo: dict[PlannedRun, list[int]],
 ) -> tuple[list[ReplicaGroup], dict[PlannedRun, str], int]:
-    """Lay the missing trainings out: steps, why the seeds of a run train apart, processes.
+    """Plan the missing trainings: replica groups, reasons why seeds train apart, processes.
 
     The layout is written into the run folders, and followed by every later call: so one that was
     interrupted before a training began still gives it the company, and the digits, of the first.
@@ -100,7 +100,7 @@ def replica_groups(
 
 
 def _known_spec(run: PlannedRun, seeds: list[int], device_type: str) -> dict[str, ReplicaGroupSpec]:
-    """Return the company in which an earlier call began these trainings, or planned to."""
+    """Return the replica groups in which an earlier call began or planned these trainings."""
     stored = Run(run.folder)
     if not run.folder.is_dir():
         return {}
@@ -119,7 +119,7 @@ def _known_spec(run: PlannedRun, seeds: list[int], device_type: str) -> dict[str
 def _write_plan(
     todo: dict[PlannedRun, list[int]], steps: list[ReplicaGroup], device_type: str
 ) -> None:
-    """Let every run's folder say what it is to become, before the first training starts."""
+    """Write the plan of every run's folder before the first training starts."""
     entries = {
         (replica.run, replica.seed): {**step.spec.entry(), "device": device_type}
         for step in steps

@@ -1,4 +1,4 @@
-"""Which trainings share a step, and how steps are laid out over processes."""
+"""Group trainings that share a step, and distribute the groups over processes."""
 
 import itertools
 import json
@@ -46,7 +46,7 @@ class Replica:
 
 @dataclass(frozen=True)
 class ReplicaGroupSpec:
-    """What decides a training's last digits beside its config: those that share its step.
+    """The members of a replica group, which decide the last digits of each beside its config.
 
     members: their names, in the order of their places; lrs: their rates; threads: of the process.
     """
@@ -69,7 +69,7 @@ class ReplicaGroupSpec:
 
 @dataclass(frozen=True)
 class ReplicaGroup:
-    """Trainings that share a step, each with its place among the members of their company.
+    """Trainings that share a step, each with its slot among the members of the group.
 
     Places without a training are filled by a copy that nobody records: so a step that was
     interrupted goes on in its old shape when some of its trainings have ended.
@@ -86,12 +86,12 @@ class ReplicaGroup:
 
     @property
     def cost(self) -> float:
-        """How long it takes, in arbitrary units; needs resolved configs."""
+        """Return the relative cost in arbitrary units; needs resolved configs."""
         config = self.replicas[0].config
         return self.size * config.epochs * image_cost(config.update_batch or config.batch)
 
     def part(self, keep: Callable[[Replica], bool]) -> "ReplicaGroup | None":
-        """Return the step with those of its trainings only, each at its place; None without any."""
+        """Return the group with only those trainings, each at its slot; None without any."""
         pairs = zip(self.places, self.replicas, strict=True)
         kept = [(place, replica) for place, replica in pairs if keep(replica)]
         if not kept:
@@ -101,7 +101,7 @@ class ReplicaGroup:
 
 
 def group_of(replicas: list[Replica], threads: int) -> ReplicaGroup:
-    """Return the step of exactly these trainings."""
+    """Return the replica group of exactly these trainings."""
     names = tuple(replica.name for replica in replicas)
     rates = tuple(replica.config.lr for replica in replicas)
     return ReplicaGroup(
@@ -110,7 +110,7 @@ def group_of(replicas: list[Replica], threads: int) -> ReplicaGroup:
 
 
 def max_stack_size(device_type: str, update_batch: int) -> int:
-    """Return how many trainings may share a step on a device ("cpu" or "cuda")."""
+    """Return the largest number of replicas in a group on a device ("cpu" or "cuda")."""
     if device_type == "cuda":
         return CUDA_REPLICAS
     return max(1, min(CPU_REPLICAS, CPU_IMAGES // update_batch))
@@ -124,7 +124,7 @@ def layout(
     workers: int,
     threads: int = 1,
 ) -> list[ReplicaGroup]:
-    """Distribute trainings over steps, the longest first.
+    """Distribute trainings over replica groups, the longest first.
 
     company: of those that were planned or begun in an earlier call, by name. alone: runs whose
     models cannot share a step. With several workers, steps are halved until each worker has about
@@ -170,7 +170,7 @@ def _slices(replicas: list[Replica], most: int, threads: int) -> list[ReplicaGro
 
 
 def _kind(config: TrainConfig, device_type: str) -> str:
-    """Return what the configs of trainings that may share a step have in common."""
+    """Return the part of a config that must agree within a replica group."""
     in_a_graph = device_type == "cuda" and config.devices == 1
     shared = _SHARED_IN_A_GRAPH if in_a_graph else _SHARED_IN_A_STACK
     return json.dumps([value_of(config, name) for name in shared], sort_keys=True)

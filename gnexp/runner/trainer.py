@@ -1,4 +1,4 @@
-"""Trainings that share a step, from their states to their folders: train, measure, store.
+"""Train a replica group: build or restore the models, train, measure, store.
 
 Each goes through: build (or continue from the checkpoint), gradients at the start, then epoch after
 epoch metrics, gradients where due, checkpoint; at the end logits, then the result. Between any two
@@ -49,7 +49,7 @@ def progress_of(state: State) -> tuple[int, int]:
 
 
 class GroupTrainer:
-    """The trainings of one step that stand at the same place, to their ends."""
+    """The trainings of one replica group that resume at the same point, to their ends."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class GroupTrainer:
         low_memory: bool,
         emit: Emit,
     ) -> None:
-        """Build the models, or take them from `states`, by the trainings' names."""
+        """Build the models, or restore them from `states`, by the names of the trainings."""
         self.replicas, self.places, self.spec = step.replicas, step.places, step.spec
         self.states, self.emit = states, emit
         self.config = self.replicas[0].config
@@ -351,7 +351,7 @@ def _decay_per_epoch(config: TrainConfig, used: float) -> float:
 
 
 def result_head(config: TrainConfig, run: Run, model: nn.Module | None = None) -> dict[str, Any]:
-    """Return what result.json says of the run as a whole."""
+    """Return the entries of result.json for the whole run."""
     images = data.images_of(config.data)
     head: dict[str, Any] = {
         "run": run.name,

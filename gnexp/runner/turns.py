@@ -1,4 +1,4 @@
-"""Waiting for trainings that another call of gnexp, here or on another machine, is at work on."""
+"""Wait for runs that another gnexp process has locked."""
 
 import itertools
 import time

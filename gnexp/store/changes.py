@@ -98,7 +98,7 @@ def without_digest(folder: Path) -> list[str]:
 def lost_rows(
     folder: Path, seeds: Iterable[int], rows: Callable[[str], list[Mapping[str, object]]]
 ) -> list[str]:
-    """Return a sentence per table that lacks rows which a damaged one, kept beside it, holds.
+    """Return a sentence per table that lacks rows of its corrupt copy, which is kept beside it.
 
     seeds: of the run. rows: returns the rows that a table has now. Digits of the damaged one may be
     wrong, so that its rows are only counted.

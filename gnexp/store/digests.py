@@ -99,7 +99,7 @@ def check(path: Path) -> None:
 
 
 def repair(folder: Path) -> str:
-    """Set a damaged digests.json aside; return a sentence about it, "" where it is whole.
+    """Move a corrupt digests.json aside; return a sentence about it, "" if it is whole.
 
     A digest that it still holds of a file as the file is, is kept; other files have none then.
     """
@@ -127,7 +127,7 @@ def listed(folder: Path) -> list[str]:
 
 
 def set_aside_name(folder: Path, name: str) -> str:
-    """Return the name under which a damaged file is kept."""
+    """Return the name under which a corrupt file is kept."""
     others = (f"{name}.damaged-{number}" for number in itertools.count(2))
     names = itertools.chain([f"{name}.damaged"], others)
     return next(name for name in names if not (folder / name).exists())

@@ -1,4 +1,4 @@
-"""A disk that refuses to be written to, told from an exception of a model."""
+"""Recognize a disk that refuses to be written to, among the exceptions of a training."""
 
 import errno
 import os
@@ -46,7 +46,7 @@ def _sentence(folder: Path, reason: str) -> str:
 
 
 def _disk_of(folder: Path) -> str:
-    """Return " (disk at PLACE, 12 KB free)", "" where nobody can say."""
+    """Return " (disk at PLACE, 12 KB free)", "" if unknown."""
     try:
         there = Path(os.path.abspath(folder))
         while not there.exists():

@@ -63,7 +63,7 @@ class Lock:
         self._lease = SoftFileLease(path, lease_duration=LEASE_S, thread_local=False)
 
     def take(self, wait: bool = False) -> bool:
-        """Take it if nobody holds it; `wait` until its holder is done or gone."""
+        """Take the lock if it is free; `wait` until its owner drops it or is gone."""
         from filelock import Timeout
 
         if self._lease.is_locked:
@@ -116,7 +116,7 @@ class Lock:
 
     @property
     def lost(self) -> bool:
-        """Whether another process took it, since this one did not renew it in time."""
+        """Return True when another process took the lock over, as it was not renewed in time."""
         if self._lease.compromise is not None:
             return True
         for _ in range(2):  # a reader's moment of bad luck is no loss
@@ -132,7 +132,7 @@ class Lock:
 
 @dataclass(frozen=True)
 class LockOwner:
-    """Who holds a claim."""
+    """The process that owns a lock."""
 
     host: str
     pid: int

@@ -19,7 +19,7 @@ CHOICES = "tuning.json"  # in the study's folder
 
 @dataclasses.dataclass(frozen=True)
 class LRChoice:
-    """What was chosen for one cell: the runs, by name, at the chosen rate and at the untuned one.
+    """The chosen learning rate of one cell, and the runs, by name, at it and at the untuned rate.
 
     trials: {rate: name of its run}, of those that were compared. untuned is None where no untuned
     rate was asked for. rule: that of `chosen_rate`. budget: what the run has otherwise than its

@@ -145,7 +145,7 @@ class Run:
         return self.folder.name
 
     def exists(self) -> bool:
-        """Whether the folder holds at least one of a run's files."""
+        """Return True when the folder holds at least one of a run's files."""
         return any(is_file(self.folder / name) for name in _RUN_FILES)
 
     @contextlib.contextmanager
@@ -237,12 +237,12 @@ class Run:
 
     @_writes
     def add_plan(self, entries: Mapping[int, Mapping[str, Any]]) -> None:
-        """Write down, for seeds that have no entry yet, in which company each is to train."""
+        """Record the planned replica group of each seed that has no entry yet."""
         self._write_plan({**entries, **self.plan()})
 
     @_writes
     def drop_plan(self, seed: int) -> None:
-        """Forget in which company a seed was to train."""
+        """Remove the planned replica group of a seed."""
         self._write_plan({s: entry for s, entry in self.plan().items() if s != seed})
 
     def _write_plan(self, seeds: Mapping[int, Mapping[str, Any]]) -> None:

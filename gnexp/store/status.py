@@ -1,4 +1,4 @@
-"""How far a study is: the state of every seed, who is at work on it, and the time that is left."""
+"""The status of a study: the state of every seed, the process at work on it, the time left."""
 
 import dataclasses
 import statistics
@@ -29,7 +29,7 @@ class SeedState:
 
     @property
     def to_do(self) -> bool:
-        """Whether the next call of the same command would train it, or somebody does now."""
+        """Return True when the seed is training, or the next call of the same command trains it."""
         return self.state in UNFINISHED or self.again
 
 
@@ -101,7 +101,7 @@ def _images_per_epoch(records: Iterable[Record]) -> dict[str, float]:
 
 
 def duration(seconds: float) -> str:
-    """Return a time as people say it: "48 s", "2 min 05 s", "1 h 20 min"."""
+    """Return a time as text: "48 s", "2 min 05 s", "1 h 20 min"."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     if seconds < 3600:

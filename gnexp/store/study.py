@@ -1,4 +1,4 @@
-"""A study as it is read: its runs, their statuses, and what of them is damaged."""
+"""A study as it is read: its runs, their statuses, and their corrupt files."""
 
 import difflib
 from collections.abc import Callable, Mapping
@@ -206,7 +206,7 @@ def studies(out: Path | str) -> list[str]:
 
 
 def record_of(run: Run) -> Record:
-    """Return what a run's folder holds; what of it is damaged counts as absent."""
+    """Return the content of a run's folder; corrupt files count as absent."""
     corrupt_documents = []
 
     def read(document: Callable[[], dict[Any, Any]]) -> dict[Any, Any]:

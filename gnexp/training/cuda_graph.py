@@ -108,7 +108,7 @@ class GraphStep:
         return [sums for branch in self.branches for sums in branch.take_sums()]
 
     def model(self, replica: int) -> nn.Module:
-        """Return the model of one replica, alone, with the weights of this moment."""
+        """Return the model of one replica with its current weights, unstacked."""
         branch, place = self._place[replica]
         return branch.model(place)
 

@@ -1,4 +1,4 @@
-"""What DP-SGD costs in privacy, by Opacus' accountant of Renyi differential privacy (RDP).
+"""The privacy budget of DP-SGD, by Opacus' accountant of Renyi differential privacy (RDP).
 
 Neighbouring data sets differ in one image that is added or removed: the noise is scaled to `clip`,
 by which one image's presence moves a sum (a replaced one moves it by twice as much). The accountant
@@ -26,7 +26,7 @@ LEAST_TOLERANCE = 1e-6  # of epsilon: below the rounding of the accountant the s
 
 @dataclass(frozen=True)
 class Budget:
-    """What one training may spend: (epsilon, delta) over `updates` at a Poisson sampling rate."""
+    """The budget of one training: (epsilon, delta) over `updates` at a Poisson sampling rate."""
 
     epsilon: float
     delta: float

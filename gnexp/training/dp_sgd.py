@@ -280,7 +280,7 @@ def why_no_private_gradient(
 
 
 def _agree(parameter: nn.Parameter, expected: Tensor, largest: Tensor) -> bool:
-    """Whether a parameter's per-example gradients are as expected, up to rounding.
+    """Return True when a parameter's per-example gradients are as expected, up to rounding.
 
     largest: of all the parameters' gradients, since one that ought to be zero is only rounding.
     """

@@ -16,7 +16,7 @@ CHUNK = 250  # test images of 32x32 pixels in one forward pass, fewer of larger 
 
 
 class Scores(NamedTuple):
-    """What a test set says of a model: accuracy in [0, 1], loss in nats, logits (N, K) float32."""
+    """Results on a test set: accuracy in [0, 1], loss in nats, logits (N, K) float32."""
 
     accuracy: float
     loss: float

@@ -22,7 +22,7 @@ from gnexp.training.stacked_step import Tick, no_tick
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """How replicas are trained: the numbers of the protocol, for any model and data."""
+    """The numbers of the training protocol, for any model and data."""
 
     batch: int
     update_batch: int
@@ -50,7 +50,7 @@ class TrainSettings:
 
 
 class Step(Protocol):
-    """What trains R replicas: see StackedStep, GraphStep and PrivateStep."""
+    """The interface of a step that trains R replicas: StackedStep, GraphStep, PrivateStep."""
 
     replicas: int
     dtype: torch.dtype
@@ -64,7 +64,7 @@ class Step(Protocol):
 
 @dataclass(frozen=True)
 class ResumePoint:
-    """Where training stands within an epoch, between two blocks of updates.
+    """A point within an epoch, between two blocks of updates, from which training resumes.
 
     updates: made in it so far; time_s: spent on them; random_states: of the global generators, for
     models that draw in a forward pass. With the step's own states it is all that going on takes.
@@ -77,7 +77,7 @@ class ResumePoint:
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one epoch gave one replica: accuracies in [0, 1], losses in nats, time in seconds.
+    """The metrics of one epoch of one replica: accuracies in [0, 1], losses in nats, time in s.
 
     time_s is the replica's share of the time that all replicas of its step took together.
     """
@@ -94,7 +94,7 @@ class Epoch:
 
     @property
     def diverged(self) -> bool:
-        """Whether the training or test loss is no longer a finite number."""
+        """Return True when the training or test loss is not finite."""
         return not (math.isfinite(self.train_loss) and math.isfinite(self.test_loss))
 
 

@@ -1,4 +1,4 @@
-"""How the C library handles memory that tensors on a CPU give back."""
+"""Let the C library keep the memory that tensors on a CPU free."""
 
 import ctypes
 import functools
@@ -10,7 +10,7 @@ _KEEP, _AHEAD = 1 << 30, 1 << 26
 
 @functools.cache
 def keep_malloc_arena() -> bool:
-    """Let this process keep what its tensors free; return whether the C library could be told.
+    """Let this process keep what its tensors free; return whether the C library supports it.
 
     By default glibc gives large blocks back to the system at once and takes fresh, zeroed pages for
     the next tensor: with several replicas in a step, training GN on one thread was 10 to 20 %

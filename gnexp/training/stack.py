@@ -226,12 +226,12 @@ class Stack(nn.Module):
 
     @property
     def mapped(self) -> bool:
-        """Whether torch.func handles a part of the model."""
+        """Return True when torch.func runs a part of the model."""
         return any(isinstance(module, MappedModule) for module in self.net.modules())
 
     @property
     def takes_chunks(self) -> bool:
-        """Whether several batches with statistics of their own can share a forward pass."""
+        """Return True when batches with statistics of their own can share a forward pass."""
         return all(hasattr(layer, "chunks") for layer in self._may_mix)
 
     def set_chunks(self, chunks: int) -> None:
@@ -240,7 +240,7 @@ class Stack(nn.Module):
             layer.chunks = chunks
 
     def state(self, replica: int) -> dict[str, Tensor]:
-        """Return views of one replica's tensors, under the names of the model alone."""
+        """Return views of one replica's tensors, under the names of the unstacked model."""
         tensors = self.net.state_dict().values()
         return {
             name: self._part(tensor, ndim, replica, replica + 1)[0]
@@ -248,7 +248,7 @@ class Stack(nn.Module):
         }
 
     def load(self, replica: int, state: dict[str, Tensor]) -> None:
-        """Take over one replica's tensors from the state dict of the model alone."""
+        """Copy one replica's tensors from the state dict of the unstacked model."""
         with torch.no_grad():
             for name, view in self.state(replica).items():
                 view.copy_(state[name])
@@ -277,7 +277,7 @@ class Stack(nn.Module):
         ]
 
     def _part(self, tensor: Tensor, ndim: int, first: int, end: int) -> Tensor:
-        """Return the view (end - first, ...) of a stacked tensor; alone it has `ndim` axes."""
+        """Return the view (end - first, ...) of a stacked tensor; unstacked it has `ndim` axes."""
         if tensor.ndim == ndim + 1:  # mapped by torch.func
             return tensor[first:end]
         if ndim == 0:  # one for all, as a stacked BN's counter

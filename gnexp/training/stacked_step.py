@@ -22,7 +22,7 @@ Tick = Callable[[int], None]
 
 
 def no_tick(images: int) -> None:
-    """Hear of trained images and do nothing."""
+    """No-op progress callback."""
 
 
 class StackedStep:
@@ -184,7 +184,7 @@ class StackedStep:
         return sums
 
     def model(self, replica: int) -> nn.Module:
-        """Return the model of one replica, alone, with the weights of this moment."""
+        """Return the model of one replica with its current weights, unstacked."""
         put_state(self.models[replica], self.stack.state(replica))
         return self.models[replica]
 

@@ -23,7 +23,7 @@ ACCURACY_COLUMNS += ("lo_images", "hi_images")
 def build_tables(
     study: Study, cells: Sequence[Cell], lines: Sequence[Series], reference_batch: int
 ) -> dict[str, Table]:
-    """Return every table of the report by name; those without data have no row and say why.
+    """Return every table of the report by name; a table without data has no row and a reason.
 
     Columns keep their names (test_acc) where all runs are judged on validation images; what people
     read says so.

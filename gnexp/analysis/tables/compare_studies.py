@@ -257,7 +257,7 @@ _NOT_KEYS = ("label", "study", "why", "reference_batch")
 
 
 def _key(rows: Sequence[Row]) -> list[str]:
-    """Return the columns that say which cell a row is of: BASE and what told cells apart."""
+    """Return the columns that identify the cell of a row: BASE and the keys that differ."""
     columns = list(rows[0]) if rows else list(BASE)
     key = columns[: columns.index("label")] if "label" in columns else columns
     return [column for column in key if column not in _NOT_KEYS]

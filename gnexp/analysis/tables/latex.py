@@ -220,7 +220,7 @@ def _letter(character: str) -> str:
 
 
 def escape_latex(text: str) -> str:
-    """Escape text; a standing minus, a power of ten and infinity become mathematics."""
+    """Escape text; a minus before a number, a power of ten and infinity become mathematics."""
 
     def number(match: re.Match[str]) -> str:
         value = match.group()

@@ -14,7 +14,7 @@ BUDGETS = ("trial_epochs", "trial_images", "run_epochs", "run_images")
 
 
 def tuning_tables(tuned: Sequence[TunedCell], judged: Sequence[Cell]) -> dict[str, Table]:
-    """Return the tables of NAMES by name; without a tuned cell they have no row and say why.
+    """Return the tables of NAMES by name; without a tuned cell they have no row and a reason.
 
     judged: the cells on the test set, at whatever rate.
     """

@@ -36,7 +36,7 @@ SOURCES = (
 def evidence_tables(
     lines: Sequence[Series], reference_batch: int, key: Sequence[str], shown_key: Sequence[Column]
 ) -> list[Table]:
-    """Return the tables of NAMES; those without a comparison have no row and say why.
+    """Return the tables of NAMES; a table without a comparison has no row and a reason.
 
     key, shown_key: what identifies a cell, raw and for people, one column each.
     """

@@ -1,4 +1,4 @@
-"""Tables that say why a small batch costs accuracy; each is there only when it was measured."""
+"""Tables on the causes of lost accuracy: decomposition, shift, classes, batch composition."""
 
 from collections.abc import Callable, Sequence
 
@@ -21,7 +21,7 @@ def why_tables(
     key: Sequence[str],
     key_columns: Sequence[Column],
 ) -> list[Table]:
-    """Return the tables of NAMES; those of which nothing was measured have no row and say why.
+    """Return the tables of NAMES; a table of nothing measured has no row and a reason.
 
     key, key_columns: what identifies a cell, raw and for people.
     """

@@ -138,7 +138,7 @@ def _badness(deviation: float) -> float:
 
 
 def _mates(subject: Subject, result: Measured) -> None:
-    """Watch example 0, which alone is given a gradient, among others."""
+    """Measure gradients of the other examples when only example 0 gets an upstream gradient."""
     x_NCHW = subject.features("flow mates", max(BATCHES))
     dy_NCHW = torch.zeros_like(x_NCHW)
     dy_NCHW[0] = subject.normal("flow mates dy", *x_NCHW.shape[1:])

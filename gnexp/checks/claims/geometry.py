@@ -79,7 +79,7 @@ def measure(subject: Subject) -> Measured:
 
 
 def _few_values(subject: Subject, side: int) -> Finding:
-    """Measure whether outputs of small maps carry magnitudes, or signs alone.
+    """Measure whether outputs of small maps carry magnitudes, or only signs.
 
     Two values per statistic leave x1 > x2 or x1 < x2: outputs are 1 and -1 whatever the inputs. One
     value leaves nothing. Found as the relative spread of |output| over all values of the batch.

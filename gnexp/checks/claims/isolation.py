@@ -62,7 +62,7 @@ EXTREMES_WORDS = "a constant of +-100, another image at +-10 times its contrast,
 
 @dataclass(frozen=True)
 class Influence:
-    """How far an example reaches, as measured: mixes: into its batch; `where` says how that shows.
+    """The measured influence of one example. mixes: on its batch; `where` says how that shows.
 
     remembers: into later batches. state: buffers that a forward pass in training writes.
     """
@@ -93,7 +93,7 @@ def measure(subject: Subject) -> Measured:
 
 
 def _few(subject: Subject) -> int:
-    """Return the draws of what is too slow for `subject.draws` of them."""
+    """Return a smaller number of draws for slow measurements."""
     return max(2, subject.draws // 12)
 
 
@@ -220,7 +220,7 @@ def _changes(
 
 
 def _reach(subject: Subject, net: nn.Module, unmoved: list[Finding]) -> Influence:
-    """Decide from measurements alone whether examples mix, within a batch and across batches."""
+    """Decide from measurements whether examples mix, within a batch and across batches."""
     x_NCHW, earlier_NCHW = subject.features("isolation", 4), 3 * subject.features("earlier", 4) + 1
     first = find_mixing_layer(net, _images(subject, "isolation mixing", OUTPUT_BATCH)[0])
     moved = [finding.statement for finding in unmoved if finding.verdict != HOLDS]

@@ -155,7 +155,7 @@ def _off(subject: Subject, groups: int, reference: Function, n: int) -> tuple[fl
 
 
 def _per_position(x_NCHW: Tensor, eps: float) -> str:
-    """Say how far the layer norm of Transformers is from that of (C, H, W)."""
+    """Measure the distance between layer norm over C (Transformers) and over (C, H, W)."""
     x_NHWC = x_NCHW.movedim(1, -1)
     per_pixel = F.layer_norm(x_NHWC, x_NHWC.shape[-1:], eps=eps).movedim(-1, 1)
     off = distance(per_pixel, _ends(eps)["one_group"](x_NCHW))

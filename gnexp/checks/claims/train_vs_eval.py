@@ -69,7 +69,7 @@ def measure(subject: Subject) -> Measured:
 
 
 def _batches(subject: Subject, pool: Tensor, n: int, count: int) -> Iterator[Tensor]:
-    """Yield `count` batches of n different examples of the population."""
+    """Yield `count` batches of n different examples of the pool."""
     g = subject.generator("train test batches", n)
     for _ in range(count):
         yield pool[torch.randperm(len(pool), generator=g)[:n]]

@@ -120,7 +120,7 @@ def _data_problems(config: BenchConfig) -> list[str]:
 
 
 def _about(config: BenchConfig, machine: Machine, run: TrainConfig, command: str) -> dict[str, Any]:
-    """Return what the page says of the hardware, the software and the training; see `page`."""
+    """Return the page's facts on hardware, software and training; see `page`."""
     made = provenance(machine.device, command, now())
     images = data.images_of(config.data)
     cuda = machine.device.type == "cuda"

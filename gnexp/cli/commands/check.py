@@ -1,4 +1,4 @@
-"""`gnexp check`: the norm passport, every claim of the article measured on any norm."""
+"""`gnexp check`: every claim of the article, measured on any norm."""
 
 import sys
 import time

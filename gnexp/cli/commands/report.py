@@ -13,7 +13,7 @@ from gnexp.store.study import Study, how_to_unpack, load_study, runs_of, study_p
 
 
 def report(config: ReportConfig) -> int:
-    """Build the report of a study, or of two, and say where it is; returns the exit code."""
+    """Build the report of a study, or of two, print its path; returns the exit code."""
     config = dataclasses.replace(config, study=_as_typed(config.study))
     if found := report_problems(config):
         raise UsageError("\n".join(found))
@@ -46,7 +46,7 @@ def _asked(options: ReportOptions) -> tuple[list[str], float]:
 
 
 def _logged(folder: Path, logger: Any) -> list[str]:
-    """Export a stored study to the loggers and say how to look at it; return what failed."""
+    """Export a stored study to the loggers, print how to open it; return the failures."""
     runs = [record.folder for record in load_study(folder).runs] if logger else []
     failed = export_all(runs, logger)
     for line in viewing_lines(folder, logger):

@@ -190,7 +190,7 @@ def _report(config: TrainConfig) -> list[tuple[str, str]]:
 def _execute(
     todo: dict[PlannedRun, list[int]], tasks: list[Task], workers: int
 ) -> list[tuple[str, str]]:
-    """Run the tasks and return (run, reason) for what failed; a run is told of when it is whole.
+    """Run the tasks and return (run, reason) of failures; a run is announced when complete.
 
     What another call is at work on comes last, when that call has done it or is gone. Raises
     _DiskFailed when the study's folder cannot be written to.

@@ -227,7 +227,7 @@ def _put(model: nn.Module, name: str, layer: nn.Module) -> nn.Module:
 
 
 def _take_over(layer: nn.Module, old: nn.Module, affine: str, default: Tensor) -> str:
-    """Give a new layer the place, dtype, flag and tensors of the old; say what became of affine."""
+    """Give a new layer the place, dtype, mode and tensors of the old; return its affine's fate."""
     tensors = [*old.parameters(recurse=False), *old.buffers(recurse=False)]
     like = next((t for t in tensors if t.is_floating_point()), default)
     layer.to(device=like.device, dtype=like.dtype if like.is_floating_point() else None)

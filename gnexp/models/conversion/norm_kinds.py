@@ -1,4 +1,4 @@
-"""Which modules of a foreign model are normalization layers, and what each of them computes on.
+"""Recognize normalization layers among the modules of an external model, and their axes.
 
 Known types go by the path of their class, so that no library is imported to recognize its layers;
 all others by a trial. A module that normalizes by an unknown rule is refused: it is never missed in

@@ -1,4 +1,4 @@
-"""What a conversion did: every normalization layer that was replaced or left, and why."""
+"""The record of a conversion: every normalization layer that was replaced or left, and why."""
 
 from dataclasses import dataclass, field
 

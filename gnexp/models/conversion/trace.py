@@ -36,7 +36,7 @@ class Call:
 
 @dataclass
 class Traced:
-    """What a forward pass showed, by the names of modules.
+    """Facts observed in a forward pass, by the names of modules.
 
     shapes: of every input. same: modules that made one tensor of one tensor, of the same shape.
     convolutions: of each module, the one whose output it takes, where it always is one.

@@ -1,4 +1,4 @@
-"""References of the norms that carry their own activation; see `oracle`.
+"""References of the norms with an activation of their own; see `table`.
 
 Shapes: N examples, C channels, H and W pixels.
 """

@@ -1,4 +1,4 @@
-"""References of the norms that work on each pixel alone, pixel after pixel; see `oracle`.
+"""References of the norms over the channels of one pixel; see `table`.
 
 Shapes: N examples, C channels, H and W pixels.
 """

@@ -1,4 +1,4 @@
-"""What every norm of the table must compute, in float64 NumPy, and the slope of it.
+"""The reference of every norm in the table, in float64 NumPy, and its directional derivative.
 
 A reference is a plain function from an input and the numbers a layer holds to an output and the
 numbers it holds afterwards. It is written from the source's formulas and shares no code with the

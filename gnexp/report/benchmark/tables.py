@@ -180,7 +180,7 @@ def closing_lines(ratios: Sequence[Row]) -> list[str]:
 
 
 def cell_line(timings: Sequence[Row], norm: str, batch: int) -> str:
-    """Return what there is to say of one cell while the bench goes on."""
+    """Return the progress line of one cell of a benchmark."""
     here = [row for row in timings if (row["norm"], row["batch"]) == (norm, batch)]
     counted = {row["way"]: row for row in bench_rows(here) if row["counted"]}
     rates = [

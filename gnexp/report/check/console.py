@@ -1,4 +1,4 @@
-"""The norm passport on a terminal: one norm in full, several as a table of verdicts."""
+"""The check on a terminal: one norm in full, several as a table of verdicts."""
 
 import shutil
 import textwrap

@@ -1,4 +1,4 @@
-"""The figures of a passport, drawn from its points: one per claim where a picture says more.
+"""The figures of a check, drawn from its points: one per claim that has any.
 
 A panel's lines have one colour per norm and one line style per series. A logarithmic axis with
 values that are 0 to rounding ends in a linear piece that reaches 0.
@@ -26,7 +26,7 @@ MARKED = 16  # points of a line up to which each has a marker
 
 @dataclass(frozen=True)
 class Panel:
-    """How a panel of a figure looks. name: of its points. x_scale, y_scale: linear, log, log2.
+    """The axes of a panel. name: of its points. x_scale, y_scale: linear, log, log2.
 
     series: which of the points' series are drawn, all if empty. relative: x is shown as a multiple
     of each line's first. y_limits: where lines that leave the panel would flatten all others.
@@ -324,7 +324,7 @@ def _axes(axis: "Axes", panel: Panel, points: list[Row]) -> None:
 
 
 def _legend(figure: "Figure", norms: Sequence[str], series: Sequence[str]) -> None:
-    """Say once which colour is which norm, and which line style is which series."""
+    """Draw one legend: colours for norms, line styles for series."""
     from matplotlib.lines import Line2D
 
     keys = [norm_key(norm) for norm in norms]

@@ -1,4 +1,4 @@
-"""The norm passport as files: all rows, a table of verdicts, a page, and figures."""
+"""The check as files: all rows, a table of verdicts, a page, and figures."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The figure of the damage a batch size does: in training, in evaluation, in sum."""
+"""The figure of the accuracy lost to a batch size: in training, in evaluation, in sum."""
 
 import math
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ UPRIGHT = 3  # labels of the bars apart that still stand beside one another
 def decomposition(
     rows: Sequence[Row], lines: Sequence[Series], reference_batch: int
 ) -> "Figure | None":
-    """Bars of training and evaluation damage per batch size, a panel per series, one scale.
+    """Bars of the training and evaluation part per batch size, a panel per series, one scale.
 
     Bars stand side by side, since parts of opposite sign have no honest stack. What stands apart
     (see decomposition_rows) or holds diverged seeds would hide the rest: a last panel, own scale.

@@ -1,4 +1,4 @@
-"""Which series a figure shows: all, or where no eye could tell them apart, those of one setting."""
+"""Select the series of a figure: all, or those of one setting where there are too many."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ def drawn_lines(lines: Sequence[Series]) -> tuple[list[Series], str]:
 
 
 def rows_of(cells: Sequence[Cell], table: Table) -> Table:
-    """Return a table with the rows of these cells' series alone."""
+    """Return a table with only the rows of these cells' series."""
     wanted: dict[tuple[str, ...], set[tuple[str, ...]]] = {}
     names = [name for name in (cells[0].key if cells else ()) if name not in _SIZES]
     rows = []

@@ -1,4 +1,4 @@
-"""Figures that say why a small batch costs accuracy; each is None where nothing was measured."""
+"""Figures on the causes of lost accuracy; each is None where nothing was measured."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -84,7 +84,7 @@ def shift_share(rows: Sequence[Row], lines: Sequence[Series]) -> "Figure | None"
 
 
 def class_gaps(rows: Sequence[Row], lines: Sequence[Series]) -> "Figure | None":
-    """Gap between best and worst class against batch size, with the level chance alone reaches."""
+    """Gap between best and worst class against batch size, with the level reached by chance."""
     figure = _against_batch(rows, lines, "gap", "Best minus worst class (points)")
     if figure is None:
         return None

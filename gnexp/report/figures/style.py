@@ -1,4 +1,4 @@
-"""How every figure looks: colours, markers, axes, legend, and files with the same bytes.
+"""The style of every figure: colours, markers, axes, legend, and reproducible files.
 
 One colour and one marker per norm, whatever else a figure shows (the Okabe-Ito palette, which
 colour-blind readers can tell apart; markers for those who print in grey).
@@ -130,7 +130,7 @@ _UNDATED: dict[str, dict[str, None]] = {
 
 
 def style_of(norm: str, norms: Sequence[str]) -> tuple[str, str]:
-    """Return (colour, marker); own norms take turns in the order of their names."""
+    """Return (colour, marker); user norms get the remaining ones in order of their names."""
     if norm in STYLES:
         return STYLES[norm]
     own = sorted({n for n in norms if n not in STYLES})
@@ -138,7 +138,7 @@ def style_of(norm: str, norms: Sequence[str]) -> tuple[str, str]:
 
 
 def variant_style(norm: str, norms: Sequence[str], turn: int) -> dict[str, Any]:
-    """Return the style of a norm's variant number `turn`: its colour and marker, told apart.
+    """Return the style of a norm's variant number `turn`: its colour, another line and marker.
 
     Variants differ in line, in filling and, from the third on, in lightness.
     """
@@ -168,7 +168,7 @@ def sequence_style(index: int) -> dict[str, Any]:
 
 
 def wrapped(label: str, width: float, size: float = 8) -> str:
-    """Break a series' label into lines of at most `width` inches, at commas, = and _ alone."""
+    """Break a series' label into lines of at most `width` inches, only at commas, = and _."""
     pieces = re.split(r"(?<=, )|(?<=[=_])", label)
     lines = [pieces[0]]
     for piece in pieces[1:]:

@@ -1,4 +1,4 @@
-"""What `gnexp check` found beside a study, in counts: the study's page points to it."""
+"""Count the verdicts of the `gnexp check` beside a study, for the study's page."""
 
 import csv
 from collections import Counter

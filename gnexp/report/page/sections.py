@@ -1,4 +1,4 @@
-"""What stands where on the page: sections of parts, from the answer down to how to reproduce it.
+"""The layout of the page: sections of parts, from the answer to the commands.
 
 Figures and tables that no section names come last, so that nothing written is left out.
 """

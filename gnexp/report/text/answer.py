@@ -1,4 +1,4 @@
-"""The answer of a study in a few sentences, made from its simultaneous intervals alone.
+"""The answer of a study in a few sentences, made from its simultaneous intervals.
 
 Over each stretch of batch sizes one of three forms: "use X" where X has the highest mean and is
 decidedly better than every other norm; "use X, Y or Z, not W" where Y and Z are statistically tied
@@ -37,7 +37,7 @@ MOST_SETTINGS = 3  # that are answered one by one
 def answer(
     lines: Sequence[Series], reference_batch: int, margin: float = MARGIN, tuned: bool = False
 ) -> list[str]:
-    """Return the sentences: which norm to use at which batch size, or why nobody can say.
+    """Return the answer's sentences: the norm to use at each batch size, or why none is decided.
 
     One answer for each setting (model, data set, update rule), those with most cells first.
     margin: the accuracy, 0..1, beyond which a lead counts. tuned: whether learning rates were
@@ -136,7 +136,7 @@ def _diverged(setting: ComparisonGroup) -> str:
 def _untested(
     found: Sequence[BatchVerdict], setting: ComparisonGroup, names: Sequence[str]
 ) -> list[str]:
-    """Say why nothing has a p: one seed each, or no spread."""
+    """Return sentences on why nothing was tested: one seed each, or no spread."""
     place = found[0]
     first, *others = sorted(place.cells, key=lambda i: (-place.mean(i), i))
     bn = _number(setting)
@@ -160,7 +160,7 @@ def _untested(
 
 
 def _nothing_in_common(setting: ComparisonGroup, names: Sequence[str]) -> str:
-    """Say that no two norms were trained at one batch size."""
+    """Return a sentence for norms without a common batch size."""
     sizes = [
         f"{name} at batch {words.spelled([cell.key['batch'] for cell in line.cells])}"
         for name, line in zip(names, setting.lines)
@@ -175,7 +175,7 @@ def _nothing_in_common(setting: ComparisonGroup, names: Sequence[str]) -> str:
 def _single_norm(
     setting: ComparisonGroup, name: str, lines: Sequence[Series], reference_batch: int
 ) -> list[str]:
-    """Say that one norm is alone, and what its smallest batch costs."""
+    """Return sentences for a study of one norm, with the accuracy lost at its smallest batch."""
     (line,) = setting.lines
     which = "other norms" if line.norm == "bn" else "norm=bn"
     batches = words.spelled([cell.key["batch"] for cell in line.cells])

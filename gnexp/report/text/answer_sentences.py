@@ -54,7 +54,7 @@ class _Stretch:
 
     @property
     def places(self) -> list[BatchVerdict]:
-        """The places from the outer end inwards: the numbers that are told are of the first."""
+        """The batch verdicts from the outer end inwards; the numbers shown are of the first."""
         return self.of.places[::-1] if self.of.from_end else self.of.places
 
     @property

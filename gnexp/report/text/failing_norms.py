@@ -1,4 +1,4 @@
-"""Which norms fail at small batches, where a study has too many for a sentence each."""
+"""Sentences on norms that fail at small batches, for studies of many norms."""
 
 from collections.abc import Sequence
 from typing import Any

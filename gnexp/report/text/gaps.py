@@ -1,4 +1,4 @@
-"""What an answer leaves out: norms that are missing, have too few seeds, or were not tuned."""
+"""Sentences on norms that the answer leaves out: missing, too few seeds, not tuned."""
 
 from collections.abc import Sequence
 from typing import Any

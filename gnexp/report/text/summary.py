@@ -1,4 +1,4 @@
-"""What a study found, in sentences made from its numbers; never more than they show."""
+"""The summary of a study: sentences made from its numbers."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -134,7 +134,7 @@ def _agreement(rows: Sequence[Row]) -> list[str]:
 
 
 def _level(cell: Cell) -> str:
-    """Return 'A % [lo, hi] at batch B (n = 3)', diverged seeds counted at chance and said so."""
+    """Return 'A % [lo, hi] at batch B (n = 3)', with diverged seeds counted at chance."""
     interval = statistics.t_interval(cell.scored)
     if interval.n == 1 and not cell.of("diverged"):
         interval, _ = cell.accuracy()

@@ -39,7 +39,7 @@ def train_grid(
     window: Window,
     precision: str = "fp32",
 ) -> None:
-    """Train all models of the step, warm, until the window says that it is enough.
+    """Train all models of the step until the timer ends, warmed up.
 
     A block counts from its preparation on, also when the window ends in the middle of it.
     """
@@ -55,7 +55,7 @@ def _train(
     rate: float,
     enough: Callable[[int], bool],
 ) -> None:
-    """Train with block after block until `enough`, told the images of each update, says so."""
+    """Train with block after block until `enough`, called with the images of each update."""
 
     def tick(examples: int) -> None:
         if enough(examples):

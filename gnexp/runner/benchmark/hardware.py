@@ -1,4 +1,4 @@
-"""What the machine can do and what is asked of it: products, operations and memory."""
+"""Measure the machine: matrix products per second, operations of a model, memory."""
 
 import os
 from collections.abc import Iterable

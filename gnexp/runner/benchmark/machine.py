@@ -1,4 +1,4 @@
-"""How the two ways use this machine: fresh processes on a CPU, this process on CUDA."""
+"""Run both loops on this machine: in fresh processes on a CPU, in this process on CUDA."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -45,7 +45,7 @@ class Machine:
 
     @property
     def processes(self) -> int:
-        """How many of our processes work at once."""
+        """Return the number of gnexp processes that work at once."""
         return 1 if self.device.type == "cuda" else self.workers or cores()
 
     def _measure(self, work: Work, tasks: Sequence[Task]) -> list[list]:

@@ -37,7 +37,7 @@ LAYOUTS = {False: "contiguous", True: "channels_last"}
 
 @dataclass(frozen=True)
 class Task:
-    """What to time, a resolved config, for how many seconds, with which numbers of threads."""
+    """A measurement: a resolved config, a number of seconds, numbers of threads."""
 
     config: TrainConfig
     seconds: float

@@ -96,7 +96,7 @@ def train_plain(
     window: Window,
     precision: str = "fp32",
 ) -> None:
-    """Train one model, warm, until the window says that it is enough."""
+    """Train one model until the timer ends, warmed up."""
     device = next(model.parameters()).device
     model.train()
     batches = _endless(loader, device)

@@ -13,7 +13,7 @@ Work = Callable[[Any, Peers], Any]
 
 
 class MeasurementFailed(RuntimeError):
-    """A measuring process ended without a result; the text says how."""
+    """A measuring process ended without a result."""
 
 
 def measure_together(work: Work, tasks: Sequence[Any]) -> list[Any]:

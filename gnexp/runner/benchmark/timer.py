@@ -1,4 +1,4 @@
-"""How long a timing lasts, when its clock starts and when it stops."""
+"""The timer of a benchmark: warm-up, start and end."""
 
 import time
 from collections.abc import Callable
@@ -12,7 +12,7 @@ WARM_UP_PART = 1 / 3  # of the time that is then timed
 
 @dataclass(frozen=True)
 class Timing:
-    """What was done in a window, and its length in seconds."""
+    """The examples and updates of a timed window, and its length in seconds."""
 
     examples: int
     updates: int
@@ -24,7 +24,7 @@ class Timing:
 
 
 class Peers:
-    """What a timing knows of those beside it; alone, that nobody is there."""
+    """The interface to processes that are timed at the same moment; this one has none."""
 
     def wait(self) -> None:
         """Return when all are warm."""

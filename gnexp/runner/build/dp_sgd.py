@@ -1,4 +1,4 @@
-"""What privacy=dpsgd asks of a run and records of it. Opacus is imported when it is needed.
+"""Build and record DP-SGD for privacy=dpsgd. Opacus is imported when it is needed.
 
 The trial of a model is by measurement and not by the norm's name: DP-SGD needs a gradient of each
 example, which does not exist where the examples of a batch depend on each other.
@@ -39,7 +39,7 @@ def budget(config: TrainConfig, train_size: int) -> "Budget":
 def step(
     config: TrainConfig, model: nn.Module, seed: int, images: DeviceDataset, low_memory: bool
 ) -> "PrivateStep":
-    """Return what trains one seed of a private run. frugal: image by image, for little memory."""
+    """Return the step of one seed of a private run. low_memory: image by image."""
     from gnexp.training.dp_sgd import PrivateStep
 
     train_size = len(images.x_train)
@@ -91,7 +91,7 @@ NOISE = {
 
 
 def record(config: TrainConfig, train_size: int, updates: int) -> dict[str, Any]:
-    """Return what result.json says of the privacy of one training after so many updates."""
+    """Return the privacy entries of result.json for one training after `updates` updates."""
     from gnexp.training.dp_budget import ACCOUNTANT
 
     plan = budget(config, train_size)

@@ -1,4 +1,4 @@
-"""Where a training's first weights are read from: `init_from=`, a run of gnexp or a file.
+"""Read the initial weights that `init_from=` names: a run of gnexp, or a file.
 
 RUN: seed s starts from the weights with which seed s of that run ended. RUN/seed-K: every seed
 starts from those of seed K. FILE: a state dict that `torch.save` wrote, for every seed alike.
@@ -28,7 +28,7 @@ Weights = dict[str, Tensor]
 
 
 class NotFound(ValueError):
-    """There is nothing where the weights are said to be."""
+    """No file or run exists where `init_from=` points."""
 
 
 @dataclass(frozen=True)

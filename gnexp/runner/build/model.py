@@ -176,14 +176,14 @@ def _new_external(model: ModelConfig, num_classes: int, shape: tuple[int, ...]) 
 
 
 def _typed_name(model: ModelConfig) -> str:
-    """Return what was typed to choose a foreign model."""
+    """Return the typed choice of an external model."""
     if model._target_ is not None:
         return f"model._target_={model._target_}"
     return f"model={model.library} model.name={model.name}"
 
 
 def _external_norms(config: TrainConfig) -> Found:
-    """Return the norm layers of a foreign model at the size of the images; looked at once."""
+    """Return the norm layers of an external model at the size of the images, cached."""
     images = images_of(config.data)
     shape, classes = tuple(images.x_train.shape[1:]), len(images.classes)
     asked = [dataclasses.asdict(config.model), dataclasses.asdict(config.convert)]
@@ -206,7 +206,7 @@ def _examined(asked: str, code: str | None, shape: tuple[int, ...], num_classes:
 def _external_model(
     config: TrainConfig, num_classes: int, weight_standardization: bool
 ) -> tuple[nn.Module, list[str]]:
-    """Return a foreign model with the config's norm, and one line for each layer it had."""
+    """Return an external model with the config's norm, and one line per replaced layer."""
     found = _external_norms(config)
     shape = tuple(images_of(config.data).x_train.shape[1:])
     model = _new_external(config.model, num_classes, shape)
@@ -225,7 +225,7 @@ def _external_model(
 
 
 def conversion_report(config: TrainConfig) -> list[str]:
-    """Return what became of every norm layer of a foreign model, [] for a model of the table.
+    """Return the fate of every norm layer of an external model, [] for a model of the table.
 
     And [] where the norm is not defined at the batch and image size.
     """

@@ -64,7 +64,7 @@ def training_step(
     low_memory: bool = False,
     seeds: Sequence[int] = (0,),
 ) -> tuple[Step, str]:
-    """Return the step that trains these models, each by its config, and what is to be said of it.
+    """Return the step that trains these models, each by its config, and a note for users.
 
     Models must be on the images' device. frugal: the batches of an update follow each other, which
     takes less memory than a common pass. An execution that does not work here falls back to eager,
@@ -141,7 +141,7 @@ def _stacked_step(
 
 
 def _takes_chunks(config: TrainConfig, model: nn.Module, images: DeviceDataset) -> bool:
-    """Return whether the batches of an update may share a pass; stock layers say so themselves."""
+    """Return whether the batches of an update may share a forward pass."""
     stock = config.norm["name"] != CUSTOM and not is_external(config.model)
     if stock or config.update_batch == config.batch:
         return True

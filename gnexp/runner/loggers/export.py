@@ -1,4 +1,4 @@
-"""What a run stores, handed to TensorBoard or Weights & Biases, where people look at trainings.
+"""Export stored runs to TensorBoard or Weights & Biases.
 
 The store is the source of truth: these files are derived from it, are read by nothing here, and
 may be deleted at any time.

@@ -18,7 +18,7 @@ class LoggedRun:
     """A run's folder as loggers want it: settings, when it began, and points along the images."""
 
     def __init__(self, run: Run) -> None:
-        """Read what the run's folder holds. Raises ValueError when a document is damaged."""
+        """Read a run's folder. Raises ValueError for a corrupt document."""
         result = run.result()
         self.name, self.study = run.name, run.folder.resolve().parent.name
         self.config = result.get("config") or run.config()

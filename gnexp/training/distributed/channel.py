@@ -15,7 +15,7 @@ class DeviceLost(ConnectionError):
 
 @dataclass
 class Channel:
-    """How one of `count` processes reaches the others; rank 0 leads.
+    """The connection of one of `count` processes to the others; rank 0 leads.
 
     talk: the group of messages, over gloo, where a follower waits for as long as the leader is
     busy elsewhere. group: that of tensors on `device`, over gloo or NCCL. explain: hears of an

@@ -1,4 +1,4 @@
-"""A process that holds one device's part of a training and does what the leader says.
+"""A worker process: one device's part of a training, driven by rank 0.
 
 It holds a step and nothing else: no images, no files, no word. It ends with its leader, whatever
 ends that.

@@ -1,4 +1,4 @@
-"""How processes that train a run together find each other and open their channel."""
+"""Connect the processes that train a run together."""
 
 import contextlib
 import os
@@ -18,7 +18,7 @@ CALL = "gnexp/call"  # what the leader has come for, in the store: "start" or "e
 
 
 def launched_store() -> distributed.Store:
-    """Return the store of the launcher, or the first process's, where the environment says."""
+    """Return the store of the launcher, or of the first process, by the environment."""
     store, _, _ = next(iter(distributed.rendezvous("env://", timeout=AT_WORK)))
     return store
 
@@ -48,7 +48,7 @@ def connect(
     loopback: bool,
     explain: Callable[[BaseException], BaseException] = lambda error: error,
 ) -> Channel:
-    """Return this process's channel to the others. device: the leader's; a follower is told."""
+    """Return this process's channel to the others. device: of rank 0; workers receive theirs."""
     common = distributed.PrefixStore("gnexp", store)
     with _loopback() if loopback else contextlib.nullcontext():
         distributed.init_process_group(
@@ -87,5 +87,5 @@ def _loopback() -> Iterator[None]:
 
 
 def is_of_connection(error: BaseException) -> bool:
-    """Whether an error says no more than that another process is gone; gloo has no type for it."""
+    """Return True for an error that only reports a lost process; gloo has no type for it."""
     return isinstance(error, distributed.DistError) or "gloo" in str(error).lower()

@@ -23,7 +23,7 @@ from gnexp.training.stacked_step import StackedStep, Tick, no_tick
 
 
 class DeviceStep(StackedStep):
-    """What one device does of every update: its share of the images, then the mean over devices.
+    """The part of one device in every update: its share of the images, then the mean over devices.
 
     Running statistics (every buffer of floating point numbers) become the mean over devices too,
     after each update. That of a mean is the mean over all images; DistributedDataParallel takes
@@ -130,7 +130,7 @@ class ParallelStep:
         return self.step.take_sums()
 
     def model(self, replica: int) -> nn.Module:
-        """Return the model of one replica, alone, with the weights of this moment."""
+        """Return the model of one replica with its current weights, unstacked."""
         return self.step.model(replica)
 
     def state(self, replica: int) -> dict[str, object]:
@@ -186,7 +186,7 @@ def _stream(device: torch.device) -> int:
 
 
 def serve(channel: Channel) -> None:
-    """Do what the leader says until it closes; raises when it is gone."""
+    """Execute the messages of rank 0 until it closes; raises when rank 0 is gone."""
     step: DeviceStep | None = None
     while True:
         kind, word = channel.receive()
