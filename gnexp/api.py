@@ -156,7 +156,7 @@ def load_study(path: str | os.PathLike[str]) -> "pd.DataFrame":
         raise Mistake(str(error)) from error
     for path in found.unread:
         warnings.warn(f"{path} is not read, since {found.folder} holds runs", stacklevel=2)
-    for sentence in found.damage:
+    for sentence in found.corrupt_files:
         warnings.warn(f"damaged: {sentence}", stacklevel=2)
     return _frame(run_rows(found))
 

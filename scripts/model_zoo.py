@@ -52,7 +52,7 @@ def trained(
     asked += ["groups_fallback=gcd"] if norm == "gn" else []
     try:
         (row,) = gnexp.train([*asked, f"out={folder}", f"study={study}"]).to_dict("records")
-    except gnexp.UsageError as error:
+    except gnexp.Mistake as error:
         return "", "", f"refused: {error}"
     if row["status"] != "complete":
         return "", "", f"{row['status']}: {row['why']}"

@@ -89,7 +89,7 @@ def record(folder: Path) -> None:
 
 def refuse(study: Path, runs: list[Run]) -> None:
     """End the call where a run is being trained, or a file is not as it was written."""
-    found = [*changed_files(study).values(), *(t for r in runs for t in record_of(r).damage)]
+    found = [*changed_files(study).values(), *(t for r in runs for t in record_of(r).corrupt_files)]
     busy = (r.folder for r in runs if any(map(holder, r.folder.glob(".lock*"))))
     if found := [*found, *(f"{folder} is being trained" for folder in busy)]:
         sys.exit("\n".join(found))

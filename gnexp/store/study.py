@@ -156,7 +156,7 @@ def load_study(folder: Path | str) -> Study:
     """Read a study's folder, or zip, finished or not; what is no run is ignored.
 
     A folder without runs is read from the zip within it or beside it. Damaged files count as
-    absent, see `Study.damage`. Raises ValueError when there is no such study (listing those there
+    absent, see `Study.corrupt_files`. Raises ValueError when there is no such study (listing those there
     are, nearest first), when it holds no run that can be read, and for a zip that is refused.
     """
     folder = Path(folder)

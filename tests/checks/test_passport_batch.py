@@ -319,7 +319,7 @@ def test_the_unbiased_running_variance_is_what_is_left_on_a_batch_s_own_statisti
 def test_batch_norm_s_gap_is_that_of_a_simulation(n):
     """Running averages in NumPy, with draws of its own from the same population."""
     random = np.random.default_rng(0)
-    population = subject("bn").features("train test", train_vs_eval.POPULATION).numpy()
+    population = subject("bn").features("train test", train_vs_eval.POOL).numpy()
     mean, variance, gaps = np.zeros(64), np.ones(64), []
     for i in range(130):
         x = population[random.permutation(len(population))[:n]]

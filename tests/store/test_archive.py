@@ -345,7 +345,7 @@ def test_a_zip_that_no_study_is_made_of_is_refused_in_one_sentence(case, command
     ZIP.write_bytes(data)
     before, around = tree(workdir), set(workdir.parent.rglob("*"))
     if command == "load_study":
-        with pytest.raises(api.UsageError) as error:
+        with pytest.raises(api.Mistake) as error:
             api.load_study(ZIP)
         said = f"{error.value}\n"
     else:
