@@ -537,7 +537,13 @@ def study_problems(config: ReportConfig | MeasureConfig | StatusConfig) -> list[
     In place of a name may stand the path of a zip, whose own name is then the study's.
     """
     if not isinstance(config.study, list):
-        return _stored_problems(config.study, config.out)
+        found = _stored_problems(config.study, config.out)
+        if not found and config.study.endswith(".zip") and config.out != "results":
+            found.append(
+                f"out={config.out} is not used: study={config.study} is a file, and what is made of"
+                " the study goes to a folder beside the file"
+            )
+        return found
     names = config.study
     if len(names) != 2 or len(set(names)) != 2:
         shown = ",".join(map(str, names))

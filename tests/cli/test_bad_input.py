@@ -228,6 +228,7 @@ def test_a_zip_that_is_not_there_or_has_the_name_of_no_study_is_named(command, g
     refused(gnexp(command, "study=mail/main.zip"), workdir, ["mail", "does not exist"])
     refused(gnexp(command, "study=mail/.a.zip"), workdir, ["study=mail/.a.zip", "rename it"])
     refused(gnexp(command, "study=mail/main"), workdir, ["study='mail/main'", "letters"])
+    refused(gnexp(command, "study=mail/main.zip", "out=x"), workdir, ["out=x is not used"])
     refused(gnexp("train", "study=main.zip"), workdir, ["study=main.zip", "study=main"])
     refused(gnexp("export", "into=x"), workdir, ["into", "out"])
 
