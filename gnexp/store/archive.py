@@ -68,12 +68,17 @@ def bytes_within(path: Path) -> bytes | None:
 @functools.lru_cache(maxsize=2)  # as many as are compared
 def _read(path: Path, *version: int) -> tuple[str, dict[str, bytes]]:
     """Return the name of the one folder in a zip, and its files."""
+    if version[-1] > MOST_BYTES:
+        raise ValueError(f"{path} is not read: it is larger than {MOST_BYTES} bytes")
+    return unpack(path, path.read_bytes())
+
+
+def unpack(path: Path, data: bytes) -> tuple[str, dict[str, bytes]]:
+    """Return the name of the one folder in a zip, and its files; see `contents`."""
     import io
     import zipfile
 
-    if version[-1] > MOST_BYTES:
-        raise ValueError(f"{path} is not read: it is larger than {MOST_BYTES} bytes")
-    data, files = path.read_bytes(), {}
+    files = {}
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             found = archive.infolist()

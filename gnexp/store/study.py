@@ -1,6 +1,7 @@
 """A study as it is read: its runs, their statuses, and their corrupt files."""
 
 import difflib
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -142,7 +143,7 @@ def zips_of(folder: Path) -> list[Path]:
 def how_to_unpack(path: Path) -> str:
     """Return the command that makes a folder of a study's zip."""
     folder, top = folder_of(path), top_folder(path)
-    command = f"python -m zipfile -e {path} {folder.parent}"
+    command = shlex.join(["python", "-m", "zipfile", "-e", str(path), str(folder.parent)])
     return command if top == folder.name else f"{command}, and rename {top} to {folder.name}"
 
 
@@ -155,9 +156,9 @@ def only_zip(folder: Path) -> Path | None:
 def load_study(folder: Path | str) -> Study:
     """Read a study's folder, or zip, finished or not; what is no run is ignored.
 
-    A folder without runs is read from the zip within it or beside it. Damaged files count as
-    absent, see `Study.corrupt_files`. Raises ValueError when there is no such study (listing those there
-    are, nearest first), when it holds no run that can be read, and for a zip that is refused.
+    A folder without runs is read from the zip within it or beside it. Corrupt files count as
+    absent, see `Study.corrupt_files`. Raises ValueError when there is no such study (listing those
+    there are, nearest first), when it holds no run that can be read, and for a zip that is refused.
     """
     folder = Path(folder)
     unread = zips_of(folder) if folder.suffix != SUFFIX else []

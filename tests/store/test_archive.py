@@ -217,8 +217,11 @@ def test_a_zip_that_holds_what_the_folder_lacks_is_not_replaced(study, gnexp):
     shutil.rmtree(STUDY / "gn-b4")
     before = ZIP.read_bytes()
     answer = gnexp("export")
-    assert (answer.code, "gn-b4: move it away" in answer.err) == (2, True)
+    assert (answer.code, "gn-b4, seed 0: move it away" in answer.err) == (2, True)
     assert ZIP.read_bytes() == before
+    repack(ZIP, {"photos/1.jpg": b"x"})
+    answer = gnexp("export")
+    assert (answer.code, "no study's zip: move it away" in answer.err) == (2, True)
     ZIP.write_text("a letter")
     answer = gnexp("export")
     assert (answer.code, "no study's zip: move it away" in answer.err) == (2, True)

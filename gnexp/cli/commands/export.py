@@ -7,11 +7,11 @@ from gnexp.cli.commands.report import stored_study
 from gnexp.cli.commands.status import counts_text
 from gnexp.config.schema import ExportConfig, UsageError
 from gnexp.config.validation import study_problems
-from gnexp.store.archive import SUFFIX, pack
+from gnexp.store.archive import SUFFIX, pack, unpack
 from gnexp.store.export import Export, export_of
 from gnexp.store.files import write_whole
 from gnexp.store.status import seed_states
-from gnexp.store.study import Study, runs_of
+from gnexp.store.study import Study, load_study
 
 FINAL = ("complete", "diverged", "infeasible")  # as they will stay
 
@@ -27,6 +27,11 @@ def export(config: ExportConfig) -> int:
     _require_no_loss(path, study)
     made = export_of(study)
     data = pack({f"{study.name}/{name}": content for name, content in made.files.items()})
+    try:
+        if unpack(path, data) != (study.name, made.files):
+            raise ValueError(f"{path} would not hold what was packed")
+    except ValueError as error:  # before it replaces a zip that can be read
+        raise UsageError(f"study={study.name} makes no zip that can be read: {error}") from error
     write_whole(path, data)
     print(f"{path}: {len(study.runs)} runs, {len(made.files)} files, {_size(len(data))}")
     for line in (*_unfinished(study), *_left_out(study, made)):
@@ -35,17 +40,23 @@ def export(config: ExportConfig) -> int:
 
 
 def _require_no_loss(path: Path, study: Study) -> None:
-    """Raise UsageError where the zip that would be replaced holds runs that the folder lacks."""
+    """Raise UsageError where the zip that would be replaced holds results that the folder lacks."""
     if not path.exists():
         return
     try:
-        lost = {run.name for run in runs_of(path)} - {run.name for run in runs_of(study.folder)}
+        lost = _finished(load_study(path)) - _finished(study)
     except ValueError as error:
         raise UsageError(f"{path} is there, and no study's zip: move it away ({error})") from error
     if lost:
+        run, seed = min(lost)
         raise UsageError(
-            f"{path} holds runs that {study.folder} does not, such as {min(lost)}: move it away"
+            f"{path} holds results that {study.folder} does not, such as {run}, seed {seed}: move"
+            " it away"
         )
+
+
+def _finished(study: Study) -> set[tuple[str, str]]:
+    return {(record.name, seed) for record in study.runs for seed in record.result.get("seeds", {})}
 
 
 def _unfinished(study: Study) -> list[str]:
