@@ -24,7 +24,7 @@ from gnexp.config.keys import with_value
 from gnexp.store.changes import changed_files, without_digest
 from gnexp.store.digests import FILE, Writer
 from gnexp.store.files import json_text, read_json, write_whole
-from gnexp.store.locks import holder
+from gnexp.store.locks import lock_owner
 from gnexp.store.run import Run, exclusive
 from gnexp.store.study import record_of, runs_of
 
@@ -90,7 +90,7 @@ def record(folder: Path) -> None:
 def refuse(study: Path, runs: list[Run]) -> None:
     """End the call where a run is being trained, or a file is not as it was written."""
     found = [*changed_files(study).values(), *(t for r in runs for t in record_of(r).corrupt_files)]
-    busy = (r.folder for r in runs if any(map(holder, r.folder.glob(".lock*"))))
+    busy = (r.folder for r in runs if any(map(lock_owner, r.folder.glob(".lock*"))))
     if found := [*found, *(f"{folder} is being trained" for folder in busy)]:
         sys.exit("\n".join(found))
 
