@@ -413,7 +413,7 @@ def test_build_norm_builds_every_norm_of_the_table(name):
 def test_build_norm_names_the_nearest_norm_and_option():
     with pytest.raises(ValueError, match="norm=gm is unknown; did you mean gn"):
         api.build_norm("gm", 16)
-    with pytest.raises(ValueError, match="epz is not an option of norm=gn; nearest: eps"):
+    with pytest.raises(ValueError, match="epz is not an option of norm=gn; did you mean eps"):
         api.build_norm("gn", 16, epz=1)
 
 

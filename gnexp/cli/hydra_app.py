@@ -23,11 +23,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from gnexp.cli import launchers, sweepers
 from gnexp.cli.compose import composed, composer, flags_of, store_configs
-from gnexp.cli.hydra_errors import nearest, sentence_of, unknown_key
+from gnexp.cli.hydra_errors import sentence_of, unknown_key
 from gnexp.cli.launchers import HydraJob, quoted
 from gnexp.config.files import config_folder, keys_of, norm_names, norm_options, truth_keys
 from gnexp.config.resolve import expand
 from gnexp.config.schema import COMMANDS, CUSTOM, UsageError
+from gnexp.config.unknown import unknown
 from gnexp.config.validation import problems, unused_problems
 from gnexp.norms import plugins
 
@@ -44,8 +45,8 @@ NOT_IN_GLOBS = {"norm": "custom", "model": "[custom,torchvision,timm]"}
 def run(command: str, arguments: list[str]) -> int:
     """Compose and run one command; returns the exit code. Raises UsageError."""
     if command not in COMMANDS:
-        near = nearest(command, list(COMMANDS))
-        raise UsageError(f"unknown command {command!r}; did you mean {near}? See gnexp --help")
+        sentence = unknown(f"{command} is no command", command, COMMANDS, listed=())
+        raise UsageError(f"{sentence} See gnexp --help")
     arguments = _arranged(command, arguments)
     ours, others = launchers.split(arguments)
     flags = flags_of(command, arguments)

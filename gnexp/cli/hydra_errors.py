@@ -1,6 +1,5 @@
 """Turn Hydra's errors into one sentence with the key, the value and the nearest valid choice."""
 
-import difflib
 import re
 from collections.abc import Sequence
 
@@ -8,6 +7,7 @@ from omegaconf import OmegaConf
 
 from gnexp.config.files import config_folder, keys_of, norm_names, norm_options
 from gnexp.config.schema import COMMANDS, CUSTOM, TAKES_GROUPS
+from gnexp.config.unknown import unknown
 from gnexp.norms import plugins
 
 
@@ -26,8 +26,7 @@ def sentence_of(error: Exception, command: str, arguments: Sequence[str] = ()) -
             return plugins.unknown_norm(choice, norm_names())
         valid = sorted(p.stem for p in (config_folder() / group).glob("*.yaml"))
         valid = [v for v in valid if v != CUSTOM]
-        near = nearest(choice, valid)
-        return f"{group}={choice} is unknown; did you mean {near}? Valid: {', '.join(valid)}"
+        return unknown(f"{group}={choice} is unknown", choice, valid)
     if found := re.search(r"Error merging override (\S+)", text):
         wanted = _wanted_type(cause)
         return f"{found[1].lstrip('+')} must be {wanted}"
@@ -62,8 +61,8 @@ def unknown_key(key: str, command: str, arguments: Sequence[str] = ()) -> str:
     """Return the sentence for a key that the command does not have, or that a norm does not."""
     if key.startswith("norm.") and "norm" in keys_of(COMMANDS[command]):
         return _unknown_option(key, command, arguments)
-    near = nearest(key, keys_of(COMMANDS[command]))
-    return f"{key} is not a key of gnexp {command}; did you mean {near}?"
+    sentence = f"{key} is not a key of gnexp {command}"
+    return unknown(sentence, key, keys_of(COMMANDS[command]), listed=())
 
 
 def _unknown_option(key: str, command: str, arguments: Sequence[str]) -> str:
@@ -84,15 +83,5 @@ def _unknown_option(key: str, command: str, arguments: Sequence[str]) -> str:
     if name in TAKES_GROUPS and "group" in key:
         valid = [*valid, "groups", "channels_per_group"]
     bare = {word.removeprefix("norm."): word for word in valid}
-    near = bare[nearest(key.removeprefix("norm."), list(bare))]
-    return (
-        f"{key} is not an option of norm={name}; did you mean {near}?"
-        f" Valid: {', '.join(valid)}; {own}"
-    )
-
-
-def nearest(word: str, valid: list[str]) -> str:
-    """Return the most similar of some valid words, or the word itself where there are none."""
-    if not valid:
-        return word
-    return difflib.get_close_matches(word, valid, n=1, cutoff=0.0)[0]
+    sentence = f"{key} is not an option of norm={name}"
+    return f"{unknown(sentence, key.removeprefix('norm.'), (), valid, also=bare)}; {own}"

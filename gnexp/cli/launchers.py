@@ -5,7 +5,6 @@ and reads from the run folders, which all machines share, how far they are.
 """
 
 import contextlib
-import difflib
 import importlib.util
 import os
 import re
@@ -27,6 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from gnexp.config.resolve import seed_list
 from gnexp.config.schema import TrainConfig, UsageError, is_tuned, tested_on
+from gnexp.config.unknown import unknown
 from gnexp.runner.process_pool import end_unless
 from gnexp.store.locks import is_gone, this_process
 
@@ -89,9 +89,7 @@ def option_sentence(name: str, error: Exception) -> str:
     """Turn Hydra's error about a launcher or one of its options into a sentence."""
     text = str(error)
     if "Could not find 'hydra/launcher/" in text:
-        known = ", ".join(sorted(NEEDS))
-        near = difflib.get_close_matches(name, NEEDS, n=1, cutoff=0.0)[0]
-        return f"hydra/launcher={name} is unknown; did you mean {near}? Valid: {known}"
+        return unknown(f"hydra/launcher={name} is unknown", name, sorted(NEEDS))
     if found := re.search(r"Could not override '([^']+)'", text):
         key = found[1].lstrip("+")
         return f"{key} is not an option of hydra/launcher={name}; +{key}=VALUE adds one"

@@ -5,7 +5,6 @@ refused, and so is a sweeper that is told to look for the lowest accuracy.
 """
 
 import contextlib
-import difflib
 import importlib
 import importlib.util
 import logging
@@ -21,6 +20,7 @@ from omegaconf import OmegaConf
 
 from gnexp.config.resolve import expand, seed_list
 from gnexp.config.schema import TrainConfig, UsageError, is_tuned
+from gnexp.config.unknown import unknown
 from gnexp.store.digests import Writer
 from gnexp.store.run import exclusive
 
@@ -51,9 +51,7 @@ def chosen(arguments: Sequence[str]) -> str | None:
     if name == "basic":
         return None
     if name not in SWEEPERS:
-        near = difflib.get_close_matches(name, SWEEPERS, n=1, cutoff=0.0)[0]
-        valid = ", ".join(sorted(SWEEPERS))
-        raise UsageError(f"hydra/sweeper={name} is unknown; did you mean {near}? Valid: {valid}")
+        raise UsageError(unknown(f"hydra/sweeper={name} is unknown", name, sorted(SWEEPERS)))
     plugin, package, _ = SWEEPERS[name]
     if _spec(f"hydra_plugins.{plugin}") is None:
         raise UsageError(f"hydra/sweeper={name} needs its plugin: pip install '{package}'")

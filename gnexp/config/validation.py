@@ -4,7 +4,6 @@ A whole grid is refused by them before torch is imported.
 """
 
 import dataclasses
-import difflib
 import importlib.util
 import math
 import re
@@ -35,6 +34,7 @@ from gnexp.config.schema import (
     retry_statuses,
 )
 from gnexp.config.torchrun import cores, launched
+from gnexp.config.unknown import unknown
 
 LR_RULES = ("linear", "sqrt", "none")
 SCHEDULES = ("cosine", "constant")
@@ -171,8 +171,8 @@ def _devices_problems(config: TrainConfig) -> list[str]:
 def _model_problems(model: ModelConfig, zero_gamma: bool) -> list[str]:
     """Return what is wrong with the keys of a network; names are not looked up."""
     if model.library is not None and model.library not in LIBRARIES:
-        near = difflib.get_close_matches(str(model.library), LIBRARIES, n=1, cutoff=0.0)[0]
-        return [f"model.library={model.library} is unknown; did you mean model={near}?"]
+        sentence = f"model.library={model.library} is unknown"
+        return [unknown(sentence, model.library, LIBRARIES)]
     if not is_external(model):
         if model.name == CUSTOM:
             return ["model=custom needs the import path of yours, as model._target_=my_pkg.Net"]
@@ -639,8 +639,7 @@ def _privacy_problems(config: TrainConfig) -> list[str]:
     typed = dataclasses.asdict(config.privacy)
     name = typed.pop("name")
     if name not in PRIVACIES:
-        near = difflib.get_close_matches(str(name), PRIVACIES, n=1, cutoff=0.0)[0]
-        return [f"privacy={name} is unknown; did you mean {near}? Valid: {', '.join(PRIVACIES)}"]
+        return [unknown(f"privacy={name} is unknown", name, PRIVACIES)]
     if name == "none":
         return [
             f"privacy.{key}={value} needs privacy=dpsgd: without it training is not private"
@@ -723,9 +722,7 @@ def logger_problems(logger: Any) -> list[str]:
     found = []
     for name in dict.fromkeys(asked_loggers(logger)):
         if name not in LOGGERS:
-            near = difflib.get_close_matches(str(name), LOGGERS, n=1, cutoff=0.0)[0]
-            valid = ", ".join(LOGGERS)
-            found.append(f"logger={name} is unknown; did you mean {near}? Valid: {valid}")
+            found.append(unknown(f"logger={name} is unknown", name, LOGGERS))
         elif importlib.util.find_spec(name) is None:
             found.append(
                 f"logger={name} needs a package that is not installed: pip install 'gnexp[{name}]'"

@@ -4,13 +4,13 @@ Shapes: N images, C colours, H, W pixels.
 """
 
 from collections.abc import Iterator, Sequence
-from difflib import get_close_matches
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from gnexp.config.unknown import unknown
 from gnexp.data.seeding import generator
 from gnexp.data.sources import Dataset
 
@@ -77,9 +77,7 @@ def augmentation(name: str) -> tuple[int, bool]:
     """Return (pad, flip) of an augmentation: pixels of zero padding before the crop, and whether
     to mirror. Raises ValueError for a name that is not in AUGMENTATIONS."""
     if name not in AUGMENTATIONS:
-        near = get_close_matches(str(name), AUGMENTATIONS, n=1, cutoff=0)[0]
-        valid = ", ".join(AUGMENTATIONS)
-        raise ValueError(f"data.augment={name} is unknown, did you mean {near}? ({valid})")
+        raise ValueError(unknown(f"data.augment={name} is unknown", name, AUGMENTATIONS))
     return AUGMENTATIONS[name]
 
 

@@ -6,11 +6,11 @@ Axes: N images, S pixels along a side.
 import dataclasses
 import functools
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
 
+from gnexp.config.unknown import unknown
 from gnexp.data.arrays import LEAST_SIDE, Arrays, digest, resize
 from gnexp.data.downloads import PUBLISHED_TITLES, load_published
 from gnexp.data.imagefolder import load_imagefolder
@@ -59,8 +59,7 @@ def load_images(
     Raises ValueError, with the key as a user types it, for values or files that do not fit.
     """
     if name not in SOURCES:
-        near = get_close_matches(str(name), SOURCES, n=1, cutoff=0)[0]
-        raise ValueError(f"data={name} is unknown, did you mean {near}? ({', '.join(SOURCES)})")
+        raise ValueError(unknown(f"data={name} is unknown", name, SOURCES))
     limits = {"train_limit": train_limit, "test_limit": test_limit}
     for key, value in limits.items():
         if value is not None and value < 1:

@@ -8,13 +8,13 @@ Shapes: N test images, K classes, M batches of B images, C channels, H, W pixels
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from difflib import get_close_matches
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gnexp.config.unknown import unknown
 from gnexp.data.device_images import DeviceDataset, normalize
 from gnexp.data.seeding import generator
 from gnexp.measure.bn_statistics import batches_together
@@ -110,9 +110,8 @@ def compose(composition: str, y_N: Tensor, size: int, seed: int) -> Batches:
     Raises ValueError for another composition.
     """
     if composition not in COMPOSITIONS:
-        near = get_close_matches(str(composition), COMPOSITIONS, n=1, cutoff=0)[0]
-        valid = ", ".join(COMPOSITIONS)
-        raise ValueError(f"composition={composition} is unknown, did you mean {near}? ({valid})")
+        sentence = f"composition={composition} is unknown"
+        raise ValueError(unknown(sentence, composition, COMPOSITIONS))
     order_N = torch.randperm(len(y_N), generator=generator(seed, "batch shifts"))
     members = [order_N[y_N[order_N] == label] for label in y_N.unique()]
     if composition == "iid":

@@ -9,12 +9,12 @@ Shapes: N examples, K classes, C channels, H and W pixels.
 import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from difflib import get_close_matches
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from gnexp.config.unknown import unknown
 from gnexp.models.conversion.convert import (
     out_of_place,
     replace_norms,
@@ -91,11 +91,8 @@ def is_constructor(path: str) -> bool:
 
 
 def _unknown(library: str, name: str, valid: Sequence[str]) -> str:
-    near = get_close_matches(str(name).lower(), valid, n=3, cutoff=0.0)
-    return (
-        f"model.name={name} is not a classifier of {library}; nearest: {', '.join(near)}"
-        f" ({len(valid)} are valid)"
-    )
+    sentence = f"model.name={name} is not one of the {len(valid)} classifiers of {library}"
+    return unknown(sentence, name, valid, listed=())
 
 
 def build_external(

@@ -12,12 +12,12 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from gnexp.config.unknown import unknown
 from gnexp.models.blocks import (
     BasicBlock,
     Bottleneck,
@@ -160,8 +160,7 @@ def build_model(
     naming the layer.
     """
     if name not in MODELS:
-        nearest = get_close_matches(str(name).lower(), MODELS, n=1, cutoff=0.0)[0]
-        raise ValueError(f"model={name} is unknown; nearest: {nearest}; valid: {', '.join(MODELS)}")
+        raise ValueError(unknown(f"model={name} is unknown", name, MODELS))
     entry = MODELS[name]
     width = entry.width if width is None else width
     return entry.build(norm, num_classes=num_classes, width=width)

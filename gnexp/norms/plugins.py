@@ -5,11 +5,12 @@ A package that registers `NAME = "pkg.module:Class"` there makes `norm=NAME` sta
 that is broken harms nobody who does not ask for it.
 """
 
-import difflib
 import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, distributions
+
+from gnexp.config.unknown import unknown
 
 GROUP = "gnexp.norms"
 # What Hydra reads as a word; "custom" is gnexp's own.
@@ -121,12 +122,10 @@ def unknown_norm(name: str, table: Collection[str]) -> str:
     if name in found and found[name].trouble:
         return f"norm={name} {found[name].trouble}"
     names = [*table, *usable(table)]
-    near = difflib.get_close_matches(str(name).lower(), names, n=1, cutoff=0.0)[0]
-    valid = ", ".join(table)
     own = ", ".join(n for n in names if n not in table)
     unused = ", ".join(n for n, p in found.items() if p.trouble or n in table)
     return (
-        f"norm={name} is unknown; did you mean {near}? Valid: {valid}"
+        unknown(f"norm={name} is unknown", name, names, table)
         + (f"; plug-ins: {own}" if own else "")
         + (f"; plug-ins that cannot be used: {unused}" if unused else "")
         + "".join(f"; {sentence}" for sentence in unreadable())

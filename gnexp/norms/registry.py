@@ -1,4 +1,4 @@
-"""The table of norms and the policy that turns a typed group setting into a number of groups.
+"""The table of norms, and the number of groups that a typed group setting stands for.
 
 One explicit table: to add a norm, write its builder in `layers.py` and its line here.
 """
@@ -6,11 +6,11 @@ One explicit table: to add a norm, write its builder in `layers.py` and its line
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from numbers import Integral, Real
 
 from torch import nn
 
+from gnexp.config.unknown import unknown
 from gnexp.norms import (
     activating,
     batch_norms,
@@ -232,16 +232,13 @@ def build_norm(name: str, num_channels: int, **options: object) -> nn.Module:
     naming the nearest valid one, for values that are no numbers, and for those the builder refuses.
     """
     if not isinstance(name, str) or name not in NORMS:
-        by_any_name = {entry.label.lower(): known for known, entry in NORMS.items()}
-        by_any_name |= {known: known for known in NORMS}
-        nearest = get_close_matches(str(name).lower(), by_any_name, n=1, cutoff=0.0)[0]
-        raise ValueError(
-            f"norm={name} is unknown; nearest: {by_any_name[nearest]}; valid: {', '.join(NORMS)}"
-        )
+        labels = {entry.label: known for known, entry in NORMS.items()}
+        raise ValueError(unknown(f"norm={name} is unknown", name, NORMS, also=labels))
     entry = NORMS[name]
     for option in options:
         if option not in entry.options:
-            raise ValueError(_unknown_option(name, option, list(entry.options)))
+            sentence = f"{option} is not an option of norm={name}"
+            raise ValueError(unknown(sentence, option, entry.options))
     require_channels(num_channels)
     for option, value in options.items():
         averages_all = name == "bn" and option == "momentum" and value is None
@@ -267,15 +264,6 @@ def _require_kind(option: str, value: object, usual: object) -> None:
     if not absent and (isinstance(value, bool) or not isinstance(value, kind)):
         such = f", such as {usual:g}" if isinstance(usual, Real) else ""
         raise ValueError(f"{option}={value!r} must be {called}{such}")
-
-
-def _unknown_option(name: str, option: str, valid: list[str]) -> str:
-    if not valid:
-        return f"norm={name} takes no options, got {option}"
-    nearest = get_close_matches(option, valid, n=1, cutoff=0.0)[0]
-    return (
-        f"{option} is not an option of norm={name}; nearest: {nearest}; valid: {', '.join(valid)}"
-    )
 
 
 def group_count(

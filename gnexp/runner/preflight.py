@@ -18,7 +18,7 @@ from gnexp.data.corruptions.cifar_c import load_cifar_c
 from gnexp.data.corruptions.table import require_corruption
 from gnexp.data.device_images import normalize
 from gnexp.data.sources import Dataset
-from gnexp.measure.reestimation import reestimate
+from gnexp.measure.initial_statistics import reestimate
 from gnexp.norms.copying import copied
 from gnexp.norms.smoke_test import error_text
 from gnexp.norms.statistic_size import Undefined, values_per_statistic

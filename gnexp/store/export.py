@@ -15,7 +15,7 @@ from gnexp.store.study import Study, runs_of
 
 @dataclass
 class Export:
-    """What is in the zip, {path below the study: bytes}, and what is left out: paths below it."""
+    """Members of the zip, {path below the study: bytes}, and the paths left out."""
 
     files: dict[str, bytes] = field(default_factory=dict)
     weights: list[str] = field(default_factory=list)
@@ -44,7 +44,7 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _is_kept(name: str) -> bool:
-    """Return whether the zip holds a file: what tables are made of, and its damaged versions."""
+    """Return whether the zip holds a file: sources of tables, and their corrupt versions."""
     if re.search(WEIGHTS, name) or name == digests.FILE:
         return False
     return name.partition(".damaged")[0] in RESTORED or bool(re.match(r"traceback-\d+\.txt", name))

@@ -13,7 +13,7 @@ import torch
 from image_folders import image_folder
 from PIL import Image
 
-from gnexp.cli.hydra_errors import nearest
+from gnexp.config.unknown import unknown
 
 TINY = ("data.train_limit=40", "data.test_limit=20", "epochs=1", "gradients=0")
 
@@ -361,7 +361,7 @@ def test_a_study_of_somebody_else_is_refused_in_a_sentence(gnexp, workdir, monke
 
 
 def test_configs_that_cannot_be_read_are_told_of_and_a_guess_among_none_is_none(gnexp, monkeypatch):
-    assert nearest("gn", []) == "gn"
+    assert unknown("norm=gn is unknown", "gn", []) == "norm=gn is unknown"
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     answer = gnexp("train", "norm=gn")
     assert answer.code == 2

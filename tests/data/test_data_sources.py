@@ -285,7 +285,7 @@ def test_the_checksum_tells_content_and_order_but_not_place_or_title(tmp_path):
 
 
 def test_an_unknown_name_is_refused_with_the_nearest_one():
-    with pytest.raises(ValueError, match="data=cifer10 is unknown, did you mean cifar10"):
+    with pytest.raises(ValueError, match="data=cifer10 is unknown; did you mean cifar10"):
         load_images("cifer10")
 
 

@@ -472,7 +472,7 @@ def test_leave_and_only_take_patterns_and_classes():
     assert convert(model, "gn", only="bn1").replaced[0].name == "bn1"
     assert len(convert(model, "gn", only=["layer1"]).replaced) == 4
     assert len(convert(model, "gn", only="BatchNorm2d", leave="BasicBlock").replaced) == 1
-    with pytest.raises(ValueError, match=r"only=layer9\.\* is not a kind .* nearest: layer"):
+    with pytest.raises(ValueError, match=r"only=layer9\.\* is not a kind .* did you mean layer"):
         convert(model, "gn", only="layer9.*")
     tokens = nn.Sequential(nn.Flatten(2), nn.Linear(64, 8), nn.LayerNorm(8))
     assert len(convert(tokens, "gn", only="LayerNorm", example=images(size=8)).replaced) == 1
@@ -602,12 +602,15 @@ def test_groups_that_do_not_divide_are_refused_with_the_layer_and_the_valid_valu
     [
         ({"norm": "gm"}, r"^norm=gm is unknown; did you mean gn\?"),
         ({"norm": "bn", "groups": 8}, "groups=8: norm=bn has no groups"),
-        ({"only": "batches"}, r"only=batches is not a kind \(batch, .* or a class; nearest: batch"),
+        (
+            {"only": "batches"},
+            r"=batches is not a kind \(batch, .* class; did you mean batch",
+        ),
         ({"only": 5}, r"only=5 must be a name, or a list of names such as \['batch'\]"),
         ({"leave": 5}, "leave=5 must be a name, or a list"),
         ({"affine": "drop"}, "affine=drop is unknown"),
         ({"eps": "old"}, "eps=old must be"),
-        ({"epsilon": 1e-3}, "epsilon is not an option of norm=gn; nearest: eps"),
+        ({"epsilon": 1e-3}, "epsilon is not an option of norm=gn; did you mean eps"),
         ({"leave": "norm"}, "leave=norm is not the name of a module"),
         ({"norm": 3}, "norm=3 must be a name, or a function"),
         ({"norm": lambda channels: channels}, "layer .*: norm must build an nn.Module, not int"),

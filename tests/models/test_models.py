@@ -298,8 +298,14 @@ def test_initial_weights_have_the_stated_spread_and_precision_does_not_change_th
 @pytest.mark.parametrize(
     ("build", "sentence"),
     [
-        (partial(build_model, "resnet21", BATCH_NORM, 10), "model=resnet21 is unknown; nearest: r"),
-        (partial(build_model, "Tiny", BATCH_NORM, 10), "model=Tiny is unknown; nearest: tiny;"),
+        (
+            partial(build_model, "resnet21", BATCH_NORM, 10),
+            "resnet21 is unknown; did you mean r",
+        ),
+        (
+            partial(build_model, "Tiny", BATCH_NORM, 10),
+            "Tiny is unknown; did you mean tiny",
+        ),
         (partial(build_model, "tiny", BATCH_NORM, 10, 0), "width=0 must be at least 1"),
         (partial(build_model, "tiny", BATCH_NORM, 0), "num_classes=0 must be at least 1"),
         (partial(cifar_resnet, 21, BATCH_NORM), "depth=21 must be 6n+2 with n >= 1; nearest: 20"),

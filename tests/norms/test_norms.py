@@ -292,11 +292,15 @@ def test_every_norm_keeps_the_memory_format_of_its_input(name, x_NCHW):
 @pytest.mark.parametrize(
     ("name", "options", "sentence"),
     [
-        ("gm", {}, "norm=gm is unknown; nearest: gn; valid: bn, gn, ln, in, "),
-        ("batchnorm", {}, "norm=batchnorm is unknown; nearest: bn;"),
-        ("gn", {"groups": 4}, "groups is not an option of norm=gn; nearest: num_groups;"),
-        ("bn", {"epz": 1}, "epz is not an option of norm=bn; nearest: eps; valid: eps, momentum"),
-        ("none", {"eps": 1e-5}, "norm=none takes no options, got eps"),
+        ("gm", {}, "norm=gm is unknown; did you mean gn? Valid: bn, gn, ln, in, "),
+        ("batchnorm", {}, "norm=batchnorm is unknown; did you mean bn?"),
+        ("gn", {"groups": 4}, "groups is not an option of norm=gn; did you mean num_groups?"),
+        (
+            "bn",
+            {"epz": 1},
+            "epz is not an option of norm=bn; did you mean eps? Valid: eps, m",
+        ),
+        ("none", {"eps": 1e-5}, "eps is not an option of norm=none"),
         ("bn", {"eps": 0.0}, "eps=0.0 must be positive"),
         ("gn", {"eps": float("nan")}, "eps=nan must be positive"),
         ("bn", {"momentum": 0}, "momentum=0 must lie in"),

@@ -42,7 +42,7 @@ def test_a_memory_in_which_not_even_one_image_fits_says_so(gnexp):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["cost.model=resnet5"], "cost: model=resnet5 is unknown; nearest: resnet56"),
+        (["cost.model=resnet5"], "cost: model=resnet5 is unknown; did you mean resnet56"),
         (["cost.norms=[gm]"], "cost.norms: gm is unknown; valid: bn, gn, ln, in, "),
         (["cost.norms=gn"], "cost.norms=gn must be a list, such as cost.norms=[gn]"),
         (["cost.groups=7"], "groups=7 does not divide"),

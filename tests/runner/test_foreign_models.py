@@ -339,7 +339,7 @@ def test_the_report_says_what_became_of_every_layer(own):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (("model=torchvision", "model.name=resnet81"), "nearest: resnet18"),
+        (("model=torchvision", "model.name=resnet81"), "did you mean resnet18?"),
         (("model=torchvision",), "model.name must be given with model=torchvision"),
         (("model=torchvsion",), "did you mean torchvision"),
         (("model=custom",), "model=custom needs the import path"),
@@ -373,7 +373,7 @@ def test_the_report_says_what_became_of_every_layer(own):
             "bn1 is a OfItsOwn: a BatchNorm2d with a forward of its own; convert.leave=bn1 leaves",
         ),
         ((*RESNET, "convert.leave=bn3"), "convert.leave=bn3 is not the name of a module of the mo"),
-        ((*RESNET, "convert.only=[bn9*]"), "a class; nearest: bn1"),
+        ((*RESNET, "convert.only=[bn9*]"), "a class; did you mean bn1?"),
         (
             (*RESNET, "convert.leave=3"),
             "convert.leave=3 must be a layer's name, a pattern",

@@ -1,7 +1,6 @@
 """`gnexp bench`: how fast gnexp trains, beside a plain PyTorch loop, on this machine."""
 
 import itertools
-from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -10,6 +9,7 @@ from gnexp.cli.console import passed_over_lines
 from gnexp.config.resolve import bench_run, resolve
 from gnexp.config.schema import BenchConfig, TrainConfig, UsageError
 from gnexp.config.torchrun import cores
+from gnexp.config.unknown import unknown
 from gnexp.config.validation import bench_problems
 from gnexp.norms.registry import NORMS
 from gnexp.report.benchmark.aggregate import GNEXP, Row, bench_rows, ratio_rows
@@ -92,9 +92,7 @@ def _norm_problems(norms: list[str]) -> list[str]:
     found = []
     for norm in norms:
         if norm not in NORMS:
-            near = get_close_matches(norm.lower(), NORMS, n=1, cutoff=0.0)[0]
-            shown, valid = ",".join(norms), ", ".join(NORMS)
-            found.append(f"norms=[{shown}]: {norm} is unknown; did you mean {near}? Valid: {valid}")
+            found.append(unknown(f"norms=[{','.join(norms)}]: {norm} is unknown", norm, NORMS))
     return found
 
 

@@ -2,7 +2,6 @@
 
 import sys
 import time
-from difflib import get_close_matches
 from pathlib import Path
 
 import torch
@@ -15,6 +14,7 @@ from gnexp.checks.run import ClaimTask, Outcome, joined, measure_task
 from gnexp.cli.console import passed_over_lines
 from gnexp.config.resolve import check_run, resolve
 from gnexp.config.schema import CUSTOM, CheckConfig, UsageError
+from gnexp.config.unknown import unknown
 from gnexp.config.validation import check_problems
 from gnexp.norms import user_code
 from gnexp.norms.reference.table import REFERENCES
@@ -73,9 +73,7 @@ def plan(configs: list[CheckConfig]) -> list[Claim]:
     first = configs[0]
     for claim in first.claims if isinstance(first.claims, list) else ():
         if claim not in CLAIMS:
-            near = get_close_matches(str(claim), CLAIMS, n=1, cutoff=0.0)[0]
-            valid = ", ".join(CLAIMS)
-            found.append(f"claims=[{claim}] is unknown; did you mean {near}? Valid: {valid}")
+            found.append(unknown(f"claims=[{claim}] is unknown", claim, CLAIMS))
     if found:
         raise UsageError("\n".join(dict.fromkeys(found)))
     return [claim for key, claim in CLAIMS.items() if not first.claims or key in first.claims]
@@ -83,10 +81,9 @@ def plan(configs: list[CheckConfig]) -> list[Claim]:
 
 def _norm_problems(config: CheckConfig) -> list[str]:
     """Return what keeps the norm from being named or built, as far as the user's keys cause it."""
-    valid = ", ".join(REFERENCES)
     if config.reference not in (None, *REFERENCES):
-        near = get_close_matches(str(config.reference), REFERENCES, n=1, cutoff=0.0)[0]
-        return [f"reference={config.reference} is unknown; did you mean {near}? Valid: {valid}"]
+        sentence = f"reference={config.reference} is unknown"
+        return [unknown(sentence, config.reference, REFERENCES)]
     try:
         data.images_of(config.data)
         if config.norm["name"] == CUSTOM:

@@ -17,7 +17,7 @@ FINAL = ("complete", "diverged", "infeasible")  # as they will stay
 
 
 def export(config: ExportConfig) -> int:
-    """Write OUT/NAME.zip, and say what is in it and what is not; returns the exit code."""
+    """Write OUT/NAME.zip, and print what it holds and lacks; returns the exit code."""
     if found := study_problems(config):
         raise UsageError("\n".join(found))
     study = stored_study(config.out, config.study)

@@ -1,7 +1,6 @@
 """`gnexp measure`: instruments on stored runs, without training again."""
 
 import contextlib
-from difflib import get_close_matches
 from pathlib import Path
 
 from gnexp.analysis.lr_search import reported_runs
@@ -10,6 +9,7 @@ from gnexp.cli.commands.report import make_report, require_folder, stored_study
 from gnexp.config.identity import restore
 from gnexp.config.resolve import cost_run, resolve
 from gnexp.config.schema import CostConfig, MeasureConfig, UsageError
+from gnexp.config.unknown import unknown
 from gnexp.config.validation import (
     count_problems,
     gradient_problems,
@@ -119,8 +119,7 @@ def _problems(config: MeasureConfig, what: list[str]) -> list[str]:
     valid = (*SHARED, *LAST, "cost")
     for name in what:
         if name not in valid:
-            near = get_close_matches(str(name), valid, n=1, cutoff=0.0)[0]
-            found.append(f"what={name} is unknown; did you mean {near}? Valid: {', '.join(valid)}")
+            found.append(unknown(f"what={name} is unknown", name, valid))
     if not what:
         found.append("what=[] measures nothing: name instruments, such as what=[shift,classes]")
     if config.gradients_at is None and "gradients" in what:

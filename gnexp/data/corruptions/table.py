@@ -12,12 +12,12 @@ shares of the image, so they scale with it.
 """
 
 from collections.abc import Callable, Iterator
-from difflib import get_close_matches
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from gnexp.config.unknown import unknown
 from gnexp.data.arrays import LEAST_SIDE
 from gnexp.data.corruptions import affine, blur, digital, noise, weather
 from gnexp.data.corruptions.draws import Draws
@@ -137,10 +137,7 @@ def require_corruption(name: str, released: bool = False) -> None:
         )
     valid = (*CORRUPTIONS, *EXTRA) if released else tuple(CORRUPTIONS)
     if name not in valid:
-        near = get_close_matches(str(name).lower(), valid, n=1, cutoff=0.0)[0]
-        raise ValueError(
-            f"corruptions={name} is unknown; did you mean {near}? Valid: {', '.join(valid)}"
-        )
+        raise ValueError(unknown(f"corruptions={name} is unknown", name, valid))
 
 
 def require_severity(severity: int) -> None:

@@ -6,13 +6,13 @@ Shapes: N examples, C channels, T tokens, H and W pixels.
 import re
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
+from gnexp.config.unknown import unknown
 from gnexp.models.conversion.norm_kinds import (
     FAMILIES,
     OwnRule,
@@ -230,12 +230,12 @@ def _refuse_unmatched(
             if entry in KINDS and key == "only":
                 continue
             if not any(_is(entry, each, module) for each, module in modules):
-                near = get_close_matches(str(entry), valid, n=1, cutoff=0.0)[:1]
                 kinds = f"a kind ({', '.join(KINDS)}), " if key == "only" else ""
-                raise ValueError(
+                sentence = (
                     f"{prefix}{key}={entry} is not {kinds}the name of a module of the model, a"
-                    f" pattern of names such as layer4.*, or a class; nearest: {''.join(near)}"
+                    " pattern of names such as layer4.*, or a class"
                 )
+                raise ValueError(unknown(sentence, entry, valid, listed=()))
 
 
 def _by_identity(model: nn.Module) -> list[tuple[tuple[str, ...], nn.Module]]:

@@ -184,7 +184,7 @@ def _intervals(
     scale: float,
     style: dict[str, Any],
 ) -> None:
-    """Draw means with error bars; a mean without an interval stands alone."""
+    """Draw means with error bars, or without where there is no interval."""
     mean = [scale * i.mean for i in intervals]
     down = [scale * (i.mean - i.lo) if i.lo == i.lo else 0.0 for i in intervals]
     up = [scale * (i.hi - i.mean) if i.hi == i.hi else 0.0 for i in intervals]

@@ -6,7 +6,7 @@ from torch import nn
 
 from gnexp.config.schema import TUNING_SEEDS_FROM, TrainConfig
 from gnexp.data.device_images import DeviceDataset
-from gnexp.measure.reestimation import frozen_without_statistics, reestimate
+from gnexp.measure.initial_statistics import frozen_without_statistics, reestimate
 from gnexp.models.load_weights import Transfer, transfer
 from gnexp.runner.build import initial_weights
 from gnexp.runner.build.model import norm_sites, seeded_model

@@ -1,4 +1,4 @@
-"""Running statistics set anew before a training, where they came with weights of other images.
+"""Set running statistics anew before a training, where loaded weights hold those of other images.
 
 Shapes: C channels.
 """
