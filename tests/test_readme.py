@@ -69,7 +69,7 @@ def test_the_figures_and_files_that_the_readme_links_to_are_there():
     assert [link for link in links if "://" not in link and not (ROOT / link).exists()] == []
 
 
-def test_the_passport_quoted_in_the_readme_is_the_published_one():
+def test_the_check_quoted_in_the_readme_is_the_published_one():
     with open(ROOT / "results" / "reference" / "check" / "check.csv", newline="") as file:
         published = {(row["claim"], row["text"], row["norm"]): row for row in csv.DictReader(file)}
     section = README.split("## What the article claims, what we measured")[1].split("\n## ")[0]
@@ -83,7 +83,7 @@ def test_the_passport_quoted_in_the_readme_is_the_published_one():
         assert quoted == [gn["measured"], gn["verdict"], bn["measured"], bn["verdict"]]
 
 
-def test_the_readme_counts_the_statements_of_the_published_passport():
+def test_the_readme_counts_the_statements_of_the_published_check():
     with open(ROOT / "results" / "reference" / "check" / "check.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     statements = {(row["claim"], row["statement"]) for row in rows}

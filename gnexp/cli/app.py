@@ -20,7 +20,7 @@ usage: gnexp COMMAND [key=value ...] [Hydra flags]
 commands
   train     train one run, or with --multirun (-m) a grid of runs; a grid ends with its report
   report    build tables, figures and the page from what a study holds, finished or not
-  check     the norm passport: every claim of the article, measured on any norm
+  check     every claim of the article, measured on any norm
   measure   run instruments (gradients, shift, batches, classes, cost) on stored runs
   status    what of a study is complete, running, failed or missing, and the time left
   verify    whether the files of a study are those that were written, and what brings others back

@@ -4,7 +4,7 @@ import functools
 
 import pytest
 import torch
-from passport_norms import subject
+from norms_under_test import subject
 from scipy import optimize, stats
 from torch import Tensor, nn
 

@@ -6,7 +6,7 @@ Shapes: N examples, C channels, H and W pixels.
 
 import pytest
 import torch
-from oracle_checks import (
+from reference_checks import (
     SHAPES,
     assert_follows_the_reference,
     assert_gradients_are_slopes,

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 import torch
-from oracle_checks import (
+from reference_checks import (
     SHAPES,
     assert_follows_the_reference,
     assert_gradients_are_slopes,

@@ -584,7 +584,7 @@ def test_a_module_that_exits_when_it_is_imported_is_refused(gnexp, workdir):
 
 
 def test_the_page_on_a_norm_of_ones_own_is_true(gnexp, workdir, install):
-    page = README.split("\n## Your own norm: from an nn.Module to a passport, a sweep and a report")
+    page = README.split("\n## Your own norm: from an nn.Module to a check, a sweep and a report")
     page = page[1].split("\n## ")[0]
     source = re.search(r"```python\n(# my_norm.py.*?)```", page, re.DOTALL)[1]
     group, name, value = re.search(

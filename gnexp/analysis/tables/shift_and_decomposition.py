@@ -206,7 +206,7 @@ def _classes(rows: list[Row], key: Sequence[str], key_columns: Sequence[Column])
         "seeds. Diverged seeds are left out."
     )
     empty = "No class accuracies were measured: gnexp measure what=classes does."
-    return Table("classes", "Who pays", caption, columns, shown, rows, empty)
+    return Table("classes", "Classes", caption, columns, shown, rows, empty)
 
 
 def _batches(rows: list[Row], key: Sequence[str], key_columns: Sequence[Column]) -> Table:
@@ -227,18 +227,18 @@ def _batches(rows: list[Row], key: Sequence[str], key_columns: Sequence[Column])
         Column("Images", get("images")),
     ]
     caption = (
-        "Test images evaluated in other company, with running statistics or those of the batch: "
-        "batches drawn at random (iid), half of one class (skewed) or wholly (one class), and "
+        "Test images evaluated with running statistics or those of the batch, in other batches: "
+        "drawn at random (iid), half of one class (skewed) or wholly (one class), and "
         "label shifts, where classes count by unequal priors. Mean over n seeds with 95 % interval "
         "(one seed: Wilson's over its test images). Change: accuracy minus what it would be if "
         "only the size of a batch mattered (for iid: minus the usual evaluation), paired over "
         "seeds (one seed: no interval). Largest logit change: the most that any logit of any seed "
         "moved, over the rms of its network's logits; a maximum, so without an interval, and "
-        "about 1e-5, rounding, where an image's answer does not depend on its company. Diverged "
+        "about 1e-5, rounding, where an image's answer does not depend on its batch. Diverged "
         "seeds are left out."
     )
     empty = "No evaluation in other batches was measured: gnexp measure what=batches does."
-    return Table("batches", "In whose company", caption, columns, shown, rows, empty)
+    return Table("batches", "Batch composition", caption, columns, shown, rows, empty)
 
 
 _LEVELS = {

@@ -61,7 +61,7 @@ TINY = 1e-300  # a Jacobian of zeros has lost everything
 def measure(subject: Subject) -> Measured:
     """Measure claim 6."""
     result = Measured()
-    # Layers may draw random numbers; the passport's own come from the subject's generators.
+    # Layers may draw random numbers; those of the check come from the subject's generators.
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(subject.seed)
         result.findings += [_mean(subject), _radius(subject)]

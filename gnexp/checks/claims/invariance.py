@@ -46,7 +46,7 @@ BRIGHTER = (1.0, 1000.0)  # at the second, eps leaves a millionth of the departu
 def measure(subject: Subject) -> Measured:
     """Measure claim 5."""
     result = Measured()
-    # Layers may draw random numbers; the passport's own come from the subject's generators.
+    # Layers may draw random numbers; those of the check come from the subject's generators.
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.default_generator.manual_seed(subject.seed)
         sets = sets_used(subject) or sets_claimed(subject)

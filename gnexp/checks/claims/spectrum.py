@@ -37,7 +37,7 @@ Curve = dict[int, tuple[float, float]]  # groups -> distance to LN, to IN
 
 def measure(subject: Subject) -> Measured:
     """Measure claim 2."""
-    # Layers may draw random numbers; the passport's own come from the subject's generators.
+    # Layers may draw random numbers; those of the check come from the subject's generators.
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(subject.seed)
         return _measured(subject)

@@ -53,7 +53,7 @@ FLOOR = 1e-16  # for the log axis
 def measure(subject: Subject) -> Measured:
     """Measure claim 4."""
     result = Measured()
-    # Layers may draw random numbers; the passport's own come from the subject's generators.
+    # Layers may draw random numbers; those of the check come from the subject's generators.
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.default_generator.manual_seed(subject.seed)
         pool = subject.features("train test", POOL, *PIXELS)

@@ -64,7 +64,7 @@ def _by_statement(rows: list[Row]) -> dict[tuple[int, str], list[Row]]:
 def page(result: CheckResult, figures: Mapping[str, Path], made: Mapping[str, Any]) -> str:
     """Return check.md."""
     parts = [
-        f"# Norm passport: {', '.join(result.norms)}",
+        f"# Norm check: {', '.join(result.norms)}",
         _facts(made),
         READING,
         *result.trouble_lines(),

@@ -93,7 +93,7 @@ def render_page(
         started=_span(study),
         meanings={word: for_split(meaning, on) for word, meaning in MEANINGS.items()},
         verdicts=tally(tables["article_claims"].rows, lambda row: row["verdict"]),
-        passport=verdict_counts(study.out),
+        check_counts=verdict_counts(study.out),
         agreed=(sum(bool(row["agree"]) for row in checks), len(checks)),
         **context,
     )

@@ -127,10 +127,10 @@ SECTIONS = (
         ),
         nav="Shift",
     ),
-    Section("classes", "Who pays", (_figure("classes"), _table("classes")), sub=True),
+    Section("classes", "Classes", (_figure("classes"), _table("classes")), sub=True),
     Section(
-        "company",
-        "In whose company",
+        "composition",
+        "Batch composition",
         (_figure("batches", wide=True), _table("batches", "Every evaluation")),
         sub=True,
     ),
@@ -139,7 +139,7 @@ SECTIONS = (
     Section(
         "claims",
         "The claims of the article",
-        (_block("claims"), _table("article_claims"), _block("passport")),
+        (_block("claims"), _table("article_claims"), _block("check")),
         nav="Claims",
         always=True,
     ),

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from passport_norms import AlmostInvariant, Own, Peeks, WrongGroups, subject
+from norms_under_test import AlmostInvariant, Own, Peeks, WrongGroups, subject
 
 from gnexp.checks.claims import spectrum
 from gnexp.checks.finding import FAILS, HOLDS, VACUOUS

@@ -1,4 +1,4 @@
-"""Claim 7: the passport states what each norm does to a gradient, and denies what it does not."""
+"""Claim 7: the check states what each norm does to a gradient, and denies what it does not."""
 
 import dataclasses
 import functools
@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from passport_norms import BROKEN, Own, subject
+from norms_under_test import BROKEN, Own, subject
 from torch import nn
 
 from gnexp.checks import gradient_by_depth

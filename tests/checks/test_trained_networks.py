@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from passport_norms import subject
+from norms_under_test import subject
 from scipy import stats
 from torch import nn
 

@@ -3,7 +3,7 @@
 import functools
 
 import pytest
-from passport_norms import BROKEN, Own, subject
+from norms_under_test import BROKEN, Own, subject
 
 from gnexp.checks.finding import HOLDS
 from gnexp.checks.registry import measure_claim

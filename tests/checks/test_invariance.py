@@ -1,4 +1,4 @@
-"""Claim 5 of the passport: who is invariant to a x + b, where, and but for eps."""
+"""Claim 5 of the check: who is invariant to a x + b, where, and but for eps."""
 
 import functools
 from unittest import mock
@@ -6,7 +6,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from passport_norms import AlmostInvariant, ForgetsEps, Own, Peeks, WrongGroups, subject
+from norms_under_test import AlmostInvariant, ForgetsEps, Own, Peeks, WrongGroups, subject
 from torch import nn
 
 from gnexp.checks.claims import invariance

@@ -1,4 +1,4 @@
-"""Claim 8 of the passport: how noisy the gradients of gamma and beta are, and what changes it."""
+"""Claim 8 of the check: how noisy the gradients of gamma and beta are, and what changes it."""
 
 import functools
 import math
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from passport_norms import BROKEN, Own, subject
+from norms_under_test import BROKEN, Own, subject
 from torch import nn
 
 from gnexp.checks import network_noise

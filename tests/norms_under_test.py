@@ -1,4 +1,4 @@
-"""Norms to test the passport with: those of the table, and some that are broken on purpose."""
+"""Norms to check: those of the table, and some that are broken on purpose."""
 
 import functools
 

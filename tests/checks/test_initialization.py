@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from passport_norms import BROKEN, Own, subject
+from norms_under_test import BROKEN, Own, subject
 from torch.nn import functional as F
 
 from gnexp.checks import first_updates

@@ -1,4 +1,4 @@
-"""Claim 6 of the passport: hyperplane, sphere, and what is lost."""
+"""Claim 6 of the check: hyperplane, sphere, and what is lost."""
 
 import functools
 from dataclasses import replace
@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from passport_norms import AlmostInvariant, ForgetsEps, Own, WrongGroups, subject
+from norms_under_test import AlmostInvariant, ForgetsEps, Own, WrongGroups, subject
 from torch import Tensor, nn
 
 from gnexp.checks.claims.geometry import jacobian, measure

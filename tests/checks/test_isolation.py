@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from passport_norms import BROKEN, Own, subject
+from norms_under_test import BROKEN, Own, subject
 from torch import Tensor, nn
 
 from gnexp.checks.claims import isolation

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from passport_norms import BROKEN, Own, Peeks, subject
+from norms_under_test import BROKEN, Own, Peeks, subject
 from torch import nn
 
 from gnexp.checks import statistic_sets as sets
