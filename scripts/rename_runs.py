@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import yaml
 
+from gnexp.config.files import norm_defaults
 from gnexp.config.identity import as_dict, restore, run_name
 from gnexp.config.keys import with_value
 from gnexp.store.changes import changed_files, without_digest
@@ -29,6 +30,13 @@ from gnexp.store.run import Run, exclusive
 from gnexp.store.study import record_of, runs_of
 
 NAME = re.compile(r"[A-Za-z0-9_.-]+-[0-9a-f]{8}(?![0-9a-f])")
+
+
+def present(stored: dict[str, Any]) -> dict[str, Any]:
+    """Return a stored config with every key of this gnexp, and every option of its norm."""
+    usual = norm_defaults(stored["norm"]["name"])
+    norm = {"name": stored["norm"]["name"], **usual, **stored["norm"]}
+    return as_dict(restore({**stored, "norm": norm}))
 
 
 def name_of(stored: dict[str, Any], run: Run, checksums: dict[str, str]) -> str:
@@ -72,9 +80,9 @@ def rewrite(path: Path, names: dict[str, str]) -> None:
         text = json_text({"cells": dict(sorted(json.loads(text)["cells"].items()))})
     elif path.name == "result.json":
         result = json.loads(text)
-        text = json_text({**result, "config": as_dict(restore(result["config"]))})
+        text = json_text({**result, "config": present(result["config"])})
     elif path.name == "config.yaml":
-        config = as_dict(restore(yaml.safe_load(text)))
+        config = present(yaml.safe_load(text))
         text = yaml.safe_dump(config, sort_keys=False, default_flow_style=None, width=100)
     write_whole(path, text)
 

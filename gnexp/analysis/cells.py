@@ -313,9 +313,8 @@ def varying(study: Study) -> list[str]:
     """Return the config keys, beyond BASE, that take several values in the study.
 
     A norm's own keys count only when they differ within one norm, and those of private training
-    within it. A key that a run lacks (made by an older version) differs from nothing, except an
-    option of the user's own norm, which was then not typed. The budget of trials counts only where
-    there is nothing but trials.
+    within it. An option of the user's own norm that was not typed counts as such. The budget of
+    trials counts only where there is nothing but trials.
     """
     judged = not all(map(is_trial, study.runs))
     values: dict[str, dict[str, set[str]]] = {}
@@ -398,8 +397,6 @@ def _compared(record: Record) -> dict[str, Any]:
         flat[f"{part}.code"] = digest[:6]
     if flat.get("init_from"):
         flat["init_from"] = start_name(record.config)
-    if "norm.momentum" in flat:  # runs of before there was a choice
-        flat.setdefault("norm.momentum_rule", "batches")
     return {_RENAMED.get(key, key): value for key, value in flat.items()}
 
 

@@ -53,7 +53,7 @@ def seed_progress(run: PlannedRun) -> SeedProgress:
     for seed in run.config.seeds:
         status = statuses.get(seed, {})
         if str(seed) in results:
-            found.ended[seed] = results[str(seed)].get("status", "complete")
+            found.ended[seed] = results[str(seed)]["status"]
             found.why[seed] = status.get("why", "")
         elif status.get("status") == "failed" and not status.get("again"):
             found.ended[seed], found.why[seed] = "failed", status.get("why", "")

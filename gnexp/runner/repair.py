@@ -115,7 +115,7 @@ def _table(run: Run, name: str, messages: list[str]) -> bool:
 def _refill(run: Run, states: dict[int, State], messages: list[str]) -> None:
     """Put what checkpoints hold back into the tables; name the finished seeds that lack rows."""
     for state in states.values():
-        refill(run, state.get("rows", {}))
+        refill(run, state["rows"])
     rows = run.metrics()
     for seed, numbers in run.result().get("seeds", {}).items():
         have = {row["epoch"] for row in rows if row["seed"] == int(seed)}

@@ -110,8 +110,7 @@ def _known_spec(run: PlannedRun, seeds: list[int], device_type: str) -> dict[str
         entry = states.get(seed)
         if entry is None and planned.get(seed, {}).get("device") == device_type:
             entry = planned[seed]
-        known = ReplicaGroupSpec.read(entry or {})
-        if known and replica.name in known.members and len(known.lrs) == len(known.members):
+        if entry and replica.name in (known := ReplicaGroupSpec.read(entry)).members:
             found[replica.name] = known
     return found
 

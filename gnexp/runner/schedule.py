@@ -56,11 +56,9 @@ class ReplicaGroupSpec:
     threads: int
 
     @classmethod
-    def read(cls, entry: Mapping[str, Any]) -> "ReplicaGroupSpec | None":
-        """Return what `entry` holds under "step", "lrs" and "threads", None if it lacks them."""
-        if not entry.get("step"):
-            return None
-        return cls(tuple(entry["step"]), tuple(entry.get("lrs", ())), int(entry.get("threads", 1)))
+    def read(cls, entry: Mapping[str, Any]) -> "ReplicaGroupSpec":
+        """Return what `entry` holds under "step", "lrs" and "threads"."""
+        return cls(tuple(entry["step"]), tuple(entry["lrs"]), int(entry["threads"]))
 
     def entry(self) -> dict[str, Any]:
         """Return it in plain lists and numbers, as `read` takes it."""

@@ -163,7 +163,7 @@ class GroupTrainer:
             put_attributes(self.models[place], self.states[replica.name].get("attributes", {}))
         for place, replica in self.going.items():
             run, state = Run(replica.folder), self.states[replica.name]
-            self.rows[place] = state.get("rows") or _stored_rows(run, replica.seed, self.epoch)
+            self.rows[place] = state["rows"]
             refill(run, self.rows[place])
             if self.secret and self.epoch < self.config.epochs:
                 self.note = (
@@ -237,7 +237,7 @@ class GroupTrainer:
         diverged = last is not None and last.diverged
         status = "diverged" if diverged else "complete"
         used = data.train_settings(config).examples_per_epoch(len(self.images.x_train))
-        numbers = _numbers(self.rows[place]["metrics"], config, status)
+        numbers = _numbers(self.rows[place]["metrics"], status)
         numbers["decay_per_epoch"] = _decay_per_epoch(config, used)
         numbers |= {
             "device": self.device.type,
@@ -306,19 +306,10 @@ class GroupTrainer:
         return tick
 
 
-def _stored_rows(run: Run, seed: int, epoch: int) -> dict[str, list[dict[str, Any]]]:
-    """Return what a seed gave up to an epoch, for checkpoints of a version that left it out."""
-
-    def its(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        return [row for row in rows if row["seed"] == seed and row["epoch"] <= epoch]
-
-    return {"metrics": its(run.metrics()), "gradients": its(run.gradients())}
-
-
 def refill(run: Run, rows: dict[str, list[dict[str, Any]]]) -> None:
     """Put the rows that a checkpoint holds into the run's tables, where they may be lacking."""
-    run.add_metrics(rows.get("metrics", []))
-    if rows.get("gradients"):
+    run.add_metrics(rows["metrics"])
+    if rows["gradients"]:
         run.add_gradients(rows["gradients"])
 
 
@@ -328,7 +319,7 @@ def _row(epoch: Epoch, seed: int) -> dict[str, Any]:
     return {"seed": seed, **{key: getattr(epoch, key) for key in keys}}
 
 
-def _numbers(rows: list[dict[str, Any]], config: TrainConfig, status: str) -> dict[str, Any]:
+def _numbers(rows: list[dict[str, Any]], status: str) -> dict[str, Any]:
     """Return the final numbers of a seed; the last epoch counts, none is selected."""
     last = rows[-1]
     return {

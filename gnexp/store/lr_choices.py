@@ -31,8 +31,8 @@ class LRChoice:
     untuned: str | None
     untuned_rate: float | None
     trials: dict[float, str]
-    rule: str = BEST
-    budget: dict[str, Any] = dataclasses.field(default_factory=dict)
+    rule: str
+    budget: dict[str, Any]
 
 
 def chosen_rate(

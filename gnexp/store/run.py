@@ -183,7 +183,7 @@ class Run:
             Lock(path).clear()
         statuses = self.statuses()
         for seed, numbers in self._seeds_of("result.json").items():
-            status = numbers.get("status", "complete")
+            status = numbers["status"]
             if statuses.get(seed, {}).get("status") != status:
                 self.set_status(seed, status, numbers.get("why", ""))
             self.drop_traceback(seed)

@@ -13,8 +13,6 @@ from gnexp.store.changes import LARGE, OF_A_RUN, changed_files, lost_rows, witho
 from gnexp.store.files import CorruptFile, names_in
 from gnexp.store.run import (
     _TABLES,
-    COVARIANCE_COLUMNS,
-    GRADIENTS_COLUMNS,
     METRICS_COLUMNS,
     NOT_STUDIES,
     Run,
@@ -65,14 +63,6 @@ class Record:
     @cached_property
     def metrics(self) -> "pd.DataFrame":
         return _frame(self.rows("metrics.csv"), METRICS_COLUMNS)
-
-    @cached_property
-    def gradients(self) -> "pd.DataFrame":
-        return _frame(self.rows("gradients.csv"), GRADIENTS_COLUMNS)
-
-    @cached_property
-    def covariance(self) -> "pd.DataFrame":
-        return _frame(self.rows("covariance.csv"), COVARIANCE_COLUMNS)
 
     def numbers(self, seed: int) -> dict[str, Any]:
         """Return result.json's numbers of one seed; {} while it is unfinished."""
@@ -223,7 +213,7 @@ def record_of(run: Run) -> Record:
     statuses = read(run.statuses)
     for seed, numbers in result.get("seeds", {}).items():
         why = statuses.get(int(seed), {}).get("why", "")
-        statuses[int(seed)] = {"status": numbers.get("status", "complete"), "why": why}
+        statuses[int(seed)] = {"status": numbers["status"], "why": why}
     wanted = config.get("seeds") or []
     for seed in range(wanted) if isinstance(wanted, int) else wanted:
         statuses.setdefault(int(seed), {"status": "missing", "why": "not started"})

@@ -198,7 +198,7 @@ def test_recording_digests_leaves_those_that_stand(gnexp, run):
 
 
 def test_a_changed_record_of_chosen_rates_is_named_and_set_aside(gnexp, run):
-    choice = LRChoice("gn-b2", 0.1, None, None, {0.1: "gn-b2"})
+    choice = LRChoice("gn-b2", 0.1, None, None, {0.1: "gn-b2"}, "best", {})
     assert record_choices(STUDY, {"cell": choice}) == []
     assert gnexp("verify").code == 0
     alter(STUDY / "tuning.json")

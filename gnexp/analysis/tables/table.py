@@ -6,13 +6,10 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gnexp.analysis.tables.latex import latex_table
 from gnexp.store.files import write_whole
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 Row = dict[str, Any]
 CellFormatter = Callable[[Row], str]
@@ -44,13 +41,6 @@ class Table:
     shown: Sequence[Column]
     rows: list[Row] = field(default_factory=list)
     empty: str = "Nothing was measured for this table."
-
-    @property
-    def frame(self) -> "pd.DataFrame":
-        """The raw rows as a DataFrame."""
-        import pandas as pd
-
-        return pd.DataFrame(self.rows, columns=list(self.columns))
 
     def texts(self) -> list[list[str]]:
         """Return the shown cells as text, row by row."""
