@@ -101,12 +101,12 @@ def test_a_cell_of_one_study_alone_is_listed_with_the_reason_and_not_dropped(out
 def test_what_tells_cells_of_one_study_apart_must_agree_with_the_other(out):
     rule = {"momentum": 0.1, "momentum_rule": "examples"}
     run = add_run(out / "b", "bn", 2, draws(0.9, 1), model="resnet20", norm_keys=rule)
-    old = {"momentum": 0.1}  # of before there was a choice
+    usual = {"momentum": 0.1, "momentum_rule": "batches"}
     for study in ("a", "b"):
         for folder in (out / study).glob("bn-*"):
             if folder != run.folder:
                 stored = Run(folder).result()
-                stored["config"]["norm"] |= old
+                stored["config"]["norm"] |= usual
                 Run(folder).write_result(stored)
     pairs, alone = match(*both(out), ("a", "b"))
     assert [p.key["norm.momentum_rule"] for p in pairs] == ["batches", "batches", None, None]
