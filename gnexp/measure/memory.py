@@ -14,7 +14,7 @@ Shapes: N images, K classes.
 """
 
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -242,22 +242,3 @@ def _along_line(low: tuple[int, float], high: tuple[int, float], memory_bytes: i
     """Return the batch at which the line through two points (batch, bytes) fills the memory."""
     slope = (high[1] - low[1]) / (high[0] - low[0])
     return high[0] + int((memory_bytes - high[1]) // slope) if slope > 0 else 2 * high[0]
-
-
-def memory_rows(
-    build_models: Mapping[str, Callable[[], nn.Module]],
-    input_shape: Sequence[int],
-    batches: Sequence[int] = (1, 2, 4, 8),
-) -> list[dict]:
-    """Return rows {norm, batch, bytes, fixed_bytes, saved_bytes}, counted: see `Footprint`.
-
-    build_models: by name of the norm; called once each, on the CPU.
-    """
-    rows = []
-    for norm, build_model in build_models.items():
-        model = build_model()
-        for batch in batches:
-            peak, fixed, saved = footprint(model, input_shape, batch)
-            sizes = {"bytes": peak, "fixed_bytes": fixed, "saved_bytes": saved}
-            rows.append({"norm": norm, "batch": batch, **sizes})
-    return rows

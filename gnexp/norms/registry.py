@@ -38,7 +38,7 @@ class Norm:
     stacked: (module type, its stacked form); without one a layer is stacked by torch.func.
     channels_last: whether training on a CPU is faster in that layout, by measurement.
     weight_standardization, initialization: what the norm asks of the network around it; see
-    `gnexp.runner.build.model`. exact_gradient: whether backward gives the slope of forward.
+    `gnexp.runner.build.model`.
     """
 
     build: Callable[..., nn.Module]
@@ -51,7 +51,6 @@ class Norm:
     channels_last: bool = False
     weight_standardization: bool = False
     initialization: str = "he"
-    exact_gradient: bool = True
 
 
 _GROUP_NORM = (nn.GroupNorm, stacked.stack_group_norm)
@@ -186,7 +185,6 @@ NORMS: dict[str, Norm] = {
         label="Online Norm",
         options={"eps": layers.DEFAULT_EPS, "alpha_f": online.ALPHA_F, "alpha_b": online.ALPHA_B},
         stacked=(online.OnlineNorm2d, stack_replicated),
-        exact_gradient=False,
     ),
     "bn_frozen": Norm(
         batch_norms.frozen_batch_norm,

@@ -6,6 +6,7 @@ Shapes: N examples, C channels, H and W pixels.
 import numpy as np
 import pytest
 import torch
+from backward_references import online_norm_backward
 from reference_checks import (
     SHAPES,
     assert_follows_the_reference,
@@ -18,7 +19,6 @@ from reference_checks import (
     numbers,
 )
 
-from gnexp.norms.reference.online import online_norm_backward
 from gnexp.norms.registry import NORMS, build_norm
 
 # The defaults, and memories so short that a batch is longer; 0 remembers nothing.

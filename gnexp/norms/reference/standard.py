@@ -1,18 +1,10 @@
-"""Normalization forward and backward in float64 NumPy, written from the formulas.
+"""Normalization in float64 NumPy, written from the formulas.
 
 Slow and plain on purpose: the oracle that every layer is checked against, so it shares no code
 with `layers.py`. For each set S of values that share a statistic, with M = |S|:
 
     mu = 1/M sum x,  var = 1/M sum (x - mu)^2,  xhat = (x - mu) / sigma,  sigma = sqrt(var + eps)
     y = gamma_c xhat + beta_c
-
-and backwards, with dxhat = gamma_c dy and all means over S,
-
-    dx = (1/sigma) (dxhat - mean(dxhat) - xhat mean(dxhat xhat))
-    dgamma_c = sum_nhw dy xhat,  dbeta_c = sum_nhw dy
-
-The backward formula is exact with eps inside sigma. It is the chain rule through mu and var; the
-norms differ only in which values form a set S.
 
 Shapes: N examples, C channels, H and W pixels; G groups of C/G consecutive channels.
 """
@@ -82,30 +74,3 @@ def normalize_reference(
     """
     xhat_NCHW, _ = _standardize(name, x_NCHW, eps, groups)
     return gamma_C[:, None, None] * xhat_NCHW + beta_C[:, None, None]
-
-
-def normalize_backward_reference(
-    name: str,
-    x_NCHW: np.ndarray,
-    gamma_C: np.ndarray,
-    beta_C: np.ndarray,
-    eps: float,
-    groups: int | None,
-    dy_NCHW: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return (dx (N, C, H, W), dgamma (C,), dbeta (C,)) for the output gradient `dy_NCHW`.
-
-    Arguments as in `normalize_reference`; `beta_C` does not enter a gradient and is there so that
-    both take the same arguments.
-    """
-    xhat_NCHW, sigmas = _standardize(name, x_NCHW, eps, groups)
-    dy_NCHW = np.asarray(dy_NCHW, dtype=np.float64)
-    dgamma_C = (dy_NCHW * xhat_NCHW).sum(axis=(0, 2, 3))
-    dbeta_C = dy_NCHW.sum(axis=(0, 2, 3))
-    dx_NCHW = dy_NCHW * np.asarray(gamma_C, dtype=np.float64)[:, None, None]  # dxhat
-    for index, sigma in sigmas:
-        dxhat, xhat = dx_NCHW[index], xhat_NCHW[index]
-        mean_dxhat = dxhat.sum() / dxhat.size
-        mean_product = (dxhat * xhat).sum() / dxhat.size
-        dx_NCHW[index] = (dxhat - mean_dxhat - xhat * mean_product) / sigma
-    return dx_NCHW, dgamma_C, dbeta_C
