@@ -390,6 +390,19 @@ def test_a_truncated_or_changed_zip_is_refused_wherever_the_byte_lies(zipped, gn
     assert refused > 60, "but for dates and the like, which nothing reads"
 
 
+def test_a_zip_whose_directory_lost_its_first_entry_is_refused_although_zipfile_takes_it(zipped):
+    data = bytearray(zipped.read_bytes())
+    end = data.rindex(b"PK\5\6")
+    size, start = struct.unpack_from("<II", data, end + 12)
+    entry = data.index(b"PK\1\2", start + 4) - start
+    struct.pack_into("<II", data, end + 12, size - entry, start + entry)
+    members = len(unpacked(zipped))
+    zipped.write_bytes(data)
+    assert len(unpacked(zipped)) == members - 1
+    with pytest.raises(ValueError, match=f"{members - 1} of its {members} members"):
+        load_study(zipped)
+
+
 def contents_or_why(path):
     """Return all files of a zip, or the sentence with which it is refused."""
     try:
