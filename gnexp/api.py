@@ -129,8 +129,8 @@ def _trained(configs: list[TrainConfig]) -> "pd.DataFrame":
         resolved = data.resolved(each)
         asked.setdefault(folder_of(resolved).name, set()).update(resolved.seeds)
     study = load_study(Path(configs[0].out) / configs[0].study)
-    its = dataclasses.replace(study, runs=[run for run in study.runs if run.name in asked])
-    return _frame([row for row in run_rows(its) if row["seed"] in asked[row["run"]]])
+    runs = [run for run in study.runs if run.name in asked]
+    return _frame([row for row in run_rows(runs) if row["seed"] in asked[row["run"]]])
 
 
 def load_study(path: str | os.PathLike[str]) -> "pd.DataFrame":
@@ -158,7 +158,7 @@ def load_study(path: str | os.PathLike[str]) -> "pd.DataFrame":
         warnings.warn(f"{path} is not read, since {found.folder} holds runs", stacklevel=2)
     for sentence in found.corrupt_files:
         warnings.warn(f"damaged: {sentence}", stacklevel=2)
-    return _frame(run_rows(found))
+    return _frame(run_rows(found.runs))
 
 
 def check(

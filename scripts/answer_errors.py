@@ -16,9 +16,10 @@ import pandas as pd
 from scipy.stats import beta
 
 from gnexp.analysis.cells import Cell, Series
-from gnexp.analysis.comparisons import flatness_rows
 from gnexp.analysis.statistics import FLAT, HIGHER, LOWER
+from gnexp.analysis.study_analysis import StudyAnalysis
 from gnexp.report.text.answer import answer
+from gnexp.store.study import Study
 
 FOLDER = Path(__file__).parents[1] / "results" / "reference" / "inference"
 REFERENCE, LEVEL, SD, IMAGES = 32, 0.6, 0.01, 10**9
@@ -67,8 +68,10 @@ def false_claims(lines: list[Series], truth: str) -> tuple[bool, bool]:
 
     A batch size a point below the reference is not flat; called lower, it is called rightly.
     """
-    named = any(CLAIM.search(sentence) for sentence in answer(lines, REFERENCE))
-    verdicts = {row["verdict"] for row in flatness_rows(lines, REFERENCE)}
+    cells = [cell for line in lines for cell in line.cells]
+    analysis = StudyAnalysis(Study("", Path(), []), [], cells, cells, lines, REFERENCE)
+    named = any(CLAIM.search(sentence) for sentence in answer(analysis))
+    verdicts = {row["verdict"] for row in analysis.flatness}
     wrong = {FLAT, HIGHER} if truth == APART else {LOWER, HIGHER}
     return named, bool(verdicts & wrong)
 

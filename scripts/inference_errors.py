@@ -186,14 +186,11 @@ def simulate(rng, scenario, norms, batches, n_G, repetitions, sd_G=None, pooling
 
 def published_settings():
     """Yield (study, Setting) of the published studies, those with BN and more than one norm."""
-    from gnexp.analysis.cells import series
-    from gnexp.analysis.comparisons import settings
-    from gnexp.analysis.lr_search import at_chosen_lr, test_cells, tuned_cells
+    from gnexp.analysis.study_analysis import study_analysis
     from gnexp.store.study import load_study
 
     for name in ("cifar10-first", "cifar10-lr-fair", "cifar10-why", "all-norms", "fine-tune"):
-        study = load_study(FOLDER / name)
-        for setting in settings(series(at_chosen_lr(test_cells(study), tuned_cells(study)))):
+        for setting in study_analysis(load_study(FOLDER / name)).comparison_groups:
             if setting.pairs:
                 yield name, setting
 

@@ -17,8 +17,10 @@ from pathlib import Path
 
 import numpy as np
 
+from gnexp.analysis.study_analysis import study_analysis
 from gnexp.report.study_report import build_report
 from gnexp.store.run import Run
+from gnexp.store.study import load_study
 
 NORMS = [("bn", None), ("gn", 2), ("gn", 4), ("gn", 8), ("gn", 16), ("ln", None), ("in", None)]
 NORMS += [("none", None)]
@@ -97,7 +99,7 @@ def main(runs: int, folder: Path) -> None:
     times = []
     for _ in range(2):
         start = time.perf_counter()
-        files = build_report(folder)
+        files = build_report(study_analysis(load_study(folder)))
         times.append(round(time.perf_counter() - start, 2))
     libraries = ("gnexp", "numpy", "pandas", "scipy", "matplotlib", "jinja2")
     found = {"runs": sum(Run(f).exists() for f in folder.iterdir()), "seeds_per_run": len(SEEDS)}

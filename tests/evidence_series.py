@@ -1,10 +1,13 @@
 """Series made of given accuracies, for the tests of evidence and answer."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 
 from gnexp.analysis.cells import Cell, Series, norm_label
+from gnexp.analysis.study_analysis import StudyAnalysis
+from gnexp.store.study import Study
 
 
 def make_series(norm, accuracies, groups=None, **key):
@@ -32,10 +35,17 @@ def make_series(norm, accuracies, groups=None, **key):
         cell_key = {**named, "batch": batch, "update_batch": fixed or batch, **rest}
         if tuned is not None:
             cell_key["tuned"] = tuned[batch] if isinstance(tuned, dict) else tuned
-        record = SimpleNamespace(result=result, config={"lr": 0.1})
+        record = SimpleNamespace(result=result, config={"lr": 0.1}, rows=lambda table: [])
         cells.append(Cell(cell_key, record, seeds))
     shared = {**named, "update": "= batch", **key}
     return Series(norm_label(named), norm, shared, cells)
+
+
+def analysis_of(lines, reference_batch=32, tuned=(), **options):
+    """Return the analysis of a study that holds these series."""
+    cells = [cell for line in lines for cell in line.cells]
+    study = Study("made-up", Path(), [])
+    return StudyAnalysis(study, tuned, cells, cells, lines, reference_batch, **options)
 
 
 def draw(means, sd=0.3, n=5, seed=0):

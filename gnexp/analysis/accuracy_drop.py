@@ -8,7 +8,7 @@ import numpy as np
 
 from gnexp.analysis import statistics
 from gnexp.analysis.cells import Series
-from gnexp.analysis.comparisons import between, scored_by_seed, settings
+from gnexp.analysis.comparisons import ComparisonGroup, between, scored_by_seed
 from gnexp.analysis.inference import seeds_columns
 from gnexp.analysis.samples import Sample
 from gnexp.store import lr_choices
@@ -17,7 +17,9 @@ Row = dict[str, Any]
 SMALL = (2, 1)
 
 
-def loss_rows(lines: Sequence[Series], reference_batch: int) -> list[Row]:
+def loss_rows(
+    lines: Sequence[Series], groups: Sequence[ComparisonGroup], reference_batch: int
+) -> list[Row]:
     """Return one row per series: accuracy lost from the reference batch to 2 and 1, and a slope.
 
     loss_2, loss_1: accuracy at the reference minus that at the batch, n_2, n_1 being the fewer
@@ -26,7 +28,7 @@ def loss_rows(lines: Sequence[Series], reference_batch: int) -> list[Row]:
     each 95 % on its own. sd: of a seed, pooled over the cells without a diverged seed;
     seeds_needed: for a mean within half a point. nan where a cell is missing.
     """
-    known = {id(line): setting.samples for setting in settings(lines) for line in setting.lines}
+    known = {id(line): group.samples for group in groups for line in group.lines}
     return [_row(line, reference_batch, known[id(line)]) for line in lines]
 
 

@@ -10,64 +10,55 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from gnexp.analysis import statistics
-from gnexp.analysis.article_noise import exponent_claims, noisier_claims
-from gnexp.analysis.article_rows import (
-    COLUMNS,
-    FAILS,
-    HOLDS,
-    POINTS,
-    SMALL,
-    UNDECIDED,
-    claim_row,
-    series_name,
-)
-from gnexp.analysis.article_shift import contrast_claims, shift_claims
-from gnexp.analysis.batch_vs_update_batch import TOGETHER, optimizer_is_fixed, whose
-from gnexp.analysis.cells import Cell, Series
-from gnexp.analysis.comparisons import all_samples, between, untuned_note
-from gnexp.analysis.gradient_noise import SEPARATE_EXAMPLES
-from gnexp.analysis.inference import AHEAD, BEHIND, UNTESTED, simultaneous
-from gnexp.analysis.tables.table import Column, Row, Table, format_number
+from gnexp.analysis.batch_vs_update_batch import optimizer_is_fixed, whose
+from gnexp.analysis.cells import Cell, Series, norm_label
+from gnexp.analysis.comparisons import between, untuned_note
+from gnexp.analysis.gradient_noise import BLOCKS, SEPARATE_EXAMPLES, SHARED
+from gnexp.analysis.inference import AHEAD, ALPHA, BEHIND, UNTESTED, simultaneous
+from gnexp.analysis.samples import Sample
+from gnexp.analysis.tables.table import Row, format_number
+
+HOLDS, FAILS, UNDECIDED = "holds", "fails", "undecided"
+SMALL = 8  # BN is said to fall below this batch size
+COLUMNS = ("article", "claim", "of", "batch", "measured", "unit", "value", "lo", "hi", "n")
+COLUMNS += ("family", "verdict", "note")
+POINTS = "points"
+EXPONENT_TOLERANCE = 0.1
 
 
-def article_claims(
-    tables: Mapping[str, Table], lines: Sequence[Series], reference_batch: int
-) -> Table:
-    """Return a row per claim, series and batch that the study can test: COLUMNS.
+def claim_row(article: str, claim: str, of: str, verdict: str, **more: Any) -> Row:
+    """Return a row of COLUMNS; what is not given is None, the unit points."""
+    row = dict.fromkeys(COLUMNS) | {"article": article, "claim": claim, "of": of, "note": ""}
+    return row | {"verdict": verdict, "unit": POINTS, **more}
 
-    tables: the report's, by name, of which flatness, norm_comparisons, exponents,
-    gradient_variance and shift_summary are read. value, lo, hi: in `unit`, fractions for points.
+
+def series_name(row: Row) -> str:
+    """Return the norm, and every other setting in which series may differ."""
+    hidden = ("norm", "groups", "channels_per_group", "batch", "update_batch")
+    keys = []
+    for key, value in row.items():
+        if key in ("epoch", "reference_batch", "series", "n", "weights", "statistics"):
+            break
+        if key not in hidden and value is not None:
+            keys.append(f"{key.removeprefix('norm.')}={format_number(value)}")
+    if row.get("update_batch") not in (None, row.get("batch")):
+        keys.append(f"update {row['update_batch']}")
+    return ", ".join([norm_label(row), *keys])
+
+
+def accuracy_claims(
+    flatness: Sequence[Row],
+    compared: Sequence[Row],
+    lines: Sequence[Series],
+    known: Mapping[int, Sample],
+    reference_batch: int,
+) -> list[Row]:
+    """Return a row per claim on accuracy, series and batch: COLUMNS.
+
+    flatness, compared: rows of flatness and of norm against BN. value, lo, hi: fractions.
     """
-    rows = [
-        *_flat(tables["flatness"].rows),
-        *_bn_falls(tables["flatness"].rows),
-        *_gn_leads(tables["norm_comparisons"].rows),
-        *_between(lines, reference_batch),
-        *exponent_claims(tables["exponents"].rows),
-        *noisier_claims(tables["gradient_variance"].rows),
-        *shift_claims(tables["shift_summary"].rows),
-        *contrast_claims(tables["shift_summary"].rows),
-    ]
-    shown = [
-        Column("The article's claim", lambda r: r["claim"], False),
-        Column("Of", lambda r: r["of"], False),
-        Column("Batch", lambda r: format_number(r["batch"])),
-        Column("Verdict", lambda r: r["verdict"], False),
-        Column("Measured", _measured, False),
-        Column("n", lambda r: r["n"], False),
-        Column("Comparisons in its family", lambda r: format_number(r["family"])),
-        Column("Note", lambda r: r["note"], False),
-        Column("Chapter of the article", lambda r: r["article"], False),
-    ]
-    caption = (
-        "What this study's own numbers say of the article's claims. Intervals are 95 %, "
-        "simultaneous over the comparisons of a claim's family. Undecided: the interval leaves "
-        "both open, which supports neither side. Diverged seeds count at chance where accuracies "
-        f"are compared. A claim on batch sizes says '{TOGETHER}' where update_batch follows the "
-        "batch size."
-    )
-    empty = "The study holds no numbers that test a claim of the article."
-    return Table("article_claims", "Claims of the article", caption, COLUMNS, shown, rows, empty)
+    claims = [*_flat(flatness), *_bn_falls(flatness), *_gn_leads(compared)]
+    return [*claims, *_between(lines, known, reference_batch)]
 
 
 def _flat(rows: Sequence[Row]) -> list[Row]:
@@ -154,7 +145,9 @@ def _fixed_updates(row: Row, rows: Sequence[Row]) -> bool:
     return row["update_batch"] != row["batch"] or optimizer_is_fixed(same)
 
 
-def _between(lines: Sequence[Series], reference_batch: int) -> list[Row]:
+def _between(
+    lines: Sequence[Series], known: Mapping[int, Sample], reference_batch: int
+) -> list[Row]:
     """Is GN, which lies between LN and IN by construction, between them in accuracy too?"""
 
     def rest(line: Series) -> list[tuple[str, Any]]:
@@ -170,7 +163,6 @@ def _between(lines: Sequence[Series], reference_batch: int) -> list[Row]:
         here = [_at(line, reference_batch) for line in (gn, *ends) if line]
         if len(here) == 3 and all(here):
             cases.append((gn, *here))
-    known = all_samples(lines)
     differences = [between(cell, end, known) for _, cell, *ends in cases for end in ends]
     adjusted = simultaneous(differences)
     found = []
@@ -182,7 +174,7 @@ def _between(lines: Sequence[Series], reference_batch: int) -> list[Row]:
         both = decided <= {AHEAD, BEHIND}
         verdict = (HOLDS if len(decided) == 2 else FAILS) if both else UNDECIDED
         to = [
-            f"{name} {_number(POINTS, d.difference, a.lo, a.hi)}"
+            f"{name} {number_text(POINTS, d.difference, a.lo, a.hi)}"
             for name, d, a in zip(("- LN", "- IN"), differences[2 * index :], pair)
         ]
         claim = "GN lies between LN and IN, here in accuracy"
@@ -200,14 +192,9 @@ def _at(line: Series, batch: int) -> Cell | None:
     return next((c for c in line.cells if c.key["batch"] == batch and len(c.scored) > 1), None)
 
 
-def _measured(row: Row) -> str:
-    if row["measured"]:
-        return row["measured"]
-    text = _number(row["unit"], row["value"], row["lo"], row["hi"])
-    return f"{text} {row['unit']}".strip()
+def number_text(unit: str, value: float, lo: float, hi: float) -> str:
+    """Return 'value [lo, hi]' in the unit, fractions as points."""
 
-
-def _number(unit: str, value: float, lo: float, hi: float) -> str:
     def cut(number: float) -> str:
         if math.isinf(number):
             return "inf"
@@ -224,3 +211,116 @@ def tally(rows: Iterable[Row], of: Callable[[Row], str]) -> dict[str, int]:
         found[of(row)] = found.get(of(row), 0) + 1
     order = [HOLDS, FAILS, UNDECIDED]
     return dict(sorted(found.items(), key=lambda i: order.index(i[0]) if i[0] in order else 9))
+
+
+def exponent_claims(rows: Sequence[Row]) -> list[Row]:
+    """Return verdicts on noise against batch at shared weights: the 1/B law, and the article."""
+    epochs = [row["epoch"] for row in rows if row["weights"] == SHARED]
+    law = "gradient noise goes as 1 / batch where images count independently: exponent -1"
+    verdict_of = (
+        "noise of {kind}'s gradient goes as 1 / (values per statistic): exponent {expected}"
+    )
+    asked = []
+    for row in rows:
+        if row["weights"] != SHARED or row["epoch"] != max(epochs) or not row["se"] > 0:
+            continue
+        alone = row["norm"] in SEPARATE_EXAMPLES
+        if row["parameters"] == "all" and alone:
+            asked.append((row, law, -1.0))
+        if row["parameters"] in ("gamma", "beta") and row["norm"] != "none":
+            expected = 0 if alone else -1
+            claim = verdict_of.format(kind=row["parameters"], expected=expected)
+            asked.append((row, claim, float(expected)))
+    found = []
+    for row, claim, expected in asked:
+        half = statistics.t_quantile(1 - ALPHA / (2 * len(asked)), row["dof"]) * row["se"]
+        lo, hi = row["slope"] - half, row["slope"] + half
+        verdict = _inside(lo, hi, expected - EXPONENT_TOLERANCE, expected + EXPONENT_TOLERANCE)
+        n = f"{row['n_seeds']} seeds, {row['n_points']} points"
+        more = {"unit": "", "value": row["slope"], "lo": lo, "hi": hi, "n": n}
+        more |= {"family": len(asked), "note": f"within +-{EXPONENT_TOLERANCE:g}"}
+        found.append(claim_row("Stable gradient flow", claim, series_name(row), verdict, **more))
+    return found
+
+
+def _inside(lo: float, hi: float, least: float, most: float) -> str:
+    if least <= lo and hi <= most:
+        return HOLDS
+    return FAILS if hi < least or lo > most else UNDECIDED
+
+
+def noisier_claims(rows: Sequence[Row]) -> list[Row]:
+    """GN's noise over BN's at the smallest batch of both above 1, where BN is instance norm."""
+    rows = [r for r in rows if r["norm"] in ("bn", "gn") and r["parameters"] in ("gamma", "beta")]
+    rows = [r for r in rows if r["weights"] == SHARED or r["batch"] == r["at_batch"]]
+    rows = [r for r in rows if 1 < r["at_batch"] < SMALL]
+    shared = [r for r in rows if r["weights"] == SHARED]
+    if {r["norm"] for r in shared} == {"bn", "gn"}:
+        rows = shared  # one answer: of networks trained at the largest batch, as the exponents
+    last = max((row["epoch"] for row in rows), default=None)
+    cases = []
+    for gn, bn in _pairs([row for row in rows if row["epoch"] == last]):
+        if bn["noise"] > 0:
+            cases += [(gn, bn, relative) for relative in (False, True)]
+    found = []
+    for gn, bn, relative in cases:
+        upper, lower = (_level(row, relative, len(cases)) for row in (gn, bn))
+        value = upper[0] / lower[0] if lower[0] > 0 else math.nan
+        lo = upper[1] / lower[2] if lower[2] > 0 else math.nan
+        hi = upper[2] / lower[1] if lower[1] > 0 else math.inf
+        verdict = HOLDS if hi < 1 else FAILS if lo > 1 else UNDECIDED
+        of_what = "relative to its signal" if relative else "in itself"
+        claim = f"{gn['parameters']}'s gradient is less noisy than BN's, {of_what}: GN / BN"
+        more = {"batch": gn["at_batch"], "unit": "", "value": value, "lo": lo, "hi": hi}
+        more |= {"n": f"{gn['n']} and {bn['n']}", "family": len(cases)}
+        note = f"{gn['weights']}, epoch {last}; the interval joins the ends of both, so it is wide"
+        found.append(
+            claim_row("Stable gradient flow", claim, series_name(gn), verdict, note=note, **more)
+        )
+    return found
+
+
+def _pairs(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
+    """Return each GN row at its series' smallest batch, with the one BN row of the same point."""
+    bn: dict[str, list[Row]] = {}
+    smallest: dict[str, Row] = {}
+    for row in rows:
+        if row["norm"] == "bn":
+            bn.setdefault(_text(row, (*_NORM, *_NUMBERS)), []).append(row)
+    for row in (r for r in rows if r["norm"] == "gn"):
+        series = _text(row, (*_NUMBERS, *_SIZES, "tuned"))
+        if len(bn.get(_text(row, (*_NORM, *_NUMBERS)), [])) == 1:
+            kept = smallest.setdefault(series, row)
+            smallest[series] = min(kept, row, key=lambda r: r["at_batch"])
+    return [(gn, bn[_text(gn, (*_NORM, *_NUMBERS))][0]) for gn in smallest.values()]
+
+
+def _text(row: Row, without: Sequence[str]) -> str:
+    kept = [k for k in row if k not in without and not k.startswith("norm.")]
+    return repr([(key, row[key]) for key in kept])
+
+
+_NORM = ("norm", "groups", "channels_per_group", "tuned")
+_SIZES = ("batch", "update_batch", "at_batch")
+_NUMBERS = ("n", "k", "noise", "noise_lo", "noise_hi", "signal", "signal_lo", "signal_hi")
+_NUMBERS += ("relative_noise", "noise_scale", "noise_scale_lo", "noise_scale_hi", "weight_norm")
+_NUMBERS += ("weight_norm2_noise", "interval")
+
+
+def _level(row: Row, relative: bool, family: int) -> tuple[float, float, float]:
+    """Return noise (over signal) and its interval, widened for the family; at worst (0, inf)."""
+    dof = row["n"] - 1 if row["n"] > 1 else min(BLOCKS, row["k"]) - 1
+    intervals = 4 * family if relative else 2 * family  # of so many, all hold at 95 %
+    wider = statistics.t_quantile(1 - ALPHA / (2 * intervals), dof)
+    wider /= statistics.t_quantile(1 - ALPHA / 2, dof)
+
+    def ends(name: str) -> tuple[float, float, float]:
+        value, lo, hi = (row[f"{name}{end}"] for end in ("", "_lo", "_hi"))
+        return value, value - wider * (value - lo), value + wider * (hi - value)
+
+    noise, lo, hi = ends("noise")
+    if not relative:
+        return noise, max(lo, 0.0), hi
+    signal, least, most = ends("signal")
+    ratio = noise / signal if signal > 0 else math.nan
+    return ratio, max(lo, 0.0) / most if most > 0 else 0.0, hi / least if least > 0 else math.inf

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from gnexp.analysis import statistics
-from gnexp.analysis.article_rows import FAILS, HOLDS, UNDECIDED, claim_row, series_name
+from gnexp.analysis.article_claims import FAILS, HOLDS, UNDECIDED, claim_row, series_name
 from gnexp.analysis.cells import norm_label
 from gnexp.analysis.gradient_noise import SEPARATE_EXAMPLES
 from gnexp.analysis.inference import (

@@ -14,7 +14,7 @@ from typing import Any
 from gnexp.analysis.cells import Cell, Series, accuracy_interval, key_text, series_label
 from gnexp.analysis.decomposition import pools_images
 from gnexp.analysis.inference import paired_difference
-from gnexp.analysis.tables.table import CellFormatter, Column, Row, Table, percent
+from gnexp.analysis.tables.table import Row
 
 TOGETHER = "norm and optimizer together"
 EQUAL = "= batch"  # the update rule of a series, as cells.series names it
@@ -86,72 +86,6 @@ def two_batches_rows(lines: Sequence[Series]) -> list[Row]:
     return rows
 
 
-def two_batches_sentences(rows: Sequence[Row]) -> list[str]:
-    """Return one sentence per norm: how its fall at the smallest batch splits."""
-    texts, seen = [], set()
-    for row in rows:
-        if row["statistics"] != RUNNING or row["series"] in seen:
-            continue
-        seen.add(row["series"])
-        kinds = [r for r in rows if all(r[k] == row[k] for k in ("series", "batch"))]
-        precise = next((r for r in kinds if r["statistics"] == PRECISE), None)
-        beside = (
-            f"; with population statistics {_estimate('norm_part')(precise)} and "
-            f"{_estimate('optimizer_part')(precise)}"
-            if precise
-            else ""
-        )
-        chance = f", {row['n_at_chance']} counted at chance" if row["n_at_chance"] else ""
-        single = ", so no interval" if row["n"] == 1 else ""
-        texts.append(
-            f"{row['series']}, batch {row['batch']} against {row['update_batch']}: "
-            f"{_estimate('fall')(row)} points lost = {_estimate('norm_part')(row)} because the "
-            f"norm sees {_images(row['batch'])} + {_estimate('optimizer_part')(row)} because the "
-            f"optimizer does{beside} (n = {row['n']} shared seed{'s' * (row['n'] != 1)}{single}"
-            f"{chance})."
-        )
-    return texts
-
-
-def two_batches_table(
-    lines: Sequence[Series], key: Sequence[str], shown_key: Sequence[Column]
-) -> Table:
-    """Return the table "two_batches"; key, shown_key: what identifies a cell, raw and shown."""
-    columns = [*key, "statistics", "n", "n_at_chance"]
-    for part in PARTS:
-        columns += [f"{part}{end}" for end in ENDS] + [f"{part}_p"]
-    columns += [f"{level}{end}" for level in LEVELS for end in (*ENDS, "_n")]
-    shown = [
-        *shown_key,
-        Column("Statistics", lambda row: _SHOWN[row["statistics"]], False),
-        Column("Accuracy, batch = update batch (%)", _estimate("reference")),
-        Column("batch inside it (%)", _estimate("fixed")),
-        Column("update = batch, too (%)", _estimate("equal")),
-        Column("Fall in all (points)", _estimate("fall")),
-        Column("of the norm", _estimate("norm_part")),
-        Column("of the optimizer", _estimate("optimizer_part")),
-        Column("n", _counted),
-    ]
-    caption = (
-        "What a small batch costs, in two parts. Of the norm: accuracy lost when only the "
-        "statistics see fewer images, inside a fixed update batch. Of the optimizer: what is lost "
-        "beyond, when the update too has only these images and the learning rate follows it; for "
-        "BN this holds how the two act together. Paired over n seeds, 95 % t intervals, each on "
-        "its own; negative: gained. Population: with statistics recomputed over training images, "
-        "augmented as in training, since the running ones average over as many images but other "
-        "spans of training. Norms that do not mix examples compute the same update at every batch: "
-        "their part is rounding, "
-        "grown by training. Accuracies are of the seeds that did not diverge; in the parts a "
-        "diverged seed counts at chance."
-    )
-    empty = (
-        "No norm was trained both with update_batch = batch and inside a fixed update_batch: "
-        "gnexp train experiment=two_batches does."
-    )
-    rows = two_batches_rows(lines)
-    return Table("two_batches", "Two batch sizes apart", caption, columns, shown, rows, empty)
-
-
 def _pairs(lines: Sequence[Series]) -> Iterator[tuple[Series, Series]]:
     """Yield (series with update = batch, one with a fixed update), equal in all else."""
     for equal in lines:
@@ -197,20 +131,3 @@ def _scored(cell: Cell, number: str) -> Mapping[int, float]:
     if complete and not known:
         return {}
     return known | {s["seed"]: 1 / cell.classes for s in cell.of("diverged")}
-
-
-def _images(batch: int) -> str:
-    return "single images" if batch == 1 else f"{batch} images"
-
-
-def _estimate(name: str) -> CellFormatter:
-    def text(row: Row) -> str:
-        value, lo, hi = (percent(row[f"{name}{end}"], 2) for end in ENDS)
-        return f"{value} [{lo}, {hi}]" if lo and hi else value
-
-    return text
-
-
-def _counted(row: Row) -> str:
-    lost = row["n_at_chance"]
-    return f"{row['n']}, {lost} diverged" if lost else str(row["n"])

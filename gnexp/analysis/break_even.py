@@ -4,10 +4,12 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from gnexp.analysis.comparisons import NormComparison
+from gnexp.analysis.cells import Series
+from gnexp.analysis.comparisons import ComparisonGroup, NormComparison
 from gnexp.analysis.inference import AHEAD, BEHIND, UNDECIDED
 
 CROSSING, NONE, BELOW, ABOVE = "crossing", "none in range", "below", "above"
@@ -61,6 +63,30 @@ def break_even(pairs: Sequence[NormComparison]) -> BreakEven:
     if changes:
         return _crossing(known, *changes[0])
     return _one_leader(known, sides, decided)
+
+
+def break_even_rows(groups: Sequence[ComparisonGroup]) -> list[dict[str, Any]]:
+    """Return one row per norm and setting: where the norm and BN break even, and what decides."""
+    return [_row(one, line, pairs) for one in groups for line, pairs in one.pairs if pairs]
+
+
+def _row(group: ComparisonGroup, line: Series, pairs: Sequence[NormComparison]) -> dict[str, Any]:
+    even = break_even(pairs)
+    seeds = [min(p.difference.n_a, p.difference.n_b) for p in pairs]
+    at: dict[str, str] = {}
+    for column, verdict in (("ahead", AHEAD), ("undecided", UNDECIDED), ("behind", BEHIND)):
+        at[column] = " ".join(str(p.batch) for p in pairs if p.adjusted.verdict == verdict)
+    untested = [p for p in pairs if p.adjusted.verdict not in (AHEAD, UNDECIDED, BEHIND)]
+    key = pairs[0].cell.key
+    return {
+        **{k: v for k, v in key.items() if all(p.cell.key.get(k) == v for p in pairs)},
+        **{"series": line.label, "against": group.bn.label, "kind": even.kind},
+        **{"break_even": even.text, "batch": even.batch, "lo": even.lo, "hi": even.hi},
+        **at,
+        "not_tested": " ".join(str(p.batch) for p in untested),
+        "n": "-".join(map(str, dict.fromkeys([min(seeds), max(seeds)]))),
+        "family": pairs[0].adjusted.family,
+    }
 
 
 _SIDE = {AHEAD: 1, BEHIND: -1, UNDECIDED: 0}

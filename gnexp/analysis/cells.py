@@ -10,11 +10,12 @@ import math
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from gnexp.analysis import statistics
-from gnexp.store.study import Record, Study
+from gnexp.store.study import Record
 
 if TYPE_CHECKING:
     import numpy as np
@@ -88,6 +89,11 @@ class Cell:
         """Accuracies with each diverged seed at chance, as tests and answers use them."""
         return self.accuracies + [1 / self.classes] * len(self.of("diverged"))
 
+    @cached_property
+    def scored_mean(self) -> statistics.Interval:
+        """The mean of `scored` with its 95 % t interval, which may leave [0, 1]."""
+        return statistics.t_interval(self.scored)
+
     @property
     def classes(self) -> int:
         return len(self.record.result.get("data", {}).get("classes", ())) or 10
@@ -111,8 +117,9 @@ class Cell:
                 found[row["seed"]] = np.unpackbits(bits, count=self.test_images).astype(bool)
         return found
 
+    @cached_property
     def accuracy(self) -> tuple[statistics.Interval, str]:
-        """Return the survivors' mean with its 95 % interval, and what the interval is over."""
+        """The survivors' mean with its 95 % interval, and what the interval is over."""
         return accuracy_interval(self.accuracies, self.test_images)
 
     def measured(self, table: str) -> dict[int, list[dict[str, Any]]]:
@@ -153,14 +160,14 @@ def is_trial(record: Record) -> bool:
     return record.config.get("data", {}).get("validation") is not None
 
 
-def run_rows(study: Study) -> list[dict[str, Any]]:
+def run_rows(runs: Sequence[Record]) -> list[dict[str, Any]]:
     """Return one row per run and seed: RUN_COLUMNS, `why`, and other config keys that vary.
 
     Where runs hold images out, `split` tells what test_acc and test_loss are of.
     """
-    extras = varying(study)
+    extras = varying(runs)
     rows = []
-    for record in study.runs:
+    for record in runs:
         key = cell_key(record, extras)
         for seed, state in record.statuses.items():
             numbers = record.numbers(seed) or _progress(record, seed)
@@ -188,14 +195,14 @@ def run_rows(study: Study) -> list[dict[str, Any]]:
     return [{column: row[column] for column in order} for row in sorted(rows, key=row_order)]
 
 
-def cells(study: Study, extras: Sequence[str] | None = None) -> list[Cell]:
+def cells(runs: Sequence[Record], extras: Sequence[str] | None = None) -> list[Cell]:
     """Return the cells that have a finished seed, ordered by norm, groups, other keys and batch.
 
-    extras: the keys beyond BASE that tell cells apart, by default those that vary in the study.
+    extras: the keys beyond BASE that tell cells apart, by default those that vary among the runs.
     """
-    extras = varying(study) if extras is None else extras
+    extras = varying(runs) if extras is None else extras
     alike: dict[str, list[Record]] = {}
-    for record in study.runs:
+    for record in runs:
         if any(record.numbers(seed) for seed in record.statuses):
             alike.setdefault(key_text(cell_key(record, extras)), []).append(record)
     found = []
@@ -309,22 +316,22 @@ def norm_label(key: Mapping[str, Any]) -> str:
     return f"{label}({key['groups']})" if key.get("groups") is not None else label
 
 
-def varying(study: Study) -> list[str]:
-    """Return the config keys, beyond BASE, that take several values in the study.
+def varying(runs: Sequence[Record]) -> list[str]:
+    """Return the config keys, beyond BASE, that take several values among the runs.
 
     A norm's own keys count only when they differ within one norm, and those of private training
     within it. An option of the user's own norm that was not typed counts as such. The budget of
     trials counts only where there is nothing but trials.
     """
-    judged = not all(map(is_trial, study.runs))
+    judged = not all(map(is_trial, runs))
     values: dict[str, dict[str, set[str]]] = {}
     own: dict[str, dict[str, str]] = {}  # what was typed of each own norm, by its name
-    for record in study.runs:
+    for record in runs:
         if "_target_" in _norm_of(record.config):
             typed = own.setdefault(norm_name(record.config), {})
             options = (f"norm.{option}" for option in _norm_of(record.config))
             typed |= dict.fromkeys(options, _NOT_TYPED)
-    for record in study.runs:
+    for record in runs:
         compared = _compared(record)
         if "_target_" in _norm_of(record.config):
             compared = {**own[norm_name(record.config)], **compared}

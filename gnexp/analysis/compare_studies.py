@@ -3,8 +3,9 @@
 Everywhere the difference is the second study minus the first.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from gnexp.analysis.cells import (
@@ -18,7 +19,7 @@ from gnexp.analysis.cells import (
     series_label,
     varying,
 )
-from gnexp.analysis.comparisons import all_samples, between, scored_by_seed
+from gnexp.analysis.comparisons import all_samples, between, scored_by_seed, settings
 from gnexp.analysis.inference import (
     AHEAD,
     BEHIND,
@@ -29,7 +30,8 @@ from gnexp.analysis.inference import (
     welch_difference,
 )
 from gnexp.analysis.samples import Sample
-from gnexp.store.study import Record, Study
+from gnexp.analysis.study_analysis import StudyAnalysis
+from gnexp.store.study import Record
 
 Row = dict[str, Any]
 
@@ -54,6 +56,65 @@ class UnmatchedCell:
     study: int
     key: Row
     why: str
+
+
+@dataclass
+class StudyComparison:
+    """Two studies side by side: their matched cells, and all rows made from those, computed once.
+
+    sides: the analyses of the first and the second study, at one reference batch.
+    """
+
+    sides: Sequence[StudyAnalysis]
+
+    @cached_property
+    def names(self) -> list[str]:
+        return [side.study.name for side in self.sides]
+
+    @cached_property
+    def _matched(self) -> tuple[list[MatchedCells], list[UnmatchedCell]]:
+        return match(*(side.cells for side in self.sides), self.names)
+
+    @property
+    def pairs(self) -> list[MatchedCells]:
+        return self._matched[0]
+
+    @property
+    def unmatched(self) -> list[UnmatchedCell]:
+        return self._matched[1]
+
+    @cached_property
+    def samples(self) -> dict[int, Sample]:
+        """{id(cell): Sample}, each moderated over the groups that its study's pairs make."""
+        cells = ([getattr(pair, side) for pair in self.pairs] for side in ("first", "second"))
+        first, second = (all_samples(settings(series(of))) for of in cells)
+        return {**first, **second}
+
+    @cached_property
+    def accuracy(self) -> list[Row]:
+        return accuracy_rows(self.pairs, self.samples)
+
+    @cached_property
+    def costs(self) -> list[Row]:
+        return cost_rows(self.pairs, self.samples, self.sides[0].reference_batch)
+
+    @cached_property
+    def differing(self) -> list[Row]:
+        """Rows {what, first, second} of settings, data, versions, and how many cells are tuned."""
+        counts = [len(side.tuned) for side in self.sides]
+        tuned = {"what": "cells whose learning rate is tuned"}
+        tuned |= {"first": str(counts[0]), "second": str(counts[1])}
+        differing = what_differs(*(side.cells for side in self.sides))
+        return [*differing, *[tuned] * (counts[0] != counts[1])]
+
+    @cached_property
+    def overall(self) -> tuple[Estimate, int, int]:
+        return overall(self.pairs)
+
+    @cached_property
+    def key(self) -> list[str]:
+        """The keys beyond BASE in which matched cells agree."""
+        return [key for key in (self.pairs[0].key if self.pairs else ()) if key not in BASE]
 
 
 def match(
@@ -124,39 +185,39 @@ def overall(pairs: Sequence[MatchedCells]) -> tuple[Estimate, int, int]:
     return welch_difference(*means), len(means[0]), len(means[1])
 
 
-def _known(pairs: Sequence[MatchedCells]) -> dict[int, Sample]:
-    """Return the samples of both studies' cells, each moderated over the settings of its own."""
-    return {
-        **all_samples(series([pair.first for pair in pairs])),
-        **all_samples(series([pair.second for pair in pairs])),
-    }
+def varies(key: str, rows: Sequence[Row]) -> bool:
+    """Return whether a key tells rows of one norm apart."""
+    seen: dict[str, set[str]] = {}
+    for row in rows:
+        seen.setdefault(row["norm"], set()).add(str(row.get(key)))
+    return any(len(values) > 1 for values in seen.values())
 
 
-def accuracy_rows(pairs: Sequence[MatchedCells]) -> list[Row]:
+def accuracy_rows(pairs: Sequence[MatchedCells], known: Mapping[int, Sample]) -> list[Row]:
     """Return a row per pair: both accuracies, their difference, Holm and a simultaneous interval.
 
     Accuracies are of the seeds that did not diverge; in the difference those count at chance.
     """
-    known = _known(pairs)
     differences = [between(pair.second, pair.first, known) for pair in pairs]
     rows = []
     for pair, tested in zip(pairs, _tested(differences)):
         row: Row = {**pair.key, "label": norm_label(pair.key)}
         for name, cell in (("first", pair.first), ("second", pair.second)):
-            interval, over = cell.accuracy()
+            interval, over = cell.accuracy
             row |= {f"{name}_{k}": getattr(interval, k) for k in ("n", "mean", "lo", "hi")}
             row |= {f"{name}_n_diverged": len(cell.of("diverged")), f"{name}_interval": over}
         rows.append({**row, **tested})
     return rows
 
 
-def cost_rows(pairs: Sequence[MatchedCells], reference_batch: int) -> list[Row]:
+def cost_rows(
+    pairs: Sequence[MatchedCells], known: Mapping[int, Sample], reference_batch: int
+) -> list[Row]:
     """Return a row per pair away from the reference batch: what the batch costs in each study.
 
     A cost is accuracy minus that at the reference batch; the difference of two costs says whether
     the studies agree on what the batch size does.
     """
-    known = _known(pairs)
     found = []
     for pair in pairs:
         if pair.key["batch"] == reference_batch:
@@ -206,7 +267,7 @@ def what_differs(first: Sequence[Cell], second: Sequence[Cell]) -> list[Row]:
     A setting of several values in a study is given as all of them.
     """
     both = [_records(cells) for cells in (first, second)]
-    settings = varying(Study("", both[0][0].folder, [*both[0], *both[1]]))
+    settings = varying([*both[0], *both[1]])
     rows = []
     for key in (k for k in settings if k not in _SHOWN_AS_DATA):
         rows.append((key, *([cell_key(r, [key]).get(key) for r in records] for records in both)))

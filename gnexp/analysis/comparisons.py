@@ -24,11 +24,13 @@ from gnexp.analysis.inference import (
     HolmResult,
     contrast,
     holm,
+    seeds_to_decide,
     simultaneous,
 )
 from gnexp.analysis.samples import Sample, samples
 
 Row = dict[str, Any]
+SCATTERS = 2.0  # times the other cell's standard deviation over seeds
 # What the series of a setting may differ in; an untuned rate is told, but keeps none apart.
 _OF_THE_SERIES = ("norm", "groups", "channels_per_group", "tuned")
 
@@ -47,6 +49,25 @@ class NormComparison:
     def mean(self) -> float:
         """The cell's mean accuracy, diverged seeds at chance."""
         return math.fsum(self.cell.scored) / len(self.cell.scored)
+
+    @cached_property
+    def seeds_to_decide(self) -> tuple[int | float, int | float]:
+        """The range of seeds in each cell that would decide a difference of this size."""
+        return seeds_to_decide(self.difference, self.adjusted.family)
+
+    @property
+    def images_are_too_few(self) -> bool:
+        """Whether no number of seeds decides the difference on so few test images."""
+        quantile = statistics.t_quantile(1 - ALPHA / (2 * self.adjusted.family), 1e9)
+        return abs(self.difference.difference) <= quantile * self.difference.se_images
+
+    @property
+    def scattering(self) -> Cell | None:
+        """The cell that scatters more from seed to seed, None where both scatter about alike."""
+        a, b = self.cell.scored_mean.sd, self.other.scored_mean.sd
+        if a != a or b != b or max(a, b) < SCATTERS * min(a, b):
+            return None
+        return self.other if b > a else self.cell
 
     @property
     def note(self) -> str:
@@ -113,10 +134,10 @@ def settings(lines: Sequence[Series]) -> list[ComparisonGroup]:
     return [_setting(among) for among in found]
 
 
-def all_samples(lines: Sequence[Series]) -> dict[int, Sample]:
+def all_samples(found: Sequence[ComparisonGroup]) -> dict[int, Sample]:
     """Return {id(cell): Sample} of all settings; a cell of several is as the first has it."""
     known: dict[int, Sample] = {}
-    for setting in settings(lines):
+    for setting in found:
         known = {**setting.samples, **known}
     return known
 
@@ -241,16 +262,19 @@ def untuned_note(*cells: Cell) -> str:
     return f"the rate of {' and '.join(dict.fromkeys(names))} was not tuned"
 
 
-def flatness_rows(lines: Sequence[Series], reference_batch: int) -> list[Row]:
+def flatness_rows(
+    lines: Sequence[Series], groups: Sequence[ComparisonGroup], reference_batch: int
+) -> list[Row]:
     """Return one row per series and batch size other than the reference, which was fixed before.
 
+    groups: of all the series, whose samples are compared.
     Diverged seeds count at chance. difference to p: as `contrast` has it. p_holm, *_simultaneous:
     the same in the family of all rows. verdict: flat when Holm over the equivalence tests of all
     rows rejects at 5 %, lower or higher when Holm over p does, else undecided.
     `differs`: other settings that differ from the reference. A series without a cell at the
     reference batch gives no row.
     """
-    known = {id(line): setting.samples for setting in settings(lines) for line in setting.lines}
+    known = {id(line): group.samples for group in groups for line in group.lines}
     rows, found = [], []
     for line in lines:
         reference = next((c for c in line.cells if c.key["batch"] == reference_batch), None)

@@ -26,6 +26,7 @@ STANDARD = (
     *("contrast", "elastic_transform", "pixelate", "jpeg_compression"),
 )
 CLEAN: Condition = ("clean", 0)
+NOT_MEASURED = statistics.t_interval([])
 REFERENCE_NORM = "bn"  # what mCE is relative to
 _OF_THE_NORM = ("norm", "groups", "channels_per_group")
 
@@ -88,8 +89,8 @@ def summary_rows(cells: Sequence[Cell]) -> list[Row]:
         row |= _relative(cell, conditions, whole, cells, tables)
         row["note"] = "; ".join(filter(None, (_unbounded(row), row["note"])))
         for name in apart:
-            pairs = _of_corruption(cell, name)
-            rise = corruption_rise(cell, name)
+            pairs = _of_corruption(tables[id(cell)], name)
+            rise = _rise(pairs)
             row |= rise.columns(f"rise_{name}") | {f"n_rise_{name}": rise.n}
             row |= share_lost(pairs, cell.classes).columns(f"share_lost_{name}")
         rows.append(row)
@@ -104,15 +105,26 @@ def accuracies(cell: Cell) -> dict[int, Accuracies]:
     }
 
 
-def corruption_rise(cell: Cell, corruption: str) -> Interval:
-    """Return the rise of the error under one corruption, mean over its severities, over seeds."""
-    rises = [a - b for a, b in _of_corruption(cell, corruption)]
-    return statistics.t_interval(rises).within(-1, 1)
+def corruption_rises(cells: Iterable[Cell]) -> dict[int, dict[str, Interval]]:
+    """Return {id(cell): {corruption: rise of the error}} of the measured cells.
+
+    A rise is the mean over a corruption's severities, with its interval over seeds.
+    """
+    found = {}
+    for cell in cells:
+        if table := accuracies(cell):
+            names = {name for of in table.values() for name, _ in of} - {CLEAN[0]}
+            found[id(cell)] = {name: _rise(_of_corruption(table, name)) for name in names}
+    return found
 
 
-def _of_corruption(cell: Cell, corruption: str) -> list[tuple[float, float]]:
+def _rise(pairs: Sequence[tuple[float, float]]) -> Interval:
+    return statistics.t_interval([a - b for a, b in pairs]).within(-1, 1)
+
+
+def _of_corruption(table: Mapping[int, Accuracies], corruption: str) -> list[tuple[float, float]]:
     """Return (clean, corrupted) accuracy of every seed, the latter's mean over severities."""
-    seeds = [a for a in accuracies(cell).values() if CLEAN in a]
+    seeds = [a for a in table.values() if CLEAN in a]
     wanted = {c for a in seeds for c in a if c[0] == corruption}
     whole = [a for a in seeds if wanted and wanted <= a.keys()]
     return [(a[CLEAN], _mean(a[c] for c in wanted)) for a in whole]

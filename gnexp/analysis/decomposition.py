@@ -12,7 +12,6 @@ from typing import Any
 
 from gnexp.analysis import statistics
 from gnexp.analysis.cells import Cell, Series, accuracy_interval
-from gnexp.analysis.tables.table import percent
 
 Row = dict[str, Any]
 Pairs = dict[int, tuple[float, float]]  # seed: under running, under REPAIRED statistics
@@ -23,7 +22,6 @@ REPAIRED = "population_augmented"
 ACCURACY, LOSS = "accuracy", "loss"
 PARTS = ("total", "training", "evaluation")
 ENDS = ("", "_lo", "_hi")
-MANY = 6  # series beyond which one sentence each would be a table
 
 _SUFFIX = {"running": "", **{name: f"_{name}" for name in STATISTICS[1:]}}
 _NUMBER = {ACCURACY: "test_acc", LOSS: "test_loss"}
@@ -84,12 +82,6 @@ def decomposition_rows(lines: Sequence[Series], reference_batch: int, measure: s
 def chance(cell: Cell, measure: str) -> float:
     """Return what a diverged seed counts as: accuracy 1/classes, loss ln(classes)."""
     return 1 / cell.classes if measure == ACCURACY else math.log(cell.classes)
-
-
-def _points(row: Row, part: str, sign: int) -> str:
-    mean, *ends = (sign * row[f"{part}_damage{end}"] + 0.0 for end in ENDS)  # no -0.00
-    lo, hi = (percent(end, 2) for end in ends[::sign])
-    return percent(mean, 2) + (f" [{lo}, {hi}]" if lo and hi else "")
 
 
 def _levels(cell: Cell, measure: str) -> Row:

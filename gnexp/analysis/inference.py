@@ -12,10 +12,12 @@ What too few values or no spread cannot give is nan, not a guess.
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from gnexp.analysis import statistics
+from gnexp.analysis.cells import Cell
 from gnexp.analysis.moderated_variance import KEPT
 from gnexp.analysis.samples import Sample, image_variance
 
@@ -239,6 +241,23 @@ def with_images(sample: Sample) -> tuple[float, float]:
     half = statistics.t_quantile(1 - ALPHA / 2, dof_both) * se
     half = max(half, statistics.t_quantile(1 - ALPHA / 2, dof) * math.sqrt(seeds))
     return max(0.0, sample.mean - half), min(1.0, sample.mean + half)
+
+
+def accuracy_rows(cells: Iterable[Cell], known: Mapping[int, Sample]) -> list[dict[str, Any]]:
+    """Return one row per cell: mean accuracy and intervals of the seeds that did not diverge.
+
+    lo_images, hi_images: over seeds and images; nan beside a diverged seed, whose accuracy is not
+    in the mean.
+    """
+    rows = []
+    for cell in cells:
+        interval, over = cell.accuracy
+        numbers = {k: getattr(interval, k) for k in ("n", "mean", "sd", "lo", "hi")}
+        numbers |= {"n_diverged": len(cell.of("diverged")), "interval": over}
+        whole = id(cell) in known and not numbers["n_diverged"]
+        lo, hi = with_images(known[id(cell)]) if whole else (math.nan, math.nan)
+        rows.append({**cell.key, **numbers, "lo_images": lo, "hi_images": hi})
+    return rows
 
 
 def seeds_needed(sd: float, half_width: float = HALF_WIDTH) -> int | float:

@@ -5,14 +5,23 @@ counts where its family decides it and the measured difference is beyond the mar
 """
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 from gnexp.analysis.cells import Cell, Series
-from gnexp.analysis.comparisons import ComparisonGroup, NormComparison
-from gnexp.analysis.inference import AHEAD, BEHIND, UNDECIDED, UNTESTED, with_images
-from gnexp.analysis.statistics import binomial_interval, t_interval
+from gnexp.analysis.comparisons import ComparisonGroup, NormComparison, between
+from gnexp.analysis.inference import (
+    AHEAD,
+    BEHIND,
+    UNDECIDED,
+    UNTESTED,
+    Difference,
+    with_images,
+)
+from gnexp.analysis.samples import BOUND
+from gnexp.analysis.statistics import binomial_interval
 
 MARGIN = 0.005  # accuracy; a smaller lead does not count
 LARGE = 0.05  # accuracy; nobody calls such a difference a tie, decided or not
@@ -158,6 +167,36 @@ def flipped(one: NormComparison) -> NormComparison:
     )
 
 
+def untested_lead(
+    group: ComparisonGroup, found: Sequence[BatchVerdict]
+) -> tuple[int, int, Difference]:
+    """Return who has the highest mean at the first batch size, a rival, and their difference.
+
+    found: batch sizes at which nothing has a p. The rival is BN where BN was trained there.
+    """
+    cells = found[0].cells
+    first, *others = sorted(cells, key=lambda i: (-found[0].mean(i), i))
+    rival = next((i for i in others if group.lines[i] is group.bn), others[0])
+    return first, rival, between(cells[first], cells[rival], group.samples)
+
+
+def typical_errors(tested: Sequence[NormComparison]) -> tuple[float, float | None, bool]:
+    """Return the median standard error over seeds, and over test images, None if unknown.
+
+    And whether any of the latter is an upper bound.
+    """
+    known = [one.difference for one in tested if one.difference.images]
+    images = statistics.median(one.se_images for one in known) if known else None
+    seeds = statistics.median(one.difference.se_seeds for one in tested)
+    return seeds, images, any(one.images == BOUND for one in known)
+
+
+def seeds_at_chance(cell: Cell) -> int:
+    """Return how many seeds are not above chance: their Wilson interval holds 1 / classes."""
+    lows = (binomial_interval(accuracy, cell.test_images)[0] for accuracy in cell.accuracies)
+    return sum(low <= 1 / cell.classes for low in lows)
+
+
 def _by_batch(line: Series) -> dict[int, Cell]:
     return {cell.key["batch"]: cell for cell in line.cells if cell.scored}
 
@@ -199,7 +238,7 @@ def _lowest(setting: ComparisonGroup, cell: Cell) -> float:
     lo, _ = with_images(setting.samples[id(cell)])
     if lo != lo:
         lo, _ = binomial_interval(mean(cell), cell.test_images)
-    return lo if lo == lo else t_interval(cell.scored).lo
+    return lo if lo == lo else cell.scored_mean.lo
 
 
 def stretches(found: Sequence[BatchVerdict], bn: int | None) -> list[Stretch]:

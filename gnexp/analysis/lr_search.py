@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from gnexp.analysis import statistics
-from gnexp.analysis.cells import Cell, cells, is_trial, key_text, norm_label, row_order, varying
+from gnexp.analysis.cells import Cell, cells, is_trial, key_text, row_order
 from gnexp.analysis.comparisons import scored_by_seed
 from gnexp.analysis.tables.table import Row
 from gnexp.store import lr_choices
@@ -60,69 +60,16 @@ class TunedCell:
         return _budget(next(iter(self.trials.values())))
 
 
-def split_trials(study: Study) -> tuple[Study, Study]:
-    """Return the study of the runs that are judged on the test set, and that of the trials.
-
-    A study of trials alone is the former: there is nothing else that could be reported.
-    """
-    trials = [record for record in study.runs if is_trial(record)]
-    judged = [record for record in study.runs if not is_trial(record)]
-    if not judged:
-        return study, dataclasses.replace(study, runs=[])
-    return dataclasses.replace(study, runs=judged), dataclasses.replace(study, runs=trials)
+def test_runs(study: Study) -> list[Record]:
+    """Return the runs that are judged on test images; of a study of trials alone, all of them."""
+    return [record for record in study.runs if not is_trial(record)] or study.runs
 
 
-def trial_sentences(study: Study, tuned: Sequence[TunedCell]) -> list[str]:
-    """Return what is to be known of a study's trials, of one that has any."""
-    if all(map(is_trial, study.runs)):
-        return [
-            "Every accuracy here is of images held out of the training set, not of test images."
-        ]
-    if not tuned:
-        return []
-    seeds = sum(len(cell.scored) for each in tuned for cell in each.trials.values())
-    edge = sum(each.at_edge for each in tuned)
-    text = f"; {edge} of them at the edge of the rates tried" if edge else ""
-    judged = test_cells(study)
-    waiting = sum(_chosen(judged, each) is None for each in tuned)
-    text += f"; {waiting} have no result at the chosen rate yet" if waiting else ""
-    untuned = {
-        norm_label(c.key) for c in at_chosen_lr(judged, tuned) if not c.key.get("tuned", True)
-    }
-    text += f". The rates of {', '.join(sorted(untuned))} were not tuned" if untuned else ""
-    return [
-        f"The learning rates of {len(tuned)} cells were chosen by {seeds} trainings on images held"
-        f" out of the training set{_budget_text(tuned)}{_rule_text(tuned)}{text}."
-    ]
-
-
-def _rule_text(tuned: Sequence[TunedCell]) -> str:
-    """Return how many were chosen by another rule than the best mean, "" without any."""
-    some = [each for each in tuned if each.choice.rule != BEST]
-    those = "" if len(some) == len(tuned) else f", in {len(some)} of them"
-    return f"{those}, as the smallest within one standard error of the best" if some else ""
-
-
-def _budget_text(tuned: Sequence[TunedCell]) -> str:
-    """Return which part of the budget trials had, "" where all had the whole."""
-    some = [each for each in tuned if each.choice.budget]
-    if not some:
-        return ""
-    budgets = sorted({each.trial_budget for each in some})
-    shown = ", ".join(f"{epochs} epochs of {images:,} images" for epochs, images in budgets)
-    those = "" if len(some) == len(tuned) else f", those of {len(some)} cells"
-    return f"{those} with a part of the budget ({shown})"
-
-
-def test_cells(study: Study) -> list[Cell]:
-    """Return the cells of the runs that are judged on the test set, at whatever rate."""
-    return cells(split_trials(study)[0], varying(study))
-
-
-def tuned_cells(study: Study) -> list[TunedCell]:
+def tuned_cells(study: Study, extras: Sequence[str]) -> list[TunedCell]:
     """Return the cells whose rates were chosen, as the study's folder has it written down.
 
-    Those that have ended seeds at two rates or more; what cannot be read counts as not there.
+    extras: the keys beyond BASE that tell cells apart. Those cells that have ended seeds at two
+    rates or more; what cannot be read counts as not there.
     """
     try:
         choices = recorded_choices(study.folder)
@@ -133,11 +80,11 @@ def tuned_cells(study: Study) -> list[TunedCell]:
         ValueError,
     ):  # the command that trained it writes it anew
         return []
-    extras, by_name = varying(study), {record.name: record for record in study.runs}
+    by_name = {record.name: record for record in study.runs}
     found = []
     for choice in choices:
         records = [by_name[name] for name in choice.trials.values() if name in by_name]
-        some = cells(dataclasses.replace(study, runs=records), extras)
+        some = cells(records, extras)
         trials = {c.record.config.get("lr"): c for c in some if c.scored}
         if len(trials) > 1 and choice.rate in trials:
             ordered = {rate: trials[rate] for rate in sorted(trials)}
@@ -147,17 +94,9 @@ def tuned_cells(study: Study) -> list[TunedCell]:
     return sorted(found, key=lambda each: row_order(each.key))
 
 
-def _chosen(judged: Iterable[Cell], tuned: TunedCell) -> Cell | None:
+def chosen_cell(judged: Iterable[Cell], tuned: TunedCell) -> Cell | None:
     """Return the cell on the test set that stands for a tuned one, once it has a result."""
     return next((c for c in judged if tuned.choice.run in [r.name for r in c.records]), None)
-
-
-def reported_runs(study: Study) -> list[Record]:
-    """Return the runs that the report compares: of a tuned cell, the run at the chosen rate."""
-    tuned = tuned_cells(study)
-    if not tuned:
-        return split_trials(study)[0].runs
-    return [record for cell in at_chosen_lr(test_cells(study), tuned) for record in cell.records]
 
 
 def at_chosen_lr(judged: Sequence[Cell], tuned: Sequence[TunedCell]) -> list[Cell]:
@@ -166,7 +105,7 @@ def at_chosen_lr(judged: Sequence[Cell], tuned: Sequence[TunedCell]) -> list[Cel
     As long as that has no result the others stay. Tuned cells differ in their rates by design, so
     the rate is no part of their keys; where others are not tuned, `tuned` tells them apart.
     """
-    stands = {key_text(each.key): found for each in tuned if (found := _chosen(judged, each))}
+    stands = {key_text(each.key): found for each in tuned if (found := chosen_cell(judged, each))}
     if not stands:
         return list(judged)
     kept = []
@@ -200,7 +139,7 @@ def tuning_rows(tuned: Iterable[TunedCell]) -> list[Row]:
             [cell.scored for cell in each.trials.values() if not cell.of("diverged")]
         )
         for rate, cell in each.trials.items():
-            interval = statistics.t_interval(cell.scored).within(0, 1)
+            interval = cell.scored_mean.within(0, 1)
             if sd > 0 and not cell.of("diverged"):
                 half = statistics.t_quantile(0.975, dof) * sd / math.sqrt(interval.n)
                 lo, hi = interval.mean - half, interval.mean + half
@@ -221,23 +160,25 @@ def tuning_rows(tuned: Iterable[TunedCell]) -> list[Row]:
     return rows
 
 
-def choice_rows(tuned: Iterable[TunedCell], judged: Sequence[Cell]) -> list[Row]:
+def choice_rows(
+    tuned: Iterable[TunedCell], judged: Sequence[Cell], tried: Iterable[Row]
+) -> list[Row]:
     """Return one row per tuned cell: the choice, how wide the good region is, what tuning gained.
 
-    judged: the cells on the test set, at whatever rate. The gap is the accuracy at the chosen rate
-    minus that at the untuned one, over the seeds that both have, with its 95 % t interval.
+    judged: the cells on the test set, at whatever rate. tried: tuning_rows(tuned). The gap is the
+    accuracy at the chosen rate minus that at the untuned one, over the seeds that both have, with
+    its 95 % t interval.
     """
     by_key: dict[str, dict[float, Cell]] = {}
     for cell in judged:
         by_key.setdefault(key_text(_without_rate(cell)), {})[cell.key.get("lr")] = cell
     rows = []
-    tried = {(key_text(each.key), row["lr"]): row for each in tuned for row in tuning_rows([each])}
-    for each in tuned:
-        means = {lr: statistics.t_interval(c.scored).mean for lr, c in each.trials.items()}
+    chosen = [row for row in tried if row["chosen"]]
+    for each, best in zip(tuned, chosen, strict=True):
+        means = {lr: c.scored_mean.mean for lr, c in each.trials.items()}
         found = by_key.get(key_text(each.key), {})
         run = _budget(found[each.rate]) if each.rate in found else (None, None)
         untuned = each.choice.untuned_rate
-        best = tried[key_text(each.key), each.rate]
         rows.append(
             {
                 **each.key,

@@ -10,13 +10,12 @@ from collections.abc import Collection, Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
 
-from gnexp.analysis.leaders import MARGIN
+from gnexp.analysis.study_analysis import StudyAnalysis
 from gnexp.report.figures import style
 from gnexp.report.page.check_summary import CHECK
 from gnexp.store.files import CorruptFile, bytes_of, read_json, write_json
 from gnexp.store.lr_choices import CHOICES
 from gnexp.store.run import INPUTS
-from gnexp.store.study import Study
 
 STAMP = ".made.json"
 FORMATS = ("png", "svg")  # of the figures' files, where nothing else is asked for
@@ -38,21 +37,15 @@ def formats_kept(asked: Sequence[str], folder: Path, figures: Collection[str]) -
     ]
 
 
-def is_fresh(
-    study: Study,
-    reference_batch: int,
-    folder: Path,
-    formats: Sequence[str] = FORMATS,
-    margin: float = MARGIN,
-) -> bool:
+def is_fresh(folder: Path, inputs: str) -> bool:
     """Return whether the report in `folder` is that of these inputs, and every file still whole."""
     try:
         stamp = read_json(folder / STAMP)
     except CorruptFile:
         return False
-    if not stamp or stamp.get("inputs") != _inputs(study, reference_batch, formats, margin):
+    if not stamp or stamp.get("inputs") != inputs or not stamp.get("files"):
         return False
-    return bool(stamp.get("files")) and not changed_files(folder)
+    return not changed_files(folder)
 
 
 def changed_files(folder: Path) -> list[str]:
@@ -64,17 +57,9 @@ def changed_files(folder: Path) -> list[str]:
         return [STAMP]
 
 
-def stamp(
-    study: Study,
-    reference_batch: int,
-    folder: Path,
-    files: Iterable[Path],
-    formats: Sequence[str] = FORMATS,
-    margin: float = MARGIN,
-) -> None:
+def stamp(folder: Path, inputs: str, files: Iterable[Path]) -> None:
     """Write down of what inputs the files of this report were made."""
     digests = {path.name: _digest(path) for path in files}
-    inputs = _inputs(study, reference_batch, formats, margin)
     write_json(folder / STAMP, {"inputs": inputs, "files": digests})
 
 
@@ -83,8 +68,10 @@ def files_of(folder: Path) -> dict[str, Path]:
     return {name: folder / name for name in read_json(folder / STAMP)["files"]}
 
 
-def _inputs(study: Study, reference_batch: int, formats: Sequence[str], margin: float) -> str:
-    parts = [f"reference_batch={reference_batch}", f"margin={margin!r}", study.name, _makers()]
+def fingerprint(analysis: StudyAnalysis, formats: Sequence[str] = FORMATS) -> str:
+    """Return a checksum of everything that a report is made of: files, options and code."""
+    study, margin = analysis.study, f"margin={analysis.margin!r}"
+    parts = [f"reference_batch={analysis.reference_batch}", margin, study.name, _makers()]
     parts += study.corrupt_files
     parts += [*formats, _digest(study.out / CHECK), _digest(study.folder / CHOICES)]
     for record in study.runs:

@@ -4,23 +4,21 @@ import math
 
 import numpy as np
 import pytest
-from evidence_series import draw, make_series
+from evidence_series import analysis_of, draw, make_series
 from scipy import stats
 
-from gnexp.analysis.accuracy_drop import halving_losses, loss_rows
+from gnexp.analysis.accuracy_drop import halving_losses
 from gnexp.analysis.break_even import break_even
-from gnexp.analysis.comparisons import flatness_rows, settings
+from gnexp.analysis.comparisons import settings
 from gnexp.analysis.tables.norm_comparisons import NAMES, evidence_tables
-from gnexp.analysis.tables.table import Column
 
 KEY = ("norm", "groups", "batch", "update_batch")
-SHOWN = [Column(k, lambda row, k=k: str(row.get(k) or "")) for k in KEY]
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 NORMS = ("bn", "gn", "ln")
 
 
 def tables(*lines):
-    return {table.name: table for table in evidence_tables(lines, 32, KEY, SHOWN)}
+    return {table.name: table for table in evidence_tables(analysis_of(lines), KEY)}
 
 
 def crossing(differences, sd=0.05, n=5):
@@ -179,7 +177,9 @@ def test_one_seed_has_no_break_even():
 
 def test_losses_are_welchs_in_a_small_setting_and_the_slope_per_halving_is_that_of_each_seed():
     values = {1: [50.0, 52.0, 51.0], 2: [60.0, 61.0, 65.0], 8: [70, 72, 74], 32: [80, 79, 84]}
-    (row,) = loss_rows([make_series("ln", {**values, 64: [0.0, 0.0, 0.0]}, test=0)], 32)
+    (row,) = analysis_of(
+        [make_series("ln", {**values, 64: [0.0, 0.0, 0.0]}, test=0)], 32
+    ).robustness
     # Four cells with a spread: too few to share any.
     lost = stats.ttest_ind(values[32], values[2], equal_var=False).confidence_interval()
     assert (100 * row["loss_2_lo"], 100 * row["loss_2_hi"]) == pytest.approx(lost, rel=1e-9)
@@ -191,7 +191,7 @@ def test_losses_are_welchs_in_a_small_setting_and_the_slope_per_halving_is_that_
 
 
 def test_without_the_reference_or_the_small_batch_the_loss_is_unknown():
-    (row,) = loss_rows([make_series("bn", draw({2: 60, 8: 70}))], 32)
+    (row,) = analysis_of([make_series("bn", draw({2: 60, 8: 70}))], 32).robustness
     assert math.isnan(row["loss_2"])
     assert row["n_1"] == 0
     assert row["per_halving"] == pytest.approx(0.05, abs=0.01)
@@ -216,7 +216,7 @@ CRITICAL = {n: stats.t.ppf(0.975, n - 1) for n in (3, 5, 10)}
 def test_every_batch_size_against_the_reference_is_one_family_over_all_norms():
     bn = make_series("bn", draw({1: 40, 2: 70, 32: 80}, seed=1))
     gn = make_series("gn", draw({1: 79, 2: 79, 32: 79}, seed=2), groups=8)
-    rows = flatness_rows([bn, gn], 32)
+    rows = analysis_of([bn, gn], 32).flatness
     assert {row["family"] for row in rows} == {4}
     assert [row["verdict"] for row in rows[:2]] == ["lower", "lower"]
     for row in rows:
@@ -227,7 +227,7 @@ def test_every_batch_size_against_the_reference_is_one_family_over_all_norms():
 def test_no_verdict_of_flatness_rests_on_a_p_that_is_not_adjusted():
     # 60 comparisons of nothing with nothing: unadjusted, three would differ and most be flat.
     values = {batch: list(row) for batch, row in zip(range(1, 31), NOTHING)}
-    rows = flatness_rows([make_series("bn", values), make_series("ln", values)], 30)
+    rows = analysis_of([make_series("bn", values), make_series("ln", values)], 30).flatness
     assert not [row for row in rows if row["verdict"] in ("lower", "higher")]
     assert all(row["p_equivalence_holm"] >= row["p_equivalence"] for row in rows)
 

@@ -9,15 +9,13 @@ import torch
 from evidence_series import make_series
 from omegaconf import OmegaConf
 
-from gnexp.analysis.batch_vs_update_batch import (
-    two_batches_rows,
-    two_batches_sentences,
-    two_batches_table,
-)
+from gnexp.analysis.batch_vs_update_batch import two_batches_rows
 from gnexp.analysis.cells import Series
+from gnexp.analysis.tables.batch_vs_update_batch import two_batches_table
 from gnexp.data.seeding import generator
 from gnexp.models.resnet import build_model, initialize
 from gnexp.norms.registry import build_norm
+from gnexp.report.text.decomposition import two_batches_sentences
 from gnexp.training.stacked_step import StackedStep
 
 UPDATE = 8
@@ -131,7 +129,7 @@ def test_one_seed_has_parts_without_an_interval():
 
 def test_a_study_with_one_rule_has_no_row_and_says_why():
     lines = two_rules({1: 30}, {1: 5})[:1]
-    table = two_batches_table(lines, ["norm", "batch"], [])
+    table = two_batches_table(two_batches_rows(lines), ["norm", "batch"])
     assert table.rows == []
     assert "experiment=two_batches" in table.empty
 

@@ -9,6 +9,7 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 from scipy import stats
+from study_reports import build_report
 
 from gnexp.analysis import cells as grouping
 from gnexp.analysis.batch_composition import batch_rows
@@ -18,7 +19,6 @@ from gnexp.analysis.decomposition import ACCURACY, LOSS, decomposition_rows
 from gnexp.analysis.statistics import jackknife
 from gnexp.analysis.tables.shift_and_decomposition import NAMES
 from gnexp.report.figures.shift import CAPTIONS
-from gnexp.report.study_report import build_report
 from gnexp.report.text.decomposition import decomposition_sentences
 from gnexp.store.run import Run
 from gnexp.store.study import load_study
@@ -68,11 +68,11 @@ def under(running, population=None, example=None, format_number=None):
 
 
 def lines_of(study):
-    return grouping.series(grouping.cells(load_study(study)))
+    return grouping.series(grouping.cells(load_study(study).runs))
 
 
 def cells_of(study):
-    return grouping.cells(load_study(study))
+    return grouping.cells(load_study(study).runs)
 
 
 def damage(study, measure=ACCURACY, reference=32):

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy import stats
+from study_reports import build_comparison, compare
 
 from gnexp.analysis import cells as grouping
-from gnexp.analysis.compare_studies import accuracy_rows, cost_rows, match, overall, what_differs
-from gnexp.report.comparison_report import build_comparison, comparison_folder
+from gnexp.analysis.compare_studies import match, overall, what_differs
+from gnexp.report.comparison_report import comparison_folder
 from gnexp.store.run import Run
 from gnexp.store.study import load_study, studies
 
@@ -63,7 +64,7 @@ def out(tmp_path):
 
 
 def both(out, *names):
-    return [grouping.cells(load_study(out / name)) for name in names or ("a", "b")]
+    return [grouping.cells(load_study(out / name).runs) for name in names or ("a", "b")]
 
 
 def pairs_of(out):
@@ -127,7 +128,7 @@ def test_a_rate_that_follows_the_batch_size_does_not_keep_cells_from_being_match
 
 
 def test_a_difference_adds_the_images_of_both_studies_to_the_spread_of_the_seeds(out):
-    for row in accuracy_rows(pairs_of(out)):
+    for row in compare(out, "ab").accuracy:
         a, b = (accuracies(out, s, row["norm"], row["batch"]) for s in "ab")
         difference = np.mean(b) - np.mean(a)
         seeds = sum(np.var(x, ddof=1) / 4 for x in (a, b))  # four cells a study: each its own
@@ -145,7 +146,7 @@ def test_a_difference_adds_the_images_of_both_studies_to_the_spread_of_the_seeds
 def test_a_diverged_seed_counts_at_chance_in_the_difference_and_is_told(tmp_path):
     add_run(tmp_path / "a", "gn", 2, [0.7, 0.72, 0.71], diverged=(2,))
     add_run(tmp_path / "b", "gn", 2, [0.7, 0.71, 0.72], model="resnet20")
-    (row,) = accuracy_rows(pairs_of(tmp_path))
+    (row,) = compare(tmp_path, "ab").accuracy
     assert row["difference"] == pytest.approx(0.71 - (0.7 + 0.72 + 0.1) / 3)
     assert (row["first_mean"], row["first_n"], row["first_n_diverged"]) == (
         pytest.approx(0.71),
@@ -157,7 +158,7 @@ def test_a_diverged_seed_counts_at_chance_in_the_difference_and_is_told(tmp_path
 
 
 def test_the_costs_of_a_batch_are_compared_by_the_spread_of_all_four_cells(out):
-    for row in cost_rows(pairs_of(out), 32):
+    for row in compare(out, "ab", 32).costs:
         cells = [accuracies(out, s, row["norm"], b) for s in "ba" for b in (2, 32)]
         signs = (1, -1, -1, 1)
         difference = sum(sign * np.mean(x) for sign, x in zip(signs, cells))
@@ -167,11 +168,11 @@ def test_the_costs_of_a_batch_are_compared_by_the_spread_of_all_four_cells(out):
         seeds = math.sqrt(sum(np.var(x, ddof=1) / 4 for x in cells))
         assert row["se_seeds"] == pytest.approx(seeds, rel=1e-9)
         assert (row["lo95"] + row["hi95"]) / 2 == pytest.approx(difference, abs=1e-9)
-    assert [row["verdict"] for row in cost_rows(pairs_of(out), 32)] == ["higher", "undecided"]
+    assert [row["verdict"] for row in compare(out, "ab", 32).costs] == ["higher", "undecided"]
 
 
 def test_costs_are_compared_only_where_both_studies_have_the_reference_batch(out):
-    assert cost_rows(pairs_of(out), 16) == []
+    assert compare(out, "ab", 16).costs == []
 
 
 def test_an_accumulated_batch_is_compared_with_the_reference_of_the_same_update(tmp_path):
@@ -179,7 +180,7 @@ def test_an_accumulated_batch_is_compared_with_the_reference_of_the_same_update(
         for batch, update in ((2, 64), (32, 64), (32, 32)):
             level = 0.5 + shift + batch / 100 + update / 1000
             add_run(tmp_path / study, "bn", batch, draws(level, 1, sd=1e-4), update_batch=update)
-    rows = cost_rows(pairs_of(tmp_path), 32)
+    rows = compare(tmp_path, "ab", 32).costs
     assert [(r["batch"], r["update_batch"]) for r in rows] == [(2, 64)]
     assert rows[0]["first_cost"] == pytest.approx(-0.3)
 
@@ -201,13 +202,13 @@ def test_verdicts_are_adjusted_for_the_number_of_comparisons(tmp_path):
     first, second = [0.70, 0.71, 0.72, 0.73], [0.726, 0.736, 0.746, 0.756]
     add_run(tmp_path / "a", "gn", 1, first, **many)
     add_run(tmp_path / "b", "gn", 1, second, epochs=8, **many)
-    (row,) = accuracy_rows(pairs_of(tmp_path))
+    (row,) = compare(tmp_path, "ab").accuracy
     assert row["verdict"] == "higher"
     assert row["p"] == pytest.approx(stats.ttest_ind(second, first).pvalue, rel=0.01)
     for batch in range(2, 11):
         add_run(tmp_path / "a", "gn", batch, draws(0.7, batch), **many)
         add_run(tmp_path / "b", "gn", batch, draws(0.7, batch + 20), epochs=8, **many)
-    row = row_at(accuracy_rows(pairs_of(tmp_path)), "gn", 1)
+    row = row_at(compare(tmp_path, "ab").accuracy, "gn", 1)
     assert (row["verdict"], row["family"]) == ("undecided", 10)
     assert row["p"] < 0.05 < row["p_holm"]
     assert row["lo_simultaneous"] < 0 < row["lo95"]

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from gnexp.cli.commands import train
-from gnexp.report.figures import accuracy
+from gnexp.report import study_report
 from gnexp.runner import trainer
 from gnexp.store import status as outlook
 from gnexp.store.run import Run
@@ -162,14 +162,14 @@ def test_runs_of_another_version_are_kept_and_the_report_says_so(gnexp):
 
 def test_a_report_is_drawn_again_only_when_something_changed(gnexp, monkeypatch):
     assert gnexp("train", "-m", *QUICK, "norm=bn,gn").code == 0
-    drawn, draw = [], accuracy.draw_figures
+    drawn, draw = [], study_report.write_figures
 
     def counted(*words):
         made = draw(*words)
-        drawn.extend(made)
+        drawn.extend(made[0])
         return made
 
-    monkeypatch.setattr(accuracy, "draw_figures", counted)
+    monkeypatch.setattr(study_report, "write_figures", counted)
     figure = Path("results/main/report/accuracy_vs_batch.png")
     before = figure.read_bytes()
     assert gnexp("train", "-m", *QUICK, "norm=bn,gn").code == 0

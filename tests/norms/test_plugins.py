@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from study_reports import build_report
 from torch import nn
 
 import gnexp as api
@@ -19,7 +20,6 @@ from gnexp.checks.registry import CLAIMS
 from gnexp.config.identity import as_dict
 from gnexp.models.conversion.convert import convert
 from gnexp.norms.plugins import plugins
-from gnexp.report.study_report import build_report
 
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text()
 TINY = ("model=resnet8", "model.width=8", "data.train_limit=40", "data.test_limit=20")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from evidence_series import draw, make_series
+from evidence_series import analysis_of, draw, make_series
 
 from gnexp.analysis.comparisons import between, settings
 from gnexp.analysis.inference import AHEAD, simultaneous
@@ -34,7 +34,7 @@ def gn(means=FLAT, groups=8, seed=2, **options):
 
 
 def told(*lines, **options):
-    sentences = answer(lines, 32, **options)
+    sentences = answer(analysis_of(lines, **options))
     for sentence in sentences:
         assert sentence.isascii()
         assert sentence.endswith(".")
@@ -218,7 +218,7 @@ def test_whose_learning_rate_was_not_tuned_is_said_where_others_were():
 
     assert "at learning rates tuned for each" in " ".join(told(*lines(True, True)))
     assert "at one learning rate for all (0.1, not tuned)" in " ".join(told(*lines(False, False)))
-    assert "at learning rates tuned for each" in " ".join(told(*lines(None, None), tuned=True))
+    assert "at learning rates tuned for each" in " ".join(told(*lines(None, None), tuned=[None]))
     sentences = told(*lines(False, True))
     assert sentences[0].startswith("Up to batch 4, use GN: it leads BN by ")
     assert "The rate of BN was not tuned." in sentences
@@ -311,4 +311,4 @@ def test_a_cell_without_a_finished_seed_is_missing():
 
 @pytest.mark.parametrize("lines", [[], [make_series("bn", {})], [make_series("bn", {1: []})]])
 def test_an_empty_study_has_no_answer_yet(lines):
-    assert answer(lines, 32) == ["No seed is finished yet."]
+    assert answer(analysis_of(lines)) == ["No seed is finished yet."]

@@ -7,7 +7,7 @@ with one decimal and `@` for a number of seeds ("5", "4 to 7"); every other lett
 import re
 
 import pytest
-from evidence_series import make_series
+from evidence_series import analysis_of, make_series
 
 from gnexp.report.text.answer import answer
 
@@ -53,7 +53,7 @@ def method(with_bn, others=0):
 
 
 def assert_answer(lines, *expected):
-    told = answer(lines, 32)
+    told = answer(analysis_of(lines))
     print("\n".join(told))
     assert len(told) == len(expected), told
     for sentence, template in zip(told, expected):
@@ -135,9 +135,8 @@ def test_bn_scattered_at_batch_1_is_a_large_lead_that_three_seeds_do_not_decide(
     bn = {1: [10.0, 10.0, 20.8], 2: [35.0, 36.0, 37.0], 8: [49.0, 50.0, 51.0]}
     gn_values = {1: [37.2, 38.0, 38.8], 2: [37.5, 38.5, 39.5], 8: [38.4, 39.2, 40.0]}
     ln = {1: [32.0, 33.0, 34.0], 2: [32.0, 33.0, 34.0], 8: [32.0, 33.0, 34.0]}
-    told = answer(
-        [make_series("bn", bn), make_series("gn", gn_values, groups=8), make_series("ln", ln)], 32
-    )
+    gn_series = make_series("gn", gn_values, groups=8)
+    told = answer(analysis_of([make_series("bn", bn), gn_series, make_series("ln", ln)]))
     (large,) = [sentence for sentence in told if "scatters" in sentence]
     found = re.fullmatch(
         r"At batch 1, GN with 8 groups is 24\.4 points above BN \(95 % interval -?\d+\.\d to "
@@ -283,7 +282,7 @@ def test_no_bn():
 
 
 def test_a_study_of_one_norm():
-    told = answer([gn({1: 30, 32: 78})], 32)
+    told = answer(analysis_of([gn({1: 30, 32: 78})]))
     assert (
         told[0] == "Only GN with 8 groups was trained; train norm=bn at batch 1 and 32 to compare."
     )
@@ -328,10 +327,11 @@ def test_a_half_finished_study():
 )
 def test_the_training_stands_beside_the_answer(seen, tuned, expected):
     options = {"seen": seen, **({} if tuned is None else {"tuned": tuned, "lr": "tuned"})}
-    told = answer([series("bn", flat(60, 1, 8), **options), gn(flat(78, 1, 8), **options)], 32)
+    lines = [series("bn", flat(60, 1, 8), **options), gn(flat(78, 1, 8), **options)]
+    told = answer(analysis_of(lines))
     assert expected in " ".join(told)
 
 
 def test_the_range_of_training_accuracies_is_said():
     lines = [series("bn", {1: 60}, train_acc=20.0), gn({1: 78}, train_acc=95.0)]
-    assert "final training accuracy 20 to 95 %" in " ".join(answer(lines, 32))
+    assert "final training accuracy 20 to 95 %" in " ".join(answer(analysis_of(lines)))

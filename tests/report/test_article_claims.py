@@ -1,26 +1,22 @@
 """The article's claims get verdicts from a study's intervals, and from nothing else."""
 
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from evidence_series import draw, make_series
+from evidence_series import analysis_of, draw, make_series
 from scipy import stats
 from test_report import BATCHES, add_gradients, add_run, config, make_demo
 
-from gnexp.analysis import cells as grouping
-from gnexp.analysis.article_claims import COLUMNS, FAILS, HOLDS, UNDECIDED, article_claims
-from gnexp.analysis.comparisons import norm_rows, settings
+from gnexp.analysis.article_claims import COLUMNS, FAILS, HOLDS, UNDECIDED
+from gnexp.analysis.study_analysis import study_analysis
 from gnexp.analysis.tables.accuracy import build_tables
+from gnexp.analysis.tables.article_claims import article_claims_table
 from gnexp.store.study import load_study
 
 
 def claims_of(study, reference=32):
-    study = load_study(study)
-    cells = grouping.cells(study)
-    lines = grouping.series(cells)
-    return article_claims(build_tables(study, cells, lines, reference), lines, reference)
+    return build_tables(study_analysis(load_study(study), reference))["article_claims"]
 
 
 def rows_with(table, *words, **wanted):
@@ -94,11 +90,7 @@ def test_a_tuned_gn_against_an_untuned_bn_is_a_claim_with_a_warning():
         make_series("ln", draw({2: 78, 32: 79}, seed=3), tuned=True),
         make_series("in", draw({2: 70, 32: 70}, seed=4), tuned=False),
     ]
-    empty = SimpleNamespace(rows=[])
-    names = ("flatness", "exponents", "gradient_variance", "shift_summary")
-    compared = SimpleNamespace(rows=norm_rows(settings(lines)))
-    tables = {**dict.fromkeys(names, empty), "norm_comparisons": compared}
-    table = article_claims(tables, lines, 32)
+    table = article_claims_table(analysis_of(lines).article_claims)
     (lead,) = rows_with(table, "GN is the more accurate")
     assert lead["note"] == "the rate of BN was not tuned"
     (between,) = rows_with(table, "between LN and IN")
@@ -176,9 +168,7 @@ def test_captions_of_what_a_batch_costs_name_the_optimizer_unless_it_is_fixed(
     for update in updates:
         levels = {("gn", b): 0.8 for b in (2, 32)}
         study_of(tmp_path / "s", levels, update_batch=update)
-    study = load_study(tmp_path / "s")
-    cells = grouping.cells(study)
-    tables = build_tables(study, cells, grouping.series(cells), 32)
+    tables = build_tables(study_analysis(load_study(tmp_path / "s")))
     for name in ("flatness", "robustness"):
         assert sentence in tables[name].caption
 
@@ -195,12 +185,9 @@ def test_an_exponent_holds_only_when_its_whole_simultaneous_interval_is_near_wha
 def test_the_exponents_interval_is_bonferronis(tmp_path):
     run = add_run(tmp_path / "s", "gn-b64", config("gn", 64))
     add_gradients(run, "gn", BATCHES)
-    study = load_study(tmp_path / "s")
-    cells = grouping.cells(study)
-    lines = grouping.series(cells)
-    tables = build_tables(study, cells, lines, 32)
-    (fit,) = [r for r in tables["exponents"].rows if r["parameters"] == "all" and r["epoch"] == 4]
-    (row,) = rows_with(article_claims(tables, lines, 32), "1 / batch")
+    analysis = study_analysis(load_study(tmp_path / "s"))
+    (fit,) = [r for r in analysis.exponents if r["parameters"] == "all" and r["epoch"] == 4]
+    (row,) = rows_with(article_claims_table(analysis.article_claims), "1 / batch")
     half = stats.t.ppf(1 - 0.05 / (2 * 3), fit["dof"]) * fit["se"]  # all, gamma, beta
     assert row["hi"] - row["value"] == pytest.approx(half, rel=1e-9)
 

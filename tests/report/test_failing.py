@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from evidence_series import draw, make_series
+from evidence_series import analysis_of, draw, make_series
 
 from gnexp.report.text.failing_norms import failing_sentences
 
@@ -22,7 +22,7 @@ def study(**changed):
 
 
 def test_every_norm_that_falls_is_named_with_its_fall_and_the_worst_comes_first():
-    _, at_1, at_8 = failing_sentences(study(bn={1: 40, 8: 60}, gbn={1: 20}), 32)
+    _, at_1, at_8 = failing_sentences(analysis_of(study(bn={1: 40, 8: 60}, gbn={1: 20})))
     assert at_1.startswith("At batch 1, 2 of 8 are below their own accuracy at batch 32")
     falls = re.findall(r"(Ghost BN|BN) (-\d+\.\d) \[(-\d+\.\d), (-\d+\.\d)\]", at_1)
     assert [name for name, *_ in falls] == ["Ghost BN", "BN"]
@@ -34,11 +34,13 @@ def test_every_norm_that_falls_is_named_with_its_fall_and_the_worst_comes_first(
 
 
 def test_a_norm_at_chance_or_with_diverged_seeds_is_named():
-    sentences = failing_sentences(study(dyt={1: 10, 32: 10}, bn={8: None}), 32)
+    sentences = failing_sentences(analysis_of(study(dyt={1: 10, 32: 10}, bn={8: None})))
     assert sentences[0].endswith("7 of 8; not DyT (5 of 5 at chance).")
     assert "not above chance: DyT (5 of 5 at chance)" in sentences[1]
     assert sentences[2].endswith("not above chance: BN (1 of 5 diverged).")
 
 
 def test_where_every_norm_trains_at_the_reference_batch_it_says_all():
-    assert failing_sentences(study(), 32)[0].endswith("over the test images: all 8 series.")
+    assert failing_sentences(analysis_of(study()))[0].endswith(
+        "over the test images: all 8 series."
+    )

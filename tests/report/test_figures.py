@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from evidence_series import draw, make_series
+from evidence_series import analysis_of, draw, make_series
 from matplotlib.text import Text
 
 from gnexp.analysis.cells import NORM_LABELS
@@ -199,9 +199,10 @@ def test_only_the_formats_asked_for_are_written_and_the_page_gets_its_svg(tmp_pa
     for line in shown:
         for cell in line.cells:
             cell.record.metrics = pd.DataFrame()
-    drawn = accuracy.draw_figures([], shown, [], [], tmp_path, formats=["pdf"])
+    makers, captions = accuracy.makers(analysis_of(shown)), accuracy.CAPTIONS
+    drawn, _ = style.write_figures(makers, captions, tmp_path, ["pdf"])
     assert [p.name for p in tmp_path.iterdir()] == ["accuracy_vs_batch.pdf"]
-    assert drawn["accuracy_vs_batch"].startswith(b"<?xml")
+    assert drawn["accuracy_vs_batch"][0].startswith(b"<?xml")
 
 
 def test_a_chosen_rate_at_the_edge_is_drawn_open():

@@ -6,13 +6,13 @@ from urllib.parse import unquote, urlparse
 
 import pytest
 from page_browser import CHROMIUM, Browser
+from study_reports import build_report
 from test_report import add_gradients, add_run, config
 
 from gnexp.analysis.tables.table import Column, Table
 from gnexp.report.page import render as page
 from gnexp.report.page.render import LONG, pack
 from gnexp.report.page.sections import SECTIONS, layout
-from gnexp.report.study_report import build_report
 
 needs_browser = pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this machine")
 TABLE = "document.querySelector('table[aria-label=\"{}\"]')"

@@ -12,15 +12,15 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from evidence_series import make_series
+from evidence_series import analysis_of, make_series
+from study_reports import build_report, plain_summary
 
 from gnexp.analysis import cells as grouping
-from gnexp.analysis.comparisons import flatness_rows
 from gnexp.analysis.gradient_noise import check_rows, exponent_rows, gradient_rows
 from gnexp.report.figures import style
 from gnexp.report.figures.accuracy import plot_preview
 from gnexp.report.figures.style import STYLES, style_of
-from gnexp.report.study_report import MatrixCell, build_report, plain_summary
+from gnexp.report.text.accuracy_matrix import MatrixCell
 from gnexp.store.run import Run
 from gnexp.store.study import load_study
 
@@ -220,7 +220,7 @@ def test_a_diverged_seed_leaves_the_mean_and_is_counted(demo, report):
 
 
 def test_a_comparison_counts_a_diverged_seed_at_chance_and_does_not_pool_it(demo, report):
-    cells = {c.record.name: c for c in grouping.cells(load_study(demo))}
+    cells = {c.record.name: c for c in grouping.cells(load_study(demo).runs)}
     scored = [*cells["bn-b1"].accuracies, 0.1]
     difference = np.mean(scored) - np.mean(cells["bn-b32"].accuracies)
     row = only(rows_of(report["flatness.csv"]), norm="bn", batch="1")
@@ -251,7 +251,7 @@ def test_one_seed_has_an_interval_over_test_images_and_no_verdict(tmp_path):
     assert row["sd"] == ""
     assert rows_of(files["flatness.csv"])[0]["verdict"] == "undecided"
     assert "at least two seeds" in files["index.html"].read_text()
-    assert "n = 1" in plain_summary(load_study(tmp_path / "s"), 32)
+    assert "n = 1" in plain_summary(tmp_path / "s")
 
 
 def test_runs_that_differ_in_any_setting_are_never_averaged_together(tmp_path):
@@ -291,13 +291,13 @@ def test_a_fixed_update_batch_and_one_that_follows_the_batch_are_two_series(tmp_
     for batch in (2, 64):
         add_run(tmp_path / "s", f"b{batch}", config("gn", batch))
     add_run(tmp_path / "s", "b2-u64", config("gn", 2, update_batch=64))
-    lines = grouping.series(grouping.cells(load_study(tmp_path / "s")))
+    lines = grouping.series(grouping.cells(load_study(tmp_path / "s").runs))
     names = {line.label: [c.record.name for c in line.cells] for line in lines}
     assert names == {
         "GN(8), update_batch=batch": ["b2", "b64"],
         "GN(8), update_batch=64": ["b2-u64", "b64"],
     }
-    assert {row["batch"] for row in flatness_rows(lines, 64)} == {2}
+    assert {row["batch"] for row in analysis_of(lines, 64).flatness} == {2}
 
 
 def test_a_setting_that_changes_with_the_batch_size_is_shown_beside_the_comparison(tmp_path):
@@ -307,9 +307,9 @@ def test_a_setting_that_changes_with_the_batch_size_is_shown_beside_the_comparis
 
 
 def test_without_the_reference_batch_the_table_says_so_and_no_other_reference_is_chosen(demo):
-    lines = grouping.series(grouping.cells(load_study(demo)))
-    assert flatness_rows(lines, 128) == []
-    assert {row["reference_batch"] for row in flatness_rows(lines, 8)} == {8}
+    lines = grouping.series(grouping.cells(load_study(demo).runs))
+    assert analysis_of(lines, 128).flatness == []
+    assert {row["reference_batch"] for row in analysis_of(lines, 8).flatness} == {8}
 
 
 def test_the_fitted_exponents_are_those_the_noise_was_made_with(report):
@@ -336,7 +336,7 @@ def test_exponents_at_own_weights_are_fitted_across_runs_and_called_so(tmp_path)
         add_gradients(
             add_run(tmp_path / "s", f"b{batch}", config("gn", batch)), "gn", [batch], (4,)
         )
-    cells = grouping.cells(load_study(tmp_path / "s"))
+    cells = grouping.cells(load_study(tmp_path / "s").runs)
     rows = exponent_rows(cells, grouping.series(cells))
     assert {row["weights"] for row in rows} == {"own weights"}
     assert {row["n_points"] for row in rows} == {9}
@@ -350,7 +350,7 @@ def test_exactly_zero_gradients_stay_out_of_the_fit(tmp_path):
     rng = np.random.default_rng(0)
     run.add_gradients({**gradients("gn", 0, 0, b, rng, kind="gamma"), **zero} for b in (2, 4, 8))
     run.add_gradients(gradients("gn", 0, 0, b, rng) for b in (2, 4, 8))
-    cells = grouping.cells(load_study(tmp_path / "s"))
+    cells = grouping.cells(load_study(tmp_path / "s").runs)
     assert {row["parameters"] for row in exponent_rows(cells, [])} == {"all"}
     assert "gamma" in {row["parameters"] for row in gradient_rows(cells)}
     assert build_report(tmp_path / "s")["index.html"].is_file()
@@ -361,7 +361,7 @@ def test_the_noise_scale_has_no_upper_end_when_the_signals_interval_reaches_zero
     rng = np.random.default_rng(0)
     run.add_gradients([gradients("gn", 0, 4, 8, rng, signal=0.1)])  # interval [-0.1, 0.3]
     run.add_gradients([gradients("gn", 0, 4, 4, rng, signal=1.0)])
-    clear, unclear = gradient_rows(grouping.cells(load_study(tmp_path / "s")))
+    clear, unclear = gradient_rows(grouping.cells(load_study(tmp_path / "s").runs))
     assert unclear["noise_scale_hi"] == math.inf
     assert unclear["noise_scale"] == pytest.approx(8 * unclear["noise"] / 0.1, rel=1e-12)
     assert clear["noise_scale_lo"] < clear["noise_scale"] < clear["noise_scale_hi"] < math.inf
@@ -375,7 +375,7 @@ def test_batch_times_noise_is_checked_against_the_trace_with_its_own_interval(tm
     run.add_gradients([{**row, "noise_lo": 0.9, "noise_hi": 1.1}])
     for trace, agree in ((8.0, True), (9.2, True), (9.4, False), (6.6, False)):
         run.add_covariance([{"seed": 0, "epoch": 4, "parameters": "all", "n": 9, "trace": trace}])
-        (found,) = check_rows(grouping.cells(load_study(tmp_path / "s")))
+        (found,) = check_rows(grouping.cells(load_study(tmp_path / "s").runs))
         # t_{0.9985, 31} / t_{0.975, 31} = 3.2221 / 2.0395: the half-width is 8 * 0.1 * 1.580
         assert found["hi997"] == pytest.approx(8 + 0.8 * 1.580, abs=0.01)
         assert (found["agree"], found["ratio"]) == (agree, pytest.approx(8 / trace, rel=1e-12))
@@ -454,7 +454,7 @@ def test_the_same_study_gives_the_same_bytes(tmp_path):
     for norm, batch in (("bn", 2), ("gn", 32)):
         add_gradients(add_run(study, norm, config(norm, batch)), norm, (2, 4), epochs=(4,))
     first = {name: path.read_bytes() for name, path in build_report(study).items()}
-    code = "import sys; from gnexp.report.study_report import build_report; "
+    code = "import sys; sys.path.insert(0, 'tests'); from study_reports import build_report; "
     code += "build_report(sys.argv[1])"
     subprocess.run([sys.executable, "-c", code, str(study)], check=True)  # other hash seed
     for name, content in first.items():
@@ -484,7 +484,7 @@ def test_a_study_with_nothing_finished_still_has_a_report(tmp_path):
     files = build_report(tmp_path / "s")
     assert not [name for name in files if name.endswith(("png", "svg"))]
     assert "No seed is finished yet" in files["index.html"].read_text()
-    assert plain_summary(load_study(tmp_path / "s"), 32) == "no seed is finished yet"
+    assert plain_summary(tmp_path / "s") == "no seed is finished yet"
 
 
 def test_a_figure_of_an_earlier_report_goes_when_its_data_went(tmp_path):
@@ -499,7 +499,7 @@ def test_another_margin_makes_the_report_anew_and_its_answer_says_it(demo, tmp_p
     study = shutil.copytree(demo, tmp_path / "demo")
     assert "beyond 0.5 points" in build_report(study)["index.html"].read_text()
     assert "beyond 2.5 points" in build_report(study, margin=0.025)["index.html"].read_text()
-    assert "beyond 2.5 points" in plain_summary(load_study(study), 32, 0.025)
+    assert "beyond 2.5 points" in plain_summary(study, margin=0.025)
     assert "beyond 0.5 points" in build_report(study)["index.html"].read_text()
 
 
@@ -522,7 +522,7 @@ def test_a_corrupt_file_is_named_on_the_page_and_the_rest_is_reported(tmp_path):
 
 
 def test_the_terminal_table_is_aligned_ascii_with_means_intervals_and_n(demo):
-    text = plain_summary(load_study(demo), 32)
+    text = plain_summary(demo)
     assert text.isascii()
     _, header, *body = text.splitlines()[:6]
     assert header.split() == ["batch", *map(str, BATCHES)]
@@ -549,7 +549,7 @@ def test_a_study_of_validation_runs_calls_nothing_test(tmp_path):
     files = build_report(study)
     told = {name: p.read_text() for name, p in files.items() if name.endswith((".md", ".tex"))}
     told["page"] = files["index.html"].read_text()
-    told["terminal"] = plain_summary(load_study(study), 32)
+    told["terminal"] = plain_summary(study)
     of_page = "Every accuracy here is of images held out of the training set, not of test images."
     assert told["page"].count(of_page) == 1
     told["page"] = told["page"].replace(of_page, "")

@@ -338,8 +338,8 @@ def test_a_norm_without_statistics_makes_one_run_of_both_ways_to_treat_them(gnex
             words = (f"norm={norm}", f"init_statistics={how}", f"init_from={source}")
             assert gnexp("train", *TUNE, *words).code == 0
     study = load_study("results/tuned")
-    assert varying(study) == ["init_statistics"]  # init_from is the same for all
-    labels = [line.label for line in series(cells(study))]
+    assert varying(study.runs) == ["init_statistics"]  # init_from is the same for all
+    labels = [line.label for line in series(cells(study.runs))]
     frozen = [f"frozen BN, init_statistics={how}" for how in ("keep", "reestimate")]
     assert sorted(labels) == ["GN(8)", *frozen]
 
@@ -347,7 +347,7 @@ def test_a_norm_without_statistics_makes_one_run_of_both_ways_to_treat_them(gnex
 def test_two_sources_are_told_apart_in_a_report_by_their_names(gnexp, source):
     for seed in (0, 1):
         assert gnexp("train", *TUNE, f"init_from={source}/seed-{seed}").code == 0
-    shown = [cell.key["init_from"] for cell in cells(load_study("results/tuned"))]
+    shown = [cell.key["init_from"] for cell in cells(load_study("results/tuned").runs)]
     assert [name.partition(" (")[0] for name in shown] == [
         f"{source.name}/seed-0",
         f"{source.name}/seed-1",

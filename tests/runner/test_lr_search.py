@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gnexp.analysis.lr_search import good_region, tuned_cells
+from gnexp.analysis.lr_search import good_region
+from gnexp.analysis.study_analysis import study_analysis
 from gnexp.analysis.tables.lr_search import tuning_tables
 from gnexp.config.schema import DataConfig, ModelConfig, TrainConfig, TuningConfig
 from gnexp.data.sources import hold_out, load_images
@@ -298,7 +299,7 @@ def test_a_rate_at_which_a_trial_diverged_is_scored_at_chance_and_not_chosen(gne
     answer = gnexp("train", *words, "tuning.lr=[0.2,1e30]", "tuning.untuned=null", "epochs=4")
     assert answer.code == 0
     study = load_study("results/main")
-    (cell,) = tuned_cells(study)
+    (cell,) = study_analysis(study).tuned
     assert cell.trials[1e30].scored == [0.1, 0.1]
     assert cell.rate == 0.2
     judged = [c["lr"] for c in configs() if c["data"]["validation"] is None]
@@ -444,7 +445,7 @@ def test_a_good_region_that_ends_where_the_grid_does_is_shown_as_a_lower_bound(
     means, rates, octaves
 ):
     row = good_region(means, 0.1)
-    shown = {column.header: column.text for column in tuning_tables([], [])["chosen_rates"].shown}
+    shown = {column.header: column.text for column in tuning_tables([], [])[0].shown}
     assert (shown["Good rates"](row), shown["Octaves"](row)) == (rates, octaves)
 
 

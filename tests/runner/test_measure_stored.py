@@ -73,7 +73,7 @@ def test_without_augmentation_both_kinds_of_population_statistics_agree(gnexp, w
 def test_every_result_says_which_test_images_are_right(gnexp, workdir):
     assert gnexp("train", "norm=bn", "seeds=2", *SMALL).code == 0
     run = only_run(workdir)
-    (cell,) = cells(load_study(run.folder.parent))
+    (cell,) = cells(load_study(run.folder.parent).runs)
     found = cell.correct
     assert set(found) == {0, 1}
     for seed, right in found.items():
@@ -105,7 +105,7 @@ def test_a_seed_without_a_record_of_its_images_is_left_out(gnexp, workdir):
     assert gnexp("train", "norm=gn", "seeds=2", *SMALL).code == 0
     run = only_run(workdir)
     run.add_result(1, {k: v for k, v in numbers(workdir, 1).items() if k != "correct"})
-    (cell,) = cells(load_study(run.folder.parent))
+    (cell,) = cells(load_study(run.folder.parent).runs)
     assert set(cell.correct) == {0}
 
 

@@ -28,7 +28,7 @@ from gnexp.data.sources import Dataset
 from gnexp.data.update_blocks import poisson_updates, update_blocks
 from gnexp.models.resnet import build_model, initialize
 from gnexp.norms.registry import build_norm
-from gnexp.report.figures import accuracy
+from gnexp.report import study_report
 from gnexp.runner import trainer
 from gnexp.store.study import load_study
 
@@ -715,7 +715,7 @@ def test_names_of_runs_that_are_not_private_are_what_they_were_and_all_budgets_h
 @pytest.fixture
 def no_figures(monkeypatch):
     """Reports without their figures, which take longest."""
-    monkeypatch.setattr(accuracy, "draw_figures", lambda *_: {})
+    monkeypatch.setattr(study_report, "write_figures", lambda *_: ({}, []))
 
 
 def test_a_grid_over_epsilon_gives_a_cell_to_each(gnexp, no_figures):
@@ -723,7 +723,7 @@ def test_a_grid_over_epsilon_gives_a_cell_to_each(gnexp, no_figures):
     assert gnexp("train", *plain, "gradients=0").code == 0
     answer = gnexp("train", "-m", *QUICK, "norm=gn,ln", "privacy.epsilon=1,8")
     assert answer.code == 0, answer.err
-    found = cells(load_study("results/main"))
+    found = cells(load_study("results/main").runs)
     assert [(c.key["norm"], c.key["epsilon"]) for c in found] == [
         *[("gn", "none"), ("gn", 1), ("gn", 8)],
         *[("ln", 1), ("ln", 8)],

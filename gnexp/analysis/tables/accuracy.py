@@ -2,49 +2,48 @@
 
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
-from gnexp.analysis import gradient_noise
-from gnexp.analysis.batch_vs_update_batch import two_batches_table, whose_sentence
-from gnexp.analysis.cells import BASE, NORM_LABELS, RUN_COLUMNS, Cell, Series, run_rows
-from gnexp.analysis.comparisons import flatness_rows
-from gnexp.analysis.eval_split import TEST, VALIDATION, split_of, table_for_split
-from gnexp.analysis.inference import equivalence_needs, with_images
-from gnexp.analysis.samples import Sample, samples
+from gnexp.analysis.batch_vs_update_batch import whose_sentence
+from gnexp.analysis.cells import BASE, RUN_COLUMNS
+from gnexp.analysis.eval_split import TEST, VALIDATION, table_for_split
+from gnexp.analysis.inference import equivalence_needs
+from gnexp.analysis.study_analysis import StudyAnalysis
+from gnexp.analysis.tables.article_claims import article_claims_table
+from gnexp.analysis.tables.batch_vs_update_batch import two_batches_table
+from gnexp.analysis.tables.lr_search import tuning_tables
 from gnexp.analysis.tables.norm_comparisons import evidence_tables, sources
 from gnexp.analysis.tables.shift_and_decomposition import why_tables
-from gnexp.analysis.tables.table import CellFormatter, Column, Row, Table, get, percent
-from gnexp.store.study import Study
+from gnexp.analysis.tables.table import CellFormatter, Column, Row, Table, get, key_columns, percent
 
 ACCURACY_COLUMNS = ("n", "n_diverged", "mean", "sd", "lo", "hi", "interval")
 ACCURACY_COLUMNS += ("lo_images", "hi_images")
 
 
-def build_tables(
-    study: Study, cells: Sequence[Cell], lines: Sequence[Series], reference_batch: int
-) -> dict[str, Table]:
+def build_tables(analysis: StudyAnalysis) -> dict[str, Table]:
     """Return every table of the report by name; a table without data has no row and a reason.
 
     Columns keep their names (test_acc) where all runs are judged on validation images; what people
     read says so.
     """
-    rows = run_rows(study)
-    per_group = any(row["channels_per_group"] is not None for row in rows)
-    extras = [k for k in dict.fromkeys(k for c in cells for k in c.key) if k not in BASE]
+    per_group = any(row["channels_per_group"] is not None for row in analysis.runs)
+    extras = [k for k in dict.fromkeys(k for c in analysis.cells for k in c.key) if k not in BASE]
     key = [k for k in BASE if per_group or k != "channels_per_group"] + extras
     tables = [
-        _runs(rows, per_group),
-        _accuracy(cells, key),
-        _flatness(flatness_rows(lines, reference_batch), key, reference_batch),
-        *evidence_tables(lines, reference_batch, key, key_columns(key)),
-        _gradients(gradient_noise.gradient_rows(cells), key),
-        _exponents(gradient_noise.exponent_rows(cells, lines), key),
-        _check(gradient_noise.check_rows(cells), key),
-        two_batches_table(lines, key, key_columns(key)),
-        *why_tables(cells, lines, reference_batch, key, key_columns(key)),
+        _runs(analysis.runs, per_group),
+        _accuracy(analysis.accuracy, key),
+        _flatness(analysis.flatness, key, analysis.reference_batch),
+        *evidence_tables(analysis, key),
+        _gradients(analysis.gradient_variance, key),
+        _exponents(analysis.exponents, key),
+        _check(analysis.noise_check, key),
+        two_batches_table(analysis.two_batches, key),
+        *why_tables(analysis, key),
     ]
-    on = split_of(study)
-    return {table.name: table_for_split(table, on) for table in tables}
+    tables = [table_for_split(table, analysis.eval_split) for table in tables]
+    tables += tuning_tables(analysis.chosen_rates, analysis.tuning)
+    tables.append(article_claims_table(analysis.article_claims))
+    return {table.name: table for table in tables}
 
 
 def _runs(rows: list[Row], per_group: bool) -> Table:
@@ -75,14 +74,7 @@ def _runs(rows: list[Row], per_group: bool) -> Table:
     return Table("runs", "Runs", caption, columns, shown, rows, "The study holds no run.")
 
 
-def _accuracy(cells: Sequence[Cell], key: list[str]) -> Table:
-    rows, known = [], samples(cells)
-    for cell in cells:
-        interval, over = cell.accuracy()
-        numbers = {k: getattr(interval, k) for k in ("n", "mean", "sd", "lo", "hi")}
-        numbers |= {"n_diverged": len(cell.of("diverged")), "interval": over}
-        lo_images, hi_images = _with_images(cell, known)
-        rows.append({**cell.key, **numbers, "lo_images": lo_images, "hi_images": hi_images})
+def _accuracy(rows: list[Row], key: list[str]) -> Table:
     shown = [
         *key_columns(key),
         Column("Test accuracy (%)", _percent("mean", 2)),
@@ -102,13 +94,6 @@ def _accuracy(cells: Sequence[Cell], key: list[str]) -> Table:
     )
     columns = [*key, *ACCURACY_COLUMNS]
     return Table("accuracy", "Accuracy", caption, columns, shown, rows, "No seed is finished yet.")
-
-
-def _with_images(cell: Cell, known: Mapping[int, Sample]) -> tuple[float, float]:
-    """Return the interval over seeds and images of the survivors; none beside diverged seeds."""
-    if cell.of("diverged") or id(cell) not in known:
-        return math.nan, math.nan
-    return with_images(known[id(cell)])
 
 
 def _flatness(rows: list[Row], key: list[str], reference: int) -> Table:
@@ -248,31 +233,6 @@ _NO_GRADIENTS = "No gradients were measured: train with gradients=256, for examp
 _NO_EXPONENTS = (
     "No exponent can be fitted: gradients were measured at fewer than two batch sizes per norm."
 )
-_HEADERS = {
-    "norm": "Norm",
-    "groups": "Groups",
-    "channels_per_group": "Channels per group",
-    "batch": "Batch",
-    "update_batch": "Update batch",
-    "lr": "Learning rate",
-    "model": "Model",
-    "data": "Data",
-    "data.checksum": "Data checksum",
-    "epsilon": "Epsilon",
-}
-
-
-def key_columns(key: Sequence[str]) -> list[Column]:
-    """Return the columns for people of the keys that identify a cell."""
-
-    def norm(row: Row) -> str:
-        return NORM_LABELS.get(row["norm"], str(row["norm"]))
-
-    text = ("norm", "model", "data", "run")
-    return [
-        Column(_HEADERS.get(k, k), norm if k == "norm" else get(k), numeric=k not in text)
-        for k in key
-    ]
 
 
 def _fixed(column: str) -> CellFormatter:

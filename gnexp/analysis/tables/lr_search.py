@@ -3,35 +3,27 @@
 import math
 from collections.abc import Callable, Sequence
 
-from gnexp.analysis.cells import BASE, Cell
-from gnexp.analysis.lr_search import TunedCell, choice_rows, octaves, tuning_rows
-from gnexp.analysis.tables.accuracy import key_columns
-from gnexp.analysis.tables.table import Column, Row, Table, format_number, percent
+from gnexp.analysis.cells import BASE
+from gnexp.analysis.lr_search import octaves
+from gnexp.analysis.tables.table import Column, Row, Table, format_number, key_columns, percent
 from gnexp.store.lr_choices import BEST
 
 NAMES = ("chosen_rates", "tuning")
 BUDGETS = ("trial_epochs", "trial_images", "run_epochs", "run_images")
 
 
-def tuning_tables(tuned: Sequence[TunedCell], judged: Sequence[Cell]) -> dict[str, Table]:
-    """Return the tables of NAMES by name; without a tuned cell they have no row and a reason.
-
-    judged: the cells on the test set, at whatever rate.
-    """
-    key = list(tuned[0].key) if tuned else list(BASE)
-    if all(each.key["channels_per_group"] is None for each in tuned):
+def tuning_tables(chosen: Sequence[Row], tried: Sequence[Row]) -> list[Table]:
+    """Return the tables of NAMES; without a tuned cell they have no row and a reason."""
+    key = list(chosen[0])[: list(chosen[0]).index("lr")] if chosen else list(BASE)
+    if all(row["channels_per_group"] is None for row in chosen):
         key.remove("channels_per_group")
-    tables = [
-        _chosen_table(choice_rows(tuned, judged), key, key_columns(key)),
-        _tuning_table(tuning_rows(tuned), key, key_columns(key)),
-    ]
-    return {table.name: table for table in tables}
+    return [_chosen_table(chosen, key), _tuning_table(tried, key)]
 
 
 _UNTOLD = "No learning rate was tuned: train with lr=tuned."
 
 
-def _chosen_table(rows: list[Row], key: list[str], named: list[Column]) -> Table:
+def _chosen_table(rows: Sequence[Row], key: list[str]) -> Table:
     columns = [*key, "lr", "rates", "at_edge", "good_lo", "good_hi", "good_octaves", "good_open"]
     columns += ["rule", *BUDGETS]
     for name in ("tuning validation", "test test", "untuned untuned", "gap gap"):
@@ -39,7 +31,7 @@ def _chosen_table(rows: list[Row], key: list[str], named: list[Column]) -> Table
         columns += ["untuned_lr"] * (value == "untuned")
         columns += [f"n_{n}", value, f"{value}_lo", f"{value}_hi"]
     shown = [
-        *named,
+        *key_columns(key),
         Column(
             "Chosen rate", lambda r: format_number(r["lr"]) + (" (edge)" if r["at_edge"] else "")
         ),
@@ -69,11 +61,11 @@ def _chosen_table(rows: list[Row], key: list[str], named: list[Column]) -> Table
     return Table("chosen_rates", title, caption, columns, shown, rows, _UNTOLD)
 
 
-def _tuning_table(rows: list[Row], key: list[str], named: list[Column]) -> Table:
+def _tuning_table(rows: Sequence[Row], key: list[str]) -> Table:
     columns = [*key, "lr", "trial_epochs", "trial_images", "n", "n_diverged"]
     columns += ["mean", "sd", "lo", "hi", "chosen", "at_edge"]
     shown = [
-        *named,
+        *key_columns(key),
         Column("Learning rate", lambda r: format_number(r["lr"])),
         Column("Trial's budget", _trial_budget),
         Column("Validation accuracy (%)", lambda r: percent(r["mean"], 2)),
@@ -92,14 +84,14 @@ def _tuning_table(rows: list[Row], key: list[str], named: list[Column]) -> Table
     return Table("tuning", "Accuracy by learning rate", caption, columns, shown, rows, _UNTOLD)
 
 
-def _distinguishing_keys(rows: list[Row]) -> list[Column]:
+def _distinguishing_keys(rows: Sequence[Row]) -> list[Column]:
     """Return columns for what is not the same for all, or not the default."""
     rule = Column("Rule", lambda r: r["rule"])
     budgets = [Column("Trial's budget", _trial_budget), Column("Run's budget", _run_budget)]
     return [*[rule] * any(row["rule"] != BEST for row in rows), *budgets]
 
 
-def _rules_text(rows: list[Row]) -> str:
+def _rules_text(rows: Sequence[Row]) -> str:
     if all(row["rule"] == BEST for row in rows):
         return ""
     return (

@@ -1,22 +1,13 @@
 """The tables behind the answer: every norm against BN, where they break even, what is lost."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
-from gnexp.analysis.accuracy_drop import SMALL, loss_rows
+from gnexp.analysis.accuracy_drop import SMALL
 from gnexp.analysis.batch_vs_update_batch import optimizer_is_fixed, whose_sentence
-from gnexp.analysis.break_even import break_even
-from gnexp.analysis.cells import Series
-from gnexp.analysis.comparisons import (
-    TESTED,
-    ComparisonGroup,
-    NormComparison,
-    norm_rows,
-    pair_rows,
-    settings,
-)
-from gnexp.analysis.inference import AHEAD, BEHIND, MOST_SEEDS, UNDECIDED
-from gnexp.analysis.tables.table import CellFormatter, Column, Row, Table, get, percent
+from gnexp.analysis.comparisons import TESTED
+from gnexp.analysis.inference import MOST_SEEDS
+from gnexp.analysis.study_analysis import StudyAnalysis
+from gnexp.analysis.tables.table import CellFormatter, Column, Row, Table, get, key_columns, percent
 
 NAMES = ("norm_comparisons", "norm_pairs", "break_even", "robustness")
 FAMILY = (
@@ -33,50 +24,42 @@ SOURCES = (
 )
 
 
-def evidence_tables(
-    lines: Sequence[Series], reference_batch: int, key: Sequence[str], shown_key: Sequence[Column]
-) -> list[Table]:
+def evidence_tables(analysis: StudyAnalysis, key: Sequence[str]) -> list[Table]:
     """Return the tables of NAMES; a table without a comparison has no row and a reason.
 
-    key, shown_key: what identifies a cell, raw and for people, one column each.
+    key: the columns that identify a cell.
     """
-    found = settings(lines)
     whole = [k for k in key if k not in ("batch", "update_batch")]
-    shown = [c for k, c in zip(key, shown_key) if k in whole]
     return [
-        _norm_comparisons(found, key, shown_key),
-        _norm_pairs(found, key, shown_key),
-        _break_even(found, whole, shown),
-        _robustness(lines, reference_batch, whole, shown),
+        _norm_comparisons(analysis.norm_comparisons, key),
+        _norm_pairs(analysis.norm_pairs, key),
+        _break_even(analysis.break_even, whole),
+        _robustness(analysis, whole),
     ]
 
 
-def _norm_comparisons(
-    found: Sequence[ComparisonGroup], key: Sequence[str], shown_key: Sequence[Column]
-) -> Table:
+def _norm_comparisons(rows: list[Row], key: Sequence[str]) -> Table:
     caption = (
         f"Each norm minus BN at the same batch size. {FAMILY} {SOURCES} Beside it Welch's interval "
         "alone, over seeds. A diverged seed counts at chance. A comparison without a p has too few "
         "seeds or no spread, and does not count in the family."
     )
-    shown = [*shown_key, Column("Minus BN (points)", _points("difference")), *_tested()]
+    shown = [*key_columns(key), Column("Minus BN (points)", _points("difference")), *_tested()]
     title = "Every norm against BN"
-    rows, columns = norm_rows(found), [*key, *_COMPARED]
+    columns = [*key, *_COMPARED]
     return Table("norm_comparisons", title, caption, columns, shown, rows, _NO_BN)
 
 
-def _norm_pairs(
-    found: Sequence[ComparisonGroup], key: Sequence[str], shown_key: Sequence[Column]
-) -> Table:
+def _norm_pairs(rows: list[Row], key: Sequence[str]) -> Table:
     caption = (
         "Each norm minus each other, BN apart, at the same batch size; all of a setting are one "
         "family ('all pairs'), Holm's adjustment and standard errors as in the table of every norm "
         "against BN. The answer is made from these two families."
     )
     difference = Column("Difference (points)", _points("difference"))
-    shown = [*shown_key, Column("Minus", get("against"), False), difference, *_tested()]
+    shown = [*key_columns(key), Column("Minus", get("against"), False), difference, *_tested()]
     title, empty = "Every norm against every other", "Fewer than two norms beside BN were trained."
-    rows, columns = pair_rows(found), [*key, *_COMPARED]
+    columns = [*key, *_COMPARED]
     return Table("norm_pairs", title, caption, columns, shown, rows, empty)
 
 
@@ -96,16 +79,13 @@ def _tested() -> list[Column]:
     ]
 
 
-def _break_even(
-    found: Sequence[ComparisonGroup], key: Sequence[str], shown_key: list[Column]
-) -> Table:
-    rows = [_even_row(s, line, pairs) for s in found for line, pairs in s.pairs if pairs]
+def _break_even(rows: list[Row], key: Sequence[str]) -> Table:
     columns = [
         *(*key, "series", "against", "kind", "break_even", "batch", "lo", "hi"),
         *("ahead", "undecided", "behind", "not_tested", "n", "family"),
     ]
     shown = [
-        *shown_key,
+        *key_columns(key),
         Column("Break-even batch (range)", get("break_even"), False),
         Column("Ahead of BN at", get("ahead"), False),
         Column("Undecided at", get("undecided"), False),
@@ -123,37 +103,18 @@ def _break_even(
     return Table("break_even", "Break-even with BN", caption, columns, shown, rows, _NO_BN)
 
 
-def _even_row(setting: ComparisonGroup, line: Series, pairs: Sequence[NormComparison]) -> Row:
-    even = break_even(pairs)
-    seeds = [min(p.difference.n_a, p.difference.n_b) for p in pairs]
-    key = pairs[0].cell.key
-    at: dict[str, Any] = {}
-    for column, verdict in (("ahead", AHEAD), ("undecided", UNDECIDED), ("behind", BEHIND)):
-        at[column] = " ".join(str(p.batch) for p in pairs if p.adjusted.verdict == verdict)
-    untested = [p for p in pairs if p.adjusted.verdict not in (AHEAD, UNDECIDED, BEHIND)]
-    return {
-        **{k: v for k, v in key.items() if all(p.cell.key.get(k) == v for p in pairs)},
-        **{"series": line.label, "against": setting.bn.label, "kind": even.kind},
-        **{"break_even": even.text, "batch": even.batch, "lo": even.lo, "hi": even.hi},
-        **at,
-        "not_tested": " ".join(str(p.batch) for p in untested),
-        "n": "-".join(map(str, dict.fromkeys([min(seeds), max(seeds)]))),
-        "family": pairs[0].adjusted.family,
-    }
-
-
-def _robustness(
-    lines: Sequence[Series], reference: int, key: Sequence[str], shown_key: list[Column]
-) -> Table:
-    rows = loss_rows(lines, reference)
-    whose = whose_sentence(optimizer_is_fixed(c.key for c in line.cells) for line in lines)
+def _robustness(analysis: StudyAnalysis, key: Sequence[str]) -> Table:
+    rows, reference = analysis.robustness, analysis.reference_batch
+    whose = whose_sentence(
+        optimizer_is_fixed(cell.key for cell in line.cells) for line in analysis.series
+    )
     columns = [*key, "series", "reference_batch"]
     for batch in SMALL:
         columns += [f"loss_{batch}", f"loss_{batch}_lo", f"loss_{batch}_hi", f"n_{batch}"]
     columns += ["per_halving", "per_halving_lo", "per_halving_hi", "n_halving", "batches"]
     columns += ["n_diverged", "sd", "dof", "seeds_needed", "seeds_needed_lo", "seeds_needed_hi"]
     shown = [
-        *shown_key,
+        *key_columns(key),
         *(
             Column(f"Lost from {reference} to {b} (points)", _estimate(f"loss_{b}", f"n_{b}"))
             for b in SMALL

@@ -3,43 +3,32 @@
 from collections.abc import Callable, Sequence
 
 from gnexp.analysis import decomposition
-from gnexp.analysis.batch_composition import batch_rows
 from gnexp.analysis.batch_vs_update_batch import whose_sentence
-from gnexp.analysis.cells import Cell, Series
-from gnexp.analysis.class_accuracy import class_rows
-from gnexp.analysis.corruption_robustness import condition_rows, summary_rows
-from gnexp.analysis.tables.table import CellFormatter, Column, Row, Table, get, percent
+from gnexp.analysis.study_analysis import StudyAnalysis
+from gnexp.analysis.tables.table import CellFormatter, Column, Row, Table, get, key_columns, percent
 
 ColumnCut = Callable[[str], CellFormatter]
 NAMES = ("decomposition", "decomposition_loss", "shift", "shift_summary", "classes", "batches")
 
 
-def why_tables(
-    cells: Sequence[Cell],
-    lines: Sequence[Series],
-    reference_batch: int,
-    key: Sequence[str],
-    key_columns: Sequence[Column],
-) -> list[Table]:
+def why_tables(analysis: StudyAnalysis, key: Sequence[str]) -> list[Table]:
     """Return the tables of NAMES; a table of nothing measured has no row and a reason.
 
-    key, key_columns: what identifies a cell, raw and for people.
+    key: the columns that identify a cell.
     """
+    reference = analysis.reference_batch
     return [
-        _decomposition(lines, reference_batch, key, key_columns),
-        _decomposition_loss(lines, reference_batch, key, key_columns),
-        _shift(condition_rows(cells), key, key_columns),
-        _shift_summary(summary_rows(cells), key, key_columns),
-        _classes(class_rows(cells), key, key_columns),
-        _batches(batch_rows(cells), key, key_columns),
+        _decomposition(analysis.decomposition, reference, key),
+        _decomposition_loss(analysis.decomposition_loss, reference, key),
+        _shift(analysis.shift, key),
+        _shift_summary(analysis.shift_summary, key),
+        _classes(analysis.classes, key),
+        _batches(analysis.batches, key),
     ]
 
 
-def _decomposition(
-    lines: Sequence[Series], reference: int, key: Sequence[str], key_columns: Sequence[Column]
-) -> Table:
-    rows = decomposition.decomposition_rows(lines, reference, decomposition.ACCURACY)
-    shown = _shown_columns(key_columns, decomposition.ACCURACY, "%", "points", _percent)
+def _decomposition(rows: list[Row], reference: int, key: Sequence[str]) -> Table:
+    shown = _shown_columns(key, decomposition.ACCURACY, "%", "points", _percent)
     caption = (
         f"{_parts_caption(reference, rows)} A diverged seed counts in the damage at chance, under "
         "every statistic. Beside it the test accuracy under running (as reported), population "
@@ -52,11 +41,8 @@ def _decomposition(
     return Table("decomposition", title, caption, columns, shown, rows, _NO_STATISTICS)
 
 
-def _decomposition_loss(
-    lines: Sequence[Series], reference: int, key: Sequence[str], key_columns: Sequence[Column]
-) -> Table:
-    rows = decomposition.decomposition_rows(lines, reference, decomposition.LOSS)
-    shown = _shown_columns(key_columns, decomposition.LOSS, "nats", "nats", _fixed)
+def _decomposition_loss(rows: list[Row], reference: int, key: Sequence[str]) -> Table:
+    shown = _shown_columns(key, decomposition.LOSS, "nats", "nats", _fixed)
     caption = (
         "The same for the test loss in nats (one seed: no interval). "
         f"{_parts_caption(reference, rows)} A diverged seed counts in the damage as ln(classes)."
@@ -67,12 +53,12 @@ def _decomposition_loss(
 
 
 def _shown_columns(
-    key_columns: Sequence[Column], measure: str, unit: str, part_unit: str, cut: ColumnCut
+    key: Sequence[str], measure: str, unit: str, part_unit: str, cut: ColumnCut
 ) -> list[Column]:
     levels = {n: decomposition.level_column(n, measure) for n in decomposition.STATISTICS}
     parts = {part: decomposition.part_column(part, measure) for part in decomposition.PARTS}
     return [
-        *key_columns,
+        *key_columns(key),
         *(Column(f"{_PARTS[p]} ({part_unit})", _estimate(c, cut, "n")) for p, c in parts.items()),
         Column("Shared seeds", get("n_shared")),
         *(Column(f"{_LEVELS[n]} ({unit})", _estimate(c, cut, f"n_{n}")) for n, c in levels.items()),
@@ -104,14 +90,14 @@ def _part_columns(key: Sequence[str], measure: str) -> list[str]:
     ]
 
 
-def _shift(rows: list[Row], key: Sequence[str], key_columns: Sequence[Column]) -> Table:
+def _shift(rows: list[Row], key: Sequence[str]) -> Table:
     columns = [
         *(*key, "corruption", "severity", "n", "n_diverged", "images"),
         *_three("accuracy", "loss_nats", "rise", "share_lost"),
         *("n_rise", "interval"),
     ]
     shown = [
-        *key_columns,
+        *key_columns(key),
         Column("Corruption", get("corruption"), False),
         Column("Severity", get("severity")),
         Column("Accuracy (%)", _estimate("accuracy", _percent)),
@@ -132,7 +118,7 @@ def _shift(rows: list[Row], key: Sequence[str], key_columns: Sequence[Column]) -
     return Table("shift", title, caption, columns, shown, rows, _NO_SHIFT)
 
 
-def _shift_summary(rows: list[Row], key: Sequence[str], key_columns: Sequence[Column]) -> Table:
+def _shift_summary(rows: list[Row], key: Sequence[str]) -> Table:
     apart = [k for k in (rows[0] if rows else ()) if k.startswith("rise_")]
     apart = [k for k in apart if not k.endswith(("_lo", "_hi"))]
     columns = [
@@ -143,7 +129,7 @@ def _shift_summary(rows: list[Row], key: Sequence[str], key_columns: Sequence[Co
         *(*(f"n_{k}" for k in apart), "note"),
     ]
     shown = [
-        *key_columns,
+        *key_columns(key),
         Column("Clean (%)", _estimate("clean", _percent)),
         Column("Corrupted (%)", _estimate("corrupted", _percent)),
         Column("Rise of the error (points)", _estimate("rise", _percent)),
@@ -174,14 +160,14 @@ def _shift_summary(rows: list[Row], key: Sequence[str], key_columns: Sequence[Co
     return Table("shift_summary", title, caption, columns, shown, rows, _NO_SHIFT)
 
 
-def _classes(rows: list[Row], key: Sequence[str], key_columns: Sequence[Column]) -> Table:
+def _classes(rows: list[Row], key: Sequence[str]) -> Table:
     columns = [
         *(*key, "n", "n_left_out", "n_diverged", "classes", "images_per_class", *_three("mean")),
         *("worst_class", *_three("worst"), "best_class", *_three("best"), "gap"),
         *("chance_gap", "chance_gap_95", "gap_p", *_three("ece"), "n_ece", "note"),
     ]
     shown = [
-        *key_columns,
+        *key_columns(key),
         Column("Mean accuracy (%)", _estimate("mean", _percent)),
         Column("Worst class", get("worst_class"), False),
         Column("Its accuracy (%)", _estimate("worst", _percent)),
@@ -209,14 +195,14 @@ def _classes(rows: list[Row], key: Sequence[str], key_columns: Sequence[Column])
     return Table("classes", "Classes", caption, columns, shown, rows, empty)
 
 
-def _batches(rows: list[Row], key: Sequence[str], key_columns: Sequence[Column]) -> Table:
+def _batches(rows: list[Row], key: Sequence[str]) -> Table:
     columns = [
         *(*key, "statistics", "composition", "at_batch", "n", "n_diverged", "images"),
         *(*_three("accuracy"), "interval", "expected", *_three("change"), "n_change"),
         *(*_three("loss_nats"), "logit_change"),
     ]
     shown = [
-        *key_columns,
+        *key_columns(key),
         Column("Statistics", get("statistics"), False),
         Column("Composition", lambda row: str(row["composition"]).replace("_", " "), False),
         Column("Evaluated at batch", get("at_batch")),

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gnexp.analysis.cells import NORM_LABELS
 from gnexp.analysis.tables.latex import latex_table
 from gnexp.store.files import write_whole
 
@@ -16,6 +17,18 @@ CellFormatter = Callable[[Row], str]
 
 PRINTED = 1_000  # rows of a LaTeX table at most: thirty pages
 READ = 5_000  # of a Markdown table, which beyond is shown by nothing
+_HEADERS = {
+    "norm": "Norm",
+    "groups": "Groups",
+    "channels_per_group": "Channels per group",
+    "batch": "Batch",
+    "update_batch": "Update batch",
+    "lr": "Learning rate",
+    "model": "Model",
+    "data": "Data",
+    "data.checksum": "Data checksum",
+    "epsilon": "Epsilon",
+}
 
 
 @dataclass(frozen=True)
@@ -104,6 +117,19 @@ def format_number(value: Any, digits: int = 3) -> str:
 def get(column: str) -> CellFormatter:
     """Return how a column's text is made where it is its value, `format_number`."""
     return lambda row: format_number(row.get(column))
+
+
+def key_columns(key: Sequence[str]) -> list[Column]:
+    """Return the columns for people of the keys that identify a cell."""
+
+    def norm(row: Row) -> str:
+        return NORM_LABELS.get(row["norm"], str(row["norm"]))
+
+    text = ("norm", "model", "data", "run")
+    return [
+        Column(_HEADERS.get(k, k), norm if k == "norm" else get(k), numeric=k not in text)
+        for k in key
+    ]
 
 
 def percent(value: float | None, digits: int = 1) -> str:

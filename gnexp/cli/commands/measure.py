@@ -3,7 +3,7 @@
 import contextlib
 from pathlib import Path
 
-from gnexp.analysis.lr_search import reported_runs
+from gnexp.analysis.study_analysis import study_analysis
 from gnexp.analysis.tables.table import to_csv, to_markdown
 from gnexp.cli.commands.report import make_report, require_folder, stored_study
 from gnexp.config.identity import restore
@@ -90,7 +90,8 @@ def _measure(
     config: MeasureConfig, study: Study, what: list[str], trusted: set[str]
 ) -> list[tuple[str, str]]:
     failed: list[tuple[str, str]] = []
-    records = reported_runs(study)  # trials and rates that were not chosen are in no table of these
+    # Trials and rates that were not chosen are in no table of these.
+    records = study_analysis(study).reported_runs
     if {*what} & {*SHARED}:
         failed += measure_shared(
             [record.folder for record in records],

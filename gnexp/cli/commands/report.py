@@ -104,8 +104,10 @@ def make_report(
 
     Raises UsageError for a study that is not there, a corrupt file, or a folder that refuses files.
     """
+    from gnexp.analysis.study_analysis import study_analysis
     from gnexp.report.fingerprint import changed_files
-    from gnexp.report.study_report import build_report, plain_summary
+    from gnexp.report.study_report import build_report
+    from gnexp.report.text.accuracy_matrix import plain_summary
 
     loaded = stored_study(str(out), study)
     folder = loaded.report_folder
@@ -118,8 +120,9 @@ def make_report(
     for name in changed_files(folder):
         print(f"damaged: {folder / name} was changed since it was made: it is made anew")
     try:
-        build_report(loaded.folder, reference_batch, formats, margin)
-        found = plain_summary(loaded, reference_batch, margin)
+        analysis = study_analysis(loaded, reference_batch, margin)
+        build_report(analysis, formats)
+        found = plain_summary(analysis)
     except (ValueError, OSError) as error:  # a corrupt file, or a report that cannot be written
         why = disk_failure(error, folder.parent) or error
         raise UsageError(f"study={study}: no report: {why}") from error
@@ -133,6 +136,8 @@ def make_comparison(
 
     Raises UsageError for a study that is not there or empty, or a folder that refuses files.
     """
+    from gnexp.analysis.compare_studies import StudyComparison
+    from gnexp.analysis.study_analysis import study_analysis
     from gnexp.report.comparison_report import build_comparison
 
     studies = [stored_study(str(out), name) for name in names]
@@ -142,7 +147,8 @@ def make_comparison(
         )
     formats, margin = _asked(options)
     try:
-        written, found = build_comparison(out, names, reference_batch, formats, margin)
+        sides = [study_analysis(study, reference_batch, margin) for study in studies]
+        written, found = build_comparison(StudyComparison(sides), out, formats)
     except (ValueError, OSError) as error:
         raise UsageError(f"study=[{','.join(names)}]: no report: {error}") from error
     return "\n".join([*found, f"report: {written['index.html']}"])

@@ -1,16 +1,18 @@
-"""The report's figures, each drawn from cells, series or rows, and nothing computed but means."""
+"""Figures of accuracy, training curves and cost."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gnexp.analysis import gradient_noise, statistics
 from gnexp.analysis.cells import Cell, Series
-from gnexp.analysis.eval_split import TEST
+from gnexp.analysis.gradient_noise import KINDS
+from gnexp.analysis.run_history import Curve
+from gnexp.analysis.statistics import Interval
+from gnexp.analysis.study_analysis import StudyAnalysis
 from gnexp.report.figures import style as drawing
 from gnexp.report.figures.gradient_noise import noise_vs_batch
 from gnexp.report.figures.line_labels import name_lines
-from gnexp.report.figures.style import COLUMN_IN, PAGE_HEIGHT_IN, PAGE_IN, word_figure
+from gnexp.report.figures.style import COLUMN_IN, PAGE_HEIGHT_IN, PAGE_IN, Maker
 from gnexp.store.files import write_whole
 
 if TYPE_CHECKING:
@@ -19,49 +21,37 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Row = dict[str, Any]
-Maker = Callable[[], "Figure | None"]
 
+CAPTIONS = {
+    "accuracy_vs_batch": "Test accuracy of the last epoch against batch size: mean of the seeds "
+    "that did not diverge, with its 95 % interval (one seed: over test images). Points are moved "
+    "sideways a little so that intervals stay visible.",
+    "accuracy_vs_groups": "Test accuracy against the number of groups (or channels per group), "
+    "with 95 % intervals.",
+    "gradient_variance_vs_batch": "Gradient noise against batch size on logarithmic axes, mean "
+    "over seeds with 95 % interval, and fitted exponents; grey: slope -1. An open BN marker at "
+    "batch 1 is instance norm and not part of the fit.",
+    "gradient_variance_by_kind": "The same for each kind of parameter.",
+    "curves": "Train loss and test accuracy against images seen: mean over the "
+    "complete seeds, and their range.",
+    "cost": "Training time as recorded, per seed and 1,000 images, with 95 % intervals over seeds. "
+    "Seeds trained in one step share its time; see execution, seeds per step and device among the "
+    "runs.",
+}
 PREVIEW_CLASSES = 100  # more rows than that no picture viewer likes
 
 
-def draw_figures(
-    cells: Sequence[Cell],
-    lines: Sequence[Series],
-    gradients: Sequence[Row],
-    exponents: Sequence[Row],
-    folder: Path,
-    more: Mapping[str, Maker] | None = None,
-    formats: Sequence[str] = ("png", "svg"),
-    on: str = TEST,
-) -> dict[str, bytes]:
-    """Write every figure that has something to show; return {name: its SVG, written or not}.
-
-    gradients, exponents: the rows of the tables of those names. more: makers of other figures.
-    formats: of drawing.FORMATS, a file NAME.FORMAT each. Raises ValueError for another one.
-    on: of which images accuracies are, as split_of has it; axis labels say so.
-    """
-    makers: dict[str, Maker] = {
+def makers(analysis: StudyAnalysis) -> dict[str, Maker]:
+    """Return {name: maker} of the figures of CAPTIONS."""
+    lines, gradients, exponents = analysis.series, analysis.gradient_variance, analysis.exponents
+    return {
         "accuracy_vs_batch": lambda: accuracy_vs_batch(lines),
         "gradient_variance_vs_batch": lambda: noise_vs_batch(gradients, exponents, ("all",)),
-        "gradient_variance_by_kind": lambda: noise_vs_batch(
-            gradients, exponents, gradient_noise.KINDS[:-1]
-        ),
-        "curves": lambda: curves(lines),
-        "accuracy_vs_groups": lambda: accuracy_vs_groups(cells),
-        "cost": lambda: cost(lines),
-        **(more or {}),
+        "gradient_variance_by_kind": lambda: noise_vs_batch(gradients, exponents, KINDS[:-1]),
+        "curves": lambda: curves(lines, analysis.curves),
+        "accuracy_vs_groups": lambda: accuracy_vs_groups(analysis.cells),
+        "cost": lambda: cost(lines, analysis.seconds_per_1000),
     }
-    drawn = {}
-    with drawing.drawing():
-        for name, make in makers.items():
-            figure = make()
-            if figure is not None:
-                word_figure(figure, on)
-                made = {kind: drawing.image_bytes(figure, kind) for kind in ("svg", *formats)}
-                for kind in dict.fromkeys(formats):
-                    write_whole(folder / f"{name}.{kind}", made[kind])
-                drawn[name] = made["svg"]
-    return drawn
 
 
 def accuracy_vs_batch(lines: Sequence[Series]) -> "Figure | None":
@@ -71,7 +61,7 @@ def accuracy_vs_batch(lines: Sequence[Series]) -> "Figure | None":
         return None
     figure, axes = drawing.axes_grid(1, 1, COLUMN_IN, 2.4)
     for index, line in enumerate(lines):
-        points = [(c.key["batch"], c.accuracy()[0]) for c in line.cells if c.accuracies]
+        points = [(c.key["batch"], c.accuracy[0]) for c in line.cells if c.accuracies]
         x = drawing.dodge([batch for batch, _ in points], index, len(lines))
         _intervals(axes[0], x, [i for _, i in points], 100, drawing.line_style(line, lines))
     drawing.size_axis(axes[0], [c.key["batch"] for line in lines for c in line.cells])
@@ -81,10 +71,13 @@ def accuracy_vs_batch(lines: Sequence[Series]) -> "Figure | None":
     return figure
 
 
-def curves(lines: Sequence[Series]) -> "Figure | None":
-    """Train loss and test accuracy against images seen: a row per batch size, mean and range."""
-    runs = [(line, cell) for line in lines for cell in line.cells if not cell.record.metrics.empty]
-    if not any(len(cell.record.metrics["epoch"].unique()) > 1 for _, cell in runs):
+def curves(lines: Sequence[Series], known: Mapping[int, Mapping[str, Curve]]) -> "Figure | None":
+    """Train loss and test accuracy against images seen: a row per batch size, mean and range.
+
+    known: as training_curves has them.
+    """
+    runs = [(line, cell) for line in lines for cell in line.cells if id(cell) in known]
+    if not runs:
         return None
     batches = sorted({cell.key["batch"] for _, cell in runs})
     height = min(0.5 + 1.5 * len(batches), PAGE_HEIGHT_IN)
@@ -93,8 +86,8 @@ def curves(lines: Sequence[Series]) -> "Figure | None":
         for column, (name, scale) in enumerate((("train_loss", 1), ("test_acc", 100))):
             axis = axes[2 * row + column]
             for line, cell in runs:
-                if cell.key["batch"] == batch:
-                    _curve(axis, cell, name, scale, line, lines)
+                if cell.key["batch"] == batch and name in known[id(cell)]:
+                    _curve(axis, known[id(cell)][name], scale, line, lines)
             axis.set_title(f"batch {batch}", loc="right")
             axis.set_ylabel("Train\nloss (nats)" if column == 0 else "Test\naccuracy (%)")
             axis.grid(True)
@@ -125,16 +118,19 @@ def accuracy_vs_groups(cells: Sequence[Cell]) -> "Figure | None":
             x = drawing.dodge([c.key[column] for c in members], index, len(order))
             style = {**drawing.sequence_style(index), "label": name}
             if members:
-                _intervals(axis, x, [c.accuracy()[0] for c in members], 100, style)
+                _intervals(axis, x, [c.accuracy[0] for c in members], 100, style)
         drawing.size_axis(axis, [c.key[column] for c in chosen], title)
     axes[0].set_ylabel("Test accuracy (%)")
     drawing.legend_below(figure, axes)
     return figure
 
 
-def cost(lines: Sequence[Series]) -> "Figure | None":
-    """Training time per 1,000 images and seed, as recorded, against batch size."""
-    times = [[(c.key["batch"], _cost(c)) for c in line.cells] for line in lines]
+def cost(lines: Sequence[Series], known: Mapping[int, Interval]) -> "Figure | None":
+    """Training time per 1,000 images and seed, as recorded, against batch size.
+
+    known: the seconds by id(cell).
+    """
+    times = [[(c.key["batch"], known[id(c)]) for c in line.cells] for line in lines]
     if not any(interval.n for points in times for _, interval in points):
         return None
     figure, axes = drawing.axes_grid(1, 1, COLUMN_IN, 2.4)
@@ -180,7 +176,7 @@ def plot_preview(
 def _intervals(
     axis: "Axes",
     x: Sequence[float],
-    intervals: Sequence[statistics.Interval],
+    intervals: Sequence[Interval],
     scale: float,
     style: dict[str, Any],
 ) -> None:
@@ -191,31 +187,14 @@ def _intervals(
     axis.errorbar(x, mean, [down, up], elinewidth=0.9, **style)
 
 
-def _curve(
-    axis: "Axes", cell: Cell, name: str, scale: float, line: Series, lines: Sequence[Series]
-) -> None:
-    seeds = [row["seed"] for row in cell.of("complete")]
-    table = cell.record.metrics[cell.record.metrics["seed"].isin(seeds)]
-    table = table.pivot(index="examples_seen", columns="seed", values=name)
-    if table.empty:
-        return
-    x = table.index.to_numpy() / 1000
+def _curve(axis: "Axes", curve: Curve, scale: float, line: Series, lines: Sequence[Series]) -> None:
+    x = curve.mean.index.to_numpy() / 1000
     # A few markers, which another line's do not cover: for those who print in grey.
     step, turn = max(1, len(x) // 6), [id(other) for other in lines].index(id(line))
     style = {**drawing.line_style(line, lines), "markersize": 3.2, "linewidth": 1.0}
-    axis.plot(x, scale * table.mean(axis=1), markevery=(turn % step, step), **style)
-    low, high = scale * table.min(axis=1), scale * table.max(axis=1)
+    axis.plot(x, scale * curve.mean, markevery=(turn % step, step), **style)
+    low, high = scale * curve.low, scale * curve.high
     axis.fill_between(x, low, high, color=style["color"], alpha=0.18, linewidth=0)
-
-
-def _cost(cell: Cell) -> statistics.Interval:
-    return statistics.t_interval(
-        [
-            1000 * row["train_time_s"] / row["examples_seen"]
-            for row in cell.of("complete")
-            if row.get("train_time_s") and row.get("examples_seen")
-        ]
-    )
 
 
 def _names_without_groups(cells: Sequence[Cell]) -> dict[int, str]:

@@ -1,12 +1,13 @@
 """The figure of two batch sizes apart: accuracies under both rules, and the parts of the fall."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from gnexp.analysis.batch_vs_update_batch import PRECISE, RUNNING
+from gnexp.analysis.study_analysis import StudyAnalysis
 from gnexp.analysis.tables.table import Row
 from gnexp.report.figures import style as drawing
-from gnexp.report.figures.style import PAGE_IN
+from gnexp.report.figures.style import PAGE_IN, Maker
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,9 +24,9 @@ CAPTIONS = {
 }
 
 
-def two_batches_figures(tables: Mapping[str, Any]) -> "dict[str, Callable[[], Figure | None]]":
-    """Return makers of the figures of CAPTIONS; tables: "two_batches" by name."""
-    return {"two_batches": lambda: two_batches(tables["two_batches"].rows)}
+def makers(analysis: StudyAnalysis) -> dict[str, Maker]:
+    """Return {name: maker} of the figures of CAPTIONS."""
+    return {"two_batches": lambda: two_batches(analysis.two_batches)}
 
 
 def two_batches(rows: Sequence[Row]) -> "Figure | None":

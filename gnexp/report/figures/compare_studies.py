@@ -39,7 +39,7 @@ def accuracy_side_by_side(
     for axis, lines, name in zip(axes, sides, names):
         for line in lines:
             points = [
-                {"batch": cell.key["batch"], **cell.accuracy()[0].columns("mean")}
+                {"batch": cell.key["batch"], **cell.accuracy[0].columns("mean")}
                 for cell in line.cells
                 if cell.accuracies
             ]

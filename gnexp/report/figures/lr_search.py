@@ -2,14 +2,15 @@
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from gnexp.analysis.cells import BASE, norm_rank, series_label
 from gnexp.analysis.lr_search import octaves
+from gnexp.analysis.study_analysis import StudyAnalysis
 from gnexp.analysis.tables.table import Row
 from gnexp.report.figures import style as drawing
-from gnexp.report.figures.style import COLUMN_IN, PAGE_IN
+from gnexp.report.figures.style import COLUMN_IN, PAGE_IN, Maker
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,11 +35,11 @@ BAR_IN = 0.135
 TICK_PT = 6.5
 
 
-def lr_figures(tables: Mapping[str, Any]) -> "dict[str, Callable[[], Figure | None]]":
-    """Return makers of the figures of CAPTIONS; tables: "tuning" and "chosen_rates" by name."""
+def makers(analysis: StudyAnalysis) -> dict[str, Maker]:
+    """Return {name: maker} of the figures of CAPTIONS."""
     return {
-        "accuracy_vs_lr": lambda: accuracy_vs_lr(tables["tuning"].rows),
-        "good_region": lambda: good_region(tables["chosen_rates"].rows),
+        "accuracy_vs_lr": lambda: accuracy_vs_lr(analysis.tuning),
+        "good_region": lambda: good_region(analysis.chosen_rates),
     }
 
 

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 from gnexp.analysis import batch_composition
 from gnexp.analysis.cells import Cell, Series
-from gnexp.analysis.corruption_robustness import CLEAN, STANDARD, accuracies, corruption_rise
+from gnexp.analysis.corruption_robustness import NOT_MEASURED, STANDARD
 from gnexp.analysis.statistics import Interval
-from gnexp.analysis.tables.table import Row, Table
+from gnexp.analysis.study_analysis import StudyAnalysis
+from gnexp.analysis.tables.table import Row
 from gnexp.report.figures import style as drawing
-from gnexp.report.figures.accuracy import Maker
 from gnexp.report.figures.decomposition import decomposition
 from gnexp.report.figures.line_labels import name_lines
-from gnexp.report.figures.style import COLUMN_IN, PAGE_IN
+from gnexp.report.figures.style import COLUMN_IN, PAGE_IN, Maker
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,21 +45,18 @@ COMPOSITION_COLUMNS = 5  # panels beside one another
 HEAT_COLUMNS = 5  # norms beyond which the heat maps stand below one another
 
 
-def why_figures(
-    cells: Sequence[Cell],
-    lines: Sequence[Series],
-    tables: Mapping[str, Table],
-    reference_batch: int,
-) -> dict[str, Maker]:
-    """Return {name: maker} for the figures of CAPTIONS; tables: those of why_tables by name."""
-    damages, summary = tables["decomposition"].rows, tables["shift_summary"].rows
+def makers(analysis: StudyAnalysis) -> dict[str, Maker]:
+    """Return {name: maker} of the figures of CAPTIONS."""
+    lines, reference, summary = analysis.series, analysis.reference_batch, analysis.shift_summary
     return {
-        "decomposition": lambda: decomposition(damages, lines, reference_batch),
+        "decomposition": lambda: decomposition(analysis.decomposition, lines, reference),
         "shift": lambda: shift(summary, lines),
         "shift_share": lambda: shift_share(summary, lines),
-        "shift_by_corruption": lambda: shift_by_corruption(lines, reference_batch),
-        "classes": lambda: class_gaps(tables["classes"].rows, lines),
-        "batches": lambda: in_other_batches(tables["batches"].rows, lines, reference_batch),
+        "shift_by_corruption": lambda: shift_by_corruption(
+            lines, analysis.corruption_rises, reference
+        ),
+        "classes": lambda: class_gaps(analysis.classes, lines),
+        "batches": lambda: in_other_batches(analysis.batches, lines, reference),
     }
 
 
@@ -105,9 +102,14 @@ def class_gaps(rows: Sequence[Row], lines: Sequence[Series]) -> "Figure | None":
     return figure
 
 
-def shift_by_corruption(lines: Sequence[Series], reference_batch: int) -> "Figure | None":
-    """Heat maps of the rise, corruption x series, at the smallest and the reference batch."""
-    measured = {id(line): [c for c in line.cells if accuracies(c)] for line in lines}
+def shift_by_corruption(
+    lines: Sequence[Series], known: Mapping[int, Mapping[str, Interval]], reference_batch: int
+) -> "Figure | None":
+    """Heat maps of the rise, corruption x series, at the smallest and the reference batch.
+
+    known: {id(cell): {corruption: rise}}.
+    """
+    measured = {id(line): [c for c in line.cells if id(c) in known] for line in lines}
     sizes = sorted({c.key["batch"] for found in measured.values() for c in found})
     panels = []
     for batch in dict.fromkeys([*sizes[:1], *(b for b in sizes if b == reference_batch)]):
@@ -117,19 +119,23 @@ def shift_by_corruption(lines: Sequence[Series], reference_batch: int) -> "Figur
             if any(c.key["batch"] == batch for c in measured[id(line)])
         ]
         panels.append((batch, [label for label, _ in chosen], [c for _, c in chosen]))
-    names = _corruptions([c for _, _, cells in panels for c in cells])
+    found = {name for _, _, cells in panels for cell in cells for name in known[id(cell)]}
+    names = [n for n in STANDARD if n in found] + sorted(found - set(STANDARD))
     if not names:
         return None
-    rises = [[[corruption_rise(c, n) for c in cells] for n in names] for _, _, cells in panels]
-    known = [i.mean for panel in rises for row in panel for i in row if i.n]
-    if not known:
+    rises = [
+        [[known[id(cell)].get(name, NOT_MEASURED) for cell in cells] for name in names]
+        for _, _, cells in panels
+    ]
+    means = [i.mean for panel in rises for row in panel for i in row if i.n]
+    if not means:
         return None
     wide = max(len(labels) for _, labels, _ in panels) <= HEAT_COLUMNS
     shape = (1, len(panels)) if wide else (len(panels), 1)
     height = (0.8 + 0.27 * len(names)) * shape[0]
     figure, axes = drawing.axes_grid(*shape, PAGE_IN, height, sharey=wide)
     for axis, (batch, labels, _), values in zip(axes, panels, rises):
-        _heat(axis, values, labels, [n.replace("_", " ") for n in names], max(known))
+        _heat(axis, values, labels, [n.replace("_", " ") for n in names], max(means))
         is_reference = " (reference)" if batch == reference_batch else ""
         axis.set_title(f"batch {batch}{is_reference}")
         standard = sum(n in STANDARD for n in names)
@@ -248,13 +254,6 @@ def _heat(
     axis.set_yticks(range(len(rows)), rows)
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
-
-
-def _corruptions(cells: Sequence[Cell]) -> list[str]:
-    """Return the measured corruptions: the standard ones in their order, then the others."""
-    found = {name for cell in cells for of in accuracies(cell).values() for name, _ in of}
-    found -= {CLEAN[0]}
-    return [n for n in STANDARD if n in found] + sorted(found - set(STANDARD))
 
 
 def _composition_style(kind: str, composition: str) -> dict[str, Any]:

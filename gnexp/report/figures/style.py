@@ -4,28 +4,24 @@ One colour and one marker per norm, whatever else a figure shows (the Okabe-Ito 
 colour-blind readers can tell apart; markers for those who print in grey).
 """
 
-from typing import TYPE_CHECKING
-
-from gnexp.analysis.eval_split import for_split
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 import contextlib
 import io
 import itertools
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gnexp.analysis.cells import Series
+from gnexp.analysis.eval_split import TEST, for_split
 from gnexp.store.files import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+Maker = Callable[[], "Figure | None"]
 
 # Norms that pool alike have related hues; every norm has a pair of its own.
 STYLES = {
@@ -96,6 +92,35 @@ def save(figure: "Figure", stem: Path, formats: Sequence[str] = ("png", "svg")) 
     for kind in formats:
         write_whole(stem.with_suffix(f".{kind}"), image_bytes(figure, kind))
     return stem.with_suffix(".svg")
+
+
+def write_figures(
+    makers: "Mapping[str, Maker]",
+    captions: Mapping[str, str],
+    folder: Path,
+    formats: Sequence[str],
+    on: str = TEST,
+) -> tuple[dict[str, tuple[bytes, str]], list[Path]]:
+    """Draw what has something to show; return {name: (its SVG, its caption)}, and the files.
+
+    A file NAME.FORMAT each; other files under these names, of an earlier report, are removed. on:
+    of which images accuracies are; axis labels say so. Raises ValueError for an unknown format.
+    """
+    drawn, written = {}, []
+    with drawing():
+        for name, make in makers.items():
+            if (figure := make()) is None:
+                continue
+            word_figure(figure, on)
+            made = {kind: image_bytes(figure, kind) for kind in dict.fromkeys(("svg", *formats))}
+            drawn[name] = made["svg"], captions[name]
+            for kind in dict.fromkeys(formats):
+                written.append(folder / f"{name}.{kind}")
+                write_whole(written[-1], made[kind])
+    for name, kind in itertools.product(captions, FORMATS):
+        if folder / f"{name}.{kind}" not in written:  # it would contradict this report
+            (folder / f"{name}.{kind}").unlink(missing_ok=True)
+    return drawn, written
 
 
 def image_bytes(figure: "Figure", kind: str) -> bytes:

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from gnexp.analysis import cells as grouping
 from gnexp.analysis.article_claims import tally
-from gnexp.analysis.cells import Cell
-from gnexp.analysis.eval_split import for_split, split_of
+from gnexp.analysis.cells import NOT_PRIVATE, epsilon, is_trial
+from gnexp.analysis.eval_split import TEST, VALIDATION, for_split
+from gnexp.analysis.study_analysis import StudyAnalysis
 from gnexp.analysis.tables.table import Table
 from gnexp.report.page.check_summary import verdict_counts
 from gnexp.report.page.sections import MAIN_FIGURE, layout
@@ -60,8 +60,7 @@ MEANINGS = {
 
 
 def render_page(
-    study: Study,
-    cells: Sequence[Cell],
+    analysis: StudyAnalysis,
     tables: Mapping[str, Table],
     figures: Mapping[str, tuple[bytes, str]],
     formats: Sequence[str],
@@ -70,12 +69,10 @@ def render_page(
     """Return index.html.
 
     figures: {name: (its SVG, its caption)}, embedded whatever `formats`, the files to link to, are.
-    context: answer, summary, matrix, reference_batch.
+    context: answer, summary, matrix.
     """
-    on = split_of(study)
+    study, on, checks = analysis.study, analysis.eval_split, analysis.noise_check
     rows = {name for name, table in tables.items() if table.rows}
-    runs = tables["runs"].rows
-    checks = tables["noise_check"].rows
     return render(
         "page.html.j2",
         figures,
@@ -85,14 +82,15 @@ def render_page(
         tables=tables,
         main_figure=MAIN_FIGURE,
         formats=formats,
-        about=_about(study, cells),
-        unfinished=[row for row in runs if row["status"] != "complete"],
+        reference_batch=analysis.reference_batch,
+        about=_about(analysis),
+        unfinished=[row for row in analysis.runs if row["status"] != "complete"],
         warnings=_mixed(study),
         commands=distinct(study, "command"),
         versions={key: distinct(study, key) for key in VERSION_KEYS if distinct(study, key)},
         started=_span(study),
         meanings={word: for_split(meaning, on) for word, meaning in MEANINGS.items()},
-        verdicts=tally(tables["article_claims"].rows, lambda row: row["verdict"]),
+        verdicts=tally(analysis.article_claims, lambda row: row["verdict"]),
         check_counts=verdict_counts(study.out),
         agreed=(sum(bool(row["agree"]) for row in checks), len(checks)),
         **context,
@@ -186,20 +184,20 @@ def _figure(svg: bytes, caption: str) -> Mapping[str, str]:
     }
 
 
-def _about(study: Study, cells: Sequence[Cell]) -> list[str]:
+def _about(analysis: StudyAnalysis) -> list[str]:
     """Return what was trained on what, once per data set and model."""
     parts: dict[str, None] = {}
-    for record in study.runs:
+    for record in analysis.study.runs:
         data, config = record.result.get("data", {}), record.config
         title = data.get("title") or config.get("data", {}).get("name")
-        on = "validation" if grouping.is_trial(record) else "test"
+        on = VALIDATION if is_trial(record) else TEST
         size = f": {data['train']} training, {data['test']} {on} images" if "test" in data else ""
         checksum = f", checksum {str(data['checksum'])[:8]}" if data.get("checksum") else ""
         model = config.get("model", {}).get("name")
-        if record.result or not cells:
+        if record.result or not analysis.cells:
             parts[f"{model} on {title}{size}{checksum}"] = None
-        if grouping.epsilon(config) != grouping.NOT_PRIVATE:
-            parts[for_split(PRIVATE, split_of(study))] = None
+        if epsilon(config) != NOT_PRIVATE:
+            parts[for_split(PRIVATE, analysis.eval_split)] = None
     return list(parts)
 
 

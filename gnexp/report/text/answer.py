@@ -6,75 +6,63 @@ with X and W is decidedly worse; else "the data do not decide", and what would. 
 above chance, that. Beside it: what is missing, how was trained, and what the intervals hold.
 """
 
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gnexp.analysis.cells import Series
-from gnexp.analysis.comparisons import (
-    ComparisonGroup,
-    NormComparison,
-    between,
-    flatness_rows,
-    settings,
-)
-from gnexp.analysis.eval_split import for_split, split_of
+from gnexp.analysis.comparisons import ComparisonGroup, NormComparison
+from gnexp.analysis.eval_split import for_split
 from gnexp.analysis.inference import ALPHA, TOO_FEW
-from gnexp.analysis.leaders import MARGIN, NOT_TESTED, BatchVerdict, places
-from gnexp.analysis.lr_search import tuned_cells
-from gnexp.analysis.samples import BOUND
+from gnexp.analysis.leaders import NOT_TESTED, BatchVerdict, typical_errors, untested_lead
+from gnexp.analysis.study_analysis import StudyAnalysis
 from gnexp.report.text import phrases as words
 from gnexp.report.text.answer_sentences import lead_sentences
 from gnexp.report.text.gaps import gaps
 from gnexp.report.text.training_length import training, update_rule
-from gnexp.store.study import Study
 
 SEEDS = 5  # as many as a first study should have
 MOST_SETTINGS = 3  # that are answered one by one
 
 
-def answer(
-    lines: Sequence[Series], reference_batch: int, margin: float = MARGIN, tuned: bool = False
-) -> list[str]:
+def answer(analysis: StudyAnalysis) -> list[str]:
     """Return the answer's sentences: the norm to use at each batch size, or why none is decided.
 
-    One answer for each setting (model, data set, update rule), those with most cells first.
-    margin: the accuracy, 0..1, beyond which a lead counts. tuned: whether learning rates were
-    tuned where a cell's key does not say.
+    One answer for each comparison group (model, data set, update rule), the largest first.
     """
-    lines = [line for line in lines if line.cells]
-    if not lines:
+    groups = analysis.comparison_groups
+    if not groups:
         return ["No seed is finished yet."]
-    found = settings(lines)
-    order = sorted(found, key=lambda one: -sum(len(line.cells) for line in one.lines))
-    answers = [_of_setting(one, lines, reference_batch, margin) for one in order]
+    both = zip(groups, analysis.leaders)
+    both = sorted(both, key=lambda one: -sum(len(line.cells) for line in one[0].lines))
+    order = [group for group, _ in both]
+    answers = [_of_setting(group, found, analysis) for group, found in both]
     shown = answers[:MOST_SETTINGS]
-    trained = training([one.lines for one in order[:MOST_SETTINGS]], tuned)
+    trained = training([one.lines for one in order[:MOST_SETTINGS]], bool(analysis.tuned))
     for setting, one, sentence in zip(order, shown, trained):
         if _any_complete(setting):
             one.beside.extend([*sentence, *update_rule(setting.lines)])
-    if len(found) == 1:
-        (one,) = shown
-        return [*one.leads, *one.beside, *_method(shown, margin)]
+    sentences = _joined(order, groups, shown, len(answers) - len(shown))
+    sentences += _method(shown, analysis.margin)
+    return [for_split(text, analysis.eval_split) for text in sentences]
+
+
+def _joined(
+    order: Sequence[ComparisonGroup],
+    among: Sequence[ComparisonGroup],
+    shown: Sequence["_Answer"],
+    rest: int,
+) -> list[str]:
+    """Return the groups' sentences under their names, what is common to all of them once."""
+    if len(among) == 1:
+        return [*shown[0].leads, *shown[0].beside]
     shared = [text for text in shown[0].beside if all(text in one.beside for one in shown)]
     sentences = []
     for setting, one in zip(order, shown):
-        name = words.capital(words.setting(setting, found))
+        name = words.capital(words.setting(setting, among))
         own = [*one.leads, *(text for text in one.beside if text not in shared)]
         sentences += [f"{name}: {words.lowered(text)}" for text in own]
-    rest = len(answers) - len(shown)
     more = [f"{rest} more setting{'s are' if rest > 1 else ' is'} in the tables."] * bool(rest)
-    return [*sentences, *more, *shared, *_method(shown, margin)]
-
-
-def study_answer(
-    study: Study, lines: Sequence[Series], reference_batch: int, margin: float = MARGIN
-) -> list[str]:
-    """Return the answer of a study's series; of images held out where those are judged on."""
-    tuned = bool(tuned_cells(study))
-    on = split_of(study)
-    return [for_split(text, on) for text in answer(lines, reference_batch, margin, tuned)]
+    return [*sentences, *more, *shared]
 
 
 @dataclass(frozen=True)
@@ -89,16 +77,15 @@ class _Answer:
 
 
 def _of_setting(
-    setting: ComparisonGroup, lines: Sequence[Series], reference_batch: int, margin: float
+    setting: ComparisonGroup, found: Sequence[BatchVerdict], analysis: StudyAnalysis
 ) -> _Answer:
     names = words.names(setting)
-    found = places(setting, margin)
     if not any(cell.scored for line in setting.lines for cell in line.cells):
         return _Answer(["No seed is finished yet."], [], [], 0, 0)
     if not _any_complete(setting):
         return _Answer([_diverged(setting)], [], [], 0, 0)
     if len(setting.lines) == 1:
-        return _Answer(_single_norm(setting, names[0], lines, reference_batch), [], [], 0, 0)
+        return _Answer(_single_norm(setting, names[0], analysis.flatness), [], [], 0, 0)
     if not found:
         return _Answer([_nothing_in_common(setting, names)], [], [], 0, 0)
     compared = [place for place in found if place.kind != NOT_TESTED]
@@ -137,14 +124,10 @@ def _untested(
     found: Sequence[BatchVerdict], setting: ComparisonGroup, names: Sequence[str]
 ) -> list[str]:
     """Return sentences on why nothing was tested: one seed each, or no spread."""
-    place = found[0]
-    first, *others = sorted(place.cells, key=lambda i: (-place.mean(i), i))
-    bn = _number(setting)
-    rival = bn if bn in others else others[0]
-    one = between(place.cells[first], place.cells[rival], setting.samples)
+    first, rival, one = untested_lead(setting, found)
     lead = (
         f"{names[first]} has the highest mean, {words.points(one.difference)} above {names[rival]} "
-        f"at batch {place.batch} ({words.seeds(one.n_a, one.n_b)})"
+        f"at batch {found[0].batch} ({words.seeds(one.n_a, one.n_b)})"
     )
     if one.why == TOO_FEW:
         return [
@@ -173,14 +156,14 @@ def _nothing_in_common(setting: ComparisonGroup, names: Sequence[str]) -> str:
 
 
 def _single_norm(
-    setting: ComparisonGroup, name: str, lines: Sequence[Series], reference_batch: int
+    setting: ComparisonGroup, name: str, flatness: Sequence[dict[str, Any]]
 ) -> list[str]:
     """Return sentences for a study of one norm, with the accuracy lost at its smallest batch."""
     (line,) = setting.lines
     which = "other norms" if line.norm == "bn" else "norm=bn"
     batches = words.spelled([cell.key["batch"] for cell in line.cells])
     sentences = [f"Only {name} was trained; train {which} at batch {batches} to compare."]
-    for row in flatness_rows(lines, reference_batch):
+    for row in flatness:
         here = all(row.get(key) == value for key, value in line.cells[0].key.items())
         if here and row["p_holm"] == row["p_holm"]:
             return [*sentences, _lost(row)]
@@ -203,7 +186,7 @@ def _lost(row: dict[str, Any]) -> str:
 
 def _method(answers: Sequence[_Answer], margin: float) -> list[str]:
     """Return in a list the sentence on what the intervals hold; empty if nothing was tested."""
-    tested = [one.difference for each in answers for one in each.tested]
+    tested = [one for each in answers for one in each.tested]
     if not tested:
         return []
     over = " within each setting"
@@ -212,12 +195,10 @@ def _method(answers: Sequence[_Answer], margin: float) -> list[str]:
         counted = [f"{n} comparison{'s' * (n != 1)} with BN"] * bool(n)
         counted += [f"{m} between {'other ' * bool(n)}norms"] * bool(m)
         over = f" over {' and '.join(counted)}"
-    seeds = statistics.median(one.se_seeds for one in tested)
+    seeds, images, is_bound = typical_errors(tested)
     sources = f"a typical standard error is {100 * seeds:.2f} points from seeds"
-    known = [one for one in tested if one.images]
-    if known:
-        images = statistics.median(one.se_images for one in known)
-        bound = " (an upper bound)" * any(one.images == BOUND for one in known)
+    if images is not None:
+        bound = " (an upper bound)" * is_bound
         sources += f" and {100 * images:.2f} from test images{bound}"
     return [
         f"Intervals are simultaneous{over} (Holm); {sources}; a lead counts beyond "

@@ -1,9 +1,13 @@
-"""The sentences about accuracy lost in training and in evaluation."""
+"""The sentences on how a fall of accuracy splits: by place, and between norm and optimizer."""
 
 from collections.abc import Sequence
 
-from gnexp.analysis.decomposition import MANY, Row, _points
+from gnexp.analysis.batch_vs_update_batch import PRECISE, RUNNING
+from gnexp.analysis.decomposition import ENDS, Row
+from gnexp.analysis.tables.batch_vs_update_batch import estimate
 from gnexp.analysis.tables.table import percent
+
+MANY = 6  # series beyond which one sentence each would be a table
 
 
 def decomposition_sentences(rows: Sequence[Row]) -> list[str]:
@@ -29,3 +33,40 @@ def decomposition_sentences(rows: Sequence[Row]) -> list[str]:
                 f"(n = {n} shared seed{'s' * (n != 1)}{single}{chance})."
             )
     return parts
+
+
+def _points(row: Row, part: str, sign: int) -> str:
+    mean, *ends = (sign * row[f"{part}_damage{end}"] + 0.0 for end in ENDS)  # no -0.00
+    lo, hi = (percent(end, 2) for end in ends[::sign])
+    return percent(mean, 2) + (f" [{lo}, {hi}]" if lo and hi else "")
+
+
+def two_batches_sentences(rows: Sequence[Row]) -> list[str]:
+    """Return one sentence per norm: how its fall at the smallest batch splits."""
+    parts, seen = [], set()
+    for row in rows:
+        if row["statistics"] != RUNNING or row["series"] in seen:
+            continue
+        seen.add(row["series"])
+        kinds = [r for r in rows if all(r[k] == row[k] for k in ("series", "batch"))]
+        precise = next((r for r in kinds if r["statistics"] == PRECISE), None)
+        beside = (
+            f"; with population statistics {estimate('norm_part')(precise)} and "
+            f"{estimate('optimizer_part')(precise)}"
+            if precise
+            else ""
+        )
+        chance = f", {row['n_at_chance']} counted at chance" if row["n_at_chance"] else ""
+        single = ", so no interval" if row["n"] == 1 else ""
+        parts.append(
+            f"{row['series']}, batch {row['batch']} against {row['update_batch']}: "
+            f"{estimate('fall')(row)} points lost = {estimate('norm_part')(row)} because the "
+            f"norm sees {_images(row['batch'])} + {estimate('optimizer_part')(row)} because the "
+            f"optimizer does{beside} (n = {row['n']} shared seed{'s' * (row['n'] != 1)}{single}"
+            f"{chance})."
+        )
+    return parts
+
+
+def _images(batch: int) -> str:
+    return "single images" if batch == 1 else f"{batch} images"

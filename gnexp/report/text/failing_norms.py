@@ -3,29 +3,30 @@
 from collections.abc import Sequence
 from typing import Any
 
-from gnexp.analysis import statistics
-from gnexp.analysis.cells import Cell, Series
-from gnexp.analysis.comparisons import flatness_rows
+from gnexp.analysis.cells import Cell
+from gnexp.analysis.leaders import seeds_at_chance
+from gnexp.analysis.statistics import LOWER
+from gnexp.analysis.study_analysis import StudyAnalysis
 from gnexp.analysis.tables.table import percent
 from gnexp.report.text.phrases import seeds
 
 Row = dict[str, Any]
 
 
-def failing_sentences(lines: Sequence[Series], reference_batch: int) -> list[str]:
+def failing_sentences(analysis: StudyAnalysis) -> list[str]:
     """Return who trains at the reference batch, and for each smaller one who fails there.
 
     A norm fails where it is decidedly below its own accuracy at the reference (the families and
     simultaneous intervals of the table of differences), where a seed diverged, or where the
     accuracy of a seed is not above chance: its Wilson interval over the test images holds 1 / K.
     """
-    at = {line.label: {cell.key["batch"]: cell for cell in line.cells} for line in lines}
-    found = [_at_reference(at, reference_batch)]
-    rows = flatness_rows(lines, reference_batch)
-    sizes = sorted({size for cells in at.values() for size in cells if size < reference_batch})
+    reference = analysis.reference_batch
+    at = {line.label: {c.key["batch"]: c for c in line.cells} for line in analysis.series}
+    found = [_at_reference(at, reference)]
+    sizes = sorted({size for cells in at.values() for size in cells if size < reference})
     for size in sizes:
         here = {label: cells[size] for label, cells in at.items() if size in cells}
-        found.append(_at_size(here, rows, size, reference_batch))
+        found.append(_at_size(here, analysis.flatness, size, reference))
     return [sentence for sentence in found if sentence]
 
 
@@ -46,7 +47,7 @@ def _at_size(here: dict[str, Cell], rows: Sequence[Row], size: int, reference: i
     lower: list[tuple[float, str, Row]] = []
     for label, cell in here.items():
         row = next((r for r in rows if all(r.get(k) == v for k, v in cell.key.items())), None)
-        if row and row["verdict"] == statistics.LOWER:
+        if row and row["verdict"] == LOWER:
             lower.append((row["difference"], label, row))
     counts = {seeds(row["n"], row["n_reference"]) for *_, row in lower}
     n = f", {next(iter(counts))}" if len(counts) == 1 else ""
@@ -68,11 +69,7 @@ def _at_size(here: dict[str, Cell], rows: Sequence[Row], size: int, reference: i
 def _lost(cell: Cell) -> str:
     """Return how many seeds diverged or are not above chance, "" if none."""
     diverged = len(cell.of("diverged"))
-    chance = sum(
-        statistics.binomial_interval(accuracy, cell.test_images)[0] <= 1 / cell.classes
-        for accuracy in cell.accuracies
-    )
-    every = diverged + len(cell.accuracies)
+    chance, every = seeds_at_chance(cell), diverged + len(cell.accuracies)
     parts = [
         f"{n} of {every} {what}" for n, what in ((diverged, "diverged"), (chance, "at chance")) if n
     ]

@@ -4,13 +4,10 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from gnexp.analysis import statistics
 from gnexp.analysis.cells import NORM_LABELS, Cell, Series, chosen, telling
 from gnexp.analysis.comparisons import ComparisonGroup, NormComparison
-from gnexp.analysis.inference import ALPHA, seeds_to_decide
 
 MOST_BATCHES = 4  # that are spelled out
-SCATTERS = 2.0  # times the other's standard deviation over seeds
 
 
 def names(setting: ComparisonGroup) -> list[str]:
@@ -130,13 +127,11 @@ def bounds(lo: float, hi: float) -> str:
 
 def would_decide(one: NormComparison) -> str:
     """Return how many seeds, or what else, would decide a difference of this size."""
-    family = one.adjusted.family
-    lo, hi = seeds_to_decide(one.difference, family)
+    lo, hi = one.seeds_to_decide
     if lo != lo:
         return "more seeds would tell"
     if math.isinf(lo):
-        least = statistics.t_quantile(1 - ALPHA / (2 * family), 1e9) * one.difference.se_images
-        if abs(one.difference.difference) <= least:
+        if one.images_are_too_few:
             images = min(one.cell.test_images, one.other.test_images)
             return f"{images:,} test images are too few to decide it"
         return "more than 30 seeds each would be needed"
@@ -147,10 +142,9 @@ def would_decide(one: NormComparison) -> str:
 
 def scatters(one: NormComparison, first: str, second: str) -> str:
     """Return which of the two scatters more from seed to seed, "" if both about alike."""
-    a, b = (statistics.t_interval(cell.scored).sd for cell in (one.cell, one.other))
-    if a != a or b != b or max(a, b) < SCATTERS * min(a, b):
+    if one.scattering is None:
         return ""
-    return second if b > a else first
+    return first if one.scattering is one.cell else second
 
 
 def percents(values: Iterable[float]) -> str:

@@ -4,57 +4,60 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from gnexp.analysis import gradient_noise, statistics
 from gnexp.analysis.batch_vs_update_batch import whose
-from gnexp.analysis.cells import Cell, Series, norm_label
-from gnexp.analysis.comparisons import flatness_rows, settings
+from gnexp.analysis.cells import Cell, norm_label
+from gnexp.analysis.comparisons import ComparisonGroup
+from gnexp.analysis.eval_split import for_split
+from gnexp.analysis.gradient_noise import SHARED
 from gnexp.analysis.inference import UNTESTED
+from gnexp.analysis.study_analysis import StudyAnalysis
 from gnexp.analysis.tables.table import percent
+from gnexp.report.text.decomposition import decomposition_sentences, two_batches_sentences
 from gnexp.report.text.failing_norms import failing_sentences
-from gnexp.store.study import Study
+from gnexp.report.text.lr_search import trial_sentences
+from gnexp.store.study import Record
 
 Row = dict[str, Any]
 MANY = 6  # series beyond which one sentence each would be a table
 
 
-def summary(
-    study: Study,
-    lines: Sequence[Series],
-    reference_batch: int,
-    exponents: Sequence[Row],
-    checks: Sequence[Row],
-) -> list[str]:
+def summary(analysis: StudyAnalysis) -> list[str]:
     """Return the facts that support the answer; every one carries its n and its interval.
 
     What is decided here is decided by the families of comparisons, as in the answer.
-    exponents, checks: the rows of the tables exponents and noise_check.
     """
+    facts = [
+        *_counts(analysis.test_runs),
+        *_small_batches(analysis),
+        *_against_bn(analysis.comparison_groups),
+        *_exponents(analysis.exponents),
+        *_agreement(analysis.noise_check),
+    ]
     return [
-        *_counts(study),
-        *_small_batches(lines, reference_batch),
-        *_against_bn(lines),
-        *_exponents(exponents),
-        *_agreement(checks),
+        *(for_split(fact, analysis.eval_split) for fact in facts),
+        *trial_sentences(analysis),
+        *decomposition_sentences(analysis.decomposition),
+        *two_batches_sentences(analysis.two_batches),
     ]
 
 
-def _counts(study: Study) -> list[str]:
-    counts = Counter(s["status"] for record in study.runs for s in record.statuses.values())
+def _counts(records: Sequence[Record]) -> list[str]:
+    counts = Counter(s["status"] for record in records for s in record.statuses.values())
     order = ("complete", "diverged", "infeasible", "failed", "running", "missing")
     parts = [f"{counts[name]} {name}" for name in order if counts[name]]
-    runs, total = len(study.runs), sum(counts.values())
+    runs, total = len(records), sum(counts.values())
     which = f"{runs} run{'s' * (runs != 1)}, {total} training{'s' * (total != 1)} (seeds)"
     return [f"{which}: {', '.join(parts)}."]
 
 
-def _small_batches(lines: Sequence[Series], reference_batch: int) -> list[str]:
+def _small_batches(analysis: StudyAnalysis) -> list[str]:
     """Compare the smallest batch of each series with the reference; in sum if there are many.
 
     Decisions and intervals are those of the table of differences, adjusted for all its rows.
     """
     sentences, verdicts = [], Counter()
-    rows = flatness_rows(lines, reference_batch)
-    for line in lines:
+    rows, reference_batch = analysis.flatness, analysis.reference_batch
+    for line in analysis.series:
         smallest = line.cells[0]
         reference = next((c for c in line.cells if c.key["batch"] == reference_batch), None)
         if reference in (None, smallest):
@@ -76,7 +79,7 @@ def _small_batches(lines: Sequence[Series], reference_batch: int) -> list[str]:
         return []
     parts = ", ".join(f"{n} {verdict}" for verdict, n in verdicts.most_common())
     return [
-        *failing_sentences(lines, reference_batch),
+        *failing_sentences(analysis),
         f"The smallest batch of each of {verdicts.total()} series against batch {reference_batch}: "
         f"{parts} (each with its n and intervals in the table of differences).",
     ]
@@ -86,10 +89,10 @@ def _is_of(row: Row, cell: Cell) -> bool:
     return all(row.get(key) == value for key, value in cell.key.items())
 
 
-def _against_bn(lines: Sequence[Series]) -> list[str]:
+def _against_bn(groups: Sequence[ComparisonGroup]) -> list[str]:
     """Give each norm's difference from BN at the smallest batch size that both were trained at."""
     sentences = []
-    for setting in settings(lines):
+    for setting in groups:
         for line, pairs in setting.pairs:
             if not pairs or pairs[0].adjusted.verdict == UNTESTED:
                 continue
@@ -106,7 +109,7 @@ def _against_bn(lines: Sequence[Series]) -> list[str]:
 
 def _exponents(rows: Sequence[Row]) -> list[str]:
     rows = [r for r in rows if r["parameters"] == "all" and r["lo95"] == r["lo95"]]
-    shared = [r for r in rows if r["weights"] == gradient_noise.SHARED] or rows
+    shared = [r for r in rows if r["weights"] == SHARED] or rows
     if not shared:
         return []
     last = max(r["epoch"] for r in shared)
@@ -135,9 +138,9 @@ def _agreement(rows: Sequence[Row]) -> list[str]:
 
 def _level(cell: Cell) -> str:
     """Return 'A % [lo, hi] at batch B (n = 3)', with diverged seeds counted at chance."""
-    interval = statistics.t_interval(cell.scored)
+    interval = cell.scored_mean
     if interval.n == 1 and not cell.of("diverged"):
-        interval, _ = cell.accuracy()
+        interval, _ = cell.accuracy
     lo, hi = max(interval.lo, 0.0), min(interval.hi, 1.0)  # of few seeds, t may leave [0, 1]
     bounds = f" [{percent(lo)}, {percent(hi)}]" if lo == lo else ""
     one = ", interval over test images" if interval.n == 1 and bounds else ""
