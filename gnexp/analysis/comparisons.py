@@ -57,7 +57,7 @@ class NormComparison:
 
     @property
     def images_are_too_few(self) -> bool:
-        """Whether no number of seeds decides the difference on so few test images."""
+        """True where no number of seeds decides the difference: the test images are too few."""
         quantile = statistics.t_quantile(1 - ALPHA / (2 * self.adjusted.family), 1e9)
         return abs(self.difference.difference) <= quantile * self.difference.se_images
 
