@@ -73,7 +73,7 @@ class StudyAnalysis:
 
     @cached_property
     def test_runs(self) -> list[Record]:
-        """The runs judged on test images; of a study of trials alone, all runs."""
+        """The runs judged on test images; of a study of nothing but trials, all runs."""
         return test_runs(self.study)
 
     @cached_property
@@ -199,7 +199,7 @@ class StudyAnalysis:
         return seconds_per_1000(self.cells)
 
     def of_series(self, kept: Sequence[Series]) -> "StudyAnalysis":
-        """Return the analysis of these series alone; rows for figures are taken from this one."""
+        """Return the analysis of some of the series; rows for figures are taken from this one."""
         names = {cell.record.name for line in kept for cell in line.cells}
         own = [cell for cell in self.cells if cell.record.name in names]
         part = replace(self, cells=own, series=kept)
@@ -221,7 +221,7 @@ def study_analysis(
 
 
 def _rows_of(own: Sequence[Cell], rows: Sequence[Row]) -> list[Row]:
-    """Return the rows of these cells' series alone."""
+    """Return the rows that belong to the series of these cells."""
     names = [name for name in (own[0].key if own else ()) if name not in ("batch", "update_batch")]
     wanted: dict[tuple[str, ...], set[tuple[str, ...]]] = {}
     kept = []
