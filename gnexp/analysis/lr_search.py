@@ -61,7 +61,7 @@ class TunedCell:
 
 
 def test_runs(study: Study) -> list[Record]:
-    """Return the runs that are judged on test images; of a study of nothing but trials, all of them."""
+    """Return the runs judged on test images; where every run is a trial, all runs."""
     return [record for record in study.runs if not is_trial(record)] or study.runs
 
 

@@ -73,7 +73,7 @@ class StudyAnalysis:
 
     @cached_property
     def test_runs(self) -> list[Record]:
-        """The runs judged on test images; of a study of nothing but trials, all runs."""
+        """The runs judged on test images; where every run is a trial, all runs."""
         return test_runs(self.study)
 
     @cached_property
