@@ -1,9 +1,6 @@
 """The lines a person reads before and after training."""
 
-import dataclasses
-import itertools
 import statistics
-import time
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
@@ -12,31 +9,22 @@ import torch
 
 from gnexp.analysis.statistics import binomial_interval, t_interval
 from gnexp.config.identity import norm_label
-from gnexp.config.keys import value_of
 from gnexp.config.resolve import seed_list, trial
 from gnexp.config.schema import (
-    KEYS,
-    TUNING_SEEDS_FROM,
-    DataConfig,
     TrainConfig,
     TuningConfig,
     is_private,
     is_tuned,
     tested_on,
 )
-from gnexp.runner.build import data as build
-from gnexp.runner.build import dp_sgd, initial_model, initial_weights
-from gnexp.runner.build import model as networks
-from gnexp.runner.build import step as build_step
+from gnexp.data.sources import DataSummary
+from gnexp.runner.build import dp_sgd
+from gnexp.runner.build.data import resolved, train_settings
 from gnexp.runner.lr_search import lr_search_result
-from gnexp.runner.planned_run import PlannedRun, SeedProgress, seed_progress
+from gnexp.runner.prepared_run import PreparedRun, SeedProgress, seed_progress
 from gnexp.runner.schedule import ReplicaGroup
-from gnexp.store.run import Run
-from gnexp.store.status import duration, image_cost
-from gnexp.training.evaluate import CHUNK
 
 MANY_CHOICES = 60  # tuned cells beyond which their table is in the report alone
-WARM_UP = 3  # updates before those that the estimate times
 
 
 def describe_norm(config: TrainConfig) -> str:
@@ -47,8 +35,8 @@ def describe_norm(config: TrainConfig) -> str:
     return f"{label} ({config.groups} groups)" if config.groups else label
 
 
-def _device_text(config: TrainConfig, workers: int) -> str:
-    device = build.pick_device(config.device)
+def _device_text(run: PreparedRun, workers: int) -> str:
+    config, device = run.config, run.device
     if config.devices > 1:
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu processes"
         return f"{config.devices} devices ({name})"
@@ -59,42 +47,36 @@ def _device_text(config: TrainConfig, workers: int) -> str:
     return f"cpu, {torch.get_num_threads()} threads"
 
 
-def _data_text(config: TrainConfig) -> str:
-    images = build.images_of(config.data)
+def _data_text(run: PreparedRun) -> str:
     return (
-        f"{images.title}: {len(images.x_train):,} training and {len(images.x_test):,}"
-        f" {tested_on(config)} images"
+        f"{run.data.title}: {run.data.train_size:,} training and {run.data.test_size:,}"
+        f" {tested_on(run.config)} images"
     )
 
 
-def passed_over_lines(data: Iterable[DataConfig]) -> list[str]:
+def passed_over_lines(data: Iterable[DataSummary]) -> list[str]:
     """Return what of these data is not used, a line per data set that has such."""
-    found = [build.images_of(each) for each in data]
-    texts = {images.title: images.passed_over for images in found if images.passed_over}
+    texts = {each.title: each.passed_over for each in data if each.passed_over}
     return [f"{title}: passed over {what}" for title, what in texts.items()]
 
 
-def single_line(run: PlannedRun, steps: list[ReplicaGroup], workers: int) -> str:
-    """Return the first line of a single run: config, device, data, expected time."""
+def single_line(run: PreparedRun, steps: list[ReplicaGroup], workers: int) -> str:
+    """Return the first line of a single run: config, device, data."""
     config = run.config
-    model = networks.seeded_model(config, len(build.images_of(config.data).classes), seed=0)
-    parameters = sum(p.numel() for p in model.parameters())
     accumulated = f" on each of {config.devices} devices" if config.devices > 1 else ""
     if config.update_batch != config.batch:
         accumulated += f" in updates of {config.update_batch}"
     return (
-        f"{_device_text(config, workers)} | {_data_text(config)} | {config.model.name} with"
-        f" {describe_norm(config)}, {parameters:,} parameters | batch {config.batch}{accumulated},"
-        f" {config.epochs} epoch{'s' * (config.epochs > 1)}, {_updates(config):,} updates"
-        f"{_seeds_text(steps)}{_expected_text(config, steps, workers)}"
+        f"{_device_text(run, workers)} | {_data_text(run)} | {config.model.name} with"
+        f" {describe_norm(config)}, {run.parameters:,} parameters | batch {config.batch}"
+        f"{accumulated}, {config.epochs} epoch{'s' * (config.epochs > 1)},"
+        f" {_updates(run):,} updates{_seeds_text(steps)}"
     )
 
 
-def _updates(config: TrainConfig) -> int:
-    used = build.train_settings(config).examples_per_epoch(
-        len(build.images_of(config.data).x_train)
-    )
-    return config.updates or config.epochs * used // config.update_batch
+def _updates(run: PreparedRun) -> int:
+    used = train_settings(run.config).examples_per_epoch(run.data.train_size)
+    return run.config.updates or run.config.epochs * used // run.config.update_batch
 
 
 def _seeds_text(steps: list[ReplicaGroup]) -> str:
@@ -106,65 +88,19 @@ def _seeds_text(steps: list[ReplicaGroup]) -> str:
     return f" x {sum(sizes)} seeds{how}"
 
 
-def unstackable_line(run: PlannedRun, reason: str) -> str:
+def unstackable_line(run: PreparedRun, reason: str) -> str:
     """Return the line with the reason why the seeds of a run train one after the other."""
     return f"{describe_norm(run.config)}: its seeds train one after the other, since {reason}"
 
 
-def _expected_text(config: TrainConfig, steps: list[ReplicaGroup], workers: int) -> str:
-    # Capturing, or starting processes, only to guess is not worth it.
-    if build.pick_device(config.device).type == "cuda" or config.devices > 1:
-        return ""
-    largest = max(step.size for step in steps)
-    rounds = max(1.0, sum(step.size for step in steps) / workers / largest)
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1 if workers > 1 else threads)
-        return f" | about {duration(_expected_time(config, largest) * rounds)}"
-    except Exception:  # training meets the same error, and records it
-        return ""
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _expected_time(config: TrainConfig, size: int, limit_s: float = 0.25) -> float:
-    """Return the seconds that `size` seeds in a step will take, from about `limit_s` of updates.
-
-    They are made by throw-away copies, and are no more than a tenth of the training's, if those
-    are not too few to time. Evaluating is taken for a third of training as many images in large
-    batches.
-    """
-    images = build.device_images(config.data, build.pick_device(config.device))
-    models = [networks.seeded_model(config, len(images.classes), seed) for seed in range(size)]
-    step, _ = build_step.training_step([config] * size, models, images)
-    timed = config
-    if is_private(config):  # a single pass costs as much per image, and an update has many
-        timed = dataclasses.replace(config, update_batch=config.batch)
-    total = _updates(config)
-    (x, y), updates = build_step.trial_block([timed] * size, size, images), 0
-    for index in itertools.count():
-        if index == WARM_UP:
-            start = time.perf_counter()
-        at = index % y.shape[1]
-        step.run(x[:, at : at + 1], y[:, at : at + 1], [[0.0] * size])
-        updates = index + 1 - WARM_UP
-        if updates > 2 and (time.perf_counter() - start > limit_s or 10 * updates > total):
-            break
-    per_image = (time.perf_counter() - start) / updates / timed.update_batch
-    tested = len(images.x_test) * image_cost(CHUNK) / image_cost(config.update_batch) / 3
-    trained = build.train_settings(config).examples_seen(config.epochs, len(images.x_train))
-    measuring = 1.0 if config.gradients == 0 else 1.1
-    return per_image * (trained * measuring + config.epochs * tested)
-
-
-def privacy_lines(runs: list[PlannedRun]) -> list[str]:
+def privacy_lines(runs: list[PreparedRun]) -> list[str]:
     """Return what is to be known of private runs before they train: their noise, and its limits."""
-    private = [run.config for run in runs if is_private(run.config)]
+    private = [run for run in runs if is_private(run.config)]
     if not private:
         return []
     planned, also = {}, {}
-    for config in private:
-        size = len(build.images_of(config.data).x_train)
+    for run in private:
+        config, size = run.config, run.data.train_size
         plan = dp_sgd.budget(config, size)
         planned[plan, config.privacy.clip] = (
             f"DP-SGD: noise multiplier {plan.noise_multiplier():.3g}, clip {config.privacy.clip:g},"
@@ -184,21 +120,13 @@ def privacy_lines(runs: list[PlannedRun]) -> list[str]:
     ]
 
 
-def start_lines(runs: list[PlannedRun]) -> list[str]:
+def start_lines(runs: list[PreparedRun]) -> list[str]:
     """Return what the runs that start from stored weights take of them, once per norm."""
-    lines, alike = [], [name for name, key in KEYS.items() if key.builds == "network"]
-    for config in {str([value_of(r.config, k) for k in alike]): r.config for r in runs}.values():
-        if config.init_from is None or not initial_weights.is_there(config.init_from):
-            continue  # all that is to be trained goes on from its own checkpoint
-        source = initial_weights.read_source(config.init_from)
-        classes, seed = len(build.images_of(config.data).classes), config.seeds[0]
-        model = networks.seeded_model(config, classes, seed)
-        sentence = initial_model.load_start(config, source, model, classes, seed).sentence()
-        if config.init_statistics == "reestimate":
-            sentence += "; running statistics re-estimated on training images"
-        whose = "" if source.seed(seed, TUNING_SEEDS_FROM) is None else ", seed by seed"
-        lines.append(f"{describe_norm(config)} starts from {source.name}{whose}: {sentence}")
-        if is_private(config):
+    lines = []
+    for run in runs:
+        if run.start:
+            lines.append(f"{describe_norm(run.config)} starts from {run.start}")
+        if run.start and is_private(run.config):
             lines.append(
                 "DP-SGD: epsilon does not cover what the weights at init_from know of these images"
             )
@@ -217,9 +145,8 @@ def _spent_text(seeds: list[dict[str, Any]]) -> str:
     return f", epsilon {most['epsilon_spent']:.4g} spent{each} at delta {most['delta']:.2e}{unless}"
 
 
-def grid_line(runs: list[PlannedRun], todo: list[PlannedRun], workers: int) -> str:
+def grid_line(runs: list[PreparedRun], todo: list[PreparedRun], workers: int) -> str:
     """Return the first line of a grid: runs complete and to train; no workers: a launcher."""
-    config = runs[0].config
     counts: Counter[str] = Counter()
     for run in runs:
         states = set() if run in todo else set(seed_progress(run).ended.values())
@@ -231,8 +158,8 @@ def grid_line(runs: list[PlannedRun], todo: list[PlannedRun], workers: int) -> s
             counts[states.pop() if len(states) == 1 else "complete"] += 1
     kinds = ("complete", "diverged", "infeasible", "failed", "to train")
     parts = [f"{counts[k]} {k}" for k in kinds if counts[k]]
-    where = f"{_device_text(config, workers)} | " if workers else ""
-    where += _data_text(config)
+    where = f"{_device_text(runs[0], workers)} | " if workers else ""
+    where += _data_text(runs[0])
     return f"{len(runs)} run{'s' * (len(runs) > 1)}: {', '.join(parts)} | {where}"
 
 
@@ -272,7 +199,7 @@ def choice_lines(configs: list[TrainConfig]) -> list[str]:
     for config in configs if len(configs) <= MANY_CHOICES else ():
         if not is_tuned(config):
             continue
-        now, plain = lr_search_result(config), build.resolved(trial(config, 1.0))
+        now, plain = lr_search_result(config), resolved(trial(config, 1.0))
         head = f"{describe_norm(plain)}, batch {config.batch}: "
         if now.chosen is None:
             why = "not every trial has ended" if now.waiting else "no trial gave an accuracy"
@@ -287,7 +214,7 @@ def choice_lines(configs: list[TrainConfig]) -> list[str]:
     return lines
 
 
-def ended_line(run: PlannedRun, now: SeedProgress, status: str) -> str:
+def ended_line(run: PreparedRun, now: SeedProgress, status: str) -> str:
     """Return the line that lists a run's seeds of a status and why, "" without any."""
     seeds = [seed for seed, was in now.ended.items() if was == status]
     if not seeds:
@@ -297,13 +224,13 @@ def ended_line(run: PlannedRun, now: SeedProgress, status: str) -> str:
     return f"{status}: {run.name}: {named} of {len(run.config.seeds)}{f': {whys}' * bool(whys)}"
 
 
-def _numbers(run: PlannedRun) -> dict[int, dict[str, Any]]:
+def _numbers(run: PreparedRun) -> dict[int, dict[str, Any]]:
     """Return the final numbers of the seeds asked for, as far as they have any."""
-    seeds = Run(run.folder).result().get("seeds", {}).items()
+    seeds = run.stored.result().get("seeds", {}).items()
     return {int(seed): v for seed, v in seeds if int(seed) in run.config.seeds}
 
 
-def closing_line(run: PlannedRun) -> str:
+def closing_line(run: PreparedRun) -> str:
     """Return the last line: the result with its interval, and its folder."""
     config = run.config
     seeds = _numbers(run)
@@ -316,7 +243,7 @@ def closing_line(run: PlannedRun) -> str:
     if not good:
         return f"{head}: no seed completed{trouble} | {run.folder}"
     if len(good) == 1:
-        tests = len(build.images_of(config.data).x_test)
+        tests = run.data.test_size
         lo, hi = binomial_interval(good[0], tests)
         mean, basis = good[0], f"over {tests:,} {tested_on(config)} images, one seed"
     else:

@@ -418,7 +418,7 @@ class _RunMonitor:
 
     def _tell(self, run: Any) -> None:
         from gnexp.cli.console import closing_line
-        from gnexp.runner.planned_run import seed_progress
+        from gnexp.runner.prepared_run import seed_progress
 
         for key, row in self._epochs(run).items():
             if key not in self.shown[run]:
@@ -434,9 +434,7 @@ class _RunMonitor:
 
     def _epochs(self, run: Any) -> dict[tuple[int, int], dict[str, Any]]:
         """Return the rows of a run's epochs by (seed, epoch), {} as long as there are none."""
-        from gnexp.store.run import Run
-
         with contextlib.suppress(ValueError, OSError):
-            rows = Run(run.folder).metrics()
+            rows = run.stored.metrics()
             return {(r["seed"], r["epoch"]): r for r in rows if r["seed"] in run.config.seeds}
         return {}

@@ -44,7 +44,7 @@ class DeviceDataset:
         self.y_train = torch.from_numpy(images.y_train).to(device)
         self.x_test = torch.from_numpy(images.x_test).to(device)
         self.y_test = torch.from_numpy(images.y_test).to(device)
-        self.classes = images.classes
+        self.classes, self.summary = images.classes, images.summary
 
 
 def channel_statistics(x_NCHW: np.ndarray) -> tuple[list[float], list[float]]:

@@ -23,6 +23,22 @@ SOURCES = ("shapes10", *PUBLISHED_TITLES, "imagefolder", "npz")
 _SHAPES10_LARGEST = {"train_limit": 50_000, "test_limit": 10_000}
 
 
+@dataclass(frozen=True)
+class DataSummary:
+    """A data set without its arrays: small enough to travel to another process.
+
+    shape: (3, S, S) of an image; the other fields as in `Dataset`.
+    """
+
+    title: str
+    checksum: str
+    classes: tuple[str, ...]
+    shape: tuple[int, ...]
+    train_size: int
+    test_size: int
+    passed_over: str = ""
+
+
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """A data set in memory: uint8 (N, 3, S, S) images and int64 (N,) labels that index `classes`.
@@ -39,6 +55,13 @@ class Dataset:
     title: str
     checksum: str
     passed_over: str = ""
+
+    @property
+    def summary(self) -> DataSummary:
+        """Everything but the arrays."""
+        sizes = len(self.x_train), len(self.x_test)
+        about = self.title, self.checksum, self.classes, tuple(self.x_train.shape[1:])
+        return DataSummary(*about, *sizes, self.passed_over)
 
 
 def load_images(

@@ -19,7 +19,7 @@ SCALAR_RATE = 0.1  # of Fixup's biases and multipliers, over the rate of the wei
 
 def start(
     model: nn.Module,
-    generator: torch.Generator,
+    generator: torch.Generator | None,
     *,
     norms: Collection[str] = (),
     initialization: str = "he",
@@ -28,8 +28,8 @@ def start(
 ) -> None:
     """Draw the weights of a newly built network anew, see `initialize`, and do what is asked for.
 
-    norms: the names of layers that stay as they were built. initialization: "he", or "fixup"; see
-    there. Raises ValueError for what the network cannot take.
+    generator: None draws nothing. norms: the names of layers that stay as they were built.
+    initialization: "he", or "fixup"; see there. Raises ValueError for what the network cannot take.
     """
     if initialization == "fixup" and weight_standardization:
         raise ValueError(
@@ -41,7 +41,8 @@ def start(
             "initialization=fixup excludes zero_gamma=true: with both, the end of each branch is"
             " zero twice, and nothing in it would ever learn"
         )
-    initialize(model, generator, norms)
+    if generator is not None:
+        initialize(model, generator, norms)
     if weight_standardization:
         standardize_weights(model, norms)
     if initialization == "fixup":

@@ -2,26 +2,29 @@
 
 import contextlib
 import dataclasses
+import itertools
 import re
+import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from gnexp.config.identity import as_dict, run_name
-from gnexp.runner.build import code_digest, data
+from gnexp.config.identity import as_dict
+from gnexp.runner.build.code_digest import code_digests
 from gnexp.runner.checkpoint import State, load_states
-from gnexp.runner.planned_run import PlannedRun
+from gnexp.runner.prepared_run import PreparedRun
 from gnexp.runner.provenance import now, provenance
 from gnexp.runner.schedule import Replica, ReplicaGroup, group_of
 from gnexp.runner.trainer import Emit, GroupTrainer, progress_of, result_head
 from gnexp.store.disk import disk_failure
 from gnexp.store.files import CorruptFile
-from gnexp.store.locks import LockLost, lock_owner, require_locks
+from gnexp.store.locks import Lock, LockLost, lock_owner, require_locks
 from gnexp.store.run import Run
 
+LOOK_S = 1.0  # how often a waiting call looks whether it can go on
 Outcomes = dict[tuple[str, int], dict[str, Any]]  # of (run, seed): its "status", "why", ...
 
 
@@ -40,20 +43,20 @@ def run_task(task: Task, emit: Emit) -> Outcomes:
 
     An exception is recorded with its reason and a traceback in the folder. Where several share the
     step, its halves are tried first: so one that fails, or too little memory for all, harms none
-    of the others. A disk that fails ends them all, to go on in the same company. Two processes
+    of the others. A disk that fails ends them all, to go on in the same group. Two processes
     never train the same seed of a run: the second leaves it alone, and says that it is "busy".
     """
     outcomes: Outcomes = {}
     claimed: set[str] = set()
     with contextlib.ExitStack() as held, _threads(task.step.spec.threads):
         for replica in task.step.replicas:
-            key = replica.run, replica.seed
+            key = replica.key
             if any(outcome["status"] == "busy" for outcome in outcomes.values()):
                 # Whoever has one of them trains the others too, and may not have come to them yet.
                 outcomes[key] = {"status": "busy", "why": "another process is at work on its step"}
                 continue
             try:
-                run = Run.create(replica.folder)
+                run = Run.create(replica.run.folder)
                 if held.enter_context(run.lock(replica.seed)):
                     claimed.add(replica.name)
                 else:
@@ -61,7 +64,7 @@ def run_task(task: Task, emit: Emit) -> Outcomes:
                     why = f"{who} is at work on this run (seed {replica.seed})"
                     outcomes[key] = {"status": "busy", "why": why}
             except OSError as error:  # a full disk, a folder that is gone
-                why = disk_failure(error, replica.folder.parent) or str(error)
+                why = disk_failure(error, replica.run.folder.parent) or str(error)
                 outcomes[key] = {"status": "failed", "why": why, "again": True, "disk": True}
         free = task.step.part(lambda replica: replica.name in claimed)
         if free:
@@ -70,7 +73,7 @@ def run_task(task: Task, emit: Emit) -> Outcomes:
             except LockLost as error:
                 emit({"kind": "note", "text": f"{_names(free.replicas)}: {error}"})
                 busy = {"status": "busy", "why": str(error)}
-                outcomes |= {(r.run, r.seed): busy for r in free.replicas}
+                outcomes |= {r.key: busy for r in free.replicas}
     return outcomes
 
 
@@ -91,20 +94,20 @@ def _guarded(task: Task, emit: Emit) -> Outcomes:
     Raises LockLost when another process has one of its trainings.
     """
     try:
-        todo = task.step.part(lambda r: r.seed not in Run(r.folder).finished_seeds())
+        todo = task.step.part(lambda r: r.seed not in r.run.stored.finished_seeds())
         if todo:
             task_todo = dataclasses.replace(task, step=todo)
             _prepare(task_todo)
             _train(task_todo, emit)
-        return {(r.run, r.seed): _outcome(r) for r in task.step.replicas}
+        return {r.key: _outcome(r) for r in task.step.replicas}
     except LockLost:
         raise
     except Exception as error:
         require_locks()  # what went wrong then is no failure of the training
         replicas = list(task.step.replicas)
-        why = disk_failure(error, replicas[0].folder.parent)
+        why = disk_failure(error, replicas[0].run.folder.parent)
         if why or isinstance(error, CorruptFile):
-            return {(r.run, r.seed): _stopped(r, why or str(error), bool(why)) for r in replicas}
+            return {r.key: _stopped(r, why or str(error), bool(why)) for r in replicas}
         if len(replicas) > 1:
             middle = len(replicas) // 2
             halves = [replicas[:middle], replicas[middle:]]
@@ -114,7 +117,7 @@ def _guarded(task: Task, emit: Emit) -> Outcomes:
             return {k: v for part in parts for k, v in _guarded(part, emit).items()}
         if _out_of_memory(error) and not task.low_memory:
             return _guarded(dataclasses.replace(task, low_memory=True), emit)
-        return {(replicas[0].run, replicas[0].seed): _record_failure(replicas[0], error)}
+        return {replicas[0].key: _record_failure(replicas[0], error)}
 
 
 def _stopped(replica: Replica, why: str, disk: bool) -> dict[str, Any]:
@@ -122,7 +125,7 @@ def _stopped(replica: Replica, why: str, disk: bool) -> dict[str, Any]:
 
     That is recorded where it can be; else the status still says that the training was running.
     """
-    run = Run(replica.folder)
+    run = replica.run.stored
     with contextlib.suppress(ValueError, OSError):
         if replica.seed in run.finished_seeds():
             return _outcome(replica)
@@ -132,7 +135,7 @@ def _stopped(replica: Replica, why: str, disk: bool) -> dict[str, Any]:
 
 def _outcome(replica: Replica) -> dict[str, Any]:
     """Return what became of a training that has a result."""
-    run = Run(replica.folder)
+    run = replica.run.stored
     numbers = run.result()["seeds"][str(replica.seed)]
     why = run.statuses().get(replica.seed, {}).get("why", "")
     return {"status": numbers["status"], "why": why}
@@ -140,7 +143,7 @@ def _outcome(replica: Replica) -> dict[str, Any]:
 
 def _record_failure(replica: Replica, error: Exception) -> dict[str, Any]:
     """Write down that a training failed, as far as its folder can still be written."""
-    run, why = Run(replica.folder), _reason(error)
+    run, why = replica.run.stored, _reason(error)
     more: dict[str, Any] = {}
     try:
         if _out_of_memory(error):
@@ -155,25 +158,25 @@ def _record_failure(replica: Replica, error: Exception) -> dict[str, Any]:
     except LockLost:
         raise
     except (ValueError, OSError) as worse:  # a corrupt file of the store, a full disk
-        reason = disk_failure(worse, replica.folder.parent) or str(worse)
+        reason = disk_failure(worse, replica.run.folder.parent) or str(worse)
         why = f"{why}; and it cannot be recorded: {reason}"
         return {"status": "failed", "why": why, "again": True, "disk": True}
     return {"status": "failed", "why": why, **more}
 
 
-def record_undefined(run: PlannedRun, seeds: Sequence[int], command: str, started: str) -> None:
+def record_undefined(run: PreparedRun, seeds: Sequence[int], command: str, started: str) -> None:
     """Write down that these seeds are infeasible, since the norm is undefined for the run."""
     for seed in seeds:
-        replica = Replica(run.config, run.name, seed)
-        with Run.create(replica.folder).lock(seed) as lock:
+        replica = Replica(run, seed)
+        with Run.create(run.folder).lock(seed) as lock:
             if lock:
                 _prepare(Task(group_of([replica], 1), command, started))
                 _record_infeasible(replica, run.undefined)
 
 
 def _record_infeasible(replica: Replica, why: str, **numbers: Any) -> None:
-    run, numbers = Run(replica.folder), {"status": "infeasible", "why": why, **numbers}
-    run.add_result(replica.seed, numbers, **result_head(replica.config, run))
+    run, numbers = replica.run.stored, {"status": "infeasible", "why": why, **numbers}
+    run.add_result(replica.seed, numbers, **result_head(replica.run))
     run.set_status(replica.seed, "infeasible", why)
 
 
@@ -190,7 +193,7 @@ def _names(replicas: Sequence[Replica]) -> str:
 def mark_died(step: ReplicaGroup, why: str) -> None:
     """Record that the process of a step ended while it trained, unless another took it over."""
     for replica in step.replicas:
-        run = Run(replica.folder)
+        run = replica.run.stored
         if not run.folder.is_dir():
             continue
         with contextlib.suppress(ValueError, OSError), run.lock(replica.seed) as lock:
@@ -222,24 +225,15 @@ def _memory_text(count: int) -> str:
 def _prepare(task: Task) -> None:
     """Write what the run folders hold before any number: configs, provenance, statuses."""
     for replica in task.step.replicas:
-        run = Run(replica.folder)
-        device = data.pick_device(replica.config.device)
-        run.write_config(as_dict(replica.config))
-        run.write_provenance(provenance(device, task.command, task.started, _code_of(replica)))
-        run.set_status(replica.seed, "running", since=now())
-
-
-def _code_of(replica: Replica) -> dict[str, str]:
-    """Return the digests of the user's own norm and model, once seen to be those of the run."""
-    config = replica.config
-    if code := code_digest.code_digests(config):
-        checksum = data.images_of(config.data).checksum
-        if run_name(config, checksum, code_digest.code_checksum(config)) != replica.run:
+        run, stored = replica.run, replica.run.stored
+        stored.write_config(as_dict(run.config))
+        if code_digests(run.config) != run.code:
             raise ValueError(
-                f"the code of its {' or '.join(code)} was edited after this call had begun:"
+                f"the code of its {' or '.join(run.code)} was edited after this call had begun:"
                 " call again"
             )
-    return code
+        stored.write_provenance(provenance(run.device, task.command, task.started, run.code))
+        stored.set_status(replica.seed, "running", since=now())
 
 
 def _train(task: Task, emit: Emit) -> None:
@@ -255,11 +249,50 @@ def _train(task: Task, emit: Emit) -> None:
 
 def _stored_states(replicas: Sequence[Replica]) -> dict[str, State]:
     """Return the checkpointed states from which these can go on, by the replicas' names."""
-    stored = {folder: load_states(Run(folder)) for folder in {r.folder for r in replicas}}
-    found = {r.name: stored[r.folder].get(r.seed, {}) for r in replicas}
+    stored = {run.name: load_states(run.stored) for run in {r.run for r in replicas}}
+    found = {r.name: stored[r.run.name].get(r.seed, {}) for r in replicas}
     ends = {r.name: r.config.epochs for r in replicas}
     return {
         name: state
         for name, state in found.items()
         if "momentum" in state or state.get("epoch") == ends[name]
     }
+
+
+def wait_for_locks(
+    steps: list[ReplicaGroup], print_line: Callable[[str], None]
+) -> tuple[list[ReplicaGroup], list[ReplicaGroup]]:
+    """Wait until no other process has locked some of these steps; return (those, the others).
+
+    The other process has trained them, or is gone; a lock of another machine counts as left when
+    it was not renewed in time. `print_line` gets a line on who is waited for, after the first look.
+    """
+    # Kept from look to look: only then can a lock tell for how long it has not been renewed.
+    locks = {
+        replica.name: Lock(replica.run.stored.lock_file(replica.seed))
+        for step in steps
+        for replica in step.replicas
+    }
+    for look in itertools.count():
+        free = [s for s in steps if all(_is_free(locks[r.name]) for r in s.replicas)]
+        if free:
+            return free, [step for step in steps if step not in free]
+        if look == 1:
+            print_line(f"waiting for {_waited_for(steps)}")
+        time.sleep(LOOK_S)
+    raise AssertionError
+
+
+def _is_free(lock: Lock) -> bool:
+    if not lock.take():
+        return False
+    lock.drop()
+    return True
+
+
+def _waited_for(steps: list[ReplicaGroup]) -> str:
+    replicas = [replica for step in steps for replica in step.replicas]
+    owners = {lock_owner(r.run.stored.lock_file(r.seed)) for r in replicas} - {None}
+    names = ", ".join(sorted(map(str, owners))) or "another process"
+    many = f"{len(replicas)} trainings" if len(replicas) > 1 else "a training"
+    return f"{many} that {names} is at work on"

@@ -13,7 +13,8 @@ from gnexp.config.identity import run_name
 from gnexp.config.resolve import trial
 from gnexp.config.schema import TrainConfig, UsageError, is_tuned
 from gnexp.config.validation import problems
-from gnexp.runner.build import code_digest, data
+from gnexp.runner.build.code_digest import code_checksum
+from gnexp.runner.build.data import images_of, resolved
 from gnexp.store.files import CorruptFile
 from gnexp.store.lr_choices import LRChoice, best_rate, chosen_rate, record_choices
 from gnexp.store.run import Run
@@ -88,7 +89,7 @@ def _wanted(config: TrainConfig) -> list[TrainConfig]:
 def _check_limit(config: TrainConfig) -> None:
     """Raise ValueError when a trial would have more images than the run."""
     limit = config.tuning.train_limit
-    if limit is not None and limit > (images := len(data.images_of(config.data).x_train)):
+    if limit is not None and limit > (images := len(images_of(config.data).x_train)):
         raise ValueError(
             f"tuning.train_limit={limit} must be at most {images}, the training images of the run"
         )
@@ -120,7 +121,7 @@ def _choice(config: TrainConfig, now: LRSearchState) -> LRChoice:
         rate=now.chosen,
         untuned=None if untuned is None else _name(config, untuned),
         untuned_rate=untuned,
-        trials={rate: folder_of(data.resolved(trial(config, rate))).name for rate in now.scores},
+        trials={rate: folder_of(resolved(trial(config, rate))).name for rate in now.scores},
         rule=config.tuning.rule,
         budget=_run_budget(config),
     )
@@ -133,7 +134,7 @@ def _run_budget(config: TrainConfig) -> dict[str, Any]:
         return {
             "epochs": config.epochs,
             "data.train_limit": config.data.train_limit,
-            "data.checksum": data.images_of(config.data).checksum[:8],
+            "data.checksum": images_of(config.data).checksum[:8],
         }
 
     tried = keys(trial(config, 1.0))
@@ -141,7 +142,7 @@ def _run_budget(config: TrainConfig) -> dict[str, Any]:
 
 
 def _name(config: TrainConfig, rate: float) -> str:
-    return folder_of(data.resolved(dataclasses.replace(config, lr=rate))).name
+    return folder_of(resolved(dataclasses.replace(config, lr=rate))).name
 
 
 def lr_search_result(config: TrainConfig) -> LRSearchState:
@@ -170,14 +171,14 @@ def tuning(config: TrainConfig, rates: Iterable[float]) -> LRSearchState:
     scores: dict[float, list[float]] = {}
     rates, diverged, waiting = list(rates), [], []
     for rate in rates:
-        each = data.resolved(trial(config, rate))
+        each = resolved(trial(config, rate))
         seeds = _results(Run(folder_of(each)))
         found = [seeds[str(seed)] for seed in each.seeds if str(seed) in seeds]
         if len(found) < len(each.seeds):
             waiting.append(rate)
         if any(numbers.get("status") == "diverged" for numbers in found):
             diverged.append(rate)
-        chance = 1 / len(data.images_of(each.data).classes)
+        chance = 1 / len(images_of(each.data).classes)
         scored = [_score(numbers, chance) for numbers in found]
         if scored := [score for score in scored if score is not None]:
             scores[rate] = scored
@@ -200,5 +201,5 @@ def _score(numbers: dict[str, Any], chance: float) -> float | None:
 
 def folder_of(config: TrainConfig) -> Path:
     """Return the folder of a resolved config's run."""
-    checksums = data.images_of(config.data).checksum, code_digest.code_checksum(config)
+    checksums = images_of(config.data).checksum, code_checksum(config)
     return Path(config.out) / config.study / run_name(config, *checksums)

@@ -11,7 +11,7 @@ from gnexp.config.schema import TrainConfig
 from gnexp.data.device_images import DeviceDataset, draw_batches
 from gnexp.data.seeding import derived_seed
 from gnexp.measure.gradient_noise import choose_draws, measure_gradients
-from gnexp.runner.build import data
+from gnexp.runner.build.data import train_settings
 from gnexp.training.precision import matrix_precision
 
 
@@ -21,7 +21,7 @@ def own_gradients(
     """Return the rows of one seed's model at its own batch size; none where draws are zero."""
     draws = config.gradients
     if draws is None:
-        used = data.train_settings(config).examples_per_epoch(len(images.x_train))
+        used = train_settings(config).examples_per_epoch(len(images.x_train))
         draws = choose_draws(config.epochs * used // config.batch)
     if not draws:
         return []

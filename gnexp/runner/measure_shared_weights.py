@@ -13,7 +13,7 @@ from gnexp.measure.per_example import find_mixing_layer, per_example_covariance
 from gnexp.norms.statistic_size import values_per_statistic
 from gnexp.runner.measure_gradients import gradients_at
 from gnexp.runner.process_pool import Emit
-from gnexp.runner.stored_runs import StoredRun, measure_all, with_exclusive_lock
+from gnexp.runner.stored_runs import MeasureTask, StoredRun, measure_all
 from gnexp.store.files import CorruptFile
 from gnexp.store.lr_choices import LRChoice, recorded_choices
 from gnexp.store.run import Run
@@ -24,15 +24,26 @@ LEAST_DRAWS = 64
 
 
 @dataclass(frozen=True)
-class SharedTask:
-    """A measurement at the weights of one stored run."""
+class SharedTask(MeasureTask):
+    """Gradients at the first and last weights of one stored run."""
 
-    folder: Path
     batches: tuple[int, ...]
     draws: int | None
     covariance: bool
-    device: str
-    trusted: tuple[str, ...] = ()
+
+    def measure(self, run: Run, emit: Emit) -> None:
+        """Measure every complete seed."""
+        if is_private(restore(run.result()["config"])):
+            left_out = "its training images are outside the privacy budget"
+            emit({"text": f"{run.name}: left out, {left_out}"})
+            return
+        stored = StoredRun(run, self)
+        for seed in stored.seeds:
+            for epoch in (0, stored.config.epochs):
+                point = _Point(run, self, stored.config, seed, epoch)
+                if point.batches() or point.wants_covariance():
+                    text = point.measure(stored.model(seed, trained=epoch > 0), stored.images)
+                    emit({"text": f"{run.name}, seed {seed}, epoch {epoch}: {text}"})
 
 
 def measure_shared(
@@ -52,11 +63,11 @@ def measure_shared(
     call, as `named_code` names it. Returns (run, reason) for every run that could not be measured.
     """
     tasks = [
-        SharedTask(folder, tuple(batches), draws, covariance, device, tuple(trusted))
+        SharedTask(folder, device, tuple(trusted), tuple(batches), draws, covariance)
         for folder in largest_batch_runs(folders)
     ]
     print(f"measuring gradients at shared weights: {len(tasks)} runs", flush=True)
-    return measure_all(tasks, measure_run, workers, device)
+    return measure_all(tasks, workers, device)
 
 
 def largest_batch_runs(folders: list[Path]) -> list[Path]:
@@ -87,25 +98,6 @@ def _choices(study: Path) -> list[LRChoice]:
         return recorded_choices(study)
     except CorruptFile:  # then every rate is one that was typed
         return []
-
-
-def measure_run(task: SharedTask, emit: Emit) -> str | None:
-    """Measure one stored run, every complete seed; return what went wrong, None if nothing did."""
-    return with_exclusive_lock(task, lambda run: _measure_seeds(run, task, emit))
-
-
-def _measure_seeds(run: Run, task: SharedTask, emit: Emit) -> str | None:
-    if is_private(restore(run.result()["config"])):
-        emit({"text": f"{run.name}: left out, its training images are outside the privacy budget"})
-        return None
-    stored = StoredRun(run, task.device, task.trusted)
-    for seed in stored.seeds:
-        for epoch in (0, stored.config.epochs):
-            point = _Point(run, task, stored.config, seed, epoch)
-            if point.batches() or point.wants_covariance():
-                text = point.measure(stored.model(seed, trained=epoch > 0), stored.images)
-                emit({"text": f"{run.name}, seed {seed}, epoch {epoch}: {text}"})
-    return None
 
 
 @dataclass(frozen=True)

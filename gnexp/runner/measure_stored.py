@@ -1,7 +1,6 @@
 """Instruments at the last weights of stored runs."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -17,7 +16,7 @@ from gnexp.runner.final_metrics import (
     measure_asked_for,
 )
 from gnexp.runner.process_pool import Emit
-from gnexp.runner.stored_runs import StoredRun, with_exclusive_lock
+from gnexp.runner.stored_runs import MeasureTask, StoredRun
 from gnexp.store.run import Run
 from gnexp.training.evaluate import Scores, evaluate
 from gnexp.training.malloc import keep_malloc_arena
@@ -25,40 +24,32 @@ from gnexp.training.precision import matrix_precision
 
 
 @dataclass(frozen=True)
-class LastTask:
+class LastTask(MeasureTask):
     """Instruments to run at the last weights of one stored run."""
 
-    folder: Path
     what: tuple[str, ...]
     shift: ShiftConfig
-    device: str
-    trusted: tuple[str, ...] = ()
 
-
-def measure_last(task: LastTask, emit: Emit) -> str | None:
-    """Measure a stored run, every complete seed; return what went wrong, None if nothing did."""
-    return with_exclusive_lock(task, lambda run: _measure_seeds(run, task, emit))
-
-
-def _measure_seeds(run: Run, task: LastTask, emit: Emit) -> None:
-    stored = StoredRun(run, task.device, task.trusted)
-    if stored.device.type == "cpu":
-        keep_malloc_arena()
-    for seed in stored.seeds:
-        what = [name for name in task.what if not _is_measured(stored, seed, name, task.shift)]
-        if not what:
-            continue
-        if set(what) - {"classes"}:
-            model = stored.model(seed)
-            plain = _plain(stored, model)
-            if "decomposition" in what:
-                numbers = end_numbers(stored.config, model, stored.images, seed, plain)
-                run.add_result(seed, {**stored.numbers[seed], **numbers})
-            measure_asked_for(run, stored.config, model, stored.images, seed, what, task.shift)
-        if "classes" in what:
-            _measure_classes(stored, seed)
-        _forget_reasons(run, seed, what)
-        emit({"text": f"{run.name}, seed {seed}: measured {', '.join(what)}"})
+    def measure(self, run: Run, emit: Emit) -> None:
+        """Measure every complete seed."""
+        stored = StoredRun(run, self)
+        if stored.device.type == "cpu":
+            keep_malloc_arena()
+        for seed in stored.seeds:
+            what = [name for name in self.what if not _is_measured(stored, seed, name, self.shift)]
+            if not what:
+                continue
+            if set(what) - {"classes"}:
+                model = stored.model(seed)
+                plain = _plain(stored, model)
+                if "decomposition" in what:
+                    numbers = end_numbers(stored.config, model, stored.images, seed, plain)
+                    run.add_result(seed, {**stored.numbers[seed], **numbers})
+                measure_asked_for(run, stored.config, model, stored.images, seed, what, self.shift)
+            if "classes" in what:
+                _measure_classes(stored, seed)
+            _forget_reasons(run, seed, what)
+            emit({"text": f"{run.name}, seed {seed}: measured {', '.join(what)}"})
 
 
 def _plain(stored: StoredRun, model: nn.Module) -> Scores:

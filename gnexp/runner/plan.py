@@ -11,15 +11,14 @@ from gnexp.config.keys import value_of
 from gnexp.config.schema import KEYS, TrainConfig, UsageError
 from gnexp.config.validation import problems, width_problems
 from gnexp.runner import preflight
-from gnexp.runner.build import code_digest, data, initial_weights, model
+from gnexp.runner.build import initial_weights
+from gnexp.runner.build.code_digest import checksum_of
+from gnexp.runner.build.data import resolved
 from gnexp.runner.checkpoint import load_states
-from gnexp.runner.planned_run import PlannedRun
-from gnexp.runner.preflight import gpu_problems
-from gnexp.store.run import Run
-from gnexp.training.distributed.step import packed
+from gnexp.runner.prepared_run import PreparedRun
 
 
-def plan(configs: list[TrainConfig], numbers: Sequence[int] | None = None) -> list[PlannedRun]:
+def plan(configs: list[TrainConfig], numbers: Sequence[int] | None = None) -> list[PreparedRun]:
     """Return the distinct runs of a grid; raises UsageError listing all that is wrong.
 
     numbers: of the configs among those that were typed, by default their places.
@@ -35,47 +34,45 @@ def plan(configs: list[TrainConfig], numbers: Sequence[int] | None = None) -> li
         found += wrong
         if not wrong:
             try:
-                good.append(data.resolved(config))
+                good.append(resolved(config))
             except ValueError as error:
                 found.append(str(error))
-    undefined: dict[str, str] = {}
+    checked: dict[str, PreparedRun | None] = {}
     if not found:
         for key, config in {_built_by(config): config for config in good}.items():
-            checked = preflight.check(config)
-            undefined[key] = checked.undefined
-            found += checked.problems or ([] if checked.undefined else _devices_problems(config))
+            checked[key], wrong = preflight.check(config)
+            found += wrong
     if not found:
         found += folder_problems(configs[0])
     if found:
         raise UsageError("\n".join(dict.fromkeys(found)))
-    runs: dict[str, PlannedRun] = {}
+    runs: dict[str, PreparedRun] = {}
     for number, config in zip(numbers or range(len(good)), good, strict=True):
-        checksums = data.images_of(config.data).checksum, code_digest.code_checksum(config)
-        name = run_name(config, *checksums)
-        if other := _other_config(config, name, checksums):
-            raise UsageError(other)
-        jobs, why = (number,), undefined[_built_by(config)]
+        run = checked[_built_by(config)]
+        name = run_name(config, run.data.checksum, checksum_of(run.code))
+        run = dataclasses.replace(run, config=config, name=name, jobs=(number,))
         if name in runs:  # jobs may differ in their seeds alone
-            known = runs[name].config.seeds
-            seeds = [*known, *(s for s in config.seeds if s not in known)]
+            seeds = list(dict.fromkeys([*runs[name].config.seeds, *config.seeds]))
             config = dataclasses.replace(runs[name].config, seeds=seeds)
-            jobs = (*runs[name].jobs, number)
-        runs[name] = PlannedRun(config, name, jobs, why)
+            run = dataclasses.replace(run, config=config, jobs=(*runs[name].jobs, number))
+        elif other := _other_config(run):
+            raise UsageError(other)
+        runs[name] = run
     if gone := [line for run in runs.values() for line in _gone_problems(run)]:
         raise UsageError("\n".join(dict.fromkeys(gone)))
     return list(runs.values())
 
 
-def _gone_problems(run: PlannedRun) -> list[str]:
+def _gone_problems(run: PreparedRun) -> list[str]:
     """Return whether weights are gone from which a seed has still to start."""
-    config, stored = run.config, Run(run.folder)
+    config = run.config
     if config.init_from is None or initial_weights.is_there(config.init_from):
         return []
     try:
-        begun = set() if config.force else {*load_states(stored), *stored.finished_seeds()}
-    except ValueError:  # damaged: what is mended may have to start again
+        begun = {*load_states(run.stored), *run.stored.finished_seeds()}
+    except ValueError:  # a corrupt file: after its repair a seed may have to start again
         begun = set()
-    new = [seed for seed in config.seeds if seed not in begun]
+    new = [seed for seed in config.seeds if config.force or seed not in begun]
     if not new:
         return []
     return [
@@ -84,31 +81,17 @@ def _gone_problems(run: PlannedRun) -> list[str]:
     ]
 
 
-def _other_config(config: TrainConfig, name: str, checksums: tuple[str, str | None]) -> str:
+def _other_config(run: PreparedRun) -> str:
     """Return a sentence if the folder of this name holds another config, "" if it does not."""
-    run = Run(Path(config.out) / config.study / name)
+    checksums = run.data.checksum, checksum_of(run.code)
     try:
-        stored = run.result().get("config") or run.config()
+        stored = run.stored.result().get("config") or run.stored.config()
     except ValueError:  # a corrupt file, which is repaired later
         return ""
     with contextlib.suppress(ValueError, KeyError):  # of a config that is not of this gnexp
-        if not stored or identity(restore(stored), *checksums) == identity(config, *checksums):
+        if not stored or identity(restore(stored), *checksums) == identity(run.config, *checksums):
             return ""
     return f"{run.folder} holds a run of another config: move it away, or choose another study="
-
-
-def _devices_problems(config: TrainConfig) -> list[str]:
-    """Return what keeps a run from several devices: too few GPUs, a model that cannot be sent."""
-    if config.devices == 1:
-        return []
-    if found := gpu_problems(config.device, config.devices):
-        return found
-    classes = len(data.images_of(config.data).classes)
-    try:
-        packed([model.seeded_model(config, classes, seed=0)])
-    except ValueError as error:
-        return [f"devices={config.devices}: {error}; or use devices=1"]
-    return []
 
 
 def _built_by(config: TrainConfig) -> str:

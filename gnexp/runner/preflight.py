@@ -1,6 +1,4 @@
-"""Check a run against its images and its model, before any work starts."""
-
-from dataclasses import dataclass
+"""Check a run against its images and its network, once and before any work starts."""
 
 import torch
 from torch import nn
@@ -11,47 +9,51 @@ from gnexp.config.schema import (
     ShiftConfig,
     TrainConfig,
     instruments,
+    is_external,
     is_private,
 )
 from gnexp.config.torchrun import launched
 from gnexp.data.corruptions.cifar_c import load_cifar_c
 from gnexp.data.corruptions.table import require_corruption
 from gnexp.data.device_images import normalize
-from gnexp.data.sources import Dataset
+from gnexp.data.sources import Dataset, DataSummary
 from gnexp.measure.initial_statistics import reestimate
 from gnexp.norms.copying import copied
 from gnexp.norms.smoke_test import error_text
 from gnexp.norms.statistic_size import Undefined, values_per_statistic
 from gnexp.norms.user_code import norm_text
 from gnexp.runner.build import dp_sgd, initial_weights
+from gnexp.runner.build.code_digest import code_digests
 from gnexp.runner.build.data import device_images, images_of, pick_device
 from gnexp.runner.build.initial_model import load_start
-from gnexp.runner.build.model import groups_per_layer, seeded_model, try_own_norm
+from gnexp.runner.build.model import (
+    groups_per_layer,
+    model_without_weights,
+    pools,
+    seeded_and_converted,
+    try_own_norm,
+)
 from gnexp.runner.final_metrics import corruption_names
+from gnexp.runner.prepared_run import PreparedRun
+from gnexp.training.distributed.step import packed
 
 WATCHED = 8  # images by which private training finds out whether a model mixes them
 
 
-@dataclass(frozen=True)
-class Checked:
-    """A sentence for each mistake in a config, and why its norm is undefined, "" where it is not.
+def check(config: TrainConfig) -> tuple[PreparedRun | None, list[str]]:
+    """Return a run that only lacks its name, and a sentence for all that is wrong with it.
 
-    Undefined is the norm at this batch and image size: a result of a study, and no mistake.
+    The run is of a resolved config, and None if anything is wrong. A norm that is not defined at
+    the batch and image size is a result of a study, and nothing wrong.
     """
-
-    problems: list[str]
-    undefined: str = ""
-
-
-def check(config: TrainConfig) -> Checked:
-    """Return all that is wrong with a resolved config, its data and its model."""
     try:
         device = pick_device(config.device)
         images = images_of(config.data)
         device_images(config.data, device)
     except ValueError as error:
-        return Checked([str(error)])
-    found, undefined = _size_problems(config, len(images.x_train)), ""
+        return None, [str(error)]
+    data, converted, parameters, start, undefined = images.summary, [], 0, "", ""
+    found = _size_problems(config, data.train_size)
     if config.execution == "cudagraph" and device.type != "cuda":
         found.append(
             f"execution=cudagraph needs a CUDA device, not {device.type}; use execution=auto"
@@ -60,44 +62,62 @@ def check(config: TrainConfig) -> Checked:
     if config.precision == "tf32" and device.type != "cuda":
         found.append(f"precision=tf32 needs a CUDA device, not {device.type}; use precision=fp32")
     try:
-        groups_per_layer(config)
-        try_own_norm(config)
-        model = seeded_model(config, len(images.classes), seed=0)
-        found += _statistic_problems(config, model, images)
+        groups = groups_per_layer(config, data)
+        try_own_norm(config, data)
+        model, converted = _tried_model(config, data)
+        parameters = sum(p.numel() for p in model.parameters())
+        found += _statistic_problems(config, model, data)
         if config.init_from is not None and not found:
-            found += _start_problems(config, model, images)
+            start = _start(config, model, data)
         if is_private(config) and not found:
-            found += _privacy_problems(config, model, device)
+            found += (_same_images_problems(config, data) if start else []) or _privacy_problems(
+                config, model, device
+            )
+        if config.devices > 1 and not found:
+            found += gpu_problems(config.device, config.devices) or _sending_problems(config, model)
     except Undefined as error:
         undefined = str(error)
     except (ValueError, TypeError) as error:
         found.append(str(error))
-    return Checked(found, undefined)
+    if found:
+        return None, found
+    network = {"groups_per_layer": groups, "pools": pools(config, data)}
+    network |= {"conversion": converted} if converted else {}
+    decided = {"network": network, "parameters": parameters, "code": code_digests(config)}
+    return PreparedRun(config, "", device, data, start=start, undefined=undefined, **decided), []
 
 
-def _start_problems(config: TrainConfig, model: nn.Module, images: Dataset) -> list[str]:
-    """Return why a training cannot start from what is stored; raises ValueError for the rest.
+def _tried_model(config: TrainConfig, data: DataSummary) -> tuple[nn.Module, list[str]]:
+    """Return the network to look at, without weights where none of them and no code is tried."""
+    own = config.norm["name"] == CUSTOM or is_external(config.model)
+    if own or is_private(config) or config.init_from is not None:
+        return seeded_and_converted(config, data, seed=0)
+    return model_without_weights(config, data), []
 
-    Where it is gone, trainings that have begun need it no more: that is for planning.
+
+def _start(config: TrainConfig, model: nn.Module, data: DataSummary) -> str:
+    """Return a sentence on what seeds take of the weights at `init_from`, loaded into a model.
+
+    "" where they are gone: trainings that have begun need them no more, and planning knows of
+    others. Raises ValueError where a seed cannot start from them.
     """
     if not initial_weights.is_there(config.init_from):
-        return []
+        return ""
     source = initial_weights.read_source(config.init_from)
-    for seed in config.seeds:
-        source.seed(seed, TUNING_SEEDS_FROM)
-    load_start(config, source, model, len(images.classes), config.seeds[0])
+    own = [source.seed(seed, TUNING_SEEDS_FROM) is not None for seed in config.seeds]
+    text = load_start(config, source, model, data, config.seeds[0]).sentence()
     if config.init_statistics == "reestimate":  # tried on a few images
         reestimate(model, device_images(config.data, torch.device("cpu")), "fp32", most=2)
-    return _same_images_problems(config, source, images) if is_private(config) else []
+        text += "; running statistics re-estimated on training images"
+    return f"{source.name}{', seed by seed' * own[0]}: {text}"
 
 
-def _same_images_problems(
-    config: TrainConfig, source: initial_weights.Source, images: Dataset
-) -> list[str]:
+def _same_images_problems(config: TrainConfig, data: DataSummary) -> list[str]:
     """Return whether private training starts from what was trained on the images it protects."""
+    source = initial_weights.read_source(config.init_from)
     before = source.trained.get("config", {}).get("data", {}).get("name")
     published = config.data.name not in ("npz", "imagefolder")  # which may be of any images
-    same = source.trained.get("data", {}).get("checksum") == images.checksum
+    same = source.trained.get("data", {}).get("checksum") == data.checksum
     if not (same or (published and before == config.data.name)):
         return []
     return [
@@ -125,31 +145,31 @@ def _size_problems(config: TrainConfig, train_size: int) -> list[str]:
     return []
 
 
-def _statistic_problems(config: TrainConfig, model: nn.Module, images: Dataset) -> list[str]:
+def _statistic_problems(config: TrainConfig, model: nn.Module, data: DataSummary) -> list[str]:
     """Return what a pass through the user's own norm raises with two images.
 
     Raises Undefined where a statistic has one value, or where one image alone cannot be passed.
     """
-    name, shape = config.norm["name"], images.x_train.shape[1:]
-    if name == CUSTOM and (why := _pass_raises(model, images, 2, training=False)):
+    name = config.norm["name"]
+    if name == CUSTOM and (why := _pass_raises(model, data.shape, 2, training=False)):
         return [f"{norm_text(config.norm['_target_'])}: a forward pass raised {why}"]
-    for layer, count, _ in values_per_statistic(model, tuple(shape), config.batch):
+    for layer, count, _ in values_per_statistic(model, data.shape, config.batch):
         if count is not None and count < 2:
             raise Undefined(
                 f"norm={name} batch={config.batch}: layer {layer} has one value per statistic, so"
                 " its output would be constant; use larger images, a larger batch under bn, or"
                 " fewer groups"
             )
-    why = config.batch == 1 and _pass_raises(model, images, 1, training=True)
-    if why and not _pass_raises(model, images, 2, training=True):
+    why = config.batch == 1 and _pass_raises(model, data.shape, 1, training=True)
+    if why and not _pass_raises(model, data.shape, 2, training=True):
         raise Undefined(f"norm={name} batch=1: a forward pass of one image raised {why}")
     return []
 
 
-def _pass_raises(model: nn.Module, images: Dataset, count: int, training: bool) -> str:
+def _pass_raises(model: nn.Module, shape: tuple[int, ...], count: int, training: bool) -> str:
     """Return what a pass of that many images of noise raises, "" if nothing."""
     draw = torch.Generator().manual_seed(0)
-    x_NCHW = torch.randn(count, *images.x_train.shape[1:], generator=draw)
+    x_NCHW = torch.randn(count, *shape, generator=draw)
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             copied(model).train(training)(x_NCHW)
@@ -183,12 +203,19 @@ def corruption_problems(shift: ShiftConfig) -> list[str]:
     return []
 
 
+def _sending_problems(config: TrainConfig, model: nn.Module) -> list[str]:
+    """Return why a model cannot be sent to the processes of other devices."""
+    try:
+        packed([model])
+    except ValueError as error:
+        return [f"devices={config.devices}: {error}; or use devices=1"]
+    return []
+
+
 def gpu_problems(device: str, count: int) -> list[str]:
     """Return why training cannot have `count` devices of this kind, as `device=` names it."""
     if count == 1 or device == "cpu":
         return []
-    import torch
-
     seen, place = torch.cuda.device_count(), launched()
     here = place.local_world if place else count
     if ":" in device:

@@ -5,10 +5,10 @@ import torch
 from gnexp.config.identity import as_dict
 from gnexp.config.schema import retry_statuses
 from gnexp.config.torchrun import launched
-from gnexp.runner.build import data
-from gnexp.runner.build import step as build_step
+from gnexp.runner.build.data import worker_count
+from gnexp.runner.build.step import why_seeds_train_apart
 from gnexp.runner.checkpoint import drop_states, load_states
-from gnexp.runner.planned_run import PlannedRun, seed_progress
+from gnexp.runner.prepared_run import PreparedRun, seed_progress
 from gnexp.runner.repair import is_readable, repair_run
 from gnexp.runner.schedule import Replica, ReplicaGroup, ReplicaGroupSpec, layout
 from gnexp.store.run import Run
@@ -16,11 +16,11 @@ from gnexp.store.run import Run
 WORTH_A_PROCESS = 1000  # images in all; fewer are trained sooner than a second process has started
 
 
-def missing(runs: list[PlannedRun]) -> dict[PlannedRun, list[int]]:
+def missing(runs: list[PreparedRun]) -> dict[PreparedRun, list[int]]:
     """Return the seeds to train, by run; corrupt files are reported and repaired first."""
     todo = {}
     for run in runs:
-        stored = Run(run.folder)
+        stored = run.stored
         if not run.folder.is_dir():
             todo[run] = list(run.config.seeds)
             continue
@@ -51,76 +51,71 @@ def _forget(run: Run, seed: int) -> None:
 
 
 def replica_groups(
-    todo: dict[PlannedRun, list[int]],
-) -> tuple[list[ReplicaGroup], dict[PlannedRun, str], int]:
+    todo: dict[PreparedRun, list[int]],
+) -> tuple[list[ReplicaGroup], dict[PreparedRun, str], int]:
     """Plan the missing trainings: replica groups, reasons why seeds train apart, processes.
 
     The layout is written into the run folders, and followed by every later call: so one that was
-    interrupted before a training began still gives it the company, and the digits, of the first.
+    interrupted before a training began still gives it the group, and the digits, of the first.
     """
     if not todo:
         return [], {}, 1
-    replicas = [
-        Replica(run.config, run.name, seed) for run, seeds in todo.items() for seed in seeds
-    ]
+    replicas = [Replica(run, seed) for run, seeds in todo.items() for seed in seeds]
     config = replicas[0].config
-    device = data.pick_device(config.device)
     names, spec, reasons = {replica.name for replica in replicas}, {}, {}
     for run, seeds in todo.items():
-        spec |= _known_spec(run, seeds, device.type)
+        spec |= _known_spec(run, seeds)
         # One training shares its step with none; finding out takes longer than a few updates.
-        if len(replicas) > 1 and (reason := build_step.why_seeds_train_apart(run.config, device)):
-            reasons[run] = reason
-    images = sum(len(data.images_of(r.config.data).x_train) * r.config.epochs for r in replicas)
-    workers = data.worker_count(config.workers, config.device)
+        if len(replicas) > 1:
+            reasons[run] = why_seeds_train_apart(run.config, run.data, run.device)
+    reasons = {run: reason for run, reason in reasons.items() if reason}
+    images = sum(r.run.data.train_size * r.config.epochs for r in replicas)
+    workers = worker_count(config.workers, config.device)
     parallel = max(run.config.devices for run in todo)
     if parallel > 1 or (config.workers is None and images < WORTH_A_PROCESS):
         workers = 1
     unstackable = {run.name for run in reasons}
 
     for known in set(spec.values()):
-        # A call that was killed while it wrote the plan has told only some of the members.
+        # A call that was killed while it wrote the plan has written it for some members only.
         spec = {name: known for name in known.members if name in names} | spec
 
     def laid_out() -> tuple[list[ReplicaGroup], int]:
-        steps = layout(replicas, spec, unstackable, device.type, workers)
+        steps = layout(replicas, spec, unstackable, workers)
         if min(workers, len(steps)) > 1:
             return steps, min(workers, len(steps))
         threads = torch.get_num_threads()
         if parallel > 1 and not launched():  # whose launcher divides them
             threads = max(1, threads // parallel)
-        return layout(replicas, spec, unstackable, device.type, workers, threads), 1
+        return layout(replicas, spec, unstackable, workers, threads), 1
 
-    _write_plan(todo, laid_out()[0], device.type)
+    _write_plan(todo, laid_out()[0])
     for run, seeds in todo.items():  # another call may have been first
-        spec |= _known_spec(run, seeds, device.type)
+        spec |= _known_spec(run, seeds)
     steps, processes = laid_out()
     apart = {run: reason for run, reason in reasons.items() if len(todo[run]) > 1}
     return steps, apart, processes
 
 
-def _known_spec(run: PlannedRun, seeds: list[int], device_type: str) -> dict[str, ReplicaGroupSpec]:
+def _known_spec(run: PreparedRun, seeds: list[int]) -> dict[str, ReplicaGroupSpec]:
     """Return the replica groups in which an earlier call began or planned these trainings."""
-    stored = Run(run.folder)
     if not run.folder.is_dir():
         return {}
-    states, planned, found = load_states(stored), stored.plan(), {}
+    states, planned, found = load_states(run.stored), run.stored.plan(), {}
     for seed in seeds:
-        replica = Replica(run.config, run.name, seed)
+        replica = Replica(run, seed)
         entry = states.get(seed)
-        if entry is None and planned.get(seed, {}).get("device") == device_type:
+        if entry is None and planned.get(seed, {}).get("device") == run.device.type:
             entry = planned[seed]
         if entry and replica.name in (known := ReplicaGroupSpec.read(entry)).members:
             found[replica.name] = known
     return found
 
 
-def _write_plan(
-    todo: dict[PlannedRun, list[int]], steps: list[ReplicaGroup], device_type: str
-) -> None:
+def _write_plan(todo: dict[PreparedRun, list[int]], steps: list[ReplicaGroup]) -> None:
     """Write the plan of every run's folder before the first training starts."""
     entries = {
-        (replica.run, replica.seed): {**step.spec.entry(), "device": device_type}
+        replica.key: {**step.spec.entry(), "device": replica.run.device.type}
         for step in steps
         for replica in step.replicas
     }

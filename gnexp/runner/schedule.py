@@ -5,11 +5,11 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import ceil
-from pathlib import Path
 from typing import Any
 
 from gnexp.config.keys import value_of
 from gnexp.config.schema import KEYS, TrainConfig
+from gnexp.runner.prepared_run import PreparedRun
 from gnexp.store.status import image_cost
 
 # Measured (ResNet-20, one thread of an AMD EPYC, PyTorch 2.14.1, see results/LOG.md): at batch 1
@@ -29,19 +29,23 @@ _SHARED_IN_A_STACK = [name for name, key in KEYS.items() if key.stack != "any"]
 class Replica:
     """One seed of one run."""
 
-    config: TrainConfig
-    run: str
+    run: PreparedRun
     seed: int
 
     @property
-    def folder(self) -> Path:
-        """The run's folder."""
-        return Path(self.config.out) / self.config.study / self.run
+    def config(self) -> TrainConfig:
+        """The run's config."""
+        return self.run.config
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """The run's name and the seed."""
+        return self.run.name, self.seed
 
     @property
     def name(self) -> str:
         """Its name among those that share a step."""
-        return f"{self.run}/{self.seed}"
+        return f"{self.run.name}/{self.seed}"
 
 
 @dataclass(frozen=True)
@@ -118,26 +122,23 @@ def layout(
     replicas: list[Replica],
     spec: dict[str, ReplicaGroupSpec],
     unstackable: set[str],
-    device_type: str,
     workers: int,
     threads: int = 1,
 ) -> list[ReplicaGroup]:
     """Distribute trainings over replica groups, the longest first.
 
-    company: of those that were planned or begun in an earlier call, by name. alone: runs whose
+    spec: of those that were planned or begun in an earlier call, by name. unstackable: runs whose
     models cannot share a step. With several workers, steps are halved until each worker has about
     as much to do. threads: of one process that trains a step which is new.
     """
-    steps = []
+    steps, device_type = [], replicas[0].run.device.type
     by_spec: dict[ReplicaGroupSpec, list[Replica]] = {}
     by_kind: dict[str, list[Replica]] = {}
     for replica in replicas:
         if replica.name in spec:
             by_spec.setdefault(spec[replica.name], []).append(replica)
         else:
-            kind = (
-                replica.name if replica.run in unstackable else _kind(replica.config, device_type)
-            )
+            kind = replica.name if replica.run.name in unstackable else _kind(replica.run)
             by_kind.setdefault(kind, []).append(replica)
     for known, some in by_spec.items():
         places = tuple(known.members.index(replica.name) for replica in some)
@@ -145,7 +146,7 @@ def layout(
     fresh = []
     for some in by_kind.values():
         # Equal rates side by side share an optimizer step.
-        some = sorted(some, key=lambda replica: (replica.config.lr, replica.run, replica.seed))
+        some = sorted(some, key=lambda replica: (replica.config.lr, replica.key))
         first = some[0].config
         most = first.stack or max_stack_size(device_type, first.update_batch // first.devices)
         fresh += _slices(some, most, threads)
@@ -167,8 +168,8 @@ def _slices(replicas: list[Replica], most: int, threads: int) -> list[ReplicaGro
     return [group_of(replicas[a:b], threads) for a, b in itertools.pairwise(edges)]
 
 
-def _kind(config: TrainConfig, device_type: str) -> str:
+def _kind(run: PreparedRun) -> str:
     """Return the part of a config that must agree within a replica group."""
-    in_a_graph = device_type == "cuda" and config.devices == 1
+    in_a_graph = run.device.type == "cuda" and run.config.devices == 1
     shared = _SHARED_IN_A_GRAPH if in_a_graph else _SHARED_IN_A_STACK
-    return json.dumps([value_of(config, name) for name in shared], sort_keys=True)
+    return json.dumps([value_of(run.config, name) for name in shared], sort_keys=True)

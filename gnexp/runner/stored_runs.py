@@ -6,11 +6,11 @@ A study may be a stranger's. Code that it names is called if this user trained i
 import dataclasses
 import importlib
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from torch import nn
 
@@ -19,8 +19,10 @@ from gnexp.config.schema import CUSTOM, TrainConfig
 from gnexp.config.validation import LIBRARIES
 from gnexp.models.external import is_constructor
 from gnexp.norms.copying import put_state
-from gnexp.runner.build import code_digest, data, initial_model
-from gnexp.runner.build import model as networks
+from gnexp.runner.build.code_digest import code_checksum
+from gnexp.runner.build.data import device_images, pick_device, worker_count
+from gnexp.runner.build.initial_model import load_initial_model
+from gnexp.runner.build.model import seeded_model
 from gnexp.runner.checkpoint import State, load_states
 from gnexp.runner.process_pool import Emit, WorkerDied, run_here, run_in_processes
 from gnexp.store import trained_here
@@ -96,17 +98,17 @@ def _code(config: TrainConfig) -> list[Any]:
     return [config.norm, dataclasses.asdict(config.model)]
 
 
-class Task(Protocol):
-    """Instruments to run on one stored run: on which device, calling which code of the run."""
+@dataclasses.dataclass(frozen=True)
+class MeasureTask:
+    """Instruments to run on one stored run. trusted: the code of the run that may be called."""
 
-    @property
-    def folder(self) -> Path: ...
+    folder: Path
+    device: str
+    trusted: tuple[str, ...]
 
-    @property
-    def device(self) -> str: ...
-
-    @property
-    def trusted(self) -> tuple[str, ...]: ...
+    def measure(self, run: Run, emit: Emit) -> None:
+        """Measure and store; subclasses say what."""
+        raise NotImplementedError
 
 
 class StoredRun:
@@ -116,18 +118,18 @@ class StoredRun:
     is neither `trusted`, as `named_code` names it, nor this user's.
     """
 
-    def __init__(self, run: Run, device: str, trusted: Sequence[str]) -> None:
+    def __init__(self, run: Run, task: MeasureTask) -> None:
         result = run.result()
         if "config" not in result:
             raise ValueError("it is not finished: no seed of it has a result")
         self.run, self.config = run, restore(result["config"])
-        if strange := set(strange_code(run.folder, self.config)) - {*trusted}:
+        if strange := set(strange_code(run.folder, self.config)) - {*task.trusted}:
             raise ValueError(strangers_sentence(strange))
         self.numbers: dict[int, dict[str, Any]] = {int(s): v for s, v in result["seeds"].items()}
-        self.device = data.pick_device(device)
-        self.images = data.device_images(self.config.data, self.device)
-        checksum = data.images_of(self.config.data).checksum
-        if run_name(self.config, checksum, code_digest.code_checksum(self.config)) != run.name:
+        self.device = pick_device(task.device)
+        self.images = device_images(self.config.data, self.device)
+        checksums = self.images.summary.checksum, code_checksum(self.config)
+        if run_name(self.config, *checksums) != run.name:
             raise ValueError(
                 "its images, or the code of its norm, are no longer those it was trained with"
             )
@@ -147,8 +149,8 @@ class StoredRun:
         Raises ValueError when its weights are gone.
         """
         if not trained:
-            return initial_model.load_initial_model(self.config, self.images, seed)[0]
-        model = networks.seeded_model(self.config, len(self.images.classes), seed)
+            return load_initial_model(self.config, self.images, seed)[0]
+        model = seeded_model(self.config, self.images.summary, seed)
         if seed not in self._states:
             raise ValueError(f"there is no checkpoint of seed {seed}, so its weights are gone")
         put_state(model, self._states[seed]["model"])
@@ -165,18 +167,12 @@ def strangers_sentence(code: Iterable[str]) -> str:
 
 
 def measure_all(
-    tasks: Sequence[Task],
-    work: Callable[[Any, Emit], str | None],
-    workers: int | None,
-    device: str,
+    tasks: Sequence[MeasureTask], workers: int | None, device: str
 ) -> list[tuple[str, str]]:
     """Measure runs, several at once where that helps; return (run, reason) for what failed."""
-    count = min(len(tasks), data.worker_count(workers, device))
-    answers = (
-        run_in_processes(tasks, work, print_event, count)
-        if count > 1
-        else run_here(tasks, work, print_event)
-    )
+    count = min(len(tasks), worker_count(workers, device))
+    here = tasks, _measure, print_event
+    answers = run_in_processes(*here, count) if count > 1 else run_here(*here)
     failed = []
     for index, answer in answers:
         why = answer.why if isinstance(answer, WorkerDied) else answer
@@ -190,12 +186,12 @@ def print_event(event: dict[str, Any]) -> None:
     print(event["text"], flush=True)
 
 
-def with_exclusive_lock(task: Task, work: Callable[[Run], str | None]) -> str | None:
+def _measure(task: MeasureTask, emit: Emit) -> str | None:
     """Measure one stored run while no other process does; return what went wrong, if anything."""
     run = Run(task.folder)
     try:
         with run.lock() as lock:
-            return work(run) if lock else "another process is at work on it"
+            return task.measure(run, emit) if lock else "another process is at work on it"
     except (ValueError, OSError) as error:  # its images, a norm or a file of the store is gone
         return disk_failure(error, task.folder.parent) or str(error)
     except Exception as error:  # of one run's model or memory: the other runs are measured

@@ -15,9 +15,11 @@ from typing import Any
 from torch import nn
 
 from gnexp.config.schema import TrainConfig, instruments, is_private, tested_on
-from gnexp.runner.build import data, dp_sgd, initial_model
-from gnexp.runner.build import model as networks
-from gnexp.runner.build import step as build_step
+from gnexp.runner.build import dp_sgd
+from gnexp.runner.build.data import device_images, train_settings
+from gnexp.runner.build.initial_model import load_initial_model
+from gnexp.runner.build.model import seeded_model
+from gnexp.runner.build.step import outside_state, training_step
 from gnexp.runner.checkpoint import State, save_states
 from gnexp.runner.final_metrics import (
     OTHER_SCORES,
@@ -30,6 +32,7 @@ from gnexp.runner.final_metrics import (
 )
 from gnexp.runner.loggers.export import follow
 from gnexp.runner.measure_gradients import own_gradients
+from gnexp.runner.prepared_run import PreparedRun
 from gnexp.runner.provenance import version
 from gnexp.runner.schedule import Replica, ReplicaGroup
 from gnexp.store.run import Run
@@ -61,22 +64,22 @@ class GroupTrainer:
         """Build the models, or restore them from `states`, by the names of the trainings."""
         self.replicas, self.places, self.spec = step.replicas, step.places, step.spec
         self.states, self.emit = states, emit
-        self.config = self.replicas[0].config
-        self.epoch, self.updates = progress_of(states.get(self.replicas[0].name, {}))
-        self.device = data.pick_device(self.config.device)
-        self.images = data.device_images(self.config.data, self.device)
+        first = self.replicas[0]
+        self.config, self.device = first.config, first.run.device
+        self.epoch, self.updates = progress_of(states.get(first.name, {}))
+        self.images = device_images(self.config.data, self.device)
+        if self.images.summary != first.run.data:
+            raise ValueError("its images were changed after this call had begun: call again")
         # A place that nobody trains at is filled by a copy of the first, at the rate it had: equal
         # digits need equal spans of equal rates in the optimizer.
-        first = self.replicas[0]
-        self.filled = [
-            dataclasses.replace(first, config=dataclasses.replace(self.config, lr=lr))
-            for lr in self.spec.lrs
-        ]
+        rates = [dataclasses.replace(self.config, lr=lr) for lr in self.spec.lrs]
+        copies = [dataclasses.replace(first.run, config=config) for config in rates]
+        self.filled = [dataclasses.replace(first, run=run) for run in copies]
         for place, replica in zip(self.places, self.replicas, strict=True):
             self.filled[place] = replica
         self.models, starts = self._models()
-        self.outside, lost = build_step.outside_state(self.config, self.models[0], self.images)
-        self.step, self.note = build_step.training_step(
+        self.outside, lost = outside_state(self.config, self.models[0], self.images)
+        self.step, self.note = training_step(
             [r.config for r in self.filled],
             self.models,
             self.images,
@@ -107,12 +110,9 @@ class GroupTrainer:
     def _models(self) -> tuple[list[nn.Module], list[dict[str, Any] | None]]:
         """Return the models, and what new ones start from; the weights of others are to come."""
         if (self.epoch, self.updates) == (0, 0):
-            started = [
-                initial_model.load_initial_model(r.config, self.images, r.seed) for r in self.filled
-            ]
+            started = [load_initial_model(r.config, self.images, r.seed) for r in self.filled]
             return [model for model, _ in started], [record for _, record in started]
-        classes = len(self.images.classes)
-        models = [networks.seeded_model(r.config, classes, r.seed) for r in self.filled]
+        models = [seeded_model(r.config, r.run.data, r.seed) for r in self.filled]
         return [model.to(self.device) for model in models], [None] * len(models)
 
     def run(self) -> None:
@@ -121,7 +121,7 @@ class GroupTrainer:
         epochs = train_epochs(
             self.step,
             self.images,
-            data.train_settings(self.config),
+            train_settings(self.config),
             [replica.seed for replica in self.filled],
             [replica.config.lr for replica in self.filled],
             self.epoch + 1,
@@ -140,7 +140,7 @@ class GroupTrainer:
                 self._checkpoint(results[0].epoch)
             for place, replica in list(self.going.items()):
                 diverged = self._epoch_done(place, replica, results[place])
-                follow(Run(replica.folder), replica.seed, replica.config.logger)
+                follow(replica.run.stored, replica.seed, replica.config.logger)
                 if diverged:
                     self._finish(place, replica, results[place])
                     del self.going[place]
@@ -155,14 +155,14 @@ class GroupTrainer:
         """Put the models where training is to go on, and the tables to what they held there."""
         if (self.epoch, self.updates) == (0, 0):
             for place, replica in self.going.items():
-                Run(replica.folder).drop_seed(replica.seed)
+                replica.run.stored.drop_seed(replica.seed)
                 self._measure(place, replica, 0)
             return
         for place, replica in enumerate(self.filled):
             self.step.load(place, self.states[replica.name])
             put_attributes(self.models[place], self.states[replica.name].get("attributes", {}))
         for place, replica in self.going.items():
-            run, state = Run(replica.folder), self.states[replica.name]
+            run, state = replica.run.stored, self.states[replica.name]
             self.rows[place] = state["rows"]
             refill(run, self.rows[place])
             if self.secret and self.epoch < self.config.epochs:
@@ -186,8 +186,9 @@ class GroupTrainer:
     def _epoch_done(self, place: int, replica: Replica, epoch: Epoch) -> bool:
         """Store what an epoch gave one replica; return whether it diverged."""
         row = self.rows[place]["metrics"][-1]
-        Run(replica.folder).add_metrics([row])
-        self.emit({"kind": "epoch", "run": replica.run, "on": tested_on(replica.config), **row})
+        replica.run.stored.add_metrics([row])
+        shown = {"run": replica.run.name, "on": tested_on(replica.config), **row}
+        self.emit({"kind": "epoch", **shown})
         if epoch.diverged:
             return True
         if epoch.epoch in (max(1, self.config.epochs // 2), self.config.epochs):
@@ -199,17 +200,17 @@ class GroupTrainer:
         more: dict[str, Any] = {"epoch": epoch, **self.spec.entry()}
         if pause:
             more |= dataclasses.asdict(pause)
-        for folder in sorted({replica.folder for replica in self.going.values()}):
+        for run in {replica.run.name: replica.run for replica in self.going.values()}.values():
             states = {}
             for place, replica in self.going.items():
-                if replica.folder == folder:
+                if replica.run is run:
                     state = {**self.step.state(place), **more, "rows": self.rows[place]}
                     if kept := stored_attributes(self.models[place], self.outside):
                         state["attributes"] = kept
                     if not pause and epoch == self.config.epochs:
                         del state["momentum"]
                     states[replica.seed] = state
-            save_states(Run(folder), states)
+            save_states(run.stored, states)
         self.stored_at = time.monotonic()
 
     def _measure(self, place: int, replica: Replica, epoch: int) -> None:
@@ -222,11 +223,11 @@ class GroupTrainer:
         if why:  # goes with the checkpoint, as the result is yet to come
             self.rows[place]["unmeasured"] = [why]
         self.rows[place]["gradients"] += rows
-        Run(replica.folder).add_gradients(rows)
+        replica.run.stored.add_gradients(rows)
 
     def _finish(self, place: int, replica: Replica, last: Epoch | None) -> None:
         """Store a training's end; `last` is None when it was killed just before that."""
-        run, config = Run(replica.folder), replica.config
+        run, config = replica.run.stored, replica.config
         model = self.step.model(place)
         if last is None:
             with matrix_precision(config.precision):
@@ -236,7 +237,7 @@ class GroupTrainer:
         run.add_logits(replica.seed, scores.logits_NK.cpu().numpy())
         diverged = last is not None and last.diverged
         status = "diverged" if diverged else "complete"
-        used = data.train_settings(config).examples_per_epoch(len(self.images.x_train))
+        used = train_settings(config).examples_per_epoch(len(self.images.x_train))
         numbers = _numbers(self.rows[place]["metrics"], status)
         numbers["decay_per_epoch"] = _decay_per_epoch(config, used)
         numbers |= {
@@ -256,7 +257,7 @@ class GroupTrainer:
             numbers["note"] = self.note
         if start := self.rows[place].get("initial_weights"):
             numbers["initial_weights"] = start[0]
-        head = result_head(config, run, model)
+        head = result_head(replica.run) | {"parameters": replica.run.parameters}
         why = f"the loss was not finite in epoch {last.epoch}" if diverged else ""
         if why:
             numbers["why"] = why
@@ -283,7 +284,7 @@ class GroupTrainer:
     def _measure_end(
         self, replica: Replica, model: nn.Module, scores: Scores, unmeasured: dict[str, str]
     ) -> None:
-        run, config, seed = Run(replica.folder), replica.config, replica.seed
+        run, config, seed = replica.run.stored, replica.config, replica.seed
         with keeping_the_result("classes", unmeasured):
             run.add_rows("classes.csv", class_rows(scores.logits_NK, self.images, seed))
         for what in instruments(config.measure):
@@ -293,7 +294,7 @@ class GroupTrainer:
     def _ticker(self) -> Callable[[int], None]:
         """Return a tick that reports the images of each replica, at most every TICK_S."""
         since = {"images": 0, "time": time.monotonic()}
-        keys = [(replica.run, replica.seed) for replica in self.replicas]
+        keys = [replica.key for replica in self.replicas]
 
         def tick(images: int) -> None:
             since["images"] += images
@@ -341,25 +342,20 @@ def _decay_per_epoch(config: TrainConfig, used: float) -> float:
     return peak * config.weight_decay * used / config.update_batch
 
 
-def result_head(config: TrainConfig, run: Run, model: nn.Module | None = None) -> dict[str, Any]:
+def result_head(run: PreparedRun) -> dict[str, Any]:
     """Return the entries of result.json for the whole run."""
-    images = data.images_of(config.data)
-    head: dict[str, Any] = {
+    about = run.data
+    return {
         "run": run.name,
         "gnexp": version(),
-        "config": run.config(),
-        "groups_per_layer": networks.groups_per_layer(config),
-        "pools": networks.pools(config),
-        **({"conversion": lines} if (lines := networks.conversion_report(config)) else {}),
+        "config": run.stored.config(),
+        **run.network,
         "data": {
-            "title": images.title,
-            "checksum": images.checksum,
-            "train": len(images.x_train),
-            "test": len(images.x_test),
-            "classes": list(images.classes),
-            **({"passed_over": images.passed_over} if images.passed_over else {}),
+            "title": about.title,
+            "checksum": about.checksum,
+            "train": about.train_size,
+            "test": about.test_size,
+            "classes": list(about.classes),
+            **({"passed_over": about.passed_over} if about.passed_over else {}),
         },
     }
-    if model is not None:
-        head["parameters"] = sum(p.numel() for p in model.parameters())
-    return head

@@ -22,7 +22,7 @@ from gnexp.config.schema import TrainConfig
 from gnexp.norms import smoke_test
 from gnexp.norms.registry import NORMS
 from gnexp.runner import measure_shared_weights, trainer
-from gnexp.runner.build import model
+from gnexp.runner.build import data, model
 from gnexp.runner.process_pool import WorkerDied, run_in_processes
 from gnexp.store.run import COVARIANCE_COLUMNS, GRADIENTS_COLUMNS, METRICS_COLUMNS, Run
 
@@ -249,9 +249,10 @@ def test_an_own_norm_trains_like_any_other_with_the_keys_typed_for_it(gnexp, own
 def test_an_own_norm_whose_trial_fails_has_unknown_pools(own_norm, monkeypatch):
     own = {"name": "custom", "_target_": f"{own_norm}.Moody"}
     config = resolve(TrainConfig(norm=own, batch=2))
-    assert model.pools(config) == "chw"
+    images = data.images_of(config.data).summary
+    assert model.pools(config, images) == "chw"
     monkeypatch.setattr(smoke_test, "SIDE", 32)  # where the layer raises
-    assert model.pools(config) is None
+    assert model.pools(config, images) is None
 
 
 def test_an_own_norm_that_draws_its_weights_starts_the_same_every_time(gnexp, own_norm):

@@ -3,11 +3,14 @@
 import dataclasses
 
 import pytest
+import torch
 
 from gnexp.analysis.cells import _NOT_COMPARED
 from gnexp.config.identity import as_dict
 from gnexp.config.keys import Key, group, key, keys, value_of, with_value
 from gnexp.config.schema import KEYS, TrainConfig
+from gnexp.data.sources import DataSummary
+from gnexp.runner.prepared_run import PreparedRun
 from gnexp.runner.schedule import Replica, layout
 
 OTHER = {int: 7, bool: True, float: 0.3, str: "other"}
@@ -45,8 +48,12 @@ def steps(device, name, value):
     """Return how many steps two trainings take that differ in one key."""
     first = dataclasses.replace(TrainConfig(norm={"name": "gn"}), update_batch=32, lr=0.1)
     second = with_value(first, name, value)
-    replicas = [Replica(config, run, 0) for config, run in ((first, "a"), (second, "b"))]
-    return len(layout(replicas, {}, set(), device, workers=1))
+    images = DataSummary("", "", ("a", "b"), (3, 8, 8), train_size=60, test_size=40)
+    runs = [
+        PreparedRun(config, run, torch.device(device), images)
+        for config, run in ((first, "a"), (second, "b"))
+    ]
+    return len(layout([Replica(run, 0) for run in runs], {}, set(), workers=1))
 
 
 @pytest.mark.parametrize("name", KEYS)

@@ -309,8 +309,8 @@ def test_batch_renorm_is_told_how_many_examples_a_device_will_see(keys, examples
     # Of 28 images an epoch takes those of whole updates: 24, or 16 in updates of 16.
     data = DataConfig(train_limit=28, test_limit=10)
     config = build.resolved(TrainConfig(norm={"name": "brn"}, data=data, batch=8, **keys))
-    assert model.norm_factory(config, trains=True)(16).total_examples == examples
-    layers = model.seeded_model(config, 10, seed=0).modules()
+    assert model.norm_factory(config, train_size=28)(16).total_examples == examples
+    layers = model.seeded_model(config, build.images_of(data).summary, seed=0).modules()
     totals = {layer.total_examples for layer in layers if isinstance(layer, BatchRenorm2d)}
     assert totals == {examples}
 

@@ -20,6 +20,7 @@ from gnexp.checks.registry import CLAIMS
 from gnexp.config.identity import as_dict
 from gnexp.models.conversion.convert import convert
 from gnexp.norms.plugins import plugins
+from gnexp.runner.build.data import images_of
 
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text()
 TINY = ("model=resnet8", "model.width=8", "data.train_limit=40", "data.test_limit=20")
@@ -408,8 +409,10 @@ def test_trying_a_norm_leaves_the_random_state_as_it_was(install):
 
     module = install({})
     norm = {"name": "custom", "_target_": f"{module}.Root"}
+    config = TrainConfig(norm=norm, model=ModelConfig("resnet8", 8))
+    images = images_of(config.data).summary
     before = torch.get_rng_state()
-    try_own_norm(TrainConfig(norm=norm, model=ModelConfig("resnet8", 8)))
+    try_own_norm(config, images)
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -565,7 +568,7 @@ class Gated(Root):
     module = install({}, NORMS + gated)
     norm = {"name": "custom", "_target_": f"{module}.Gated"}
     config = TrainConfig(norm=norm, model=ModelConfig(model, 8), weight_standardization=True)
-    built = seeded_model(config, num_classes=10, seed=0)
+    built = seeded_model(config, images_of(config.data).summary, seed=0)
     layers = [layer for layer in built.modules() if type(layer).__name__ == "Gated"]
     assert len(layers) == 7
     for layer in layers:

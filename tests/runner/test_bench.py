@@ -81,6 +81,10 @@ def small_run(norm="gn", batch=4, seeds=2):
     return resolve(bench_run(config, norm, batch))
 
 
+def seeded(run, seed):
+    return networks.seeded_model(run, build.images_of(run.data).summary, seed)
+
+
 def test_a_bench_leaves_tables_page_and_figure(results):
     names = {"timings.csv", "bench.csv", "ratios.csv", "bench.md", "bench.png", "bench.svg"}
     assert {path.name for path in results.iterdir()} == names
@@ -178,7 +182,7 @@ def test_equal_numbers_give_equal_bytes(tmp_path):
 @pytest.mark.parametrize("norm", ["bn", "gn"])
 def test_an_image_costs_resnet20_three_times_its_41_million_products(norm):
     run = resolve(bench_run(BenchConfig(), norm, 1))
-    flop = hardware.flop_per_example(networks.seeded_model(run, 10, 0), (3, 32, 32))
+    flop = hardware.flop_per_example(seeded(run, 0), (3, 32, 32))
     # 40.8 M multiplications and additions forward (He et al. 2015 count them together); backward
     # twice as many, but for the gradient by the image.
     assert flop == pytest.approx(3 * 2 * 40.8e6, rel=0.02)
@@ -227,7 +231,7 @@ def test_both_ways_show_the_network_the_same_pixels():
 def test_the_plain_loop_learns_and_leaves_no_loader_worker():
     run = small_run(batch=10)
     images = build.images_of(run.data)
-    model = networks.seeded_model(run, 10, 0).train()
+    model = seeded(run, 0).train()
     data = PilImages(
         images.x_train, images.y_train, plain_transform(32, 0, False, *[[0.5] * 3] * 2)
     )
@@ -257,20 +261,20 @@ def test_gnexp_is_timed_on_all_its_seeds_and_on_data_it_prepares(norm, threads):
     assert result.timing.examples == result.timing.updates * 30
     assert result.timing.updates >= LEAST_UPDATES
     assert result.examples_per_epoch == 40
-    alone = sum(p.numel() for p in networks.seeded_model(run, 10, 0).parameters())
+    alone = sum(p.numel() for p in seeded(run, 0).parameters())
     assert result.parameters == alone
 
 
 def test_the_branches_of_a_graph_are_timed_as_a_stack_is():
     run = small_run(batch=4, seeds=3)
     images = build.device_images(run.data, torch.device("cpu"))
-    models = [networks.seeded_model(run, 10, seed) for seed in run.seeds]
+    models = [seeded(run, seed) for seed in run.seeds]
     step = GraphStep([StackedStep([model], 4, 0.9, 5e-4) for model in models])
     window = Window(0.0, lambda: None, Peers())
     train_grid(step, endless_blocks(images, run.seeds, 4, "crop_flip"), 0.01, window)
     assert (window.timing.updates, window.timing.examples) == (LEAST_UPDATES, LEAST_UPDATES * 12)
     for seed in run.seeds:
-        before = networks.seeded_model(run, 10, seed).state_dict()["fc.weight"]
+        before = seeded(run, seed).state_dict()["fc.weight"]
         assert not torch.equal(step.model(seed).state_dict()["fc.weight"], before)
 
 

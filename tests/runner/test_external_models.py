@@ -25,6 +25,7 @@ from gnexp.runner.build import step as build_step
 
 DATA = ("data.train_limit=24", "data.test_limit=20", "gradients=0", "workers=1", "batch=8")
 RESNET = ("model=torchvision", "model.name=resnet18")
+IMAGES = build.images_of(DataConfig(train_limit=24, test_limit=20)).summary
 
 NET = '''
 import torch
@@ -203,7 +204,7 @@ def test_a_model_of_torchvision_trains_and_is_stored_with_its_groups(gnexp):
 def test_pools_are_those_of_the_norm_and_of_the_layers_that_the_model_keeps(
     own, model, norm, pools
 ):
-    assert networks.pools(config(f"own_models.{model}", norm)) == pools
+    assert networks.pools(config(f"own_models.{model}", norm), IMAGES) == pools
 
 
 def test_an_interrupted_run_of_a_foreign_model_goes_on_to_the_same_numbers(gnexp, own, monkeypatch):
@@ -247,6 +248,10 @@ def config(target="own_models.Net", norm="gn", **keys):
     return resolve(TrainConfig(norm={"name": norm}, model=model, data=data, **keys))
 
 
+def seeded(config, seed):
+    return networks.seeded_model(config, IMAGES, seed)
+
+
 def test_the_checksum_of_the_code_changes_when_the_model_is_edited(own):
     before = code_digest.code_checksum(config())
     assert before == code_digest.code_checksum(config())
@@ -267,15 +272,11 @@ def test_an_edited_model_is_another_run(gnexp, own):
 
 def test_a_seed_fixes_every_weight_and_the_global_random_state_stays(own):
     state = torch.get_rng_state()
-    one, same, other = (
-        networks.seeded_model(config(), 10, seed).state_dict() for seed in (0, 0, 1)
-    )
+    one, same, other = (seeded(config(), seed).state_dict() for seed in (0, 0, 1))
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(one[name], same[name]) for name in one)
     assert not torch.equal(one["conv1.weight"], other["conv1.weight"])
-    assert not any(
-        module.training is False for module in networks.seeded_model(config(), 10, 0).modules()
-    )
+    assert not any(module.training is False for module in seeded(config(), 0).modules())
 
 
 def test_convolutions_start_as_the_protocol_says_and_norms_at_one_and_zero():
@@ -283,12 +284,12 @@ def test_convolutions_start_as_the_protocol_says_and_norms_at_one_and_zero():
     model = ModelConfig("resnet10t", None, "timm")
     data = DataConfig(train_limit=24, test_limit=20)
     plan = resolve(TrainConfig(norm={"name": "gn"}, model=model, data=data))
-    built = networks.seeded_model(plan, 10, 0)
+    built = seeded(plan, 0)
     convolution = built.layer4[0].conv2
     expected = (2 / (convolution.out_channels * 9)) ** 0.5
     assert convolution.weight.std().item() == pytest.approx(expected, rel=0.01)
     norms = [module for module in built.modules() if isinstance(module, nn.GroupNorm)]
-    assert len(norms) == len(networks.groups_per_layer(plan)) > 5
+    assert len(norms) == len(networks.groups_per_layer(plan, IMAGES)) > 5
     assert all(torch.equal(norm.weight, torch.ones_like(norm.weight)) for norm in norms)
     assert not any(getattr(module, "inplace", False) for module in built.modules())
 
@@ -297,7 +298,7 @@ def test_convolutions_start_as_the_protocol_says_and_norms_at_one_and_zero():
 def test_an_update_of_several_batches_is_their_sequential_accumulation(own, norm):
     plan = config(norm=norm, batch=2, update_batch=4, lr=0.1)
     images = build.device_images(plan.data, torch.device("cpu"))
-    model = networks.seeded_model(plan, 10, 0).double().train()
+    model = seeded(plan, 0).double().train()
     alone = copy.deepcopy(model)
     step, note = build_step.training_step([plan], [model], images)
     assert note == ""
@@ -323,17 +324,17 @@ def test_an_update_of_several_batches_is_their_sequential_accumulation(own, norm
 @pytest.mark.parametrize("norm", ["gn", "bn"])
 def test_seeds_of_a_foreign_model_share_a_step_unless_it_draws(own, norm):
     cpu = torch.device("cpu")
-    assert build_step.why_seeds_train_apart(config(norm=norm, groups=4), cpu) is None
+    assert build_step.why_seeds_train_apart(config(norm=norm, groups=4), IMAGES, cpu) is None
     drawing = config(norm=norm, options={"dropout": 0.5})
-    assert build_step.why_seeds_train_apart(drawing, cpu) == "it draws random numbers"
+    assert build_step.why_seeds_train_apart(drawing, IMAGES, cpu) == "it draws random numbers"
 
 
 def test_the_report_says_what_became_of_every_layer(own):
-    lines = networks.conversion_report(config())
+    _, lines = networks.seeded_and_converted(config(), IMAGES, 0)
     assert lines[0] == "bn1: BatchNorm2d -> GroupNorm, 8 channels, affine reset"
     assert "bn2" in lines[1]
     table = resolve(TrainConfig(norm={"name": "gn"}, data=DataConfig(train_limit=24)))
-    assert networks.conversion_report(table) == []
+    assert networks.seeded_and_converted(table, IMAGES, 0)[1] == []
 
 
 @pytest.mark.parametrize(
@@ -453,7 +454,7 @@ def test_a_left_layer_that_mixes_examples_is_seen_to(own):
     plan = dataclasses.replace(
         config("own_models.Subclassed", "in"), convert=ConvertConfig(leave=["bn1"])
     )
-    assert networks.pools(plan) == "nhw"
+    assert networks.pools(plan, IMAGES) == "nhw"
 
 
 def test_a_model_without_the_keyword_for_classes_trains_when_it_fits(gnexp, own):
@@ -484,7 +485,7 @@ def test_bench_keeps_to_models_of_the_table(gnexp):
 def test_the_batches_of_an_update_follow_each_other_where_a_model_draws(own):
     plan = config(batch=2, update_batch=4, options={"dropout": 0.5})
     images = build.device_images(plan.data, torch.device("cpu"))
-    step, _ = build_step.training_step([plan], [networks.seeded_model(plan, 10, 0)], images)
+    step, _ = build_step.training_step([plan], [seeded(plan, 0)], images)
     assert not step.one_pass
 
 
@@ -492,7 +493,7 @@ def test_weight_standardization_leaves_convolutions_that_no_norm_follows(workdir
     model = ModelConfig("mobilenet_v3_small", None, "torchvision")
     data = DataConfig(train_limit=24, test_limit=20)
     plan = resolve(TrainConfig(norm={"name": "gn_ws"}, model=model, data=data))
-    kinds = {n: type(m).__name__ for n, m in networks.seeded_model(plan, 10, 0).named_modules()}
+    kinds = {n: type(m).__name__ for n, m in seeded(plan, 0).named_modules()}
     assert kinds["features.0.0"] == "StandardizedConv2d"
     assert kinds["features.1.block.1.fc1"] == "Conv2d"  # of a squeeze-and-excitation gate
 

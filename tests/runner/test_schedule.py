@@ -8,7 +8,9 @@ import torch
 
 from gnexp.config.resolve import resolve
 from gnexp.config.schema import TrainConfig
+from gnexp.data.sources import DataSummary
 from gnexp.runner import trainer
+from gnexp.runner.prepared_run import PreparedRun
 from gnexp.runner.schedule import Replica, ReplicaGroupSpec, layout, max_stack_size
 from gnexp.store.run import Run
 
@@ -16,9 +18,11 @@ TINY = ("model=resnet8", "model.width=8", "data.train_limit=60", "data.test_limi
 QUICK = (*TINY, "gradients=0", "workers=1")
 
 
-def replicas(seeds, **keys):
+def replicas(seeds, on="cpu", **keys):
     config = resolve(TrainConfig(**{"norm": {"name": "gn"}, **keys}))
-    return [Replica(config, f"run-{sorted(keys.items())}", seed) for seed in range(seeds)]
+    data = DataSummary("", "", tuple("ab"), (3, 8, 8), train_size=60, test_size=40)
+    run = PreparedRun(config, f"run-{sorted(keys.items())}", torch.device(on), data)
+    return [Replica(run, seed) for seed in range(seeds)]
 
 
 def sizes(steps):
@@ -34,61 +38,61 @@ def test_small_batches_share_a_step_and_large_ones_train_alone_on_a_cpu():
         1,
         1,
     ]
-    assert sizes(layout(replicas(5, batch=2), {}, set(), "cpu", 1)) == [5]
-    assert sizes(layout(replicas(5, batch=64), {}, set(), "cpu", 1)) == [1] * 5
-    assert sizes(layout(replicas(12, batch=1), {}, set(), "cpu", 1)) == [6, 6]
+    assert sizes(layout(replicas(5, batch=2), {}, set(), 1)) == [5]
+    assert sizes(layout(replicas(5, batch=64), {}, set(), 1)) == [1] * 5
+    assert sizes(layout(replicas(12, batch=1), {}, set(), 1)) == [6, 6]
 
 
 def test_the_number_that_share_a_step_can_be_typed():
-    assert sorted(sizes(layout(replicas(5, batch=2, stack=2), {}, set(), "cpu", 1))) == [1, 2, 2]
-    assert sizes(layout(replicas(2, batch=64, stack=5), {}, set(), "cpu", 1)) == [2]
+    assert sorted(sizes(layout(replicas(5, batch=2, stack=2), {}, set(), 1))) == [1, 2, 2]
+    assert sizes(layout(replicas(2, batch=64, stack=5), {}, set(), 1)) == [2]
 
 
 def test_the_size_of_an_update_counts_where_its_batches_share_a_pass():
-    assert sizes(layout(replicas(5, batch=2, update_batch=64), {}, set(), "cpu", 1)) == [1] * 5
+    assert sizes(layout(replicas(5, batch=2, update_batch=64), {}, set(), 1)) == [1] * 5
 
 
 @pytest.mark.parametrize(("seeds", "expected"), [(1, [1]), (2, [1, 1]), (3, [2, 1]), (5, [3, 2])])
 def test_one_run_is_divided_between_two_processes(seeds, expected):
-    assert sizes(layout(replicas(seeds, batch=2), {}, set(), "cpu", 2)) == expected
+    assert sizes(layout(replicas(seeds, batch=2), {}, set(), 2)) == expected
 
 
 def test_a_grid_keeps_its_cells_whole_where_every_process_has_one():
     grid = replicas(5, batch=2) + replicas(5, batch=4)
-    assert sizes(layout(grid, {}, set(), "cpu", 2)) == [5, 5]
+    assert sizes(layout(grid, {}, set(), 2)) == [5, 5]
 
 
 def test_the_longest_step_comes_first():
     grid = replicas(5, batch=8) + replicas(5, batch=1) + replicas(5, batch=2)
-    batches = [step.replicas[0].config.batch for step in layout(grid, {}, set(), "cpu", 2)]
+    batches = [step.replicas[0].config.batch for step in layout(grid, {}, set(), 2)]
     assert batches == [1, 2, 8]
 
 
 def test_rates_share_a_step_and_architectures_do_not_on_a_cpu():
     rates = replicas(2, batch=2, lr=0.1) + replicas(2, batch=2, lr=0.2)
-    (step,) = layout(rates, {}, set(), "cpu", 1)
+    (step,) = layout(rates, {}, set(), 1)
     assert [r.config.lr for r in step.replicas] == [0.1, 0.1, 0.2, 0.2]
     norms = replicas(2, batch=2) + replicas(2, batch=2, norm={"name": "bn"})
-    assert sizes(layout(norms, {}, set(), "cpu", 1)) == [2, 2]
+    assert sizes(layout(norms, {}, set(), 1)) == [2, 2]
 
 
 def test_on_a_gpu_norms_share_a_graph_and_batch_sizes_do_not():
-    norms = replicas(5, batch=2) + replicas(5, batch=2, norm={"name": "bn"})
-    assert sizes(layout(norms, {}, set(), "cuda", 1)) == [10]
-    batches = replicas(5, batch=2) + replicas(5, batch=4)
-    assert sizes(layout(batches, {}, set(), "cuda", 1)) == [5, 5]
+    norms = replicas(5, "cuda", batch=2) + replicas(5, "cuda", batch=2, norm={"name": "bn"})
+    assert sizes(layout(norms, {}, set(), 1)) == [10]
+    batches = replicas(5, "cuda", batch=2) + replicas(5, "cuda", batch=4)
+    assert sizes(layout(batches, {}, set(), 1)) == [5, 5]
 
 
 def test_runs_that_cannot_share_a_step_train_seed_by_seed():
     some = replicas(3, batch=2)
-    assert sizes(layout(some, {}, {some[0].run}, "cpu", 1)) == [1, 1, 1]
+    assert sizes(layout(some, {}, {some[0].run.name}, 1)) == [1, 1, 1]
 
 
 def test_what_was_interrupted_goes_on_in_its_old_company_at_its_old_place():
     some = replicas(5, batch=2)
     known = ReplicaGroupSpec(("ended", some[0].name, some[1].name), (0.1, 0.1, 0.1), threads=1)
     spec = {r.name: known for r in some[:2]}
-    steps = layout(some, spec, set(), "cpu", 1)
+    steps = layout(some, spec, set(), 1)
     old = next(step for step in steps if step.places != tuple(range(step.size)))
     assert (old.size, old.places, old.replicas) == (3, (1, 2), tuple(some[:2]))
     assert sizes(steps) == [2, 3] or sizes(steps) == [3, 2]

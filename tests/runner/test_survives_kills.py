@@ -18,7 +18,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from gnexp.runner import plan, turns
+from gnexp.runner import execute, plan
 from gnexp.store import locks
 from gnexp.store.locks import Lock, LockLost, LockOwner, lock_owner
 from gnexp.store.run import Run, exclusive
@@ -243,7 +243,7 @@ def test_a_clock_that_is_wrong_elsewhere_ends_no_claim(tmp_path, short_lease):
 def test_a_call_waits_for_a_training_elsewhere_and_takes_it_over_when_it_is_silent(
     gnexp, short_lease, monkeypatch
 ):
-    monkeypatch.setattr(turns, "LOOK_S", 0.1)
+    monkeypatch.setattr(execute, "LOOK_S", 0.1)
     assert gnexp("train", *TINY, "epochs=1", "study=whole").code == 0
     (whole,) = Path("results/whole").glob("*-b10-*")
     run = Run.create(Path("results/main") / whole.name)
@@ -258,9 +258,9 @@ def test_a_call_waits_for_a_training_elsewhere_and_takes_it_over_when_it_is_sile
 STOPS = """
 import os, signal, sys
 from gnexp import cli
-from gnexp.runner import turns
+from gnexp.runner import execute
 from gnexp.store import files, locks
-locks.LEASE_S, turns.LOOK_S = 0.5, 0.1
+locks.LEASE_S, execute.LOOK_S = 0.5, 0.1
 name, left, sync = sys.argv[1], int(sys.argv[2]), os.fsync
 
 def stop(descriptor):
@@ -282,7 +282,7 @@ sys.exit(cli.main(sys.argv[3:]))
 def test_whoever_wakes_up_after_another_took_over_says_so_and_writes_nothing(
     write, gnexp, workdir, short_lease, monkeypatch
 ):
-    monkeypatch.setattr(turns, "LOOK_S", 0.1)
+    monkeypatch.setattr(execute, "LOOK_S", 0.1)
     words = ("train", *TINY, "epochs=2", "device=cpu")
     program = [sys.executable, "-c", STOPS, write[0], str(write[1]), *words]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -31,7 +31,7 @@ def bench(config: BenchConfig, command: str) -> int:
     Raises UsageError with one sentence per problem, before anything is written.
     """
     runs, undefined = plan(config)
-    for line in passed_over_lines([config.data]):
+    for line in passed_over_lines([data.images_of(config.data).summary]):
         print(line)
     folder = output_folder(config.out, config.name, FILES)
     machine = Machine(data.pick_device(config.device), config.seconds, config.workers)
@@ -79,10 +79,12 @@ def plan(config: BenchConfig) -> tuple[list[TrainConfig], list[str]]:
     runs, undefined = [], []
     for norm, batch in itertools.product(config.norms, config.batches) if not found else ():
         run = resolve(bench_run(config, norm, batch))
-        checked = preflight.check(run)
-        found += checked.problems
-        undefined += [checked.undefined] * bool(checked.undefined)
-        runs += [run] * (not checked.undefined)
+        checked, wrong = preflight.check(run)
+        found += wrong
+        if checked and checked.undefined:
+            undefined.append(checked.undefined)
+        else:
+            runs.append(run)
     if found or not runs:
         raise UsageError("\n".join(dict.fromkeys(found or undefined)))
     return runs, undefined

@@ -36,7 +36,7 @@ def check(configs: list[CheckConfig], command: str) -> int:
     Raises UsageError with one sentence per problem, before anything is written.
     """
     claims = plan(configs)
-    for line in passed_over_lines(config.data for config in configs):
+    for line in passed_over_lines(data.images_of(each.data).summary for each in configs):
         print(line)
     folder = output_folder(configs[0].out, configs[0].name)
     started, clock = now(), time.monotonic()

@@ -22,7 +22,7 @@ from gnexp.runner.benchmark.memory import MOST, batch_column, memory_row, proble
 from gnexp.runner.build import data
 from gnexp.runner.final_metrics import INSTRUMENTS as LAST
 from gnexp.runner.measure_shared_weights import measure_shared
-from gnexp.runner.measure_stored import LastTask, measure_last
+from gnexp.runner.measure_stored import LastTask
 from gnexp.runner.plan import output_folder
 from gnexp.runner.preflight import corruption_problems
 from gnexp.runner.repair import repair_run
@@ -104,13 +104,13 @@ def _measure(
         )
     if last := tuple(name for name in what if name in LAST):
         tasks = [
-            LastTask(record.folder, last, config.shift, config.device, tuple(trusted))
+            LastTask(record.folder, config.device, tuple(trusted), last, config.shift)
             for record in records
             if record.result
         ]
         runs = f"{len(tasks)} run{'s' * (len(tasks) != 1)}"
         print(f"measuring {', '.join(last)}: {runs}", flush=True)
-        failed += measure_all(tasks, measure_last, config.workers, config.device)
+        failed += measure_all(tasks, config.workers, config.device)
     return failed
 
 

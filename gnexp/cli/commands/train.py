@@ -22,19 +22,18 @@ from gnexp.cli.console import (
 from gnexp.cli.progress import Progress
 from gnexp.config.identity import as_dict
 from gnexp.config.schema import TrainConfig, UsageError, is_tuned
-from gnexp.runner.build import data
-from gnexp.runner.execute import Task, mark_died, record_undefined, run_task
+from gnexp.runner.build.data import forget, images_of, train_settings
+from gnexp.runner.execute import Task, mark_died, record_undefined, run_task, wait_for_locks
 from gnexp.runner.loggers.export import export_all, viewing_lines
 from gnexp.runner.lr_search import chosen_runs, record, wanted
 from gnexp.runner.measure_shared_weights import measure_shared
 from gnexp.runner.plan import plan
-from gnexp.runner.planned_run import PlannedRun, seed_progress
+from gnexp.runner.prepared_run import PreparedRun, seed_progress
 from gnexp.runner.process_pool import WorkerDied, run_here, run_in_processes
 from gnexp.runner.provenance import now
 from gnexp.runner.resume import missing, replica_groups
 from gnexp.runner.schedule import ReplicaGroup
 from gnexp.runner.stored_runs import named_code, remember
-from gnexp.runner.turns import wait_for_locks
 from gnexp.store.disk import disk_failure
 from gnexp.store.locks import LockLost
 from gnexp.store.run import Run
@@ -42,7 +41,7 @@ from gnexp.store.study import only_zip
 from gnexp.training.distributed.leader import devices_released
 
 # Called with the numbers of the configs to train and the seeds that are missing, by run.
-Launch = Callable[[list[int], dict[PlannedRun, list[int]]], None]
+Launch = Callable[[list[int], dict[PreparedRun, list[int]]], None]
 
 
 @devices_released()
@@ -54,7 +53,7 @@ def train(
     launch: trains the configs of these numbers elsewhere, through `train_job`, and returns when all
     are done or given up. Raises UsageError, one sentence per problem, before anything is written.
     """
-    data.forget()
+    forget()
     if path := only_zip(Path(configs[0].out) / configs[0].study):
         require_folder(path, "gnexp train")
     call = _Call(command, now(), launch)
@@ -67,7 +66,7 @@ def train(
         for fresh in _rounds(configs):
             if not runs:
                 print(*tuning_lines(configs), sep="\n", end="\n" * any(map(is_tuned, configs)))
-                for line in passed_over_lines(config.data for config in configs):
+                for line in passed_over_lines(run.data for run in fresh):
                     print(line)
             runs += fresh
             failed += _train(fresh, call, grid)
@@ -103,20 +102,22 @@ class _Call:
     launch: Launch | None = None
 
 
-def _rounds(configs: list[TrainConfig]) -> Iterator[list[PlannedRun]]:
+def _rounds(configs: list[TrainConfig]) -> Iterator[list[PreparedRun]]:
     """Yield the runs that are asked for, then those that follow from what these gave, and so on."""
     known: set[str] = set()
-    while True:
-        numbers, now_wanted = zip(*wanted(configs), strict=True)
-        fresh = [run for run in plan(list(now_wanted), numbers) if run.name not in known]
+    planned: list[tuple[int, TrainConfig]] = []
+    while fresh := [pair for pair in wanted(configs) if pair not in planned]:
+        numbers, now_wanted = zip(*fresh, strict=True)
+        runs = [run for run in plan(list(now_wanted), numbers) if run.name not in known]
         record(configs)
-        if not fresh:
-            return
-        known |= {run.name for run in fresh}
-        yield fresh
+        planned += fresh
+        known |= {run.name for run in runs}
+        if runs:
+            yield runs
+    record(configs)
 
 
-def _train(runs: list[PlannedRun], call: _Call, grid: bool) -> list[tuple[str, str]]:
+def _train(runs: list[PreparedRun], call: _Call, grid: bool) -> list[tuple[str, str]]:
     """Train what is missing of these runs, telling of it; return (run, reason) for what failed."""
     try:
         todo = missing(runs)
@@ -150,7 +151,7 @@ def train_job(configs: list[TrainConfig], command: str) -> None:
 
     What became of it is in the run folders.
     """
-    data.forget()  # a launcher's process may have done a job of an earlier call
+    forget()  # a launcher's process may have done a job of an earlier call
     configs = [dataclasses.replace(c, force=False, retry=None) for c in configs]
     for runs in _rounds(configs):
         todo = {run: seeds for run in runs if (seeds := seed_progress(run).todo)}
@@ -161,15 +162,15 @@ def train_job(configs: list[TrainConfig], command: str) -> None:
 
 
 def _announce(
-    todo: dict[PlannedRun, list[int]],
-) -> tuple[list[ReplicaGroup], dict[PlannedRun, str], int]:
+    todo: dict[PreparedRun, list[int]],
+) -> tuple[list[ReplicaGroup], dict[PreparedRun, str], int]:
     """Write the configs of what jobs elsewhere are to train; they lay out their own steps."""
     for run in todo:
         Run.create(run.folder).write_config(as_dict(run.config))
     return [], {}, 0
 
 
-def _launch(launch: Launch, todo: dict[PlannedRun, list[int]]) -> list[tuple[str, str]]:
+def _launch(launch: Launch, todo: dict[PreparedRun, list[int]]) -> list[tuple[str, str]]:
     """Let a launcher train what is to do, and return (run, reason) for what it left undone."""
     if todo:
         launch(sorted({job for run in todo for job in run.jobs}), todo)
@@ -188,7 +189,7 @@ def _report(config: TrainConfig) -> list[tuple[str, str]]:
 
 
 def _execute(
-    todo: dict[PlannedRun, list[int]], tasks: list[Task], workers: int
+    todo: dict[PreparedRun, list[int]], tasks: list[Task], workers: int
 ) -> list[tuple[str, str]]:
     """Run the tasks and return (run, reason) of failures; a run is announced when complete.
 
@@ -238,12 +239,12 @@ def _round(
         if isinstance(outcome, WorkerDied):
             mark_died(step, outcome.why)
             died = {"status": "failed", "why": outcome.why}
-            outcome = {(replica.run, replica.seed): died for replica in step.replicas}
+            outcome = {replica.key: died for replica in step.replicas}
         full += [state["why"] for state in outcome.values() if state.get("disk")]
         for (run, seed), state in outcome.items():
             if state["status"] != "busy" and not state.get("disk"):
                 ended(run, seed, state["why"] if state["status"] == "failed" else None)
-        held = step.part(lambda r, o=outcome: o[r.run, r.seed]["status"] == "busy")
+        held = step.part(lambda r, o=outcome: o[r.key]["status"] == "busy")
         if held:
             busy.append(held)
     if full:
@@ -251,16 +252,14 @@ def _round(
     return busy
 
 
-def size(run: PlannedRun, seeds: list[int]) -> tuple[int, int]:
+def size(run: PreparedRun, seeds: list[int]) -> tuple[int, int]:
     """Return (images to train, images of an update) for the progress bar."""
     config = run.config
-    images = data.train_settings(config).examples_seen(
-        config.epochs, len(data.images_of(config.data).x_train)
-    )
+    images = train_settings(config).examples_seen(config.epochs, run.data.train_size)
     return images * len(seeds), config.update_batch
 
 
-def _conclude(runs: list[PlannedRun], failed: dict[str, str], grid: bool) -> int:
+def _conclude(runs: list[PreparedRun], failed: dict[str, str], grid: bool) -> int:
     """List what diverged, did not fit or failed; return the exit code."""
     found = {run: seed_progress(run) for run in runs if run.folder.is_dir()}
     for status in ("diverged", "infeasible"):
@@ -280,7 +279,7 @@ def _conclude(runs: list[PlannedRun], failed: dict[str, str], grid: bool) -> int
 
 
 def _measure_shared(
-    configs: list[TrainConfig], runs: list[PlannedRun], failed: set[str]
+    configs: list[TrainConfig], runs: list[PreparedRun], failed: set[str]
 ) -> list[tuple[str, str]]:
     """Measure at shared weights where asked for: at those of each family's largest batch."""
     runs = [run for run in runs if run.name not in failed]
@@ -306,7 +305,7 @@ def _measure_shared(
 def _preview(config: TrainConfig) -> None:
     from gnexp.report.figures.accuracy import plot_preview
 
-    images = data.images_of(config.data)
+    images = images_of(config.data)
     path = Path(config.out) / config.study / "preview.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     plot_preview(path, images.x_train, images.y_train, images.classes, images.title)

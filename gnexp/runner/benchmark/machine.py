@@ -13,8 +13,8 @@ from gnexp.runner.benchmark import hardware, measurement
 from gnexp.runner.benchmark.measurement import GNEXP, PLAIN, Measured, Row, Task
 from gnexp.runner.benchmark.processes import Work, measure_together
 from gnexp.runner.benchmark.timer import Peers
-from gnexp.runner.build import data
-from gnexp.runner.build import model as networks
+from gnexp.runner.build.data import images_of
+from gnexp.runner.build.model import seeded_model
 from gnexp.runner.schedule import max_stack_size
 
 
@@ -116,6 +116,6 @@ class Machine:
 
 def flop_per_example(run: TrainConfig) -> int:
     """Return what one image costs in this run, forward and backward; see hardware."""
-    images = data.images_of(run.data)
-    model = networks.seeded_model(run, len(images.classes), run.seeds[0])
-    return hardware.flop_per_example(model, images.x_train.shape[1:])
+    images = images_of(run.data).summary
+    model = seeded_model(run, images, run.seeds[0])
+    return hardware.flop_per_example(model, images.shape)

@@ -24,9 +24,9 @@ from gnexp.runner.benchmark.plain_loop import (
     train_plain,
 )
 from gnexp.runner.benchmark.timer import Peers, Timing, Window
-from gnexp.runner.build import data
-from gnexp.runner.build import model as networks
-from gnexp.runner.build import step as build_step
+from gnexp.runner.build.data import images_of, pick_device
+from gnexp.runner.build.model import seeded_model
+from gnexp.runner.build.step import training_step
 from gnexp.training.lr_schedule import peak_rate
 
 Row = dict[str, Any]
@@ -71,8 +71,8 @@ def measure_plain(task: Task, peers: Peers) -> list[Measured]:
 
 def _plain(task: Task, peers: Peers, threads: int) -> Measured:
     torch.set_num_threads(threads)
-    config, device = task.config, data.pick_device(task.config.device)
-    images = data.images_of(config.data)
+    config, device = task.config, pick_device(task.config.device)
+    images = images_of(config.data)
     mean, std = _statistics(config)
     transform = plain_transform(
         images.x_train.shape[-1], *augmentation(config.data.augment), mean, std
@@ -80,7 +80,7 @@ def _plain(task: Task, peers: Peers, threads: int) -> Measured:
     pictures = PilImages(images.x_train, images.y_train, transform)
     gc.collect()
     memory = hardware.DeviceMemory(device)
-    model = networks.seeded_model(config, len(images.classes), config.seeds[0]).to(device)
+    model = seeded_model(config, images.summary, config.seeds[0]).to(device)
     optimizer = plain_optimizer(model, _rate(config), config.momentum, config.weight_decay)
     loader = plain_loader(pictures, config.batch, config.seeds[0], device)
     window = Window(task.seconds, partial(synchronize, device), peers)
@@ -103,17 +103,15 @@ def measure_gnexp(task: Task, peers: Peers) -> list[Measured]:
     """Time the step that `gnexp train` makes for all seeds of the config."""
     (threads,) = task.threads
     torch.set_num_threads(threads)
-    config, device = task.config, data.pick_device(task.config.device)
-    source = data.images_of(config.data)
+    config, device = task.config, pick_device(task.config.device)
+    source = images_of(config.data)
     mean, std = _statistics(config)
     gc.collect()
     memory = hardware.DeviceMemory(device)
     # Not the images that `build` keeps on the device: these are to be counted.
     images = DeviceDataset(source, device, mean, std)
-    models = [
-        networks.seeded_model(config, len(source.classes), s).to(device) for s in config.seeds
-    ]
-    step, note = build_step.training_step([config] * len(models), models, images)
+    models = [seeded_model(config, source.summary, s).to(device) for s in config.seeds]
+    step, note = training_step([config] * len(models), models, images)
     if note:
         print(note, flush=True)
     gc.collect()  # the layout that was slower
@@ -142,7 +140,7 @@ def measure_gnexp(task: Task, peers: Peers) -> list[Measured]:
 
 def measure_products(task: Task, peers: Peers) -> list[float]:
     """Return the FLOP/s of matrix products with each number of threads."""
-    device = data.pick_device(task.config.device)
+    device = pick_device(task.config.device)
     rates = []
     for threads in task.threads:
         torch.set_num_threads(threads)
@@ -152,7 +150,7 @@ def measure_products(task: Task, peers: Peers) -> list[float]:
 
 
 def _statistics(config: TrainConfig) -> tuple[list[float], list[float]]:
-    mean, std = channel_statistics(data.images_of(config.data).x_train)
+    mean, std = channel_statistics(images_of(config.data).x_train)
     return config.data.mean or mean, config.data.std or std
 
 

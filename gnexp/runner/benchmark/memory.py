@@ -9,13 +9,15 @@ from torch import nn
 from gnexp.config.resolve import cost_run, resolve
 from gnexp.config.schema import CostConfig, TrainConfig
 from gnexp.config.validation import cost_problems, problems
+from gnexp.data.sources import DataSummary
 from gnexp.measure.memory import largest_batch, training_bytes
 from gnexp.norms.registry import NORMS
-from gnexp.runner.build import data
-from gnexp.runner.build import model as networks
+from gnexp.runner.build.data import pick_device
+from gnexp.runner.build.model import groups_per_layer, norm_sites, seeded_model
 
 MOST = 4096  # beyond which a largest batch is not looked for
-CLASSES = 10
+CLASSES = tuple("0123456789")
+TRAIN_SIZE = 50_000  # of which no byte depends
 
 
 def problems_of(cost: CostConfig, device: str) -> list[str]:
@@ -23,7 +25,7 @@ def problems_of(cost: CostConfig, device: str) -> list[str]:
     if found := cost_problems(cost):
         return found
     try:
-        data.pick_device(device)
+        pick_device(device)
     except ValueError as error:
         return [str(error)]
     for norm in cost.norms:
@@ -33,8 +35,8 @@ def problems_of(cost: CostConfig, device: str) -> list[str]:
         run = cost_run(cost, norm)
         try:
             found += problems(run)
-            networks.norm_sites(resolve(run))
-            networks.groups_per_layer(resolve(run))
+            norm_sites(resolve(run), _images(cost))
+            groups_per_layer(resolve(run), _images(cost))
         except ValueError as error:
             found.append(f"cost: {error}")
     return list(dict.fromkeys(found))
@@ -44,9 +46,9 @@ def memory_row(cost: CostConfig, run: TrainConfig, device: torch.device) -> dict
     """Return the bytes of one update per batch size, and the largest batch that fits."""
 
     def model() -> nn.Module:
-        return networks.seeded_model(run, CLASSES, seed=0).to(device)
+        return seeded_model(run, _images(cost), seed=0).to(device)
 
-    shape = (3, cost.size, cost.size)
+    shape = _images(cost).shape
     return {
         **{"model": run.model.name, "width": run.model.width, "size": cost.size},
         **{"norm": run.norm["name"], "groups": run.groups},
@@ -55,6 +57,10 @@ def memory_row(cost: CostConfig, run: TrainConfig, device: torch.device) -> dict
         "counted": "measured" if device.type == "cuda" else "counted",
         **{batch_column(batch): _bytes(model, shape, batch) for batch in cost.batches},
     }
+
+
+def _images(cost: CostConfig) -> DataSummary:
+    return DataSummary("", "", CLASSES, (3, cost.size, cost.size), TRAIN_SIZE, TRAIN_SIZE)
 
 
 def _bytes(model: Callable[[], nn.Module], shape: tuple[int, ...], batch: int) -> int | None:

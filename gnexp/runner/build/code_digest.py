@@ -23,7 +23,12 @@ def code_digests(config: TrainConfig) -> dict[str, str]:
 
 def code_checksum(config: TrainConfig) -> str | None:
     """Return a digest of the source files of the user's norm and model, None without either."""
-    return "-".join(code_digests(config).values()) or None
+    return checksum_of(code_digests(config))
+
+
+def checksum_of(digests: dict[str, str]) -> str | None:
+    """Return `code_digests` as one text, None without any."""
+    return "-".join(digests.values()) or None
 
 
 def _source_digest(path: str, key: str) -> str | None:

@@ -6,6 +6,7 @@ from torch import nn
 
 from gnexp.config.schema import TUNING_SEEDS_FROM, TrainConfig
 from gnexp.data.device_images import DeviceDataset
+from gnexp.data.sources import DataSummary
 from gnexp.measure.initial_statistics import frozen_without_statistics, reestimate
 from gnexp.models.load_weights import Transfer, transfer
 from gnexp.runner.build import initial_weights
@@ -21,10 +22,10 @@ def load_initial_model(
     Beside it what of the weights at `init_from` it holds, as JSON-ready values, None without.
     Raises ValueError where they do not fit, or are no longer those that the run is named by.
     """
-    model, record = seeded_model(config, len(images.classes), seed), None
+    model, record = seeded_model(config, images.summary, seed), None
     if config.init_from is not None:
         source = initial_weights.read_source(config.init_from)
-        moved = load_start(config, source, model, len(images.classes), seed)
+        moved = load_start(config, source, model, images.summary, seed)
         record = {
             "source": source.name,
             "checksum": source.checksum,
@@ -43,7 +44,7 @@ def load_start(
     config: TrainConfig,
     source: initial_weights.Source,
     model: nn.Module,
-    num_classes: int,
+    data: DataSummary,
     seed: int,
 ) -> Transfer:
     """Load a seed's stored weights into its new model; see `load_initial_model`."""
@@ -54,7 +55,7 @@ def load_start(
         )
     weights = source.weights(seed, TUNING_SEEDS_FROM)
     try:
-        moved = transfer(model, weights, list(norm_sites(config)), num_classes)
+        moved = transfer(model, weights, list(norm_sites(config, data)), len(data.classes))
     except ValueError as error:
         raise ValueError(f"{source_text}: {error}") from error
     bare = frozen_without_statistics(model, moved.fresh)

@@ -11,6 +11,7 @@ from torch import nn
 
 from gnexp.config.schema import CUSTOM, ConvertConfig, ModelConfig, TrainConfig, is_external
 from gnexp.data.seeding import derived_seed, generator
+from gnexp.data.sources import DataSummary
 from gnexp.models.conversion.find_norms import Found
 from gnexp.models.external import build_external, constructor, examine, with_norms
 from gnexp.models.initialization import start
@@ -21,15 +22,15 @@ from gnexp.norms.smoke_test import pooled_axes, try_norm
 from gnexp.norms.statistic_size import Undefined
 from gnexp.norms.user_code import import_target, norm_text, own_factory
 from gnexp.runner.build.code_digest import code_digests
-from gnexp.runner.build.data import images_of, train_settings
+from gnexp.runner.build.data import train_settings
 
 MOST_TRIED = 64  # examples by which the user's own norm shows what it pools over
 
 
-def norm_factory(config: TrainConfig, trains: bool = False) -> Callable[[int], nn.Module]:
+def norm_factory(config: TrainConfig, train_size: int | None = None) -> Callable[[int], nn.Module]:
     """Return the callable that a model calls with a number of channels to get a norm layer.
 
-    trains: whether the layers are for the training of the config, and may follow its length.
+    train_size: the number of training images, for layers that may follow the training's length.
     """
     options = {k: v for k, v in config.norm.items() if k not in ("name", "_target_")}
     name = config.norm["name"]
@@ -39,8 +40,9 @@ def norm_factory(config: TrainConfig, trains: bool = False) -> Callable[[int], n
         averaged = min(config.batch, options.get("ghost_batch", config.batch))
         # Running statistics move by the mean over all devices.
         options["momentum"] = momentum_of_batch(options["momentum"], averaged * config.devices)
-    if trains and "total_examples" in NORMS[name].options:
-        options.setdefault("total_examples", _examples_of_a_device(config))
+    if train_size is not None and "total_examples" in NORMS[name].options:
+        seen = train_settings(config).examples_seen(config.epochs, train_size)  # by all devices
+        options.setdefault("total_examples", max(1, seen // config.devices))
     if config.groups is None and config.channels_per_group is None:
         return lambda channels: build_norm(name, channels, **options)
     return lambda channels: build_norm(
@@ -48,17 +50,11 @@ def norm_factory(config: TrainConfig, trains: bool = False) -> Callable[[int], n
     )
 
 
-def _examples_of_a_device(config: TrainConfig) -> int:
-    """Return how many training images a norm layer of one device sees in all of the training."""
-    images = len(images_of(config.data).x_train)
-    return max(1, train_settings(config).examples_seen(config.epochs, images) // config.devices)
-
-
 def _groups(config: TrainConfig, channels: int) -> int:
     return group_count(channels, config.groups, config.channels_per_group, config.groups_fallback)
 
 
-def try_own_norm(config: TrainConfig) -> None:
+def try_own_norm(config: TrainConfig, data: DataSummary) -> None:
     """Pass a few values through the user's own norm and back, at each width that the model has.
 
     Raises ValueError with what it does that no norm may do; see `try_norm`. That is Undefined where
@@ -69,7 +65,7 @@ def try_own_norm(config: TrainConfig) -> None:
     build = norm_factory(config)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
-        for channels in dict.fromkeys(norm_sites(config).values()):
+        for channels in dict.fromkeys(norm_sites(config, data).values()):
             if trouble := _trouble(build(channels), channels, min(config.batch, 2)):
                 only_single = config.batch == 1 and not _trouble(build(channels), channels, 2)
                 kind = Undefined if only_single else ValueError
@@ -92,16 +88,21 @@ class _Site(nn.Module):
         self.channels = channels
 
 
-def norm_sites(config: TrainConfig) -> dict[str, int]:
+def norm_sites(config: TrainConfig, data: DataSummary) -> dict[str, int]:
     """Return the number of channels at every norm layer of the model, by layer name."""
     if is_external(config.model):
-        return {site.name: site.channels for site in _external_norms(config).sites}
+        return {site.name: site.channels for site in _external_norms(config, data).sites}
+    return _sites_of_table(config.model.name, config.model.width)
+
+
+@functools.lru_cache(maxsize=8)
+def _sites_of_table(name: str, width: int | None) -> dict[str, int]:
     with torch.device("meta"):
-        model = build_model(config.model.name, _Site, 2, config.model.width)
+        model = build_model(name, _Site, 2, width)
     return {n: m.channels for n, m in model.named_modules() if isinstance(m, _Site)}
 
 
-def groups_per_layer(config: TrainConfig) -> dict[str, int]:
+def groups_per_layer(config: TrainConfig, data: DataSummary) -> dict[str, int]:
     """Return the number of groups of every layer under group norm, {} under any other.
 
     Raises ValueError naming the first layer whose channels the groups do not divide.
@@ -109,7 +110,7 @@ def groups_per_layer(config: TrainConfig) -> dict[str, int]:
     if config.groups is None and config.channels_per_group is None:
         return {}
     counts = {}
-    for layer, channels in norm_sites(config).items():
+    for layer, channels in norm_sites(config, data).items():
         try:
             counts[layer] = _groups(config, channels)
         except ValueError as error:
@@ -117,16 +118,16 @@ def groups_per_layer(config: TrainConfig) -> dict[str, int]:
     return counts
 
 
-def pools(config: TrainConfig) -> str | None:
+def pools(config: TrainConfig, data: DataSummary) -> str | None:
     """Return the axes, letters of "nchw", over which some layer of the network has a statistic.
 
     Of the norm: by the table, or by trial at each width where it is the user's own; of the layers
-    that a foreign model keeps: by their kind, or by trial. None where the trial raised.
+    that an external model keeps: by their kind, or by trial. None where the trial raised.
     """
     entry = NORMS.get(config.norm["name"])
     found = {*(entry.pools if entry else "")}
     if is_external(config.model):
-        kept = _external_norms(config).pools
+        kept = _external_norms(config, data).pools
         if kept is None:
             return None
         found |= {*kept}
@@ -134,7 +135,7 @@ def pools(config: TrainConfig) -> str | None:
         build, examples = norm_factory(config), min(max(config.batch, 2), MOST_TRIED)
         try:
             with torch.random.fork_rng(devices=[]):
-                for channels in dict.fromkeys(norm_sites(config).values()):
+                for channels in dict.fromkeys(norm_sites(config, data).values()):
                     found |= {*pooled_axes(build(channels), channels, examples)}
         except Exception:  # whatever the user's code does with a batch that was not asked for
             return None
@@ -182,13 +183,11 @@ def _typed_name(model: ModelConfig) -> str:
     return f"model={model.library} model.name={model.name}"
 
 
-def _external_norms(config: TrainConfig) -> Found:
+def _external_norms(config: TrainConfig, data: DataSummary) -> Found:
     """Return the norm layers of an external model at the size of the images, cached."""
-    images = images_of(config.data)
-    shape, classes = tuple(images.x_train.shape[1:]), len(images.classes)
     asked = [dataclasses.asdict(config.model), dataclasses.asdict(config.convert)]
     code = code_digests(config).get("model")
-    return _examined(json.dumps(asked, sort_keys=True), code, shape, classes)
+    return _examined(json.dumps(asked, sort_keys=True), code, data.shape, len(data.classes))
 
 
 @functools.lru_cache(maxsize=8)
@@ -204,18 +203,17 @@ def _examined(asked: str, code: str | None, shape: tuple[int, ...], num_classes:
 
 
 def _external_model(
-    config: TrainConfig, num_classes: int, weight_standardization: bool
+    config: TrainConfig, data: DataSummary, weight_standardization: bool
 ) -> tuple[nn.Module, list[str]]:
     """Return an external model with the config's norm, and one line per replaced layer."""
-    found = _external_norms(config)
-    shape = tuple(images_of(config.data).x_train.shape[1:])
-    model = _new_external(config.model, num_classes, shape)
+    found = _external_norms(config, data)
+    model = _new_external(config.model, len(data.classes), data.shape)
     try:
         return with_norms(
             model,
             found,
-            norm_factory(config, trains=True),
-            shape,
+            norm_factory(config, data.train_size),
+            data.shape,
             weight_standardization=weight_standardization,
         )
     except Undefined:
@@ -224,37 +222,39 @@ def _external_model(
         raise ValueError(f"{_typed_name(config.model)}: {error}") from error
 
 
-def conversion_report(config: TrainConfig) -> list[str]:
-    """Return the fate of every norm layer of an external model, [] for a model of the table.
-
-    And [] where the norm is not defined at the batch and image size.
-    """
-    if not is_external(config.model):
-        return []
-    with torch.random.fork_rng(devices=[]):
-        standardized = network_start(config)["weight_standardization"]
-        classes = len(images_of(config.data).classes)
-        try:
-            return _external_model(config, classes, standardized)[1]
-        except Undefined:
-            return []
-
-
-def seeded_model(config: TrainConfig, num_classes: int, seed: int) -> nn.Module:
+def seeded_model(config: TrainConfig, data: DataSummary, seed: int) -> nn.Module:
     """Return the model of one seed on the CPU; the global random state is left as it was."""
-    asked = network_start(config)
+    return seeded_and_converted(config, data, seed)[0]
+
+
+def seeded_and_converted(
+    config: TrainConfig, data: DataSummary, seed: int
+) -> tuple[nn.Module, list[str]]:
+    """Return the model of one seed, and what became of each norm layer that a foreign one had."""
+    asked, lines = network_start(config), []
     with torch.random.fork_rng(devices=[]):
         # A user's own norm may draw from the global generator when it is built.
         torch.default_generator.manual_seed(derived_seed(seed, "build"))
         if is_external(config.model):  # its convolutions are not all followed by a norm
             standardized = asked.pop("weight_standardization")
-            model, _ = _external_model(config, num_classes, standardized)
+            model, lines = _external_model(config, data, standardized)
         else:
-            model = build_model(
-                config.model.name,
-                norm_factory(config, trains=True),
-                num_classes,
-                config.model.width,
-            )
-    start(model, generator(seed, "initialization"), norms=norm_sites(config), **asked)
+            model = _model_of_table(config, data)
+    start(model, generator(seed, "initialization"), norms=norm_sites(config, data), **asked)
+    return model, lines
+
+
+def model_without_weights(config: TrainConfig, data: DataSummary) -> nn.Module:
+    """Return a network of the table under a norm of the table, all of its numbers zero."""
+    with torch.device("meta"):
+        model = _model_of_table(config, data)
+    start(model, None, norms=norm_sites(config, data), **network_start(config))
+    # Not `to_empty`, which spends half a second on imports.
+    zeros = {name: torch.zeros(t.shape, dtype=t.dtype) for name, t in model.state_dict().items()}
+    model.load_state_dict(zeros, assign=True)
     return model
+
+
+def _model_of_table(config: TrainConfig, data: DataSummary) -> nn.Module:
+    norm = norm_factory(config, data.train_size)
+    return build_model(config.model.name, norm, len(data.classes), config.model.width)

@@ -9,11 +9,12 @@ from torch import nn
 
 from gnexp.config.schema import CUSTOM, TrainConfig, is_external, is_private
 from gnexp.data.device_images import DeviceDataset
+from gnexp.data.sources import DataSummary
 from gnexp.data.update_blocks import update_blocks
 from gnexp.norms.copying import copied
 from gnexp.norms.registry import NORMS
 from gnexp.runner.build import dp_sgd
-from gnexp.runner.build.data import images_of, train_settings
+from gnexp.runner.build.data import train_settings
 from gnexp.runner.build.model import seeded_model
 from gnexp.training.attributes import changing
 from gnexp.training.cuda_graph import GraphStep, fastest
@@ -26,21 +27,21 @@ from gnexp.training.stack import draws_random_numbers, why_not_stackable
 from gnexp.training.stacked_step import StackedStep
 
 
-def why_seeds_train_apart(config: TrainConfig, device: torch.device) -> str | None:
+def why_seeds_train_apart(
+    config: TrainConfig, data: DataSummary, device: torch.device
+) -> str | None:
     """Return why the seeds of a run cannot share a step, None if they can."""
     if is_private(config):
         return "DP-SGD takes the per-example gradients of one model at a time"
     if config.norm["name"] != CUSTOM and not is_external(config.model):
         return None
-    images = images_of(config.data)
-    models = [seeded_model(config, len(images.classes), seed) for seed in (0, 1)]
-    shape = images.x_train.shape[1:]
-    if held := [name for names in changing(models[0], shape) for name in names]:
+    models = [seeded_model(config, data, seed) for seed in (0, 1)]
+    if held := [name for names in changing(models[0], data.shape) for name in names]:
         return f"{held[0]} changes in training, and is not in the state dict"
     by_itself = device.type == "cuda" and config.devices == 1  # there models run side by side
-    if (by_itself or is_external(config.model)) and draws_random_numbers(models[0], shape):
+    if (by_itself or is_external(config.model)) and draws_random_numbers(models[0], data.shape):
         return "it draws random numbers"
-    return None if by_itself else why_not_stackable(models, shape)
+    return None if by_itself else why_not_stackable(models, data.shape)
 
 
 def outside_state(

@@ -1,29 +1,47 @@
-"""A run as a command plans it: its config, its folder's name, and how far its seeds are."""
+"""A run as it is prepared once, before anything is trained, and how far its seeds are."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from gnexp.config.schema import TrainConfig
+from gnexp.data.sources import DataSummary
 from gnexp.store.run import Run
 
 
 @dataclass(frozen=True, eq=False)
-class PlannedRun:
-    """One config with all the seeds that are asked for.
+class PreparedRun:
+    """One config with all the seeds that are asked for, and everything decided before it trains.
 
-    undefined: why its norm is not defined at its batch and image size, "" where it is.
+    `plan` makes it, and all that follows is handed it, also in a worker process: it holds no array.
+    network: what result.json says of the network. code: digests of the user's own, by "norm" and
+    "model". jobs: the numbers of the typed configs that the run comes from. start: a sentence on
+    what it takes of `init_from`, "" without. undefined: why the norm is not defined at the batch
+    and image size, "" where it is.
     """
 
     config: TrainConfig
     name: str
-    jobs: tuple[int, ...] = ()  # the numbers of the configs, of a call's, that it comes from
+    device: torch.device
+    data: DataSummary
+    network: dict[str, Any] = field(default_factory=dict)
+    parameters: int = 0
+    code: dict[str, str] = field(default_factory=dict)
+    jobs: tuple[int, ...] = ()
+    start: str = ""
     undefined: str = ""
 
     @property
     def folder(self) -> Path:
         """The run's folder."""
         return Path(self.config.out) / self.config.study / self.name
+
+    @property
+    def stored(self) -> Run:
+        """The files of the run."""
+        return Run(self.folder)
 
 
 @dataclass
@@ -44,12 +62,11 @@ class SeedProgress:
         return {seed: self.why[seed] for seed, status in self.ended.items() if status == "failed"}
 
 
-def seed_progress(run: PlannedRun) -> SeedProgress:
+def seed_progress(run: PreparedRun) -> SeedProgress:
     """Return how far a run is, from what its folder holds."""
     found = SeedProgress()
-    stored = Run(run.folder)
-    results: dict[str, Any] = stored.result().get("seeds", {})
-    statuses = stored.statuses()
+    results: dict[str, Any] = run.stored.result().get("seeds", {})
+    statuses = run.stored.statuses()
     for seed in run.config.seeds:
         status = statuses.get(seed, {})
         if str(seed) in results:
