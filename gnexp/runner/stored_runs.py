@@ -107,7 +107,7 @@ class MeasureTask:
     trusted: tuple[str, ...]
 
     def measure(self, run: Run, emit: Emit) -> None:
-        """Measure and store; subclasses say what."""
+        """Measure and store; each subclass has its instruments."""
         raise NotImplementedError
 
 

@@ -230,7 +230,7 @@ def seeded_model(config: TrainConfig, data: DataSummary, seed: int) -> nn.Module
 def seeded_and_converted(
     config: TrainConfig, data: DataSummary, seed: int
 ) -> tuple[nn.Module, list[str]]:
-    """Return the model of one seed, and what became of each norm layer that a foreign one had."""
+    """Return the model of one seed, and the fate of each norm layer of an external one."""
     asked, lines = network_start(config), []
     with torch.random.fork_rng(devices=[]):
         # A user's own norm may draw from the global generator when it is built.
