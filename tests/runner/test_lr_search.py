@@ -250,13 +250,6 @@ def test_one_se_is_written_down_with_the_choice_and_told_in_the_report(gnexp):
     assert "as the smallest within one standard error of the best" in page
 
 
-def test_choices_that_were_written_down_before_there_were_rules_are_those_of_the_best(tmp_path):
-    entry = {"run": "a", "rate": 0.1, "untuned": None, "untuned_rate": None, "trials": {"0.1": "b"}}
-    (tmp_path / "tuning.json").write_text(json.dumps({"cells": {"c": entry}}))
-    (choice,) = recorded_choices(tmp_path)
-    assert (choice.rule, choice.budget, choice.trials) == ("best", {}, {0.1: "b"})
-
-
 def test_an_untuned_rate_of_ones_own_is_what_the_gap_is_measured_against(gnexp):
     words = ("tuning.lr=[0.1,0.4]", "tuning.untuned=0.03")
     assert gnexp("train", *TUNED, *words).code == 0
