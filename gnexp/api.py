@@ -138,7 +138,7 @@ def load_study(path: str | os.PathLike[str]) -> "pd.DataFrame":
 
     A folder without runs is read from the zip within it or beside it; a zip beside a folder with
     runs is not read, with a warning. Columns and units are those of `train`; `status` is complete,
-    diverged, infeasible, failed, running, or missing. Files that are damaged count as absent, with
+    diverged, infeasible, failed, running, or missing. Files that are corrupt count as absent, with
     a warning for each. Raises Mistake where there is no study, naming those that there are.
     """
     from gnexp.analysis.cells import run_rows
@@ -157,7 +157,7 @@ def load_study(path: str | os.PathLike[str]) -> "pd.DataFrame":
     for path in found.unread:
         warnings.warn(f"{path} is not read, since {found.folder} holds runs", stacklevel=2)
     for sentence in found.corrupt_files:
-        warnings.warn(f"damaged: {sentence}", stacklevel=2)
+        warnings.warn(f"corrupt: {sentence}", stacklevel=2)
     return _frame(run_rows(found.runs))
 
 

@@ -36,7 +36,7 @@ MEASURE = ("measure", "what=[gradients,covariance,shift,batches,classes]", "grad
 MEASURE += ("gradients=4", *SHIFT, "device=cpu", "workers=1")
 LARGE = ("checkpoint.pt", "logits.npz")  # no table is made of them
 BEGINNINGS = ("plan.json", "provenance.json")  # of a finished run nothing makes them again
-SET_ASIDE = (".damaged", "digests.json", "report/")  # what mending leaves, and what follows
+SET_ASIDE = (".corrupt", "digests.json", "report/")  # what repair leaves, and what follows
 
 
 def harness() -> Any:
@@ -120,7 +120,7 @@ def save_time() -> None:
 
 
 def main(changes: int, seed: int) -> int:
-    """Change bytes and print a line for each that was not named or not mended; exit code."""
+    """Change bytes and print a line for each that was not named or not repaired; exit code."""
     torch.set_num_threads(1)
     tools, rng = harness(), random.Random(seed)
     used = unrestored = 0

@@ -553,8 +553,8 @@ def _complaints(one: Call, killed_is_fine: bool) -> list[str]:
         ended = "did not end" if one.code == 124 else f"ended with exit code {one.code}"
         wrong.append(f"a call {ended}: {tail}")
     lines = one.said.splitlines()
-    # A kill leaves nothing half: a file that has to be mended is a fault too.
-    return wrong + [line for line in lines if line.startswith(("damaged:", "Traceback"))]
+    # A kill leaves nothing half: a file that has to be repaired is a fault too.
+    return wrong + [line for line in lines if line.startswith(("corrupt:", "Traceback"))]
 
 
 @dataclass

@@ -128,7 +128,7 @@ def whole(words: Sequence[str], folder: Path) -> tuple[float, list[str]]:
         os.waitpid(pid, 0)
     said = (folder / "said.txt").read_text().splitlines()
     wrong = [f"exit code {code}: {' | '.join(said[-3:])}"] if code != 0 else []
-    wrong += [line for line in said if line.startswith(("damaged:", "mended:", "Traceback"))]
+    wrong += [line for line in said if line.startswith(("corrupt:", "repaired:", "Traceback"))]
     return seconds, wrong + [f"orphan: {line}" for line in orphans(folder)]
 
 

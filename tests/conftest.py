@@ -13,7 +13,7 @@ torch.set_num_threads(1)
 
 
 # They take longest. Begun first, none of them is left to one process when the other is done.
-LONGEST = ("survives_kills", "studies", "train", "engine", "mending", "data_parallel", "tuning")
+LONGEST = ("survives_kills", "studies", "train", "engine", "repair", "data_parallel", "lr_search")
 LONGEST += ("orphans",)
 
 

@@ -333,7 +333,7 @@ def test_loading_what_is_no_study_says_what_there_is(workdir):
     with pytest.raises(api.Mistake, match="path=None is a NoneType: give a study's folder"):
         api.load_study(None)
     (run / "status.json").write_text("{")
-    with pytest.warns(UserWarning, match=r"damaged: .*status.json"):
+    with pytest.warns(UserWarning, match=r"corrupt: .*status.json"):
         assert len(api.load_study("results/mine")) == 1
 
 

@@ -289,7 +289,7 @@ def _on_ray(launcher: Any, name: str) -> Iterator[list[Any]]:
 
 
 def _knock(address: str) -> None:
-    """Raise OSError when nobody answers at HOST:PORT; Ray itself would try for minutes.
+    """Raise OSError when no answer from HOST:PORT; Ray itself would try for minutes.
 
     "auto" is where Ray looks first: RAY_ADDRESS, and what `ray start` has noted on this machine.
     """
@@ -302,7 +302,7 @@ def _knock(address: str) -> None:
         try:
             socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
         except OSError as error:
-            raise OSError(f"nobody answers at {address} ({error.strerror or error})") from error
+            raise OSError(f"no answer from {address} ({error.strerror or error})") from error
 
 
 @contextlib.contextmanager
@@ -413,7 +413,7 @@ class _RunMonitor:
                 if self.changed.get(run) != changed:
                     self.changed[run] = changed
                     self._tell(run)
-            except (ValueError, OSError):  # damaged, or gone: that is told when all is over
+            except (ValueError, OSError):  # corrupt, or gone: that is told when all is over
                 continue
 
     def _tell(self, run: Any) -> None:

@@ -51,7 +51,7 @@ def load_published(name: str, root: Path | None, download: bool) -> Arrays:
     """Return the data set `name`, a key of PUBLISHED_TITLES.
 
     root: a folder that holds the files (in torchvision's layout, or directly), or is to hold them;
-    None is the cache folder. Raises ValueError where the files are absent or damaged and cannot be
+    None is the cache folder. Raises ValueError where the files are absent or corrupt and cannot be
     downloaded.
     """
     if root is not None and root.exists() and not root.is_dir():
@@ -76,7 +76,7 @@ def _load_cifar(name: str, root: Path, download: bool) -> Arrays:
     archive = root / source.filename
     if archive.is_file() and not check_integrity(str(archive), source.tgz_md5):
         raise ValueError(
-            f"data.root={root}: {source.filename} there is damaged or incomplete (its md5 sum "
+            f"data.root={root}: {source.filename} there is corrupt or incomplete (its md5 sum "
             "differs): delete it and fetch it again"
         )
     if not archive.is_file():
@@ -182,5 +182,5 @@ def _fetch(name: str, root: Path, files: str, construct: Any) -> None:
 
 def _corrupt(root: Path, file: str, reason: object) -> ValueError:
     return ValueError(
-        f"data.root={root}: {file} there is damaged or incomplete ({reason}): fetch it again"
+        f"data.root={root}: {file} there is corrupt or incomplete ({reason}): fetch it again"
     )

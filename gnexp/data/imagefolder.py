@@ -47,8 +47,8 @@ def load_imagefolder(
     except OSError as error:  # a folder that may not be read, a link to itself
         where = error.filename or root
         raise ValueError(
-            f"data.root={root}: {where} cannot be read ({error.strerror or error}); mend or remove"
-            " it"
+            f"data.root={root}: {where} cannot be read ({error.strerror or error}); repair it or"
+            " remove it"
         ) from error
     for part, limit in (("train", train_limit), ("test", test_limit)):
         kept = balanced_subset(labels[part], limit, f"data.{part}_limit")
@@ -229,7 +229,7 @@ def _read_cache(path: Path) -> tuple[np.ndarray | None, int]:
             return x_N3SS, turned
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         pass
-    warnings.warn(f"{path} is damaged: decoding the images again", stacklevel=2)
+    warnings.warn(f"{path} is corrupt: decoding the images again", stacklevel=2)
     return None, 0
 
 

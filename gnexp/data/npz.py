@@ -79,7 +79,7 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
                 )
             return {key: _member(file, key, path) for key in keys}, keys
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
-        raise ValueError(f"data.root={path} is damaged or truncated ({error})") from error
+        raise ValueError(f"data.root={path} is corrupt or truncated ({error})") from error
 
 
 def _member(file: np.lib.npyio.NpzFile, key: str, path: Path) -> np.ndarray:

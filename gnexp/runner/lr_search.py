@@ -105,7 +105,7 @@ def record(configs: Iterable[TrainConfig]) -> None:
             choices[_name(config, 1.0)] = _choice(config, now)
     for study, choices in chosen.items():
         for sentence in record_choices(study, choices):
-            print(f"damaged: {sentence}")
+            print(f"corrupt: {sentence}")
 
 
 def chosen_runs(configs: Iterable[TrainConfig]) -> set[str]:

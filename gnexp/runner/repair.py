@@ -1,6 +1,6 @@
 """Repair run folders: report corrupt files, move them aside, rebuild what a checkpoint allows.
 
-Nothing is deleted: a damaged file stays beside the others as NAME.damaged. What can be derived is
+Nothing is deleted: a corrupt file stays beside the others as NAME.corrupt. What can be derived is
 derived again: tables and results from the checkpoint, statuses and configs by the call itself.
 """
 
@@ -21,7 +21,7 @@ def repair_run(run: Run, finished: bool) -> list[str]:
     """Make a run's folder readable again; return a sentence per corrupt file.
 
     finished: nothing is to be trained, so that its large files are only read when another one is
-    damaged. Afterwards every file of the run can be read, or is absent and will be made anew:
+    corrupt. Afterwards every file of the run can be read, or is absent and will be made anew:
     seeds whose result is gone are unfinished again, to be finished from the checkpoint where it
     is whole.
     """

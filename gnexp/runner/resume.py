@@ -26,7 +26,7 @@ def missing(runs: list[PreparedRun]) -> dict[PreparedRun, list[int]]:
             continue
         finished = is_readable(stored) and not seed_progress(run).todo
         for sentence in repair_run(stored, finished):
-            print(f"damaged: {sentence}")
+            print(f"corrupt: {sentence}")
         stored.settle()
         found = seed_progress(run)
         config = run.config

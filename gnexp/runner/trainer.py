@@ -98,7 +98,7 @@ class GroupTrainer:
             emit({"kind": "note", "text": f"{names}: {self.note}"})
         self.secret = self.config.privacy.noise == "secret"
         self.going = dict(zip(self.places, self.replicas, strict=True))
-        # What a seed gave so far goes with its checkpoint: a damaged table is filled from there.
+        # What a seed gave so far goes with its checkpoint: a corrupt table is filled from there.
         self.rows: dict[int, dict[str, list[dict[str, Any]]]] = {
             place: {"metrics": [], "gradients": []} for place in self.going
         }

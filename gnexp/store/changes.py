@@ -100,7 +100,7 @@ def lost_rows(
 ) -> list[str]:
     """Return a sentence per table that lacks rows of its corrupt copy, which is kept beside it.
 
-    seeds: of the run. rows: returns the rows that a table has now. Digits of the damaged one may be
+    seeds: of the run. rows: returns the rows that a table has now. Digits of the corrupt one may be
     wrong, so that its rows are only counted.
     """
     found = []
@@ -109,7 +109,7 @@ def lost_rows(
     except CorruptFile:
         return []
     for aside in sorted(stored):
-        table, mark, _ = aside.partition(".damaged")
+        table, mark, _ = aside.partition(".corrupt")
         if not mark or not table.endswith(".csv"):
             continue
         data = bytes_of(folder / aside) or b""

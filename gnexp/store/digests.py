@@ -128,8 +128,8 @@ def listed(folder: Path) -> list[str]:
 
 def set_aside_name(folder: Path, name: str) -> str:
     """Return the name under which a corrupt file is kept."""
-    others = (f"{name}.damaged-{number}" for number in itertools.count(2))
-    names = itertools.chain([f"{name}.damaged"], others)
+    others = (f"{name}.corrupt-{number}" for number in itertools.count(2))
+    names = itertools.chain([f"{name}.corrupt"], others)
     return next(name for name in names if not (folder / name).exists())
 
 

@@ -47,7 +47,7 @@ def _is_kept(name: str) -> bool:
     """Return whether the zip holds a file: sources of tables, and their corrupt versions."""
     if re.search(WEIGHTS, name) or name == digests.FILE:
         return False
-    return name.partition(".damaged")[0] in RESTORED or bool(re.match(r"traceback-\d+\.txt", name))
+    return name.partition(".corrupt")[0] in RESTORED or bool(re.match(r"traceback-\d+\.txt", name))
 
 
 def _consistent(folder: Path, kept: list[Path]) -> dict[str, bytes]:

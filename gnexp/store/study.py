@@ -104,7 +104,7 @@ class Study:
 
     @property
     def unknown(self) -> int:
-        """The number of files without a digest: nobody can tell whether they were changed."""
+        """The number of files without a digest, in which a change cannot be detected."""
         folders = [self.folder, *(record.folder for record in self.runs)]
         return sum(len(without_digest(folder)) for folder in folders)
 

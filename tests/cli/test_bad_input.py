@@ -485,7 +485,7 @@ def test_an_archive_of_a_stranger_writes_nothing_outside_its_folder(gnexp, workd
                 archive.addfile(member, io.BytesIO(b"evil"))
         data = name.partition("-python")[0].replace("-", "")
         answer = gnexp("train", f"data={data}", f"data.root={root}")
-        refused(answer, workdir, [name, "damaged or incomplete"])
+        refused(answer, workdir, [name, "corrupt or incomplete"])
     assert [path.name for path in tmp_path.rglob("evil")] == []
 
 

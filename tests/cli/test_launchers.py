@@ -193,7 +193,7 @@ def test_a_ray_cluster_that_is_not_there_is_one_sentence(gnexp, on_loopback):
     for answer in (gnexp(*words), gnexp(*words, "hydra.launcher.ray.init.address=127.0.0.1:1")):
         assert answer.code == 2
         (sentence,) = answer.err.splitlines()
-        assert "hydra/launcher=ray_cluster cannot start: nobody answers at 127.0.0.1:1" in sentence
+        assert "hydra/launcher=ray_cluster cannot start: no answer from 127.0.0.1:1" in sentence
         assert "ray start --head" in sentence
 
 

@@ -142,7 +142,7 @@ def test_a_folder_of_another_config_is_never_trained_into(gnexp):
     stored = json.loads(path.read_text())
     stored["config"]["weight_decay"] = 0.1
     path.write_text(json.dumps(stored))
-    path.with_name("digests.json").unlink()  # or the file counts as damaged
+    path.with_name("digests.json").unlink()  # or the file counts as corrupt
     answer = gnexp("train", *QUICK, "seeds=2")
     assert answer.code == 2
     assert "holds a run of another config" in answer.err
@@ -266,7 +266,7 @@ def test_status_says_what_is_complete_running_interrupted_failed_and_missing(
     assert total in answer.out
     assert "left, with 1 at work" in answer.out
     assert "retry=failed" in answer.out
-    assert "nobody is at work on it" in gnexp("status").out
+    assert "no process trains it" in gnexp("status").out
 
 
 def test_the_time_left_is_that_of_the_remaining_epochs_shared_by_those_at_work(tmp_path):

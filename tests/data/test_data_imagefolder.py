@@ -204,7 +204,7 @@ def test_a_damaged_cache_is_noticed_and_rebuilt(root, cache, decoded, damage):
         with np.load(file) as good:
             np.savez(file, x=good["x"] ^ 1, checksum=good["checksum"])
     decoded.clear()
-    with pytest.warns(UserWarning, match="is damaged: decoding the images again"):
+    with pytest.warns(UserWarning, match="is corrupt: decoding the images again"):
         assert load_images("imagefolder", root).checksum == before
     assert decoded
     decoded.clear()

@@ -130,7 +130,7 @@ def test_a_flipped_byte_is_found(tmp_path):
     content = bytearray(path.read_bytes())
     content[3000] ^= 1
     path.write_bytes(content)
-    with pytest.raises(ValueError, match="damaged"):
+    with pytest.raises(ValueError, match="corrupt"):
         load_images("npz", path)
 
 

@@ -88,7 +88,7 @@ def test_a_damaged_fashion_mnist_file_is_named(tmp_path, fashion, damage):
             "not gzip": b"hello",
         }[damage]
     )
-    with pytest.raises(ValueError, match=rf"{victim.name} there is damaged"):
+    with pytest.raises(ValueError, match=rf"{victim.name} there is corrupt"):
         load_images("fashion_mnist", tmp_path)
 
 
@@ -157,13 +157,13 @@ def test_a_cifar_batch_that_differs_from_the_published_one_is_never_unpickled(tm
     for name, content in cifar[0].items():
         (tmp_path / name).write_bytes(content)
     (tmp_path / "data_batch_2").write_bytes(pickle.dumps(Trap()))
-    with pytest.raises(ValueError, match=r"data\.root=.*damaged"):
+    with pytest.raises(ValueError, match=r"data\.root=.*corrupt"):
         load_images("cifar10", tmp_path)
 
 
 def test_a_damaged_cifar_archive_is_named(tmp_path, cifar, offline):
     (tmp_path / "cifar-10-python.tar.gz").write_bytes(cifar[1][:-10])
-    with pytest.raises(ValueError, match=r"cifar-10-python\.tar\.gz there is damaged"):
+    with pytest.raises(ValueError, match=r"cifar-10-python\.tar\.gz there is corrupt"):
         load_images("cifar10", tmp_path)
 
 
@@ -186,7 +186,7 @@ def test_svhn_is_read_from_its_two_files(tmp_path, monkeypatch):
     np.testing.assert_array_equal(images.y_train, y[:20] % 10)
     assert images.classes[0] == "0"
     (tmp_path / "test_32x32.mat").write_bytes(b"cut")
-    with pytest.raises(ValueError, match=r"test_32x32\.mat there is damaged"):
+    with pytest.raises(ValueError, match=r"test_32x32\.mat there is corrupt"):
         load_images("svhn", tmp_path, download=False)
 
 

@@ -124,7 +124,7 @@ def test_a_disk_that_fills_up_is_named_and_the_same_command_goes_on_once_there_i
     make_space(disk)
     answer = gnexp(*WORDS)
     assert answer.code == 0, answer.out + answer.err
-    assert "damaged" not in answer.out
+    assert "corrupt" not in answer.out
     assert ("epoch 1:" in answer.out) == (method in ("write_provenance", "add_gradients"))
     assert harness.differences(reference, harness.contents(STUDY)) == []
 

@@ -1,4 +1,4 @@
-"""Damaged files are named, set aside and made good: nothing whole is lost, nothing is doubled."""
+"""Corrupt files are named, set aside and made good: nothing whole is lost, nothing is doubled."""
 
 import csv
 import json
@@ -121,8 +121,8 @@ def test_a_damaged_file_of_an_unfinished_run_changes_none_of_its_numbers(
         assert found[4] == {1: stopped[4][1]}
     else:
         assert found == stopped
-    kept = [path.name for path in only_run().glob(f"{name}.damaged")]
-    assert kept == [f"{name}.damaged"], answer.out
+    kept = [path.name for path in only_run().glob(f"{name}.corrupt")]
+    assert kept == [f"{name}.corrupt"], answer.out
     assert f"{name} was changed since it was written" in answer.out
     assert (only_run() / kept[0]).read_bytes() == DAMAGE[kind](data)
 
@@ -135,7 +135,7 @@ def test_a_damaged_file_of_a_finished_run_is_made_good_by_the_same_command(
     corrupt_files(name, kind)
     answer = gnexp("train", *TWO)
     assert answer.code == 0, answer
-    assert f"damaged: {only_run() / name}" in answer.out
+    assert f"corrupt: {only_run() / name}" in answer.out
     assert numbers(only_run()) == whole
     assert "seed 0, epoch 1" not in answer.out, "nothing was trained again"
 
@@ -164,7 +164,7 @@ def test_without_a_checkpoint_results_stay_and_what_is_gone_is_named(gnexp, whol
     path.write_text("\n".join([*lines[:2], "0,2,12x", *lines[3:]]) + "\n")
     answer = gnexp("train", *TWO)
     assert answer.code == 0
-    assert f"{path} was changed since it was written: kept as metrics.csv.damaged" in answer.out
+    assert f"{path} was changed since it was written: kept as metrics.csv.corrupt" in answer.out
     assert "seed 0 lacks 2 epochs" in answer.out
     assert json.loads((only_run() / "result.json").read_text())["seeds"].keys() == {"0", "1"}
 
@@ -195,7 +195,7 @@ def test_reading_a_study_goes_on_without_what_is_damaged_and_names_it(
     words = ("gradients=8", "gradients_at=[1]", "workers=1") if command == "measure" else ()
     answer = gnexp(command, *words)
     assert answer.code == 0, answer
-    assert f"damaged: {victim / name} was changed since it was written" in answer.out
+    assert f"corrupt: {victim / name} was changed since it was written" in answer.out
     assert "Traceback" not in answer.out + answer.err
     if command != "measure":
         assert (victim / name).read_bytes() == data[: len(data) // 2], "readers change nothing"

@@ -303,7 +303,7 @@ def test_nothing_that_is_pickled_in_a_study_is_executed(theirs, gnexp, tmp_path)
     assert "cannot be read as tensors" in refused.err
     gnexp("train", "norm=gn", "study=theirs", "seeds=2", *SMALL)
     gnexp("measure", "study=theirs", "what=[classes,shift]", "shift.images=4")
-    assert (theirs / "checkpoint.pt.damaged").exists()
+    assert (theirs / "checkpoint.pt.corrupt").exists()
     assert not marker.exists()
     pickle.loads(pickle.dumps(Bomb(marker)))
     assert marker.exists()  # it is a real one

@@ -167,7 +167,7 @@ def test_a_file_that_is_gone_is_named_until_it_is_written_again(gnexp, run):
     answer = gnexp("verify")
     assert answer.code == 1
     assert f"{RUN / 'shift.csv'} is gone: 'gnexp measure study=main what=[shift]'" in answer.out
-    assert f"damaged: {RUN / 'shift.csv'} is gone" in gnexp("status").out
+    assert f"corrupt: {RUN / 'shift.csv'} is gone" in gnexp("status").out
     run.add_rows("shift.csv", rows)
     assert gnexp("verify").code == 0
 
@@ -184,7 +184,7 @@ def test_files_without_a_digest_are_told_of_once_and_get_one_where_that_is_asked
     (STUDY / "gn-b4" / "shift.csv").write_bytes(b"torn")
     answer = gnexp("verify", "record=true")
     assert answer.code == 1
-    assert not (STUDY / "gn-b4" / "digests.json").exists(), "a damaged run is not blessed"
+    assert not (STUDY / "gn-b4" / "digests.json").exists(), "a corrupt run is not blessed"
     assert gnexp("verify").code == 1
     shutil.rmtree(STUDY / "gn-b4")
     assert "unknown" not in gnexp("status").out
@@ -205,7 +205,7 @@ def test_a_changed_record_of_chosen_rates_is_named_and_set_aside(gnexp, run):
     for command in ("status", "verify"):
         assert f"{STUDY / 'tuning.json'} was changed since" in gnexp(command).out
     (sentence,) = record_choices(STUDY, {"cell": choice})
-    assert "tuning.json.damaged" in sentence
+    assert "tuning.json.corrupt" in sentence
     assert gnexp("verify").code == 0
 
 
@@ -244,7 +244,7 @@ def test_rows_that_were_measured_and_lost_are_said_to_be_missing_until_they_are_
     for name in before:
         assert f"{copied / name} was changed since it was written: kept as {name}.dam" in answer.out
     told = gnexp("status").out
-    assert f"{copied / 'shift.csv'} lacks 3 rows that shift.csv.damaged holds" in told
+    assert f"{copied / 'shift.csv'} lacks 3 rows that shift.csv.corrupt holds" in told
     assert f"{copied / 'gradients.csv'} lacks " in told
     assert gnexp("verify").code == 1
     words = ("gradients_at=[2,10]", "gradients=4", "device=cpu", "workers=1", *SHIFT)
@@ -257,7 +257,7 @@ def test_rows_that_were_measured_and_lost_are_said_to_be_missing_until_they_are_
 def test_a_digit_of_a_seed_that_changed_makes_no_row_missing(tmp_path):
     rows = [{"seed": 0, "class": "ant"}, {"seed": 0, "class": "bee"}, {"seed": 1, "class": "ant"}]
     writer = digests.Writer(tmp_path)
-    writer.write("classes.csv.damaged", "seed,class\n0,ant\n1,bee\n1,ant\n")  # bee's was 0
+    writer.write("classes.csv.corrupt", "seed,class\n0,ant\n1,bee\n1,ant\n")  # bee's was 0
     writer.close()
     assert not lost_rows(tmp_path, (0, 1), lambda table: rows)
     (line,) = lost_rows(tmp_path, (0, 1), lambda table: rows[:2])
@@ -271,7 +271,7 @@ def test_a_changed_file_of_a_report_is_named_and_made_anew(gnexp, copied):
     answer = gnexp("verify")
     assert answer.code == 1
     assert f"{path} was changed since it was made" in answer.out
-    assert f"damaged: {path} was changed since it was made" in gnexp("report").out
+    assert f"corrupt: {path} was changed since it was made" in gnexp("report").out
     assert path.read_bytes() == before
     assert gnexp("verify").code == 0
 

@@ -55,7 +55,7 @@ def measure(config: MeasureConfig) -> int:
     for record in study.runs:
         if record.corrupt_files:  # tables are about to be written to
             for sentence in repair_run(Run(record.folder), finished=False):
-                print(f"mended: {sentence}")
+                print(f"repaired: {sentence}")
     failed = _measure(config, study, what, trusted)
     try:
         print(make_report(Path(config.out), config.study, config.reference_batch))

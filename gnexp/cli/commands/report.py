@@ -67,9 +67,9 @@ def stored_study(out: str, name: str) -> Study:
     for path in study.unread:
         print(unread_line(path, study.folder))
     for sentence in study.corrupt_files:
-        print(f"damaged: {sentence}")
+        print(f"corrupt: {sentence}")
     if study.corrupt_files and not study.is_zip:
-        print("the command that trained it mends what it can, and trains nothing whole again")
+        print("the command that trained it repairs what it can, and trains no complete seed again")
     if unknown := study.unknown:
         print(
             f"unknown: whether {unknown} files were changed since they were written, having no"
@@ -118,7 +118,7 @@ def make_report(
         )
     formats, margin = _asked(options or ReportOptions())
     for name in changed_files(folder):
-        print(f"damaged: {folder / name} was changed since it was made: it is made anew")
+        print(f"corrupt: {folder / name} was changed since it was made: it is made anew")
     try:
         analysis = study_analysis(loaded, reference_batch, margin)
         build_report(analysis, formats)

@@ -26,7 +26,7 @@ def status(config: StatusConfig) -> int:
         at_work = {
             seed.lock_owner for seeds in states.values() for seed in seeds if seed.lock_owner
         }
-        who = f"with {len(at_work)} at work" if at_work else "nobody is at work on it"
+        who = f"with {len(at_work)} at work" if at_work else "no process trains it"
         print(f"{'time left unknown' if left is None else f'about {duration(left)} left'}, {who}")
     failed = (s for seeds in states.values() for s in seeds if s.state == "failed")
     if not all(seed.again for seed in failed):

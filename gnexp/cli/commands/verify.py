@@ -77,6 +77,6 @@ def _closing(study: str, folders: list[Path], count: int) -> str:
     text = f"{study}: {len(folders) - 1} runs, {whole} files with a digest"
     text += f", {count} not as they were written" if count else ", all as they were written"
     if unknown:
-        text += f"; {unknown} without one, of which nobody can tell: record=true stores what they"
+        text += f"; {unknown} without one, which cannot be verified: record=true stores what they"
         text += " are now"
     return text

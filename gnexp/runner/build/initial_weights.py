@@ -223,7 +223,7 @@ def _remembered(path: str, study: Path) -> str | None:
     for folder in sorted(study.glob("*/")):
         try:
             config = Run(folder).config()
-        except ValueError:  # damaged: that is for mending
+        except ValueError:  # corrupt: that is for repair
             continue
         was = config.get("init_from")
         if was and os.path.abspath(os.path.expanduser(was)) == wanted:

@@ -30,7 +30,7 @@ def export(run: Run, logger: Any, seeds: Iterable[int] | None = None) -> list[Pa
     """Bring the loggers' files of a stored run to what the store holds; return where they lie.
 
     seeds: these alone, else every one that has finished an epoch. Raises OSError where the run's
-    folder refuses files. Damaged lines of tables are left out.
+    folder refuses files. Corrupt lines of tables are left out.
     """
     # No other process may write the same files, nor change the tables meanwhile.
     with run.writing() if asked_loggers(logger) else contextlib.nullcontext():
