@@ -242,7 +242,7 @@ def test_rows_that_were_measured_and_lost_are_said_to_be_missing_until_they_are_
     answer = gnexp("train", *TINY, *SHIFT, "measure=[shift]")
     assert answer.code == 0, answer.err
     for name in before:
-        assert f"{copied / name} was changed since it was written: kept as {name}.dam" in answer.out
+        assert f"{copied / name} was changed since it was written: kept as {name}.cor" in answer.out
     told = gnexp("status").out
     assert f"{copied / 'shift.csv'} lacks 3 rows that shift.csv.corrupt holds" in told
     assert f"{copied / 'gradients.csv'} lacks " in told
