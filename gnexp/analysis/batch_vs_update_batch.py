@@ -22,7 +22,6 @@ RUNNING, PRECISE = "running", "population_augmented"
 PARTS = ("fall", "norm_part", "optimizer_part")
 LEVELS = ("reference", "fixed", "equal")
 ENDS = ("", "_lo", "_hi")
-_SHOWN = {RUNNING: "running", PRECISE: "population"}
 _NUMBERS = {RUNNING: "test_acc", PRECISE: "test_acc_population_augmented"}
 
 

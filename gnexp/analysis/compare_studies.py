@@ -67,21 +67,16 @@ class StudyComparison:
 
     sides: Sequence[StudyAnalysis]
 
-    @cached_property
-    def names(self) -> list[str]:
-        return [side.study.name for side in self.sides]
-
-    @cached_property
-    def _matched(self) -> tuple[list[MatchedCells], list[UnmatchedCell]]:
-        return match(*(side.cells for side in self.sides), self.names)
-
-    @property
-    def pairs(self) -> list[MatchedCells]:
-        return self._matched[0]
-
-    @property
-    def unmatched(self) -> list[UnmatchedCell]:
-        return self._matched[1]
+    names = cached_property(lambda self: [side.study.name for side in self.sides])
+    _matched = cached_property(lambda self: match(*(s.cells for s in self.sides), self.names))
+    pairs = property(lambda self: self._matched[0])
+    unmatched = property(lambda self: self._matched[1])
+    # Rows of the tables of accuracies and of costs, and the difference of the mean over all pairs.
+    accuracy = cached_property(lambda self: accuracy_rows(self.pairs, self.samples))
+    costs = cached_property(
+        lambda self: cost_rows(self.pairs, self.samples, self.sides[0].reference_batch)
+    )
+    overall = cached_property(lambda self: overall(self.pairs))
 
     @cached_property
     def samples(self) -> dict[int, Sample]:
@@ -91,14 +86,6 @@ class StudyComparison:
         return {**first, **second}
 
     @cached_property
-    def accuracy(self) -> list[Row]:
-        return accuracy_rows(self.pairs, self.samples)
-
-    @cached_property
-    def costs(self) -> list[Row]:
-        return cost_rows(self.pairs, self.samples, self.sides[0].reference_batch)
-
-    @cached_property
     def differing(self) -> list[Row]:
         """Rows {what, first, second} of settings, data, versions, and how many cells are tuned."""
         counts = [len(side.tuned) for side in self.sides]
@@ -106,10 +93,6 @@ class StudyComparison:
         tuned |= {"first": str(counts[0]), "second": str(counts[1])}
         differing = what_differs(*(side.cells for side in self.sides))
         return [*differing, *[tuned] * (counts[0] != counts[1])]
-
-    @cached_property
-    def overall(self) -> tuple[Estimate, int, int]:
-        return overall(self.pairs)
 
     @cached_property
     def key(self) -> list[str]:

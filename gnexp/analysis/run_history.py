@@ -1,7 +1,6 @@
 """Training over time: curves against images seen, and seconds per image."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gnexp.analysis import statistics
@@ -13,19 +12,11 @@ if TYPE_CHECKING:
 CURVES = ("train_loss", "test_acc")  # nats; 0..1
 
 
-@dataclass(frozen=True)
-class Curve:
-    """A metric against images seen: mean and range over the complete seeds of a cell."""
+def training_curves(cells: Iterable[Cell]) -> "dict[int, dict[str, pd.DataFrame]]":
+    """Return {id(cell): {name: curve}} of the cells with metrics, for CURVES.
 
-    mean: "pd.Series"
-    low: "pd.Series"
-    high: "pd.Series"
-
-
-def training_curves(cells: Iterable[Cell]) -> dict[int, dict[str, Curve]]:
-    """Return {id(cell): {name: Curve}} of the cells with metrics, for CURVES.
-
-    Empty where no seed has two epochs; {} for a cell without a complete seed.
+    A curve has columns mean, low and high, over the complete seeds, by images seen. Empty where no
+    seed has two epochs; {} for a cell without a complete seed.
     """
     known = [cell for cell in cells if not cell.record.metrics.empty]
     if not any(len(cell.record.metrics["epoch"].unique()) > 1 for cell in known):
@@ -33,13 +24,20 @@ def training_curves(cells: Iterable[Cell]) -> dict[int, dict[str, Curve]]:
     return {id(cell): _curves(cell) for cell in known}
 
 
-def _curves(cell: Cell) -> dict[str, Curve]:
+def _curves(cell: Cell) -> "dict[str, pd.DataFrame]":
+    import pandas as pd
+
     metrics = cell.record.metrics
     metrics = metrics[metrics["seed"].isin([row["seed"] for row in cell.of("complete")])]
     if metrics.empty:
         return {}
     tables = {c: metrics.pivot(index="examples_seen", columns="seed", values=c) for c in CURVES}
-    return {c: Curve(t.mean(axis=1), t.min(axis=1), t.max(axis=1)) for c, t in tables.items()}
+    return {
+        name: pd.DataFrame(
+            {"mean": by_seed.mean(axis=1), "low": by_seed.min(axis=1), "high": by_seed.max(axis=1)}
+        )
+        for name, by_seed in tables.items()
+    }
 
 
 def seconds_per_1000(cells: Iterable[Cell]) -> dict[int, statistics.Interval]:

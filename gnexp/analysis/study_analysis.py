@@ -17,7 +17,6 @@ from gnexp.analysis.break_even import break_even_rows
 from gnexp.analysis.cells import Cell, Series, cells, run_rows, series, varying
 from gnexp.analysis.class_accuracy import class_rows
 from gnexp.analysis.comparisons import (
-    ComparisonGroup,
     all_samples,
     flatness_rows,
     norm_rows,
@@ -29,7 +28,7 @@ from gnexp.analysis.decomposition import ACCURACY, LOSS, decomposition_rows
 from gnexp.analysis.eval_split import split_of
 from gnexp.analysis.gradient_noise import check_rows, exponent_rows, gradient_rows
 from gnexp.analysis.inference import accuracy_rows
-from gnexp.analysis.leaders import MARGIN, BatchVerdict, places
+from gnexp.analysis.leaders import MARGIN, places
 from gnexp.analysis.lr_search import (
     TunedCell,
     at_chosen_lr,
@@ -38,9 +37,7 @@ from gnexp.analysis.lr_search import (
     tuned_cells,
     tuning_rows,
 )
-from gnexp.analysis.run_history import Curve, seconds_per_1000, training_curves
-from gnexp.analysis.samples import Sample
-from gnexp.analysis.statistics import Interval
+from gnexp.analysis.run_history import seconds_per_1000, training_curves
 from gnexp.store.study import Record, Study
 
 Row = dict[str, Any]
@@ -55,8 +52,7 @@ class StudyAnalysis:
 
     tuned: the cells whose learning rate was chosen. test_cells: the cells judged on test images, at
     every rate. cells: those that are compared, of a tuned one the cell at its chosen rate alone.
-    margin: the accuracy, 0..1, beyond which a lead counts. Rows carry the name of their table; a
-    property is computed when it is first read.
+    margin: the accuracy, 0..1, beyond which a lead counts. A part is computed when first read.
     """
 
     study: Study
@@ -67,103 +63,49 @@ class StudyAnalysis:
     reference_batch: int = 32
     margin: float = MARGIN
 
-    @cached_property
-    def eval_split(self) -> str:
-        return split_of(self.study)
-
-    @cached_property
-    def test_runs(self) -> list[Record]:
-        """The runs judged on test images; where every run is a trial, all runs."""
-        return test_runs(self.study)
-
-    @cached_property
-    def reported_runs(self) -> list[Record]:
-        """The runs that tables compare: no trials, and no rates that were not chosen."""
-        if not self.tuned:
-            return self.test_runs
-        return [record for cell in self.cells for record in cell.records]
-
-    @cached_property
-    def comparison_groups(self) -> list[ComparisonGroup]:
-        return settings(self.series)
-
-    @cached_property
-    def samples(self) -> dict[int, Sample]:
-        """{id(cell): Sample}; a cell of several comparison groups is as the first has it."""
-        return all_samples(self.comparison_groups)
-
-    @cached_property
-    def leaders(self) -> list[list[BatchVerdict]]:
-        """The verdicts at each batch size, for each of the comparison groups."""
-        return [places(group, self.margin) for group in self.comparison_groups]
-
-    @cached_property
-    def runs(self) -> list[Row]:
-        return run_rows(self.study.runs)
-
-    @cached_property
-    def accuracy(self) -> list[Row]:
-        return accuracy_rows(self.cells, self.samples)
-
-    @cached_property
-    def flatness(self) -> list[Row]:
-        return flatness_rows(self.series, self.comparison_groups, self.reference_batch)
-
-    @cached_property
-    def norm_comparisons(self) -> list[Row]:
-        return norm_rows(self.comparison_groups)
-
-    @cached_property
-    def norm_pairs(self) -> list[Row]:
-        return pair_rows(self.comparison_groups)
-
-    @cached_property
-    def break_even(self) -> list[Row]:
-        return break_even_rows(self.comparison_groups)
-
-    @cached_property
-    def robustness(self) -> list[Row]:
-        return loss_rows(self.series, self.comparison_groups, self.reference_batch)
-
-    @cached_property
-    def gradient_variance(self) -> list[Row]:
-        return gradient_rows(self.cells)
-
-    @cached_property
-    def exponents(self) -> list[Row]:
-        return exponent_rows(self.cells, self.series)
-
-    @cached_property
-    def noise_check(self) -> list[Row]:
-        return check_rows(self.cells)
-
-    @cached_property
-    def two_batches(self) -> list[Row]:
-        return two_batches_rows(self.series)
-
-    @cached_property
-    def decomposition(self) -> list[Row]:
-        return decomposition_rows(self.series, self.reference_batch, ACCURACY)
-
-    @cached_property
-    def decomposition_loss(self) -> list[Row]:
-        return decomposition_rows(self.series, self.reference_batch, LOSS)
-
-    @cached_property
-    def shift(self) -> list[Row]:
-        return condition_rows(self.cells)
-
-    @cached_property
-    def shift_summary(self) -> list[Row]:
-        return summary_rows(self.cells)
-
-    @cached_property
-    def classes(self) -> list[Row]:
-        return class_rows(self.cells)
-
-    @cached_property
-    def batches(self) -> list[Row]:
-        return batch_rows(self.cells)
+    eval_split = cached_property(lambda self: split_of(self.study))
+    test_runs = cached_property(lambda self: test_runs(self.study))
+    comparison_groups = cached_property(lambda self: settings(self.series))
+    # {id(cell): Sample}; a cell of several comparison groups is as the first group has it.
+    samples = cached_property(lambda self: all_samples(self.comparison_groups))
+    # The verdicts at each batch size, for each of the comparison groups.
+    leaders = cached_property(
+        lambda self: [places(group, self.margin) for group in self.comparison_groups]
+    )
+    # Rows of the tables of these names.
+    runs = cached_property(lambda self: run_rows(self.study.runs))
+    accuracy = cached_property(lambda self: accuracy_rows(self.cells, self.samples))
+    flatness = cached_property(
+        lambda self: flatness_rows(self.series, self.comparison_groups, self.reference_batch)
+    )
+    norm_comparisons = cached_property(lambda self: norm_rows(self.comparison_groups))
+    norm_pairs = cached_property(lambda self: pair_rows(self.comparison_groups))
+    break_even = cached_property(lambda self: break_even_rows(self.comparison_groups))
+    robustness = cached_property(
+        lambda self: loss_rows(self.series, self.comparison_groups, self.reference_batch)
+    )
+    gradient_variance = cached_property(lambda self: gradient_rows(self.cells))
+    exponents = cached_property(lambda self: exponent_rows(self.cells, self.series))
+    noise_check = cached_property(lambda self: check_rows(self.cells))
+    two_batches = cached_property(lambda self: two_batches_rows(self.series))
+    decomposition = cached_property(
+        lambda self: decomposition_rows(self.series, self.reference_batch, ACCURACY)
+    )
+    decomposition_loss = cached_property(
+        lambda self: decomposition_rows(self.series, self.reference_batch, LOSS)
+    )
+    shift = cached_property(lambda self: condition_rows(self.cells))
+    shift_summary = cached_property(lambda self: summary_rows(self.cells))
+    classes = cached_property(lambda self: class_rows(self.cells))
+    batches = cached_property(lambda self: batch_rows(self.cells))
+    tuning = cached_property(lambda self: tuning_rows(self.tuned))
+    chosen_rates = cached_property(
+        lambda self: choice_rows(self.tuned, self.test_cells, self.tuning)
+    )
+    # By id(cell): rise of the error by corruption; training curves; seconds per 1,000 images.
+    corruption_rises = cached_property(lambda self: corruption_rises(self.cells))
+    curves = cached_property(lambda self: training_curves(self.cells))
+    seconds_per_1000 = cached_property(lambda self: seconds_per_1000(self.cells))
 
     @cached_property
     def article_claims(self) -> list[Row]:
@@ -177,26 +119,11 @@ class StudyAnalysis:
         ]
 
     @cached_property
-    def tuning(self) -> list[Row]:
-        return tuning_rows(self.tuned)
-
-    @cached_property
-    def chosen_rates(self) -> list[Row]:
-        return choice_rows(self.tuned, self.test_cells, self.tuning)
-
-    @cached_property
-    def corruption_rises(self) -> dict[int, dict[str, Interval]]:
-        """{id(cell): {corruption: rise of the error}} of the measured cells."""
-        return corruption_rises(self.cells)
-
-    @cached_property
-    def curves(self) -> dict[int, dict[str, Curve]]:
-        return training_curves(self.cells)
-
-    @cached_property
-    def seconds_per_1000(self) -> dict[int, Interval]:
-        """{id(cell): seconds of training per 1,000 images and seed}."""
-        return seconds_per_1000(self.cells)
+    def reported_runs(self) -> list[Record]:
+        """The runs that tables compare: no trials, and no rates that were not chosen."""
+        if not self.tuned:
+            return self.test_runs
+        return [record for cell in self.cells for record in cell.records]
 
     def of_series(self, kept: Sequence[Series]) -> "StudyAnalysis":
         """Return the analysis of some of the series; rows for figures are taken from this one."""

@@ -7,8 +7,8 @@ from pathlib import Path
 from gnexp.analysis.eval_split import for_split
 from gnexp.analysis.study_analysis import StudyAnalysis
 from gnexp.analysis.tables.accuracy import build_tables
-from gnexp.analysis.tables.lr_search import NAMES as TUNING
-from gnexp.analysis.tables.shift_and_decomposition import NAMES as WHY
+from gnexp.analysis.tables.lr_search import LR_TABLES
+from gnexp.analysis.tables.shift_and_decomposition import WHY_TABLES
 from gnexp.analysis.tables.table import Table, write_table_files
 from gnexp.report.figures import accuracy, batch_vs_update_batch, lr_search, shift
 from gnexp.report.figures.select_series import to_draw
@@ -23,7 +23,12 @@ from gnexp.store.run import exclusive
 
 FIGURES = (accuracy, shift, lr_search, batch_vs_update_batch)
 CAPTIONS = {name: caption for module in FIGURES for name, caption in module.CAPTIONS.items()}
-OPTIONAL = (*WHY, *TUNING, "two_batches", "norm_pairs")  # tables that most studies do not have
+OPTIONAL = (
+    *WHY_TABLES,
+    *LR_TABLES,
+    "two_batches",
+    "norm_pairs",
+)  # tables that most studies do not have
 
 
 def build_report(analysis: StudyAnalysis, formats: Sequence[str] = FORMATS) -> dict[str, Path]:

@@ -10,7 +10,7 @@ from scipy import stats
 from gnexp.analysis.accuracy_drop import halving_losses
 from gnexp.analysis.break_even import break_even
 from gnexp.analysis.comparisons import settings
-from gnexp.analysis.tables.norm_comparisons import NAMES, evidence_tables
+from gnexp.analysis.tables.norm_comparisons import NORM_TABLES, evidence_tables
 
 KEY = ("norm", "groups", "batch", "update_batch")
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
@@ -238,7 +238,7 @@ NOTHING = np.random.default_rng(8).normal(80, 2, size=(30, 4))
 def test_every_table_has_its_columns_and_says_why_it_is_empty():
     three = [make_series(norm, draw({1: 60}), groups=8 * (norm == "gn") or None) for norm in NORMS]
     full = tables(*three)
-    assert tuple(full) == NAMES
+    assert tuple(full) == NORM_TABLES
     for table in full.values():
         assert table.rows
         assert set(table.columns) <= {k for row in table.rows for k in row} | set(KEY)

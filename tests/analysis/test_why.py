@@ -17,7 +17,7 @@ from gnexp.analysis.class_accuracy import class_rows
 from gnexp.analysis.corruption_robustness import STANDARD, condition_rows, summary_rows
 from gnexp.analysis.decomposition import ACCURACY, LOSS, decomposition_rows
 from gnexp.analysis.statistics import jackknife
-from gnexp.analysis.tables.shift_and_decomposition import NAMES
+from gnexp.analysis.tables.shift_and_decomposition import WHY_TABLES
 from gnexp.report.figures.shift import CAPTIONS
 from gnexp.report.text.decomposition import decomposition_sentences
 from gnexp.store.run import Run
@@ -554,7 +554,7 @@ def report(tmp_path_factory):
 
 
 def test_the_report_has_every_table_and_figure_that_was_measured(report):
-    for name in NAMES:
+    for name in WHY_TABLES:
         assert {f"{name}.csv", f"{name}.md", f"{name}.tex"} <= set(report)
     for name in CAPTIONS:
         ElementTree.parse(report[f"{name}.svg"])
@@ -564,7 +564,7 @@ def test_the_report_has_every_table_and_figure_that_was_measured(report):
 
 
 def test_raw_tables_have_the_columns_that_the_rows_fill(report):
-    for name in NAMES:
+    for name in WHY_TABLES:
         rows = rows_of(report[f"{name}.csv"])
         empty = {c for c in rows[0] if all(row[c] == "" for row in rows)}
         assert empty <= {"groups", "note", "interval"}, name
@@ -574,7 +574,7 @@ def test_raw_tables_have_the_columns_that_the_rows_fill(report):
 
 
 def test_latex_tables_have_as_many_cells_as_columns(report):
-    for name in NAMES:
+    for name in WHY_TABLES:
         text = report[f"{name}.tex"].read_text()
         for spec, body in re.findall(
             r"\\begin\{(?:tabular|longtable)\}\{((?:[lr]|p\{\d+pt\})+)\}\n(.*?)\n\\end\{(?:tab|long)",
@@ -602,7 +602,7 @@ def test_a_study_of_before_has_none_of_these_and_what_went_is_removed(tmp_path):
     for batch in (2, 32):
         add(tmp_path / "s", "gn", batch, {s: {"test_acc": 0.7} for s in (0, 1)})
     files = build_report(tmp_path / "s")
-    assert not [n for n in files if n.split(".")[0] in {*NAMES, *CAPTIONS}]
+    assert not [n for n in files if n.split(".")[0] in {*WHY_TABLES, *CAPTIONS}]
     left = {path.name.split(".")[0] for path in (tmp_path / "s" / "report").iterdir()}
-    assert not left & {*NAMES, *CAPTIONS}
+    assert not left & {*WHY_TABLES, *CAPTIONS}
     assert "Where the small batch hurts" not in files["index.html"].read_text()

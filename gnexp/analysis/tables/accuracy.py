@@ -1,8 +1,7 @@
 """The report's tables: which columns they have, what people see of them, and what they mean."""
 
-import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from gnexp.analysis.batch_vs_update_batch import whose_sentence
 from gnexp.analysis.cells import BASE, RUN_COLUMNS
@@ -14,7 +13,17 @@ from gnexp.analysis.tables.batch_vs_update_batch import two_batches_table
 from gnexp.analysis.tables.lr_search import tuning_tables
 from gnexp.analysis.tables.norm_comparisons import evidence_tables, sources
 from gnexp.analysis.tables.shift_and_decomposition import why_tables
-from gnexp.analysis.tables.table import CellFormatter, Column, Row, Table, get, key_columns, percent
+from gnexp.analysis.tables.table import (
+    Column,
+    Row,
+    Table,
+    bounds,
+    fixed,
+    get,
+    key_columns,
+    percent,
+    points,
+)
 
 ACCURACY_COLUMNS = ("n", "n_diverged", "mean", "sd", "lo", "hi", "interval")
 ACCURACY_COLUMNS += ("lo_images", "hi_images")
@@ -59,8 +68,8 @@ def _runs(rows: list[Row], per_group: bool) -> Table:
         Column("Seed", get("seed")),
         Column("Status", get("status"), False),
         *([Column("Judged on", get("split"), False)] if both else []),
-        Column(f"{accuracy}, last epoch (%)", _percent("test_acc", 2)),
-        Column(f"{accuracy}, median of last 5 (%)", _percent("test_acc_median5", 2)),
+        Column(f"{accuracy}, last epoch (%)", points("test_acc")),
+        Column(f"{accuracy}, median of last 5 (%)", points("test_acc_median5")),
         Column(f"{loss} (nats)", get("test_loss")),
         Column("Train loss (nats)", get("train_loss")),
         Column("Epochs", get("epochs")),
@@ -77,10 +86,10 @@ def _runs(rows: list[Row], per_group: bool) -> Table:
 def _accuracy(rows: list[Row], key: list[str]) -> Table:
     shown = [
         *key_columns(key),
-        Column("Test accuracy (%)", _percent("mean", 2)),
-        Column("95 % interval", _range("lo", "hi")),
-        Column("over seeds and test images", _range("lo_images", "hi_images")),
-        Column("SD over seeds", _percent("sd", 2)),
+        Column("Test accuracy (%)", points("mean")),
+        Column("95 % interval", bounds("lo", "hi")),
+        Column("over seeds and test images", bounds("lo_images", "hi_images")),
+        Column("SD over seeds", points("sd")),
         Column("n", get("n")),
         Column("Diverged", _diverged, False),
         Column("Interval over", get("interval"), False),
@@ -107,11 +116,11 @@ def _flatness(rows: list[Row], key: list[str], reference: int) -> Table:
     ]
     shown = [
         *key_columns(key),
-        Column(f"Accuracy minus that at batch {reference} (points)", _percent("difference", 2)),
-        Column("Simultaneous 95 % interval", _range("lo_simultaneous", "hi_simultaneous")),
+        Column(f"Accuracy minus that at batch {reference} (points)", points("difference")),
+        Column("Simultaneous 95 % interval", bounds("lo_simultaneous", "hi_simultaneous")),
         Column("p, Holm", get("p_holm")),
-        Column("95 % interval alone", _range("lo95", "hi95")),
-        Column("90 % interval alone", _range("lo90", "hi90")),
+        Column("95 % interval alone", bounds("lo95", "hi95")),
+        Column("90 % interval alone", bounds("lo90", "hi90")),
         Column("Standard error: seeds, images", sources),
         Column("n", lambda row: f"{row['n']} and {row['n_reference']}"),
         Column("Verdict", get("verdict"), False),
@@ -148,11 +157,11 @@ def _gradients(rows: list[Row], key: list[str]) -> Table:
         Column("Measured at batch", get("at_batch")),
         Column("Parameters", get("parameters"), False),
         Column("Noise", get("noise")),
-        Column("95 % interval", _bounds("noise_lo", "noise_hi")),
+        Column("95 % interval", bounds("noise_lo", "noise_hi", get)),
         Column("Signal", get("signal")),
-        Column("95 % interval", _bounds("signal_lo", "signal_hi")),
+        Column("95 % interval", bounds("signal_lo", "signal_hi", get)),
         Column("Noise scale (images)", get("noise_scale")),
-        Column("Range", _bounds("noise_scale_lo", "noise_scale_hi")),
+        Column("Range", bounds("noise_scale_lo", "noise_scale_hi", get)),
         Column("|w|^2 x noise", get("weight_norm2_noise")),
         Column("Seeds", get("n")),
         Column("Draws", get("k")),
@@ -180,9 +189,9 @@ def _exponents(rows: list[Row], key: list[str]) -> Table:
         Column("Weights", _weights, False),
         Column("Epoch", get("epoch")),
         Column("Parameters", get("parameters"), False),
-        Column("Exponent", _fixed("slope")),
-        Column("95 % interval", _bounds("lo95", "hi95", _fixed)),
-        Column("99.7 % interval", _bounds("lo997", "hi997", _fixed)),
+        Column("Exponent", fixed("slope")),
+        Column("95 % interval", bounds("lo95", "hi95", fixed)),
+        Column("99.7 % interval", bounds("lo997", "hi997", fixed)),
         Column("Expected", get("expected")),
         Column("Points", get("n_points")),
         Column("Seeds", get("n_seeds")),
@@ -213,9 +222,9 @@ def _check(rows: list[Row], key: list[str]) -> Table:
         Column("Measured at batch", get("at_batch")),
         Column("Parameters", get("parameters"), False),
         Column("Batch x noise", get("batch_noise")),
-        Column("99.7 % interval", _bounds("lo997", "hi997")),
+        Column("99.7 % interval", bounds("lo997", "hi997", get)),
         Column("Per-example trace", get("trace")),
-        Column("Ratio", _fixed("ratio")),
+        Column("Ratio", fixed("ratio")),
         Column("Agree", get("agree"), False),
     ]
     caption = (
@@ -233,26 +242,6 @@ _NO_GRADIENTS = "No gradients were measured: train with gradients=256, for examp
 _NO_EXPONENTS = (
     "No exponent can be fitted: gradients were measured at fewer than two batch sizes per norm."
 )
-
-
-def _fixed(column: str) -> CellFormatter:
-    return lambda row: "" if math.isnan(row[column]) else f"{row[column]:.3f}"
-
-
-def _percent(column: str, digits: int) -> CellFormatter:
-    return lambda row: percent(row.get(column), digits)
-
-
-def _range(lo: str, hi: str) -> CellFormatter:
-    return _bounds(lo, hi, lambda column: _percent(column, 2))
-
-
-def _bounds(lo: str, hi: str, cut: Callable[[str], CellFormatter] = get) -> CellFormatter:
-    def text(row: Row) -> str:
-        low, high = cut(lo)(row), cut(hi)(row)
-        return f"[{low}, {high}]" if low and high else ""
-
-    return text
 
 
 def _needs(rows: Sequence[Row]) -> str:

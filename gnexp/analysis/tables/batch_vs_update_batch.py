@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from gnexp.analysis.batch_vs_update_batch import ENDS, LEVELS, PARTS, PRECISE, RUNNING
-from gnexp.analysis.tables.table import CellFormatter, Column, Row, Table, key_columns, percent
+from gnexp.analysis.tables.table import Column, Row, Table, estimate, key_columns
 
 _STATISTICS = {RUNNING: "running", PRECISE: "population"}
 
@@ -42,16 +42,6 @@ def two_batches_table(rows: list[Row], key: Sequence[str]) -> Table:
         "gnexp train experiment=two_batches does."
     )
     return Table("two_batches", "Two batch sizes apart", caption, columns, shown, rows, empty)
-
-
-def estimate(name: str) -> CellFormatter:
-    """Return how 'mean [lo, hi]' of a part or level is written, in points."""
-
-    def text(row: Row) -> str:
-        value, lo, hi = (percent(row[f"{name}{end}"], 2) for end in ENDS)
-        return f"{value} [{lo}, {hi}]" if lo and hi else value
-
-    return text
 
 
 def _counted(row: Row) -> str:

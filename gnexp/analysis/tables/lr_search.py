@@ -8,12 +8,12 @@ from gnexp.analysis.lr_search import octaves
 from gnexp.analysis.tables.table import Column, Row, Table, format_number, key_columns, percent
 from gnexp.store.lr_choices import BEST
 
-NAMES = ("chosen_rates", "tuning")
+LR_TABLES = ("chosen_rates", "tuning")
 BUDGETS = ("trial_epochs", "trial_images", "run_epochs", "run_images")
 
 
 def tuning_tables(chosen: Sequence[Row], tried: Sequence[Row]) -> list[Table]:
-    """Return the tables of NAMES; without a tuned cell they have no row and a reason."""
+    """Return the tables of LR_TABLES; without a tuned cell they have no row and a reason."""
     key = list(chosen[0])[: list(chosen[0]).index("lr")] if chosen else list(BASE)
     if all(row["channels_per_group"] is None for row in chosen):
         key.remove("channels_per_group")

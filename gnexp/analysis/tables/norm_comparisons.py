@@ -1,15 +1,25 @@
 """The tables behind the answer: every norm against BN, where they break even, what is lost."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from gnexp.analysis.accuracy_drop import SMALL
 from gnexp.analysis.batch_vs_update_batch import optimizer_is_fixed, whose_sentence
 from gnexp.analysis.comparisons import TESTED
 from gnexp.analysis.inference import MOST_SEEDS
 from gnexp.analysis.study_analysis import StudyAnalysis
-from gnexp.analysis.tables.table import CellFormatter, Column, Row, Table, get, key_columns, percent
+from gnexp.analysis.tables.table import (
+    CellFormatter,
+    Column,
+    Row,
+    Table,
+    bounds,
+    get,
+    key_columns,
+    percent,
+    points,
+)
 
-NAMES = ("norm_comparisons", "norm_pairs", "break_even", "robustness")
+NORM_TABLES = ("norm_comparisons", "norm_pairs", "break_even", "robustness")
 FAMILY = (
     "Family 'norm against BN': Holm's adjustment over all norms and batch sizes of a setting "
     "(model, data, update rule); the simultaneous intervals agree with its decisions at "
@@ -25,7 +35,7 @@ SOURCES = (
 
 
 def evidence_tables(analysis: StudyAnalysis, key: Sequence[str]) -> list[Table]:
-    """Return the tables of NAMES; a table without a comparison has no row and a reason.
+    """Return the tables of NORM_TABLES; a table without a comparison has no row and a reason.
 
     key: the columns that identify a cell.
     """
@@ -44,7 +54,7 @@ def _norm_comparisons(rows: list[Row], key: Sequence[str]) -> Table:
         "alone, over seeds. A diverged seed counts at chance. A comparison without a p has too few "
         "seeds or no spread, and does not count in the family."
     )
-    shown = [*key_columns(key), Column("Minus BN (points)", _points("difference")), *_tested()]
+    shown = [*key_columns(key), Column("Minus BN (points)", points("difference")), *_tested()]
     title = "Every norm against BN"
     columns = [*key, *_COMPARED]
     return Table("norm_comparisons", title, caption, columns, shown, rows, _NO_BN)
@@ -56,7 +66,7 @@ def _norm_pairs(rows: list[Row], key: Sequence[str]) -> Table:
         "family ('all pairs'), Holm's adjustment and standard errors as in the table of every norm "
         "against BN. The answer is made from these two families."
     )
-    difference = Column("Difference (points)", _points("difference"))
+    difference = Column("Difference (points)", points("difference"))
     shown = [*key_columns(key), Column("Minus", get("against"), False), difference, *_tested()]
     title, empty = "Every norm against every other", "Fewer than two norms beside BN were trained."
     columns = [*key, *_COMPARED]
@@ -68,12 +78,12 @@ _COMPARED = ("series", "against", *TESTED, "n_diverged", "n_diverged_against", "
 
 def _tested() -> list[Column]:
     return [
-        Column("Simultaneous 95 % interval", _range("lo_simultaneous", "hi_simultaneous", _points)),
+        Column("Simultaneous 95 % interval", bounds("lo_simultaneous", "hi_simultaneous")),
         Column("p, Holm", get("p_holm")),
-        Column("95 % interval alone", _range("lo", "hi", _points)),
+        Column("95 % interval alone", bounds("lo", "hi")),
         Column("p", get("p")),
         Column("Standard error: seeds, images", sources),
-        Column("Welch over seeds alone", _range("welch_lo", "welch_hi", _points)),
+        Column("Welch over seeds alone", bounds("welch_lo", "welch_hi")),
         Column("n", _seeds),
         Column("Verdict", _verdict, False),
     ]
@@ -122,7 +132,7 @@ def _robustness(analysis: StudyAnalysis, key: Sequence[str]) -> Table:
         ),
         Column("Lost per halving (points)", _estimate("per_halving", "n_halving")),
         Column("Over batches", get("batches"), False),
-        Column("SD of a seed (points)", _points("sd")),
+        Column("SD of a seed (points)", points("sd")),
         Column("Seeds for half a point", _needed),
     ]
     caption = (
@@ -140,24 +150,12 @@ def _robustness(analysis: StudyAnalysis, key: Sequence[str]) -> Table:
 _NO_BN = "No norm was trained at the same batch size as BN, so there is nothing to compare with it."
 
 
-def _points(column: str) -> CellFormatter:
-    return lambda row: percent(row.get(column), 2)
-
-
-def _range(lo: str, hi: str, cut: Callable[[str], CellFormatter]) -> CellFormatter:
-    def text(row: Row) -> str:
-        low, high = cut(lo)(row), cut(hi)(row)
-        return f"[{low}, {high}]" if low and high else ""
-
-    return text
-
-
 def _estimate(name: str, n: str) -> CellFormatter:
-    bounds = _range(f"{name}_lo", f"{name}_hi", _points)
+    interval = bounds(f"{name}_lo", f"{name}_hi")
 
     def text(row: Row) -> str:
-        value = _points(name)(row)
-        return f"{value} {bounds(row)}".strip() + f" (n = {row[n]})" if value else ""
+        value = points(name)(row)
+        return f"{value} {interval(row)}".strip() + f" (n = {row[n]})" if value else ""
 
     return text
 

@@ -1,18 +1,29 @@
 """Tables on the causes of lost accuracy: decomposition, shift, classes, batch composition."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from gnexp.analysis import decomposition
 from gnexp.analysis.batch_vs_update_batch import whose_sentence
 from gnexp.analysis.study_analysis import StudyAnalysis
-from gnexp.analysis.tables.table import CellFormatter, Column, Row, Table, get, key_columns, percent
+from gnexp.analysis.tables.table import (
+    CellFormatter,
+    Column,
+    OfColumn,
+    Row,
+    Table,
+    estimate,
+    fixed,
+    get,
+    key_columns,
+    percent,
+    points,
+)
 
-ColumnCut = Callable[[str], CellFormatter]
-NAMES = ("decomposition", "decomposition_loss", "shift", "shift_summary", "classes", "batches")
+WHY_TABLES = ("decomposition", "decomposition_loss", "shift", "shift_summary", "classes", "batches")
 
 
 def why_tables(analysis: StudyAnalysis, key: Sequence[str]) -> list[Table]:
-    """Return the tables of NAMES; a table of nothing measured has no row and a reason.
+    """Return the tables of WHY_TABLES; a table of nothing measured has no row and a reason.
 
     key: the columns that identify a cell.
     """
@@ -28,7 +39,7 @@ def why_tables(analysis: StudyAnalysis, key: Sequence[str]) -> list[Table]:
 
 
 def _decomposition(rows: list[Row], reference: int, key: Sequence[str]) -> Table:
-    shown = _shown_columns(key, decomposition.ACCURACY, "%", "points", _percent)
+    shown = _shown_columns(key, decomposition.ACCURACY, "%", "points", points)
     caption = (
         f"{_parts_caption(reference, rows)} A diverged seed counts in the damage at chance, under "
         "every statistic. Beside it the test accuracy under running (as reported), population "
@@ -42,7 +53,7 @@ def _decomposition(rows: list[Row], reference: int, key: Sequence[str]) -> Table
 
 
 def _decomposition_loss(rows: list[Row], reference: int, key: Sequence[str]) -> Table:
-    shown = _shown_columns(key, decomposition.LOSS, "nats", "nats", _fixed)
+    shown = _shown_columns(key, decomposition.LOSS, "nats", "nats", fixed)
     caption = (
         "The same for the test loss in nats (one seed: no interval). "
         f"{_parts_caption(reference, rows)} A diverged seed counts in the damage as ln(classes)."
@@ -53,15 +64,15 @@ def _decomposition_loss(rows: list[Row], reference: int, key: Sequence[str]) -> 
 
 
 def _shown_columns(
-    key: Sequence[str], measure: str, unit: str, part_unit: str, cut: ColumnCut
+    key: Sequence[str], measure: str, unit: str, part_unit: str, cut: OfColumn
 ) -> list[Column]:
     levels = {n: decomposition.level_column(n, measure) for n in decomposition.STATISTICS}
     parts = {part: decomposition.part_column(part, measure) for part in decomposition.PARTS}
     return [
         *key_columns(key),
-        *(Column(f"{_PARTS[p]} ({part_unit})", _estimate(c, cut, "n")) for p, c in parts.items()),
+        *(Column(f"{_PARTS[p]} ({part_unit})", estimate(c, cut, "n")) for p, c in parts.items()),
         Column("Shared seeds", get("n_shared")),
-        *(Column(f"{_LEVELS[n]} ({unit})", _estimate(c, cut, f"n_{n}")) for n, c in levels.items()),
+        *(Column(f"{_LEVELS[n]} ({unit})", estimate(c, cut, f"n_{n}")) for n, c in levels.items()),
         Column("n", _counted),
         Column("Note", get("note"), False),
     ]
@@ -100,10 +111,10 @@ def _shift(rows: list[Row], key: Sequence[str]) -> Table:
         *key_columns(key),
         Column("Corruption", get("corruption"), False),
         Column("Severity", get("severity")),
-        Column("Accuracy (%)", _estimate("accuracy", _percent)),
-        Column("Loss (nats)", _estimate("loss_nats", _fixed)),
-        Column("Rise of the error (points)", _estimate("rise", _percent, "n_rise")),
-        Column("Share lost (%)", _estimate("share_lost", _share, "n_rise")),
+        Column("Accuracy (%)", estimate("accuracy")),
+        Column("Loss (nats)", estimate("loss_nats", fixed)),
+        Column("Rise of the error (points)", estimate("rise", points, "n_rise")),
+        Column("Share lost (%)", estimate("share_lost", _share, "n_rise")),
         Column("n", get("n")),
         Column("Diverged", get("n_diverged")),
         Column("Images", get("images")),
@@ -130,15 +141,15 @@ def _shift_summary(rows: list[Row], key: Sequence[str]) -> Table:
     ]
     shown = [
         *key_columns(key),
-        Column("Clean (%)", _estimate("clean", _percent)),
-        Column("Corrupted (%)", _estimate("corrupted", _percent)),
-        Column("Rise of the error (points)", _estimate("rise", _percent)),
-        Column("Share lost (%)", _estimate("share_lost", _share)),
+        Column("Clean (%)", estimate("clean")),
+        Column("Corrupted (%)", estimate("corrupted")),
+        Column("Rise of the error (points)", estimate("rise")),
+        Column("Share lost (%)", estimate("share_lost", _share)),
         Column("n", get("n")),
         Column("Corruptions", get("corruptions")),
         Column("Severities", get("severities")),
-        Column("mCE (%)", _estimate("mce", _percent)),
-        Column("Relative mCE (%)", _estimate("relative_mce", _percent)),
+        Column("mCE (%)", estimate("mce")),
+        Column("Relative mCE (%)", estimate("relative_mce")),
         Column("mCE relative to", get("reference"), False),
         Column("Shared seeds", get("n_shared")),
         *(column for k in apart for column in _apart(k.removeprefix("rise_"))),
@@ -168,17 +179,17 @@ def _classes(rows: list[Row], key: Sequence[str]) -> Table:
     ]
     shown = [
         *key_columns(key),
-        Column("Mean accuracy (%)", _estimate("mean", _percent)),
+        Column("Mean accuracy (%)", estimate("mean")),
         Column("Worst class", get("worst_class"), False),
-        Column("Its accuracy (%)", _estimate("worst", _percent)),
+        Column("Its accuracy (%)", estimate("worst")),
         Column("Best class", get("best_class"), False),
-        Column("Its accuracy (%)", _estimate("best", _percent)),
-        Column("Gap (points)", _percent("gap")),
-        Column("Gap by chance (points)", _percent("chance_gap")),
-        Column("its 95 % quantile", _percent("chance_gap_95")),
+        Column("Its accuracy (%)", estimate("best")),
+        Column("Gap (points)", points("gap")),
+        Column("Gap by chance (points)", points("chance_gap")),
+        Column("its 95 % quantile", points("chance_gap_95")),
         Column("p", get("gap_p")),
         Column("n", _counted),
-        Column("Calibration error (%)", _estimate("ece", _percent)),
+        Column("Calibration error (%)", estimate("ece")),
         Column("n", get("n_ece")),
         Column("Note", get("note"), False),
     ]
@@ -206,8 +217,8 @@ def _batches(rows: list[Row], key: Sequence[str]) -> Table:
         Column("Statistics", get("statistics"), False),
         Column("Composition", lambda row: str(row["composition"]).replace("_", " "), False),
         Column("Evaluated at batch", get("at_batch")),
-        Column("Accuracy (%)", _estimate("accuracy", _percent)),
-        Column("Change (points)", _estimate("change", _percent, "n_change")),
+        Column("Accuracy (%)", estimate("accuracy")),
+        Column("Change (points)", estimate("change", points, "n_change")),
         Column("Largest logit change", get("logit_change")),
         Column("n", get("n")),
         Column("Images", get("images")),
@@ -248,10 +259,6 @@ def _three(*names: str) -> list[str]:
     return [f"{name}{end}" for name in names for end in decomposition.ENDS]
 
 
-def _percent(column: str) -> CellFormatter:
-    return lambda row: percent(row.get(column), 2)
-
-
 def _share(column: str) -> CellFormatter:
     return lambda row: percent(row.get(column), 1)
 
@@ -260,31 +267,9 @@ def _apart(name: str) -> list[Column]:
     """Return the columns of a corruption that is not standard."""
     words, n = name.replace("_", " "), f"n_rise_{name}"
     return [
-        Column(f"Rise, {words} (points)", _estimate(f"rise_{name}", _percent, n)),
-        Column(f"Share lost, {words} (%)", _estimate(f"share_lost_{name}", _share, n)),
+        Column(f"Rise, {words} (points)", estimate(f"rise_{name}", points, n)),
+        Column(f"Share lost, {words} (%)", estimate(f"share_lost_{name}", _share, n)),
     ]
-
-
-def _fixed(column: str) -> CellFormatter:
-    def text(row: Row) -> str:
-        value = row.get(column)
-        return "" if value is None or value != value else f"{value:.3f}"
-
-    return text
-
-
-def _estimate(column: str, cut: ColumnCut, n: str = "n") -> CellFormatter:
-    """Return 'mean [lo, hi]', without the interval where there is none.
-
-    n: the column that counts its seeds, shown where it is not the row's n.
-    """
-
-    def text(row: Row) -> str:
-        mean, lo, hi = (cut(name)(row) for name in _three(column))
-        seeds = f" (n = {row[n]})" if mean and row.get(n, row["n"]) != row["n"] else ""
-        return (f"{mean} [{lo}, {hi}]" if lo and hi else mean) + seeds
-
-    return text
 
 
 def _counted(row: Row) -> str:

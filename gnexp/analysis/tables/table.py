@@ -14,6 +14,7 @@ from gnexp.store.files import write_whole
 
 Row = dict[str, Any]
 CellFormatter = Callable[[Row], str]
+OfColumn = Callable[[str], CellFormatter]
 
 PRINTED = 1_000  # rows of a LaTeX table at most: thirty pages
 READ = 5_000  # of a Markdown table, which beyond is shown by nothing
@@ -137,6 +138,45 @@ def percent(value: float | None, digits: int = 1) -> str:
     if value is None or not math.isfinite(value):
         return ""
     return f"{100 * value:.{digits}f}"
+
+
+def points(column: str) -> CellFormatter:
+    """Return a column's text where it holds fractions: percent, or points of it."""
+    return lambda row: percent(row.get(column), 2)
+
+
+def fixed(column: str) -> CellFormatter:
+    """Return a column's text with three decimals, '' for what is unknown."""
+
+    def text(row: Row) -> str:
+        value = row.get(column)
+        return "" if value is None or value != value else f"{value:.3f}"
+
+    return text
+
+
+def bounds(lo: str, hi: str, cut: OfColumn = points) -> CellFormatter:
+    """Return the text of an interval, '' without both ends."""
+
+    def text(row: Row) -> str:
+        low, high = cut(lo)(row), cut(hi)(row)
+        return f"[{low}, {high}]" if low and high else ""
+
+    return text
+
+
+def estimate(column: str, cut: OfColumn = points, n: str = "n") -> CellFormatter:
+    """Return 'mean [lo, hi]', without the interval where there is none.
+
+    n: the column that counts its seeds, shown where it is not the row's n.
+    """
+
+    def text(row: Row) -> str:
+        mean, interval = cut(column)(row), bounds(f"{column}_lo", f"{column}_hi", cut)(row)
+        seeds = f" (n = {row[n]})" if mean and row.get(n, row["n"]) != row["n"] else ""
+        return f"{mean} {interval}".rstrip() + seeds
+
+    return text
 
 
 def _raw(value: Any) -> Any:

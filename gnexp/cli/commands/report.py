@@ -19,14 +19,16 @@ def report(config: ReportConfig) -> int:
         raise UsageError("\n".join(found))
     out = Path(config.out)
     names = config.study if isinstance(config.study, list) else [config.study]
-    if config.logger:
-        for name in names:
-            require_folder(_loaded(config.out, name).folder, "logger=")
+    studies = [_loaded(config.out, name) for name in names]
+    for study in studies if config.logger else ():
+        require_folder(study.folder, "logger=")
+    for name, study in zip(names, studies):
+        _print_problems(study, name)
     if isinstance(config.study, list):
-        print(make_comparison(out, config.study, config.reference_batch, config.report))
+        print(_comparison(studies, out, config.reference_batch, config.report))
     else:
-        print(make_report(out, config.study, config.reference_batch, config.report))
-    failed = [line for name in names for line in _logged(study_path(out, name), config.logger)]
+        print(_report(studies[0], config.reference_batch, config.report))
+    failed = [line for study in studies for line in _logged(study, config.logger)]
     for line in failed:
         print(line)
     return 1 if failed else 0
@@ -45,11 +47,10 @@ def _asked(options: ReportOptions) -> tuple[list[str], float]:
     return formats, options.margin / 100
 
 
-def _logged(folder: Path, logger: Any) -> list[str]:
+def _logged(study: Study, logger: Any) -> list[str]:
     """Export a stored study to the loggers, print how to open it; return the failures."""
-    runs = [record.folder for record in load_study(folder).runs] if logger else []
-    failed = export_all(runs, logger)
-    for line in viewing_lines(folder, logger):
+    failed = export_all([record.folder for record in study.runs], logger)
+    for line in viewing_lines(study.folder, logger):
         print(line)
     return [f"failed: {what}: {why}" for what, why in failed]
 
@@ -64,6 +65,11 @@ def _loaded(out: str, name: str) -> Study:
 def stored_study(out: str, name: str) -> Study:
     """Return a study by name and print its corrupt files; raises UsageError if there is none."""
     study = _loaded(out, name)
+    _print_problems(study, name)
+    return study
+
+
+def _print_problems(study: Study, name: str) -> None:
     for path in study.unread:
         print(unread_line(path, study.folder))
     for sentence in study.corrupt_files:
@@ -75,7 +81,6 @@ def stored_study(out: str, name: str) -> Study:
             f"unknown: whether {unknown} files were changed since they were written, having no"
             f" digest: see 'gnexp verify study={name}'"
         )
-    return study
 
 
 def unread_line(path: Path, folder: Path) -> str:
@@ -100,50 +105,49 @@ def require_folder(path: Path, what: str) -> None:
 def make_report(
     out: Path, study: str, reference_batch: int, options: ReportOptions | None = None
 ) -> str:
-    """Build a study's report and return what to print: its accuracies, the answer, where it lies.
+    """Read a study, build its report and return what to print: accuracies, answer, where it lies.
 
     Raises UsageError for a study that is not there, a corrupt file, or a folder that refuses files.
     """
+    return _report(stored_study(str(out), study), reference_batch, options or ReportOptions())
+
+
+def _report(study: Study, reference_batch: int, options: ReportOptions) -> str:
     from gnexp.analysis.study_analysis import study_analysis
     from gnexp.report.fingerprint import changed_files
     from gnexp.report.study_report import build_report
     from gnexp.report.text.accuracy_matrix import plain_summary
 
-    loaded = stored_study(str(out), study)
-    folder = loaded.report_folder
-    if loaded.is_zip and runs_of(folder.parent):
+    folder = study.report_folder
+    if study.is_zip and runs_of(folder.parent):
         raise UsageError(
-            f"study={study}: its report would replace that of {folder.parent}, which holds runs:"
+            f"study={study.name}: its report would replace that of {folder.parent}, which holds runs:"
             " move the zip to another folder, or name the other study"
         )
-    formats, margin = _asked(options or ReportOptions())
+    formats, margin = _asked(options)
     for name in changed_files(folder):
         print(f"corrupt: {folder / name} was changed since it was made: it is made anew")
     try:
-        analysis = study_analysis(loaded, reference_batch, margin)
+        analysis = study_analysis(study, reference_batch, margin)
         build_report(analysis, formats)
         found = plain_summary(analysis)
     except (ValueError, OSError) as error:  # a corrupt file, or a report that cannot be written
         why = disk_failure(error, folder.parent) or error
-        raise UsageError(f"study={study}: no report: {why}") from error
+        raise UsageError(f"study={study.name}: no report: {why}") from error
     return f"{found}\nreport: {folder / 'index.html'}"
 
 
-def make_comparison(
-    out: Path, names: list[str], reference_batch: int, options: ReportOptions
+def _comparison(
+    studies: list[Study], out: Path, reference_batch: int, options: ReportOptions
 ) -> str:
-    """Build the report on two studies and return what to print: what it found, and where it lies.
-
-    Raises UsageError for a study that is not there or empty, or a folder that refuses files.
-    """
     from gnexp.analysis.compare_studies import StudyComparison
     from gnexp.analysis.study_analysis import study_analysis
     from gnexp.report.comparison_report import build_comparison
 
-    studies = [stored_study(str(out), name) for name in names]
-    if len({study.name for study in studies}) < 2:
+    names = [study.name for study in studies]
+    if len({*names}) < 2:
         raise UsageError(
-            f"study=[{','.join(names)}]: both are named {studies[0].name}; rename one of the files"
+            f"study=[{','.join(names)}]: both are named {names[0]}; rename one of the files"
         )
     formats, margin = _asked(options)
     try:

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from gnexp.analysis.cells import Cell, Series
 from gnexp.analysis.gradient_noise import KINDS
-from gnexp.analysis.run_history import Curve
 from gnexp.analysis.statistics import Interval
 from gnexp.analysis.study_analysis import StudyAnalysis
 from gnexp.report.figures import style as drawing
@@ -17,6 +16,7 @@ from gnexp.store.files import write_whole
 
 if TYPE_CHECKING:
     import numpy as np
+    import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -71,7 +71,9 @@ def accuracy_vs_batch(lines: Sequence[Series]) -> "Figure | None":
     return figure
 
 
-def curves(lines: Sequence[Series], known: Mapping[int, Mapping[str, Curve]]) -> "Figure | None":
+def curves(
+    lines: Sequence[Series], known: Mapping[int, Mapping[str, "pd.DataFrame"]]
+) -> "Figure | None":
     """Train loss and test accuracy against images seen: a row per batch size, mean and range.
 
     known: as training_curves has them.
@@ -187,13 +189,15 @@ def _intervals(
     axis.errorbar(x, mean, [down, up], elinewidth=0.9, **style)
 
 
-def _curve(axis: "Axes", curve: Curve, scale: float, line: Series, lines: Sequence[Series]) -> None:
-    x = curve.mean.index.to_numpy() / 1000
+def _curve(
+    axis: "Axes", curve: "pd.DataFrame", scale: float, line: Series, lines: Sequence[Series]
+) -> None:
+    x = curve.index.to_numpy() / 1000
     # A few markers, which another line's do not cover: for those who print in grey.
     step, turn = max(1, len(x) // 6), [id(other) for other in lines].index(id(line))
     style = {**drawing.line_style(line, lines), "markersize": 3.2, "linewidth": 1.0}
-    axis.plot(x, scale * curve.mean, markevery=(turn % step, step), **style)
-    low, high = scale * curve.low, scale * curve.high
+    axis.plot(x, scale * curve["mean"], markevery=(turn % step, step), **style)
+    low, high = scale * curve["low"], scale * curve["high"]
     axis.fill_between(x, low, high, color=style["color"], alpha=0.18, linewidth=0)
 
 

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 
 from gnexp.analysis.batch_vs_update_batch import PRECISE, RUNNING
 from gnexp.analysis.decomposition import ENDS, Row
-from gnexp.analysis.tables.batch_vs_update_batch import estimate
-from gnexp.analysis.tables.table import percent
+from gnexp.analysis.tables.table import estimate, percent
 
 MANY = 6  # series beyond which one sentence each would be a table
 
