@@ -121,8 +121,8 @@ def _report(study: Study, reference_batch: int, options: ReportOptions) -> str:
     folder = study.report_folder
     if study.is_zip and runs_of(folder.parent):
         raise UsageError(
-            f"study={study.name}: its report would replace that of {folder.parent}, which holds runs:"
-            " move the zip to another folder, or name the other study"
+            f"study={study.name}: its report would replace that of {folder.parent}, which holds"
+            " runs: move the zip to another folder, or name the other study"
         )
     formats, margin = _asked(options)
     for name in changed_files(folder):
