@@ -92,7 +92,7 @@ def test_a_grid_opens_its_data_once_in_each_process_and_builds_where_it_trains(w
     main, *workers = counts(workdir, *words)
     assert len(workers) == 2
     assert (main["load_images"], main["build_model"]) == (1, 0)
-    assert main["outline"] == 3  # of one architecture, and of two cells
+    assert main["outline"] == 2  # both batch sizes are looked at by one
     for worker in workers:
         assert worker == {"load_images": 1, "outline": 1, "build_model": 1}
 

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from gnexp.config.schema import CUSTOM, ConvertConfig, ModelConfig, TrainConfig, is_external
+from gnexp.config.keys import value_of
+from gnexp.config.schema import CUSTOM, KEYS, ConvertConfig, ModelConfig, TrainConfig, is_external
 from gnexp.data.seeding import derived_seed, generator
 from gnexp.data.sources import DataSummary
 from gnexp.models.conversion.find_norms import Found
@@ -244,8 +245,27 @@ def seeded_and_converted(
     return model, lines
 
 
+@dataclasses.dataclass(frozen=True)
+class _Asked:
+    """A network to build; two are equal if their values of the keys that build it are."""
+
+    values: str
+    data: DataSummary
+    config: TrainConfig = dataclasses.field(compare=False)
+
+
 def model_without_weights(config: TrainConfig, data: DataSummary) -> nn.Module:
-    """Return a network of the table under a norm of the table, all of its numbers zero."""
+    """Return a network of the table under a norm of the table, all of its numbers zero.
+
+    Configs that differ in their batch size get the same one, which is to be looked at alone.
+    """
+    values = [value_of(config, name) for name, key in KEYS.items() if key.builds == "network"]
+    return _without_weights(_Asked(str(values), data, config))
+
+
+@functools.lru_cache(maxsize=8)
+def _without_weights(asked: _Asked) -> nn.Module:
+    config, data = asked.config, asked.data
     with torch.device("meta"):
         model = _model_of_table(config, data)
     start(model, None, norms=norm_sites(config, data), **network_start(config))
