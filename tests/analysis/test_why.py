@@ -595,7 +595,7 @@ def test_the_same_measurements_give_the_same_bytes(report):
     assert {name: (folder / name).read_bytes() for name in before} == before
 
 
-def test_a_study_of_before_has_none_of_these_and_what_went_is_removed(tmp_path):
+def test_a_study_that_measured_nothing_has_none_of_these_and_what_went_is_removed(tmp_path):
     for batch in (2, 32):
         add(tmp_path / "s", "gn", batch, {s: under(0.7) for s in (0, 1)})
     assert "decomposition.csv" in build_report(tmp_path / "s")

@@ -121,12 +121,12 @@ def test_the_classes_of_every_run_are_stored_with_the_gap_that_chance_would_give
     assert 0 < run.result()["classes"]["chance_gap"] <= 1
 
 
-def test_what_an_older_result_lacks_is_measured_later_with_the_same_digits(gnexp, workdir):
+def test_what_a_result_lacks_is_measured_later_with_the_same_digits(gnexp, workdir):
     assert gnexp("train", "norm=bn", "seeds=2", *SMALL).code == 0
     run = only_run(workdir)
     before = run.result()
-    old = {"test_acc", "test_loss", "status", "train_loss", "train_acc", "epochs", "examples_seen"}
-    seeds = {s: {k: v for k, v in n.items() if k in old} for s, n in before["seeds"].items()}
+    kept = {"test_acc", "test_loss", "status", "train_loss", "train_acc", "epochs", "examples_seen"}
+    seeds = {s: {k: v for k, v in n.items() if k in kept} for s, n in before["seeds"].items()}
     run.write_result({k: v for k, v in before.items() if k != "classes"} | {"seeds": seeds})
     (run.folder / "classes.csv").unlink()
     checkpoint = (run.folder / "checkpoint.pt").read_bytes()
