@@ -15,7 +15,7 @@ from gnexp.analysis.eval_split import for_split
 from gnexp.analysis.inference import ALPHA, TOO_FEW
 from gnexp.analysis.leaders import NOT_TESTED, BatchVerdict, typical_errors, untested_lead
 from gnexp.analysis.study_analysis import StudyAnalysis
-from gnexp.report.text import phrases as words
+from gnexp.report.text import phrases
 from gnexp.report.text.answer_sentences import lead_sentences
 from gnexp.report.text.gaps import gaps
 from gnexp.report.text.training_length import training, update_rule
@@ -58,9 +58,9 @@ def _joined(
     shared = [text for text in shown[0].beside if all(text in one.beside for one in shown)]
     sentences = []
     for setting, one in zip(order, shown):
-        name = words.capital(words.setting(setting, among))
+        name = phrases.capital(phrases.setting(setting, among))
         own = [*one.leads, *(text for text in one.beside if text not in shared)]
-        sentences += [f"{name}: {words.lowered(text)}" for text in own]
+        sentences += [f"{name}: {phrases.lowered(text)}" for text in own]
     more = [f"{rest} more setting{'s are' if rest > 1 else ' is'} in the tables."] * bool(rest)
     return [*sentences, *more, *shared]
 
@@ -79,7 +79,7 @@ class _Answer:
 def _of_setting(
     setting: ComparisonGroup, found: Sequence[BatchVerdict], analysis: StudyAnalysis
 ) -> _Answer:
-    names = words.names(setting)
+    names = phrases.names(setting)
     if not any(cell.scored for line in setting.lines for cell in line.cells):
         return _Answer(["No seed is finished yet."], [], [], 0, 0)
     if not _any_complete(setting):
@@ -113,10 +113,10 @@ def _number(setting: ComparisonGroup) -> int | None:
 
 def _diverged(setting: ComparisonGroup) -> str:
     batches = sorted({cell.key["batch"] for line in setting.lines for cell in line.cells})
-    who = "every norm" if len(setting.lines) > 1 else words.names(setting)[0]
+    who = "every norm" if len(setting.lines) > 1 else phrases.names(setting)[0]
     return (
-        f"Every seed of {who} diverged at batch {words.spelled(batches)}, so there is no accuracy "
-        "to compare; a smaller lr is the first thing to try."
+        f"Every seed of {who} diverged at batch {phrases.spelled(batches)}, so there is no "
+        "accuracy to compare; a smaller lr is the first thing to try."
     )
 
 
@@ -126,8 +126,8 @@ def _untested(
     """Return sentences on why nothing was tested: one seed each, or no spread."""
     first, rival, one = untested_lead(setting, found)
     lead = (
-        f"{names[first]} has the highest mean, {words.points(one.difference)} above {names[rival]} "
-        f"at batch {found[0].batch} ({words.seeds(one.n_a, one.n_b)})"
+        f"{names[first]} has the highest mean, {phrases.points(one.difference)} above "
+        f"{names[rival]} at batch {found[0].batch} ({phrases.seeds(one.n_a, one.n_b)})"
     )
     if one.why == TOO_FEW:
         return [
@@ -145,13 +145,13 @@ def _untested(
 def _nothing_in_common(setting: ComparisonGroup, names: Sequence[str]) -> str:
     """Return a sentence for norms without a common batch size."""
     sizes = [
-        f"{name} at batch {words.spelled([cell.key['batch'] for cell in line.cells])}"
+        f"{name} at batch {phrases.spelled([cell.key['batch'] for cell in line.cells])}"
         for name, line in zip(names, setting.lines)
     ]
-    first = words.spelled([cell.key["batch"] for cell in setting.lines[0].cells])
+    first = phrases.spelled([cell.key["batch"] for cell in setting.lines[0].cells])
     return (
-        f"Nothing can be compared: {words.some(sizes)} have no batch size in common; train all of "
-        f"them at batch {first}."
+        f"Nothing can be compared: {phrases.some(sizes)} have no batch size in common; train all "
+        f"of them at batch {first}."
     )
 
 
@@ -161,7 +161,7 @@ def _single_norm(
     """Return sentences for a study of one norm, with the accuracy lost at its smallest batch."""
     (line,) = setting.lines
     which = "other norms" if line.norm == "bn" else "norm=bn"
-    batches = words.spelled([cell.key["batch"] for cell in line.cells])
+    batches = phrases.spelled([cell.key["batch"] for cell in line.cells])
     sentences = [f"Only {name} was trained; train {which} at batch {batches} to compare."]
     for row in flatness:
         here = all(row.get(key) == value for key, value in line.cells[0].key.items())
@@ -174,12 +174,12 @@ def _lost(row: dict[str, Any]) -> str:
     verb = "does not clearly move"
     if row["p_holm"] <= ALPHA:
         verb = "loses accuracy" if row["difference"] < 0 else "gains accuracy"
-    bounds = words.bounds(row["lo_simultaneous"], row["hi_simultaneous"])
+    bounds = phrases.bounds(row["lo_simultaneous"], row["hi_simultaneous"])
     family = f"simultaneous over {row['family']} comparisons (Holm)"
     return (
         f"From batch {row['reference_batch']} to {row['batch']} it {verb}: "
         f"{100 * row['difference']:+.1f} points (95 % interval {bounds}, "
-        f"{words.seeds(row['n'], row['n_reference'])}), "
+        f"{phrases.seeds(row['n'], row['n_reference'])}), "
         f"{family if row['family'] > 1 else 'the only comparison'}."
     )
 
@@ -202,5 +202,5 @@ def _method(answers: Sequence[_Answer], margin: float) -> list[str]:
         sources += f" and {100 * images:.2f} from test images{bound}"
     return [
         f"Intervals are simultaneous{over} (Holm); {sources}; a lead counts beyond "
-        f"{words.margin(margin)}."
+        f"{phrases.margin(margin)}."
     ]

@@ -20,7 +20,7 @@ from gnexp.analysis.leaders import (
     joined,
     stretches,
 )
-from gnexp.report.text import phrases as words
+from gnexp.report.text import phrases
 
 MOST = 4  # stretches of batch sizes that are told one by one
 MOST_WORDS = 45  # of a sentence
@@ -40,7 +40,9 @@ def lead_sentences(
             sentences += _Stretch(one, [place.batch for place in found], names, bn).sentences()
         else:
             left += [place.batch for place in one.places]
-    return [*sentences, *[f"For batch {words.spelled(sorted(left))} see the tables."] * bool(left)]
+    if left:
+        sentences.append(f"For batch {phrases.spelled(sorted(left))} see the tables.")
+    return sentences
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class _Stretch:
 
     @property
     def where(self) -> str:
-        return words.where([place.batch for place in self.places], self.batches)
+        return phrases.where([place.batch for place in self.places], self.batches)
 
     @property
     def leader(self) -> str:
@@ -67,7 +69,7 @@ class _Stretch:
 
     def sentences(self) -> list[str]:
         if self.of.kind == CHANCE:
-            level = words.chance(next(iter(self.places[0].cells.values())))
+            level = phrases.chance(next(iter(self.places[0].cells.values())))
             none = f"no norm is decidedly above chance ({level}), so none is recommended"
             return [f"{self.where}, {none}."]
         if self.of.kind == OPEN:
@@ -86,11 +88,11 @@ class _Stretch:
         beaten.sort(key=lambda i: (i != self.bn, -self.versus(i).difference.difference))
         if self.of.kind == ALL:
             return self.use_one(beaten)
-        use = words.either([self.leader, *self.names_of(near)], among_them="BN")
+        use = phrases.either([self.leader, *self.names_of(near)], among_them="BN")
         use += f" ({self.tie(near)})" if near else ""
         left = [*beaten, *(i for i in self.of.out if i not in beaten)]
         left.sort(key=lambda i: i != self.bn)
-        out = words.either(self.names_of(left), most=2)
+        out = phrases.either(self.names_of(left), most=2)
         phrase = f"{self.where}, use {use}, not {out}: {'the first' if near else 'it'} leads "
         phrase += self.by(beaten[0])
         partly = self.partly(near)
@@ -112,24 +114,24 @@ class _Stretch:
             return self.not_decided(rival)
         versus = self.versus(rival)
         has = f"highest mean {self.leader}, {self.above(rival)}"
-        small = f"which is decided but below {words.margin(self.places[0].margin)}"
+        small = f"which is decided but below {phrases.margin(self.places[0].margin)}"
         states = {p.state(self.of.leader, i) for p in self.places for i in p.compared}
         if states - {UNKNOWN} == {CLOSE}:  # a line beside itself is unknown
             return f"{self.where}, no lead counts: {has}, {small}."
         compared = self.places[0].compared
-        among = f" between {words.some(self.names_of(compared))}" * (len(compared) > 2)
+        among = f" between {phrases.some(self.names_of(compared))}" * (len(compared) > 2)
         undecided = versus.adjusted.verdict == UNDECIDED
-        more = f"; {words.would_decide(versus)}" if undecided else f", {small}"
+        more = f"; {phrases.would_decide(versus)}" if undecided else f", {small}"
         return f"{self.where} the data do not decide{among}: {has}{more}."
 
     def not_decided(self, rival: int) -> str:
         """Return the sentence on a large difference that is not decided, with what would."""
         versus = self.versus(rival)
-        who = words.scatters(versus, self.leader, self.names[rival])
+        who = phrases.scatters(versus, self.leader, self.names[rival])
         why = f" because {who} scatters there" * bool(who)
         return (
             f"{self.where}, {self.leader} is {self.above(rival)}, which is not decided{why}: "
-            f"{words.would_decide(versus)}."
+            f"{phrases.would_decide(versus)}."
         )
 
     def far_below(self, phrase: int | None) -> list[str]:
@@ -142,8 +144,8 @@ class _Stretch:
         ]
         if not found:
             return []
-        names = words.some(self.names_of(dict.fromkeys(i for i, _ in found)))
-        batches = words.spelled(sorted({batch for _, batch in found}))
+        names = phrases.some(self.names_of(dict.fromkeys(i for i, _ in found)))
+        batches = phrases.spelled(sorted({batch for _, batch in found}))
         verb = "is" if len({i for i, _ in found}) == 1 else "are"
         return [
             f"{names} {verb} {100 * LARGE:g} points or more below {self.leader} at batch "
@@ -172,24 +174,24 @@ class _Stretch:
     def above(self, rival: int) -> str:
         """Return '12.3 points above BN at batch 1 (95 % interval ..., n = 5 each)'."""
         versus = self.versus(rival)
-        size = words.points(versus.difference.difference)
+        size = phrases.points(versus.difference.difference)
         return f"{size} above {self.names[rival]}{self.at(versus)} {self.interval(rival)}"
 
     def by(self, rival: int) -> str:
         """Return 'BN by 12.3 points at batch 1 (95 % interval ..., n = 5 each)'."""
         versus = self.versus(rival)
-        size = words.points(versus.difference.difference)
+        size = phrases.points(versus.difference.difference)
         return f"{self.names[rival]} by {size}{self.at(versus)} {self.interval(rival)}"
 
     def at(self, versus: NormComparison) -> str:
         return f" at batch {versus.batch}" * (len(self.places) > 1)
 
     def interval(self, rival: int) -> str:
-        return words.interval(self.versus(rival), self.leader, self.names[rival])
+        return phrases.interval(self.versus(rival), self.leader, self.names[rival])
 
     def tie(self, near: Sequence[int]) -> str:
         states = {place.state(self.of.leader, i) for place in self.places for i in near}
-        close = f"within {words.margin(self.places[0].margin)}"
+        close = f"within {phrases.margin(self.places[0].margin)}"
         return " or ".join(["statistically tied"] * (TIED in states) + [close] * (CLOSE in states))
 
     def partly(self, near: Sequence[int]) -> str:
@@ -204,6 +206,6 @@ class _Stretch:
         batches = {tuple(of) for of in at.values()}
         where = "some of them"
         if len(batches) == 1:
-            where = f"batch {words.spelled(batches.pop())}"
+            where = f"batch {phrases.spelled(batches.pop())}"
         verb = "is" if len(at) == 1 else "are"
-        return f"; {words.some(self.names_of(at), most=2)} {verb} tied with it at {where}"
+        return f"; {phrases.some(self.names_of(at), most=2)} {verb} tied with it at {where}"

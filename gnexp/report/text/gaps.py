@@ -6,7 +6,7 @@ from typing import Any
 from gnexp.analysis.cells import Cell
 from gnexp.analysis.comparisons import ComparisonGroup
 from gnexp.analysis.leaders import BatchVerdict
-from gnexp.report.text import phrases as words
+from gnexp.report.text import phrases
 
 MOST = 3  # clauses of one kind; the tables have them all
 
@@ -17,7 +17,7 @@ def gaps(
     """Return in a list the sentence on what the answer leaves out; empty where that is nothing."""
     parts = [*_bn(setting), *_missing(setting, names), *_untested(setting, found, names)]
     parts += _untuned(setting, names)
-    return [f"{words.capital('; '.join(parts))}."] if parts else []
+    return [f"{phrases.capital('; '.join(parts))}."] if parts else []
 
 
 def _bn(setting: ComparisonGroup) -> list[str]:
@@ -36,14 +36,14 @@ def _missing(setting: ComparisonGroup, names: Sequence[str]) -> list[str]:
         lost = [batch for batch in every if batch not in mine]
         if lost:
             few = len(mine) <= len(lost)
-            text = f"trained only at batch {words.spelled(mine)}"
-            text = text if few else f"missing at batch {words.spelled(lost)}"
+            text = f"trained only at batch {phrases.spelled(mine)}"
+            text = text if few else f"missing at batch {phrases.spelled(lost)}"
             text = text if mine else "without a finished seed"
             parts.setdefault(text, []).append(name)
     if len(parts) > MOST:
-        all_of_them = words.some([name for names in parts.values() for name in names])
+        all_of_them = phrases.some([name for names in parts.values() for name in names])
         return [f"{all_of_them} were not trained at every batch size"]
-    return [f"{words.some(names)} {_were(names, text)}" for text, names in parts.items()]
+    return [f"{phrases.some(names)} {_were(names, text)}" for text, names in parts.items()]
 
 
 def _were(names: Sequence[str], text: str) -> str:
@@ -62,11 +62,11 @@ def _untested(
         here = [place for place in found if i in place.cells]
         few = [place.batch for place in here if len(place.cells[i].scored) < 2]
         if few:
-            where = "" if len(few) == len(here) else f"at batch {words.spelled(few)} "
+            where = "" if len(few) == len(here) else f"at batch {phrases.spelled(few)} "
             one_seed.setdefault(where, []).append(name)
         alike = [p.batch for p in here if p.over and i not in p.compared and p.batch not in few]
         if alike:
-            no_spread.setdefault(f"at batch {words.spelled(alike)}", []).append(name)
+            no_spread.setdefault(f"at batch {phrases.spelled(alike)}", []).append(name)
     parts = []
     for where, of in one_seed.items():
         is_are, was_were = ("is", "was") if len(of) == 1 else ("are", "were")
@@ -75,14 +75,14 @@ def _untested(
         )
         if not where:
             text = f"{was_were} trained with one seed and {is_are} not compared"
-        parts.append(f"{words.some(of)} {text}")
+        parts.append(f"{phrases.some(of)} {text}")
     parts += [
-        f"{where} {words.some(of)} cannot be compared (no spread between seeds)"
+        f"{where} {phrases.some(of)} cannot be compared (no spread between seeds)"
         for where, of in no_spread.items()
     ]
     if len(parts) > MOST:
         every = [name for group in (one_seed, no_spread) for of in group.values() for name in of]
-        return [f"{words.some([*dict.fromkeys(every)])} lack seeds to be compared everywhere"]
+        return [f"{phrases.some([*dict.fromkeys(every)])} lack seeds to be compared everywhere"]
     return parts
 
 
@@ -95,10 +95,10 @@ def _untuned(setting: ComparisonGroup, names: Sequence[str]) -> list[str]:
         lost = [cell.key["batch"] for cell in line.cells if _tuned(cell) is False]
         if lost:
             whole = len(lost) == len(line.cells)
-            where = "" if whole else f" at batch {words.spelled(lost)}"
+            where = "" if whole else f" at batch {phrases.spelled(lost)}"
             parts.setdefault(where, []).append(name)
     return [
-        f"the rate{'s' * (len(of) > 1)} of {words.some(of)} "
+        f"the rate{'s' * (len(of) > 1)} of {phrases.some(of)} "
         f"{'were' if len(of) > 1 else 'was'} not tuned{where}"
         for where, of in parts.items()
     ]

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from gnexp.analysis.cells import Cell, Series
 from gnexp.analysis.lr_search import TUNED
-from gnexp.report.text import phrases as words
+from gnexp.report.text import phrases
 
 # Passes over the training images under which training is called short. Measured on all of CIFAR-10:
 # the lead of BN at batch 32 is 5.0 points after 12 passes and 2.6 after 60.
@@ -41,7 +41,7 @@ def _sentence(budget: tuple[str, bool], cells: Sequence[Cell]) -> list[str]:
         return []
     parts = f"{'Training was short:' if short else 'Trained for'} {text}"
     reached = [accuracy for cell in cells for accuracy in _train_accuracy(cell)]
-    parts += f"; final training accuracy {words.percents(reached)}" if reached else ""
+    parts += f"; final training accuracy {phrases.percents(reached)}" if reached else ""
     return [f"{parts}.{' The answer holds for this budget.' * short}"]
 
 
