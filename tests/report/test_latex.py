@@ -171,3 +171,8 @@ def test_names_of_latin_1_and_ascii_are_written_as_before():
 
 def test_a_byte_that_is_no_text_is_named_in_ascii():
     assert escape_latex("caf\udce9") == "cafU+DCE9"
+
+
+def test_digits_within_a_name_are_no_power_of_ten():
+    assert escape_latex("bn-b1-resnet8-76908e18") == "bn-b1-resnet8-76908e18"
+    assert escape_latex("1e-05 to 2.5e7") == r"$1\times 10^{-5}$ to $2.5\times 10^{7}$"

@@ -204,7 +204,7 @@ _LATEX = {
     **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
     **{"<": r"$<$", ">": r"$>$", "|": r"$|$"},
 }
-_NUMBER = re.compile(r"(?<![\w.])-?(?:\d+(?:\.\d+)?(?:e[+-]?\d+)?|inf)(?![\w.])")
+_NUMBER = re.compile(r"(?<![\w.])(?<![\w.]-)-?(?:\d+(?:\.\d+)?(?:e[+-]?\d+)?|inf)(?![\w.])")
 
 
 def _letter(character: str) -> str:
