@@ -305,7 +305,7 @@ def test_the_population_is_a_fixed_random_subset_of_the_training_images(images, 
             return super().forward(x_NCHW)
 
     model = scatter(Watch(nn.BatchNorm2d)).double()
-    monkeypatch.setattr(bn_statistics, "POPULATION", 25)
+    monkeypatch.setattr(bn_statistics, "MOST_IMAGES", 25)
     torch.manual_seed(1)
     first = other_scores(model, images, 2)["population"]
     torch.manual_seed(2)
@@ -313,7 +313,7 @@ def test_the_population_is_a_fixed_random_subset_of_the_training_images(images, 
     assert torch.equal(first.logits_NK, second.logits_NK)
     assert 25 in seen
     assert 60 not in seen
-    monkeypatch.setattr(bn_statistics, "POPULATION", 2048)
+    monkeypatch.setattr(bn_statistics, "MOST_IMAGES", 2048)
     assert not torch.equal(first.logits_NK, other_scores(model, images, 2)["population"].logits_NK)
 
 
