@@ -60,7 +60,7 @@ def two_batches_rows(lines: Sequence[Series]) -> list[Row]:
     Parts of the fall: positive where accuracy is lost, 0..1, paired over the n seeds of all three
     cells, diverged ones at chance (n_at_chance of them), with 95 % t intervals, each on its own
     (nan for one seed, or without spread). Levels: accuracy of the seeds that did not diverge, as
-    elsewhere. POPULATION rows: the same with statistics recomputed over augmented training images
+    elsewhere. PRECISE rows: the same with statistics recomputed over augmented training images
     after the training, where that makes a difference and was measured. A batch without its two
     partners gives no row.
     """
