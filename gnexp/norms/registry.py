@@ -19,7 +19,7 @@ from gnexp.norms import (
     pointwise,
     stacked,
     switchable,
-    synchronized,
+    sync_batch_norm,
 )
 from gnexp.norms.base import stack_replicated
 
@@ -161,12 +161,12 @@ NORMS: dict[str, Norm] = {
         stacked=(batch_norms.GhostBatchNorm2d, stack_replicated),
     ),
     "syncbn": Norm(
-        synchronized.synchronized_batch_norm,
+        sync_batch_norm.synchronized_batch_norm,
         pools="nhw",
         source="Zhang et al. 2018, arXiv:1803.08904",
         label="SyncBN",
         options=_OF_BATCH_NORM,
-        stacked=(synchronized.SynchronizedBatchNorm2d, stack_replicated),
+        stacked=(sync_batch_norm.SynchronizedBatchNorm2d, stack_replicated),
         channels_last=True,
     ),
     "switchable": Norm(

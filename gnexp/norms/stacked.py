@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gnexp.norms.constants import held_constant, hold_constant
+from gnexp.norms.constant_affine import held_constant, hold_constant
 from gnexp.norms.layers import ChannelAffine
 
 

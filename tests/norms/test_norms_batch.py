@@ -22,9 +22,9 @@ from reference_checks import (
 from torch import nn
 
 from gnexp.config.schema import DataConfig, TrainConfig
+from gnexp.norms.all_reduce import all_sum, group_size
 from gnexp.norms.batch_norms import BatchRenorm2d
 from gnexp.norms.registry import build_norm
-from gnexp.norms.synchronization import all_sum, group_size
 from gnexp.runner.build import data as build
 from gnexp.runner.build import model
 
@@ -188,7 +188,7 @@ import sys
 import torch
 from torch import distributed as dist
 from gnexp.norms.registry import build_norm
-from gnexp.norms.synchronization import group_size, synchronized
+from gnexp.norms.all_reduce import group_size, synchronized
 
 rank, store = int(sys.argv[1]), sys.argv[2]
 dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)

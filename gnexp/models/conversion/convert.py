@@ -19,7 +19,7 @@ from gnexp.models.conversion.wrappers import AsFeatureMap, NormActivation
 from gnexp.models.weight_standardization import StandardizedConv2d
 from gnexp.norms import plugins
 from gnexp.norms.base import carries_activation
-from gnexp.norms.constants import hold_constant
+from gnexp.norms.constant_affine import hold_constant
 from gnexp.norms.copying import copied, lazy_tensors
 from gnexp.norms.registry import NORMS, group_count
 from gnexp.norms.smoke_test import error_text

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from gnexp.data.seeding import derived_seed
-from gnexp.norms.synchronization import synchronized
+from gnexp.norms.all_reduce import synchronized
 from gnexp.training.distributed.channel import Channel
 from gnexp.training.precision import matrix_precision
 from gnexp.training.stacked_step import StackedStep, Tick, no_tick

@@ -6,9 +6,9 @@ Shapes: N examples of this process, C channels, H and W pixels.
 import torch
 from torch import Tensor, nn
 
+from gnexp.norms.all_reduce import all_sum, group_size
 from gnexp.norms.batch_norms import RunningNorm
 from gnexp.norms.layers import DEFAULT_EPS, DEFAULT_MOMENTUM
-from gnexp.norms.synchronization import all_sum, group_size
 
 
 class SynchronizedBatchNorm2d(RunningNorm):
@@ -51,7 +51,7 @@ def synchronized_batch_norm(
     """Batch norm over the batches of all devices together; on one device it is batch norm.
 
     The function of nn.SyncBatchNorm, which PyTorch has on CUDA alone. The devices are those of
-    `synchronization.synchronized`.
+    `all_reduce.synchronized`.
     Source: Zhang et al. 2018, arXiv:1803.08904 (as "synchronized cross-GPU batch normalization").
     """
     return SynchronizedBatchNorm2d(num_channels, eps, momentum)
