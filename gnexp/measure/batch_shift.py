@@ -33,7 +33,7 @@ class Batches(NamedTuple):
     """The images of each batch, and the weight of each.
 
     index_MB: of the images, int64. weight_MB: float64, of the answer that an image gets in that
-    place, relative to the others; 0 marks an image that is there for company only.
+    place, relative to the others; 0 marks an image that only fills its batch.
     """
 
     index_MB: Tensor
@@ -300,7 +300,7 @@ class _Answers:
         """Return the batches of a composition and their logits (M, B, K)."""
         if (composition, size) not in self._known:
             batches = compose(composition, self.y_N, size, self.seed)
-            if size == 1 and composition != "iid":  # alone, an image is in the same company
+            if size == 1 and composition != "iid":  # one image has one batch
                 logits_MBK = self.iid(1)[batches.index_MB]
             else:
                 logits_MBK = self.passes(batches.index_MB)

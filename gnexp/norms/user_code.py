@@ -171,7 +171,7 @@ def factory_of(
 ) -> Callable[[int], nn.Module]:
     """Return the callable that builds target(channels, **options); see `own_factory`.
 
-    said: gives what it is called in sentences.
+    label: returns its name in sentences.
     """
 
     def build(channels: int) -> nn.Module:

@@ -4,7 +4,7 @@ checkpoint.pt maps a seed, as text, to {"epoch", "model", "rows", "step", "lrs",
 unfinished, "momentum"; "attributes" where training changes some that the state dict lacks. "rows"
 are what the seed gave to the run's tables so far. "step" names the trainings that shared a step,
 "RUN/SEED" each, in their order, "lrs" their rates and "threads" those of their process: continued
-in the same company, and only then, float32 numbers are the same to the last bit. In the middle of
+in the same group, and only then, float32 numbers are the same to the last bit. In the middle of
 an epoch there are "updates", the number of those made in it, "sums", "time_s" and "random_states"
 too.
 """

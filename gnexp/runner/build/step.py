@@ -67,9 +67,9 @@ def training_step(
 ) -> tuple[Step, str]:
     """Return the step that trains these models, each by its config, and a note for users.
 
-    Models must be on the images' device. frugal: the batches of an update follow each other, which
-    takes less memory than a common pass. An execution that does not work here falls back to eager,
-    with the reason. seeds: of the models, which matter to private training alone: to its noise.
+    Models must be on the images' device. low_memory: the batches of an update follow each other,
+    which takes less memory than a common pass. An execution that does not work here falls back to
+    eager, with the reason. seeds: of the models; only the noise of private training needs them.
     """
     config, device = configs[0], images.x_train.device
     if device.type == "cpu":
