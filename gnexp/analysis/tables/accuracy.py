@@ -17,16 +17,16 @@ from gnexp.analysis.tables.table import (
     Column,
     Row,
     Table,
-    bounds,
     fixed,
-    get,
+    format_number,
+    interval,
     key_columns,
+    names,
+    number,
     percent,
     points,
+    words,
 )
-
-ACCURACY_COLUMNS = ("n", "n_diverged", "mean", "sd", "lo", "hi", "interval")
-ACCURACY_COLUMNS += ("lo_images", "hi_images")
 
 
 def build_tables(analysis: StudyAnalysis) -> dict[str, Table]:
@@ -59,189 +59,188 @@ def _runs(rows: list[Row], per_group: bool) -> Table:
     columns = list(rows[0] if rows else RUN_COLUMNS)
     if not per_group:
         columns.remove("channels_per_group")
-    shown = [Column("Run", get("run"), False), *key_columns(["norm", "groups"])]
-    shown += key_columns(["channels_per_group"] if per_group else [])
-    shown += key_columns(["batch", "update_batch", "lr"])
     both = {row.get("split") for row in rows} == {TEST, VALIDATION}
     accuracy, loss = ("Accuracy", "Loss") if both else ("Test accuracy", "Test loss")
-    shown += [
-        Column("Seed", get("seed")),
-        Column("Status", get("status"), False),
-        *([Column("Judged on", get("split"), False)] if both else []),
-        Column(f"{accuracy}, last epoch (%)", points("test_acc")),
-        Column(f"{accuracy}, median of last 5 (%)", points("test_acc_median5")),
-        Column(f"{loss} (nats)", get("test_loss")),
-        Column("Train loss (nats)", get("train_loss")),
-        Column("Epochs", get("epochs")),
-        Column("Images seen", get("examples_seen")),
-        Column("Training time (s)", get("train_time_s")),
-        Column("Execution", get("execution"), False),
-        Column("Seeds per step", get("stack")),
-        Column("Device", get("device"), False),
+    key = ["norm", "groups", *["channels_per_group"] * per_group, "batch", "update_batch", "lr"]
+    shown = [
+        words("Run", "run"),
+        *key_columns(key),
+        number("Seed", "seed"),
+        words("Status", "status"),
+        *[words("Judged on", "split")] * both,
+        number(f"{accuracy}, last epoch (%)", "test_acc", points),
+        number(f"{accuracy}, median of last 5 (%)", "test_acc_median5", points),
+        number(f"{loss} (nats)", "test_loss"),
+        number("Train loss (nats)", "train_loss"),
+        number("Epochs", "epochs"),
+        number("Images seen", "examples_seen"),
+        number("Training time (s)", "train_time_s"),
+        words("Execution", "execution"),
+        number("Seeds per step", "stack"),
+        words("Device", "device"),
     ]
     caption = "Every run and seed. No epoch is selected: the last one is the result."
     return Table("runs", "Runs", caption, columns, shown, rows, "The study holds no run.")
 
 
 def _accuracy(rows: list[Row], key: list[str]) -> Table:
-    shown = [
-        *key_columns(key),
-        Column("Test accuracy (%)", points("mean")),
-        Column("95 % interval", bounds("lo", "hi")),
-        Column("over seeds and test images", bounds("lo_images", "hi_images")),
-        Column("SD over seeds", points("sd")),
-        Column("n", get("n")),
-        Column("Diverged", _diverged, False),
-        Column("Interval over", get("interval"), False),
-    ]
-    caption = (
+    return Table(
+        "accuracy",
+        "Accuracy",
         "Test accuracy of the last epoch: mean over the n seeds that did not diverge, with its "
         "95 % interval (Student's t over seeds; for one seed Wilson's binomial interval over the "
         "test images, which says nothing about other seeds). Over seeds and test images: also for "
         "other test images of the same kind, from which images each seed is right about, or where "
-        "that is unknown as if all seeds erred on the same; diverged seeds leave it open."
+        "that is unknown as if all seeds erred on the same; diverged seeds leave it open.",
+        [*key, *names("n n_diverged mean sd lo hi interval lo_images hi_images")],
+        [
+            *key_columns(key),
+            number("Test accuracy (%)", "mean", points),
+            interval("95 % interval", "lo", "hi"),
+            interval("over seeds and test images", "lo_images", "hi_images"),
+            number("SD over seeds", "sd", points),
+            number("n", "n"),
+            Column("Diverged", _diverged, False),
+            words("Interval over", "interval"),
+        ],
+        rows,
+        "No seed is finished yet.",
     )
-    columns = [*key, *ACCURACY_COLUMNS]
-    return Table("accuracy", "Accuracy", caption, columns, shown, rows, "No seed is finished yet.")
 
 
 def _flatness(rows: list[Row], key: list[str], reference: int) -> Table:
-    columns = [
-        *key,
-        *("reference_batch", "reference_update_batch", "n", "n_reference", "n_diverged"),
-        *("difference", "lo90", "hi90", "lo95", "hi95"),
-        *("method", "se_seeds", "se_images", "images", "dof"),
-        *("p_equivalence", "p", "p_holm", "lo_simultaneous", "hi_simultaneous", "family"),
-        *("p_equivalence_holm", "verdict", "differs"),
-    ]
-    shown = [
-        *key_columns(key),
-        Column(f"Accuracy minus that at batch {reference} (points)", points("difference")),
-        Column("Simultaneous 95 % interval", bounds("lo_simultaneous", "hi_simultaneous")),
-        Column("p, Holm", get("p_holm")),
-        Column("95 % interval alone", bounds("lo95", "hi95")),
-        Column("90 % interval alone", bounds("lo90", "hi90")),
-        Column("Standard error: seeds, images", sources),
-        Column("n", lambda row: f"{row['n']} and {row['n_reference']}"),
-        Column("Verdict", get("verdict"), False),
-    ]
-    if any(row["differs"] for row in rows):
-        shown.append(Column("Also differs", get("differs"), False))
-    fixed = [row["update_batch"] == row["reference_update_batch"] for row in rows]
-    whose = whose_sentence(fixed)
-    caption = (
-        f"Each batch size against batch {reference}, fixed beforehand. {whose} All rows are one "
+    whom = whose_sentence(row["update_batch"] == row["reference_update_batch"] for row in rows)
+    also = [words("Also differs", "differs")] * any(row["differs"] for row in rows)
+    return Table(
+        "flatness",
+        "What the batch size costs",
+        f"Each batch size against batch {reference}, fixed beforehand. {whom} All rows are one "
         "family ('batch against reference') with Holm's adjustment, and the simultaneous intervals "
         "agree with it. Flat within 1 point: the difference lies inside +-1 point by two one-sided "
         "tests, at 5 % after Holm over all rows (family 'equivalence'); otherwise lower or higher "
         f"when Holm rejects at 5 %. {_needs(rows)}Standard errors as in the table of every norm "
-        "against BN. A diverged seed counts at chance."
-    )
-    empty = (
+        "against BN. A diverged seed counts at chance.",
+        [
+            *key,
+            *names("reference_batch reference_update_batch n n_reference n_diverged difference"),
+            *names("lo90 hi90 lo95 hi95 method se_seeds se_images images dof p_equivalence p"),
+            *names("p_holm lo_simultaneous hi_simultaneous family p_equivalence_holm verdict"),
+            "differs",
+        ],
+        [
+            *key_columns(key),
+            number(f"Accuracy minus that at batch {reference} (points)", "difference", points),
+            interval("Simultaneous 95 % interval", "lo_simultaneous", "hi_simultaneous"),
+            number("p, Holm", "p_holm"),
+            interval("95 % interval alone", "lo95", "hi95"),
+            interval("90 % interval alone", "lo90", "hi90"),
+            Column("Standard error: seeds, images", sources),
+            Column("n", lambda row: f"{row['n']} and {row['n_reference']}"),
+            words("Verdict", "verdict"),
+            *also,
+        ],
+        rows,
         f"No norm was trained both at the reference batch {reference} and at another batch size, "
-        "so there is nothing to compare."
+        "so there is nothing to compare.",
     )
-    return Table("flatness", "What the batch size costs", caption, columns, shown, rows, empty)
 
 
 def _gradients(rows: list[Row], key: list[str]) -> Table:
-    columns = [
-        *key,
-        *("epoch", "at_batch", "parameters", "weights", "n", "k", "noise", "noise_lo", "noise_hi"),
-        *("signal", "signal_lo", "signal_hi", "relative_noise", "noise_scale"),
-        *("noise_scale_lo", "noise_scale_hi", "weight_norm", "weight_norm2_noise", "interval"),
-    ]
-    shown = [
-        *key_columns(key),
-        Column("Epoch", get("epoch")),
-        Column("Measured at batch", get("at_batch")),
-        Column("Parameters", get("parameters"), False),
-        Column("Noise", get("noise")),
-        Column("95 % interval", bounds("noise_lo", "noise_hi", get)),
-        Column("Signal", get("signal")),
-        Column("95 % interval", bounds("signal_lo", "signal_hi", get)),
-        Column("Noise scale (images)", get("noise_scale")),
-        Column("Range", bounds("noise_scale_lo", "noise_scale_hi", get)),
-        Column("|w|^2 x noise", get("weight_norm2_noise")),
-        Column("Seeds", get("n")),
-        Column("Draws", get("k")),
-    ]
-    caption = (
+    return Table(
+        "gradient_variance",
+        "Gradient variance",
         "Gradient noise (trace of the covariance of a mini-batch gradient, unbiased) and signal "
         "(squared norm of the expected gradient, unbiased, may be negative), in (loss/parameter)^2:"
         " mean over seeds with 95 % interval (one seed: block jackknife over its draws). Noise "
         "scale is batch x noise / signal; its range combines both intervals and has no upper end "
-        "when the signal's reaches 0. Epoch 0 is the initialization."
+        "when the signal's reaches 0. Epoch 0 is the initialization.",
+        [
+            *key,
+            *names("epoch at_batch parameters weights n k noise* signal* relative_noise"),
+            *names("noise_scale* weight_norm weight_norm2_noise interval"),
+        ],
+        [
+            *key_columns(key),
+            number("Epoch", "epoch"),
+            number("Measured at batch", "at_batch"),
+            words("Parameters", "parameters"),
+            number("Noise", "noise"),
+            interval("95 % interval", "noise_lo", "noise_hi", format_number),
+            number("Signal", "signal"),
+            interval("95 % interval", "signal_lo", "signal_hi", format_number),
+            number("Noise scale (images)", "noise_scale"),
+            interval("Range", "noise_scale_lo", "noise_scale_hi", format_number),
+            number("|w|^2 x noise", "weight_norm2_noise"),
+            number("Seeds", "n"),
+            number("Draws", "k"),
+        ],
+        rows,
+        "No gradients were measured: train with gradients=256, for example.",
     )
-    title = "Gradient variance"
-    return Table("gradient_variance", title, caption, columns, shown, rows, _NO_GRADIENTS)
 
 
 def _exponents(rows: list[Row], key: list[str]) -> Table:
-    columns = [
-        *(k for k in key if k not in ("batch", "update_batch")),
-        *("weights", "batch", "update_batch", "epoch", "parameters", "slope", "se", "lo95", "hi95"),
-        *("lo997", "hi997", "dof", "n_points", "n_seeds", "expected", "at_batches"),
-        "batch_1_ratio",
-    ]
-    shown = [
-        *key_columns([k for k in key if k not in ("batch", "update_batch")]),
-        Column("Weights", _weights, False),
-        Column("Epoch", get("epoch")),
-        Column("Parameters", get("parameters"), False),
-        Column("Exponent", fixed("slope")),
-        Column("95 % interval", bounds("lo95", "hi95", fixed)),
-        Column("99.7 % interval", bounds("lo997", "hi997", fixed)),
-        Column("Expected", get("expected")),
-        Column("Points", get("n_points")),
-        Column("Seeds", get("n_seeds")),
-        Column("At batch", get("at_batches"), False),
-        Column("Batch 1 / fit", get("batch_1_ratio")),
-    ]
-    caption = (
+    key = [k for k in key if k not in ("batch", "update_batch")]
+    return Table(
+        "exponents",
+        "Exponent of the gradient noise",
         "Exponent a of noise = c x batch^a: weighted least squares on logarithms, one intercept "
         "per seed, error widened when the points scatter more than their own errors. -1 is "
         "expected where each example is treated alone and the weights are shared; at own weights "
         "the networks differ too. BN at batch 1 is instance norm: it stays out of the fit, and its "
-        "noise is given relative to the fit."
+        "noise is given relative to the fit.",
+        [
+            *key,
+            *names("weights batch update_batch epoch parameters slope se lo95 hi95 lo997 hi997"),
+            *names("dof n_points n_seeds expected at_batches batch_1_ratio"),
+        ],
+        [
+            *key_columns(key),
+            Column("Weights", _weights, False),
+            number("Epoch", "epoch"),
+            words("Parameters", "parameters"),
+            number("Exponent", "slope", fixed),
+            interval("95 % interval", "lo95", "hi95", fixed),
+            interval("99.7 % interval", "lo997", "hi997", fixed),
+            number("Expected", "expected"),
+            number("Points", "n_points"),
+            number("Seeds", "n_seeds"),
+            words("At batch", "at_batches"),
+            number("Batch 1 / fit", "batch_1_ratio"),
+        ],
+        rows,
+        "No exponent can be fitted: gradients were measured at fewer than two batch sizes per "
+        "norm.",
     )
-    title = "Exponent of the gradient noise"
-    return Table("exponents", title, caption, columns, shown, rows, _NO_EXPONENTS)
 
 
 def _check(rows: list[Row], key: list[str]) -> Table:
-    columns = [
-        *key,
-        *("seed", "epoch", "at_batch", "parameters", "k", "n_examples", "batch_noise"),
-        *("lo997", "hi997", "trace", "ratio", "agree"),
-    ]
-    shown = [
-        *key_columns(key),
-        Column("Seed", get("seed")),
-        Column("Epoch", get("epoch")),
-        Column("Measured at batch", get("at_batch")),
-        Column("Parameters", get("parameters"), False),
-        Column("Batch x noise", get("batch_noise")),
-        Column("99.7 % interval", bounds("lo997", "hi997", get)),
-        Column("Per-example trace", get("trace")),
-        Column("Ratio", fixed("ratio")),
-        Column("Agree", get("agree"), False),
-    ]
-    caption = (
+    return Table(
+        "noise_check",
+        "Noise two ways",
         "Batch x noise against the trace of the per-example gradient covariance, which it equals "
         "for norms that treat each example alone. Agree: the trace lies in the 99.7 % interval, "
-        "so about 3 in 1,000 would disagree by chance."
+        "so about 3 in 1,000 would disagree by chance.",
+        [
+            *key,
+            *names("seed epoch at_batch parameters k n_examples batch_noise lo997 hi997 trace"),
+            *names("ratio agree"),
+        ],
+        [
+            *key_columns(key),
+            number("Seed", "seed"),
+            number("Epoch", "epoch"),
+            number("Measured at batch", "at_batch"),
+            words("Parameters", "parameters"),
+            number("Batch x noise", "batch_noise"),
+            interval("99.7 % interval", "lo997", "hi997", format_number),
+            number("Per-example trace", "trace"),
+            number("Ratio", "ratio", fixed),
+            words("Agree", "agree"),
+        ],
+        rows,
+        "No per-example covariance was measured (it exists for norms that treat examples alone).",
     )
-    empty = (
-        "No per-example covariance was measured (it exists for norms that treat examples alone)."
-    )
-    return Table("noise_check", "Noise two ways", caption, columns, shown, rows, empty)
-
-
-_NO_GRADIENTS = "No gradients were measured: train with gradients=256, for example."
-_NO_EXPONENTS = (
-    "No exponent can be fitted: gradients were measured at fewer than two batch sizes per norm."
-)
 
 
 def _needs(rows: Sequence[Row]) -> str:
@@ -249,7 +248,9 @@ def _needs(rows: Sequence[Row]) -> str:
     known = [row for row in rows if row["se_seeds"] == row["se_seeds"]]
     if not known:
         return ""
-    sd = statistics.median(row["se_seeds"] * _per_seed(row) for row in known)
+    sd = statistics.median(
+        row["se_seeds"] * (1 / row["n"] + 1 / row["n_reference"]) ** -0.5 for row in known
+    )
     p = statistics.median(row["accuracy_reference"] for row in known)
     seeds, images = equivalence_needs(sd, p, known[0]["family"])
     return (
@@ -257,10 +258,6 @@ def _needs(rows: Sequence[Row]) -> str:
         f"seeds in each cell and {images:,} test images, by the conservative bound, to show any "
         "batch size flat. "
     )
-
-
-def _per_seed(row: Row) -> float:
-    return (1 / row["n"] + 1 / row["n_reference"]) ** -0.5
 
 
 def _diverged(row: Row) -> str:

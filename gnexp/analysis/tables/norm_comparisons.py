@@ -8,15 +8,17 @@ from gnexp.analysis.comparisons import TESTED
 from gnexp.analysis.inference import MOST_SEEDS
 from gnexp.analysis.study_analysis import StudyAnalysis
 from gnexp.analysis.tables.table import (
-    CellFormatter,
     Column,
     Row,
     Table,
     bounds,
-    get,
+    format_number,
+    interval,
     key_columns,
-    percent,
+    names,
+    number,
     points,
+    words,
 )
 
 NORM_TABLES = ("norm_comparisons", "norm_pairs", "break_even", "robustness")
@@ -49,122 +51,115 @@ def evidence_tables(analysis: StudyAnalysis, key: Sequence[str]) -> list[Table]:
 
 
 def _norm_comparisons(rows: list[Row], key: Sequence[str]) -> Table:
-    caption = (
+    return Table(
+        "norm_comparisons",
+        "Every norm against BN",
         f"Each norm minus BN at the same batch size. {FAMILY} {SOURCES} Beside it Welch's interval "
         "alone, over seeds. A diverged seed counts at chance. A comparison without a p has too few "
-        "seeds or no spread, and does not count in the family."
+        "seeds or no spread, and does not count in the family.",
+        [*key, *_COMPARED],
+        [*key_columns(key), number("Minus BN (points)", "difference", points), *_TESTED],
+        rows,
+        _NO_BN,
     )
-    shown = [*key_columns(key), Column("Minus BN (points)", points("difference")), *_tested()]
-    title = "Every norm against BN"
-    columns = [*key, *_COMPARED]
-    return Table("norm_comparisons", title, caption, columns, shown, rows, _NO_BN)
 
 
 def _norm_pairs(rows: list[Row], key: Sequence[str]) -> Table:
-    caption = (
+    return Table(
+        "norm_pairs",
+        "Every norm against every other",
         "Each norm minus each other, BN apart, at the same batch size; all of a setting are one "
         "family ('all pairs'), Holm's adjustment and standard errors as in the table of every norm "
-        "against BN. The answer is made from these two families."
+        "against BN. The answer is made from these two families.",
+        [*key, *_COMPARED],
+        [
+            *key_columns(key),
+            words("Minus", "against"),
+            number("Difference (points)", "difference", points),
+            *_TESTED,
+        ],
+        rows,
+        "Fewer than two norms beside BN were trained.",
     )
-    difference = Column("Difference (points)", points("difference"))
-    shown = [*key_columns(key), Column("Minus", get("against"), False), difference, *_tested()]
-    title, empty = "Every norm against every other", "Fewer than two norms beside BN were trained."
-    columns = [*key, *_COMPARED]
-    return Table("norm_pairs", title, caption, columns, shown, rows, empty)
-
-
-_COMPARED = ("series", "against", *TESTED, "n_diverged", "n_diverged_against", "verdict", "note")
-
-
-def _tested() -> list[Column]:
-    return [
-        Column("Simultaneous 95 % interval", bounds("lo_simultaneous", "hi_simultaneous")),
-        Column("p, Holm", get("p_holm")),
-        Column("95 % interval alone", bounds("lo", "hi")),
-        Column("p", get("p")),
-        Column("Standard error: seeds, images", sources),
-        Column("Welch over seeds alone", bounds("welch_lo", "welch_hi")),
-        Column("n", _seeds),
-        Column("Verdict", _verdict, False),
-    ]
 
 
 def _break_even(rows: list[Row], key: Sequence[str]) -> Table:
-    columns = [
-        *(*key, "series", "against", "kind", "break_even", "batch", "lo", "hi"),
-        *("ahead", "undecided", "behind", "not_tested", "n", "family"),
-    ]
-    shown = [
-        *key_columns(key),
-        Column("Break-even batch (range)", get("break_even"), False),
-        Column("Ahead of BN at", get("ahead"), False),
-        Column("Undecided at", get("undecided"), False),
-        Column("Behind BN at", get("behind"), False),
-        Column("n", get("n"), False),
-    ]
-    caption = (
+    return Table(
+        "break_even",
+        "Break-even with BN",
         "The batch size at which the mean difference from BN crosses 0, interpolated in "
         "log2(batch), and the range over which the simultaneous interval holds 0, the intervals "
         "being those of the table of every norm against BN. 'above 64' says "
         "that the lead fades at the largest batch without the mean changing sign, 'below 1' the "
         "same at the smallest, 'none in range' that one side leads throughout, 'several' that the "
-        "lead changes more than once."
+        "lead changes more than once.",
+        [
+            *(*key, *names("series against kind break_even batch lo hi ahead undecided behind")),
+            *names("not_tested n family"),
+        ],
+        [
+            *key_columns(key),
+            words("Break-even batch (range)", "break_even"),
+            words("Ahead of BN at", "ahead"),
+            words("Undecided at", "undecided"),
+            words("Behind BN at", "behind"),
+            words("n", "n"),
+        ],
+        rows,
+        _NO_BN,
     )
-    return Table("break_even", "Break-even with BN", caption, columns, shown, rows, _NO_BN)
 
 
 def _robustness(analysis: StudyAnalysis, key: Sequence[str]) -> Table:
-    rows, reference = analysis.robustness, analysis.reference_batch
+    reference = analysis.reference_batch
     whose = whose_sentence(
         optimizer_is_fixed(cell.key for cell in line.cells) for line in analysis.series
     )
-    columns = [*key, "series", "reference_batch"]
-    for batch in SMALL:
-        columns += [f"loss_{batch}", f"loss_{batch}_lo", f"loss_{batch}_hi", f"n_{batch}"]
-    columns += ["per_halving", "per_halving_lo", "per_halving_hi", "n_halving", "batches"]
-    columns += ["n_diverged", "sd", "dof", "seeds_needed", "seeds_needed_lo", "seeds_needed_hi"]
-    shown = [
-        *key_columns(key),
-        *(
-            Column(f"Lost from {reference} to {b} (points)", _estimate(f"loss_{b}", f"n_{b}"))
-            for b in SMALL
-            if b != reference
-        ),
-        Column("Lost per halving (points)", _estimate("per_halving", "n_halving")),
-        Column("Over batches", get("batches"), False),
-        Column("SD of a seed (points)", points("sd")),
-        Column("Seeds for half a point", _needed),
-    ]
-    caption = (
+    return Table(
+        "robustness",
+        "What is lost as the batch shrinks",
         f"Accuracy lost as the batch shrinks from {reference}, fixed beforehand, with 95 % "
         f"intervals over seeds and test images, each on its own. {whose} Per halving: each seed's "
         "least-squares slope of accuracy on log2(batch) over the batch sizes up to the reference, "
         "interval over seeds alone. A diverged seed counts at chance. SD pooled over cells without "
         "diverged seeds; seeds: how many give a mean accuracy a 95 % interval of half a point "
-        f"either way (range: from the 95 % interval of the SD), up to {MOST_SEEDS}."
+        f"either way (range: from the 95 % interval of the SD), up to {MOST_SEEDS}.",
+        [
+            *(*key, *names("series reference_batch loss_2* n_2 loss_1* n_1 per_halving*")),
+            *names("n_halving batches n_diverged sd dof seeds_needed*"),
+        ],
+        [
+            *key_columns(key),
+            *(
+                _counted(f"Lost from {reference} to {b} (points)", f"loss_{b}", f"n_{b}")
+                for b in SMALL
+                if b != reference
+            ),
+            _counted("Lost per halving (points)", "per_halving", "n_halving"),
+            words("Over batches", "batches"),
+            number("SD of a seed (points)", "sd", points),
+            Column("Seeds for half a point", _needed),
+        ],
+        analysis.robustness,
+        "No seed is finished yet.",
     )
-    title, empty = "What is lost as the batch shrinks", "No seed is finished yet."
-    return Table("robustness", title, caption, columns, shown, rows, empty)
 
 
-_NO_BN = "No norm was trained at the same batch size as BN, so there is nothing to compare with it."
-
-
-def _estimate(name: str, n: str) -> CellFormatter:
-    interval = bounds(f"{name}_lo", f"{name}_hi")
+def _counted(header: str, name: str, n: str) -> Column:
+    """Return a column of means that each name how many seeds they are of."""
 
     def text(row: Row) -> str:
-        value = points(name)(row)
-        return f"{value} {interval(row)}".strip() + f" (n = {row[n]})" if value else ""
+        mean = points(row[name])
+        both = f"{mean} {bounds(row[f'{name}_lo'], row[f'{name}_hi'])}".strip()
+        return f"{both} (n = {row[n]})" if mean else ""
 
-    return text
+    return Column(header, text)
 
 
 def sources(row: Row) -> str:
     """Return '0.34 (moderated), 0.67 (bound)', in points: both sources, where they are known."""
-    seeds, images = percent(row["se_seeds"], 2), percent(row["se_images"], 2)
-    parts = [f"{seeds} ({row['method']})"] * bool(row["method"])
-    return ", ".join(parts + [f"{images} ({row['images']})"] * bool(row["images"]))
+    both = (("se_seeds", "method"), ("se_images", "images"))
+    return ", ".join(f"{points(row[se])} ({row[how]})" for se, how in both if row[how])
 
 
 def _seeds(row: Row) -> str:
@@ -177,11 +172,22 @@ def _verdict(row: Row) -> str:
 
 
 def _needed(row: Row) -> str:
-    value, lo, hi = (row[f"seeds_needed{end}"] for end in ("", "_lo", "_hi"))
-    if value != value:
-        return ""
-    return f"{_count(value)} [{_count(lo)}, {_count(hi)}]" if lo == lo else _count(value)
+    seeds = [row[f"seeds_needed{end}"] for end in ("", "_lo", "_hi")]
+    value, lo, hi = (
+        f"more than {MOST_SEEDS}" if n > MOST_SEEDS else format_number(n) for n in seeds
+    )
+    return f"{value} [{lo}, {hi}]" if lo else value
 
 
-def _count(seeds: float) -> str:
-    return f"more than {MOST_SEEDS}" if seeds > MOST_SEEDS else str(seeds)
+_NO_BN = "No norm was trained at the same batch size as BN, so there is nothing to compare with it."
+_COMPARED = ("series", "against", *TESTED, "n_diverged", "n_diverged_against", "verdict", "note")
+_TESTED = (
+    interval("Simultaneous 95 % interval", "lo_simultaneous", "hi_simultaneous"),
+    number("p, Holm", "p_holm"),
+    interval("95 % interval alone", "lo", "hi"),
+    number("p", "p"),
+    Column("Standard error: seeds, images", sources),
+    interval("Welch over seeds alone", "welch_lo", "welch_hi"),
+    Column("n", _seeds),
+    Column("Verdict", _verdict, False),
+)

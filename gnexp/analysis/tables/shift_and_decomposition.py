@@ -6,17 +6,18 @@ from gnexp.analysis import decomposition
 from gnexp.analysis.batch_vs_update_batch import whose_sentence
 from gnexp.analysis.study_analysis import StudyAnalysis
 from gnexp.analysis.tables.table import (
-    CellFormatter,
     Column,
-    OfColumn,
     Row,
     Table,
-    estimate,
+    Unit,
+    estimated,
     fixed,
-    get,
     key_columns,
+    names,
+    number,
     percent,
     points,
+    words,
 )
 
 WHY_TABLES = ("decomposition", "decomposition_loss", "shift", "shift_summary", "classes", "batches")
@@ -39,42 +40,45 @@ def why_tables(analysis: StudyAnalysis, key: Sequence[str]) -> list[Table]:
 
 
 def _decomposition(rows: list[Row], reference: int, key: Sequence[str]) -> Table:
-    shown = _shown_columns(key, decomposition.ACCURACY, "%", "points", points)
-    caption = (
+    return Table(
+        "decomposition",
+        "Where the accuracy is lost",
         f"{_parts_caption(reference, rows)} A diverged seed counts in the damage at chance, under "
         "every statistic. Beside it the test accuracy under running (as reported), population "
         "(recomputed over training images, augmented as in training, or plain), test batch and "
         "single-image statistics: mean over the n seeds that did not diverge, 95 % interval (one "
-        "seed: Wilson's over the test images)."
+        "seed: Wilson's over the test images).",
+        _part_columns(key, decomposition.ACCURACY),
+        _shown_columns(key, decomposition.ACCURACY, "%", "points", points),
+        rows,
+        _NO_STATISTICS,
     )
-    columns = _part_columns(key, decomposition.ACCURACY)
-    title = "Where the accuracy is lost"
-    return Table("decomposition", title, caption, columns, shown, rows, _NO_STATISTICS)
 
 
 def _decomposition_loss(rows: list[Row], reference: int, key: Sequence[str]) -> Table:
-    shown = _shown_columns(key, decomposition.LOSS, "nats", "nats", fixed)
-    caption = (
+    return Table(
+        "decomposition_loss",
+        "Where the loss comes from",
         "The same for the test loss in nats (one seed: no interval). "
-        f"{_parts_caption(reference, rows)} A diverged seed counts in the damage as ln(classes)."
+        f"{_parts_caption(reference, rows)} A diverged seed counts in the damage as ln(classes).",
+        _part_columns(key, decomposition.LOSS),
+        _shown_columns(key, decomposition.LOSS, "nats", "nats", fixed),
+        rows,
+        _NO_STATISTICS,
     )
-    columns = _part_columns(key, decomposition.LOSS)
-    title, name = "Where the loss comes from", "decomposition_loss"
-    return Table(name, title, caption, columns, shown, rows, _NO_STATISTICS)
 
 
 def _shown_columns(
-    key: Sequence[str], measure: str, unit: str, part_unit: str, cut: OfColumn
+    key: Sequence[str], measure: str, unit: str, part_unit: str, cut: Unit
 ) -> list[Column]:
-    levels = {n: decomposition.level_column(n, measure) for n in decomposition.STATISTICS}
-    parts = {part: decomposition.part_column(part, measure) for part in decomposition.PARTS}
+    level, part = decomposition.level_column, decomposition.part_column
     return [
         *key_columns(key),
-        *(Column(f"{_PARTS[p]} ({part_unit})", estimate(c, cut, "n")) for p, c in parts.items()),
-        Column("Shared seeds", get("n_shared")),
-        *(Column(f"{_LEVELS[n]} ({unit})", estimate(c, cut, f"n_{n}")) for n, c in levels.items()),
+        *(estimated(f"{t} ({part_unit})", part(p, measure), cut) for p, t in _PARTS.items()),
+        number("Shared seeds", "n_shared"),
+        *(estimated(f"{t} ({unit})", level(s, measure), cut, f"n_{s}") for s, t in _LEVELS.items()),
         Column("n", _counted),
-        Column("Note", get("note"), False),
+        words("Note", "note"),
     ]
 
 
@@ -92,70 +96,53 @@ def _parts_caption(reference: int, rows: Sequence[Row]) -> str:
 
 
 def _part_columns(key: Sequence[str], measure: str) -> list[str]:
+    levels = (decomposition.level_column(name, measure) for name in decomposition.STATISTICS)
+    parts = (decomposition.part_column(part, measure) for part in decomposition.PARTS)
     return [
-        *(*key, "reference_batch", "reference_update_batch", "n", "n_diverged"),
-        *_three(*(decomposition.level_column(n, measure) for n in decomposition.STATISTICS)),
-        *(*(f"n_{n}" for n in decomposition.STATISTICS[1:]), "interval", "n_shared", "n_at_chance"),
-        *_three(*(decomposition.part_column(part, measure) for part in decomposition.PARTS)),
-        *("pools", "apart", "note"),
+        *(*key, *names("reference_batch reference_update_batch n n_diverged")),
+        *names(" ".join(f"{column}*" for column in levels)),
+        *names(" ".join(f"n_{name}" for name in decomposition.STATISTICS[1:])),
+        *names("interval n_shared n_at_chance"),
+        *names(" ".join(f"{column}*" for column in parts)),
+        *names("pools apart note"),
     ]
 
 
 def _shift(rows: list[Row], key: Sequence[str]) -> Table:
-    columns = [
-        *(*key, "corruption", "severity", "n", "n_diverged", "images"),
-        *_three("accuracy", "loss_nats", "rise", "share_lost"),
-        *("n_rise", "interval"),
-    ]
-    shown = [
-        *key_columns(key),
-        Column("Corruption", get("corruption"), False),
-        Column("Severity", get("severity")),
-        Column("Accuracy (%)", estimate("accuracy")),
-        Column("Loss (nats)", estimate("loss_nats", fixed)),
-        Column("Rise of the error (points)", estimate("rise", points, "n_rise")),
-        Column("Share lost (%)", estimate("share_lost", _share, "n_rise")),
-        Column("n", get("n")),
-        Column("Diverged", get("n_diverged")),
-        Column("Images", get("images")),
-    ]
-    caption = (
+    return Table(
+        "shift",
+        "Every corruption and severity",
         "Test accuracy on corrupted images, running statistics: mean over n seeds with 95 % "
         "interval (one seed: Wilson's over its test images for the accuracy, none for the rest). "
         "Rise: error minus that of the same networks on the same clean images, paired over seeds. "
-        f"{_SHARE} Diverged seeds are left out."
+        f"{_SHARE} Diverged seeds are left out.",
+        [
+            *(*key, *names("corruption severity n n_diverged images accuracy* loss_nats* rise*")),
+            *names("share_lost* n_rise interval"),
+        ],
+        [
+            *key_columns(key),
+            words("Corruption", "corruption"),
+            number("Severity", "severity"),
+            estimated("Accuracy (%)", "accuracy"),
+            estimated("Loss (nats)", "loss_nats", fixed),
+            estimated("Rise of the error (points)", "rise", n="n_rise"),
+            estimated("Share lost (%)", "share_lost", percent, "n_rise"),
+            number("n", "n"),
+            number("Diverged", "n_diverged"),
+            number("Images", "images"),
+        ],
+        rows,
+        _NO_SHIFT,
     )
-    title = "Every corruption and severity"
-    return Table("shift", title, caption, columns, shown, rows, _NO_SHIFT)
 
 
 def _shift_summary(rows: list[Row], key: Sequence[str]) -> Table:
-    apart = [k for k in (rows[0] if rows else ()) if k.startswith("rise_")]
-    apart = [k for k in apart if not k.endswith(("_lo", "_hi"))]
-    columns = [
-        *(*key, "n", "n_left_out", "n_diverged", "corruptions", "severities"),
-        *_three("clean", "corrupted", "rise", "share_lost"),
-        *("chance", "reference", "n_shared", *_three("mce", "relative_mce", *apart)),
-        *_three(*(f"share_lost_{k.removeprefix('rise_')}" for k in apart)),
-        *(*(f"n_{k}" for k in apart), "note"),
-    ]
-    shown = [
-        *key_columns(key),
-        Column("Clean (%)", estimate("clean")),
-        Column("Corrupted (%)", estimate("corrupted")),
-        Column("Rise of the error (points)", estimate("rise")),
-        Column("Share lost (%)", estimate("share_lost", _share)),
-        Column("n", get("n")),
-        Column("Corruptions", get("corruptions")),
-        Column("Severities", get("severities")),
-        Column("mCE (%)", estimate("mce")),
-        Column("Relative mCE (%)", estimate("relative_mce")),
-        Column("mCE relative to", get("reference"), False),
-        Column("Shared seeds", get("n_shared")),
-        *(column for k in apart for column in _apart(k.removeprefix("rise_"))),
-        Column("Note", get("note"), False),
-    ]
-    caption = (
+    known = rows[0] if rows else ()
+    own = [k.removeprefix("n_rise_") for k in known if k.startswith("n_rise_")]  # not standard
+    return Table(
+        "shift_summary",
+        "Shifted test images, in sum",
         "Mean over the standard corruptions x severities that were measured. A network that is "
         "worse on clean images is not for that less robust: the rise, error on corrupted minus "
         "error on clean images of the same network, is the column to compare. mCE: errors summed "
@@ -165,65 +152,84 @@ def _shift_summary(rows: list[Row], key: Sequence[str]) -> Table:
         "and where clean accuracy is near chance few points are left to lose. Means over n seeds "
         "that have every condition, 95 % t intervals (one seed: none); mCE paired over shared "
         "seeds, jackknife. Corruptions that are not standard stand apart and enter no mean. "
-        "Diverged seeds are left out."
+        "Diverged seeds are left out.",
+        [
+            *(*key, *names("n n_left_out n_diverged corruptions severities clean* corrupted*")),
+            *names("rise* share_lost* chance reference n_shared mce* relative_mce*"),
+            *names(" ".join(f"rise_{name}*" for name in own)),
+            *names(" ".join(f"share_lost_{name}*" for name in own)),
+            *names(" ".join(f"n_rise_{name}" for name in own)),
+            "note",
+        ],
+        [
+            *key_columns(key),
+            estimated("Clean (%)", "clean"),
+            estimated("Corrupted (%)", "corrupted"),
+            estimated("Rise of the error (points)", "rise"),
+            estimated("Share lost (%)", "share_lost", percent),
+            number("n", "n"),
+            number("Corruptions", "corruptions"),
+            number("Severities", "severities"),
+            estimated("mCE (%)", "mce"),
+            estimated("Relative mCE (%)", "relative_mce"),
+            words("mCE relative to", "reference"),
+            number("Shared seeds", "n_shared"),
+            *(column for name in own for column in _of_own(name, name.replace("_", " "))),
+            words("Note", "note"),
+        ],
+        rows,
+        _NO_SHIFT,
     )
-    title = "Shifted test images, in sum"
-    return Table("shift_summary", title, caption, columns, shown, rows, _NO_SHIFT)
+
+
+def _of_own(name: str, text: str) -> list[Column]:
+    """Return the columns of a corruption that is not standard."""
+    return [
+        estimated(f"Rise, {text} (points)", f"rise_{name}", n=f"n_rise_{name}"),
+        estimated(f"Share lost, {text} (%)", f"share_lost_{name}", percent, f"n_rise_{name}"),
+    ]
 
 
 def _classes(rows: list[Row], key: Sequence[str]) -> Table:
-    columns = [
-        *(*key, "n", "n_left_out", "n_diverged", "classes", "images_per_class", *_three("mean")),
-        *("worst_class", *_three("worst"), "best_class", *_three("best"), "gap"),
-        *("chance_gap", "chance_gap_95", "gap_p", *_three("ece"), "n_ece", "note"),
-    ]
-    shown = [
-        *key_columns(key),
-        Column("Mean accuracy (%)", estimate("mean")),
-        Column("Worst class", get("worst_class"), False),
-        Column("Its accuracy (%)", estimate("worst")),
-        Column("Best class", get("best_class"), False),
-        Column("Its accuracy (%)", estimate("best")),
-        Column("Gap (points)", points("gap")),
-        Column("Gap by chance (points)", points("chance_gap")),
-        Column("its 95 % quantile", points("chance_gap_95")),
-        Column("p", get("gap_p")),
-        Column("n", _counted),
-        Column("Calibration error (%)", estimate("ece")),
-        Column("n", get("n_ece")),
-        Column("Note", get("note"), False),
-    ]
-    caption = (
+    return Table(
+        "classes",
+        "Classes",
         "Accuracy by class, running statistics. Gap: best minus worst class, each first averaged "
         "over the n seeds, since the gap of one seed is larger by chance. Being an extreme it has "
         "no interval but a level: the gap that equally hard classes would show by chance, its mean "
         "and 95 % quantile; p is how often chance reaches the gap, in these networks, which says "
         "nothing of other seeds. The intervals of the worst and "
         "the best class do not know that they were picked. Calibration error: expected, mean over "
-        "seeds. Diverged seeds are left out."
+        "seeds. Diverged seeds are left out.",
+        [
+            *(*key, *names("n n_left_out n_diverged classes images_per_class mean* worst_class")),
+            *names("worst* best_class best* gap chance_gap chance_gap_95 gap_p ece* n_ece note"),
+        ],
+        [
+            *key_columns(key),
+            estimated("Mean accuracy (%)", "mean"),
+            words("Worst class", "worst_class"),
+            estimated("Its accuracy (%)", "worst"),
+            words("Best class", "best_class"),
+            estimated("Its accuracy (%)", "best"),
+            number("Gap (points)", "gap", points),
+            number("Gap by chance (points)", "chance_gap", points),
+            number("its 95 % quantile", "chance_gap_95", points),
+            number("p", "gap_p"),
+            Column("n", _counted),
+            estimated("Calibration error (%)", "ece"),
+            number("n", "n_ece"),
+            words("Note", "note"),
+        ],
+        rows,
+        "No class accuracies were measured: gnexp measure what=classes does.",
     )
-    empty = "No class accuracies were measured: gnexp measure what=classes does."
-    return Table("classes", "Classes", caption, columns, shown, rows, empty)
 
 
 def _batches(rows: list[Row], key: Sequence[str]) -> Table:
-    columns = [
-        *(*key, "statistics", "composition", "at_batch", "n", "n_diverged", "images"),
-        *(*_three("accuracy"), "interval", "expected", *_three("change"), "n_change"),
-        *(*_three("loss_nats"), "logit_change"),
-    ]
-    shown = [
-        *key_columns(key),
-        Column("Statistics", get("statistics"), False),
-        Column("Composition", lambda row: str(row["composition"]).replace("_", " "), False),
-        Column("Evaluated at batch", get("at_batch")),
-        Column("Accuracy (%)", estimate("accuracy")),
-        Column("Change (points)", estimate("change", points, "n_change")),
-        Column("Largest logit change", get("logit_change")),
-        Column("n", get("n")),
-        Column("Images", get("images")),
-    ]
-    caption = (
+    return Table(
+        "batches",
+        "Batch composition",
         "Test images evaluated with running statistics or those of the batch, in other batches: "
         "drawn at random (iid), half of one class (skewed) or wholly (one class), and "
         "label shifts, where classes count by unequal priors. Mean over n seeds with 95 % interval "
@@ -232,10 +238,25 @@ def _batches(rows: list[Row], key: Sequence[str]) -> Table:
         "seeds (one seed: no interval). Largest logit change: the most that any logit of any seed "
         "moved, over the rms of its network's logits; a maximum, so without an interval, and "
         "about 1e-5, rounding, where an image's answer does not depend on its batch. Diverged "
-        "seeds are left out."
+        "seeds are left out.",
+        [
+            *(*key, *names("statistics composition at_batch n n_diverged images accuracy*")),
+            *names("interval expected change* n_change loss_nats* logit_change"),
+        ],
+        [
+            *key_columns(key),
+            words("Statistics", "statistics"),
+            Column("Composition", lambda row: row["composition"].replace("_", " "), False),
+            number("Evaluated at batch", "at_batch"),
+            estimated("Accuracy (%)", "accuracy"),
+            estimated("Change (points)", "change", n="n_change"),
+            number("Largest logit change", "logit_change"),
+            number("n", "n"),
+            number("Images", "images"),
+        ],
+        rows,
+        "No evaluation in other batches was measured: gnexp measure what=batches does.",
     )
-    empty = "No evaluation in other batches was measured: gnexp measure what=batches does."
-    return Table("batches", "Batch composition", caption, columns, shown, rows, empty)
 
 
 _LEVELS = {
@@ -253,23 +274,6 @@ _SHARE = (
     " above chance)."
 )
 _NO_SHIFT = "No shifted test images were measured: gnexp measure what=shift does."
-
-
-def _three(*names: str) -> list[str]:
-    return [f"{name}{end}" for name in names for end in decomposition.ENDS]
-
-
-def _share(column: str) -> CellFormatter:
-    return lambda row: percent(row.get(column), 1)
-
-
-def _apart(name: str) -> list[Column]:
-    """Return the columns of a corruption that is not standard."""
-    words, n = name.replace("_", " "), f"n_rise_{name}"
-    return [
-        Column(f"Rise, {words} (points)", estimate(f"rise_{name}", points, n)),
-        Column(f"Share lost, {words} (%)", estimate(f"share_lost_{name}", _share, n)),
-    ]
 
 
 def _counted(row: Row) -> str:

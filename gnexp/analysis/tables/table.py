@@ -13,13 +13,11 @@ from gnexp.analysis.tables.latex import latex_table
 from gnexp.store.files import write_whole
 
 Row = dict[str, Any]
-CellFormatter = Callable[[Row], str]
-OfColumn = Callable[[str], CellFormatter]
+Unit = Callable[[Any], str]  # how a number is written
 
 PRINTED = 1_000  # rows of a LaTeX table at most: thirty pages
 READ = 5_000  # of a Markdown table, which beyond is shown by nothing
 _HEADERS = {
-    "norm": "Norm",
     "groups": "Groups",
     "channels_per_group": "Channels per group",
     "batch": "Batch",
@@ -37,7 +35,7 @@ class Column:
     """A column for people: its header (with unit) and how a row's text is made."""
 
     header: str
-    text: CellFormatter
+    text: Callable[[Row], str]
     numeric: bool = True
 
 
@@ -89,7 +87,7 @@ def to_markdown(table: Table) -> str:
         lines.append("| " + " | ".join(c.header for c in table.shown) + " |")
         lines.append("| " + " | ".join("---:" if c.numeric else "---" for c in table.shown) + " |")
         for texts in table.texts():
-            lines.append("| " + " | ".join(_escape_markdown(text) for text in texts) + " |")
+            lines.append("| " + " | ".join(text.translate(_MARKDOWN) for text in texts) + " |")
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -103,7 +101,7 @@ def to_latex(table: Table) -> str:
     if len(table.rows) > PRINTED:
         return f"% {table.title}: {len(table.rows)} rows, too many to print; see {table.name}.csv\n"
     heads, numeric = [c.header for c in table.shown], [c.numeric for c in table.shown]
-    return latex_table(table.name, table.title, table.caption, heads, table.texts(), numeric)
+    return latex_table(table.name, table.caption, heads, table.texts(), numeric)
 
 
 def format_number(value: Any, digits: int = 3) -> str:
@@ -115,68 +113,76 @@ def format_number(value: Any, digits: int = 3) -> str:
     return f"{value:.{digits}g}" if isinstance(value, float) else str(value)
 
 
-def get(column: str) -> CellFormatter:
-    """Return how a column's text is made where it is its value, `format_number`."""
-    return lambda row: format_number(row.get(column))
-
-
-def key_columns(key: Sequence[str]) -> list[Column]:
-    """Return the columns for people of the keys that identify a cell."""
-
-    def norm(row: Row) -> str:
-        return NORM_LABELS.get(row["norm"], str(row["norm"]))
-
-    text = ("norm", "model", "data", "run")
-    return [
-        Column(_HEADERS.get(k, k), norm if k == "norm" else get(k), numeric=k not in text)
-        for k in key
-    ]
-
-
 def percent(value: float | None, digits: int = 1) -> str:
     """Return a fraction as percent without the sign; '' for what is unknown."""
-    if value is None or not math.isfinite(value):
-        return ""
-    return f"{100 * value:.{digits}f}"
+    return "" if value is None or not math.isfinite(value) else f"{100 * value:.{digits}f}"
 
 
-def points(column: str) -> CellFormatter:
-    """Return a column's text where it holds fractions: percent, or points of it."""
-    return lambda row: percent(row.get(column), 2)
+def fixed(value: float | None) -> str:
+    """Return a number with three decimals; '' for what is unknown."""
+    return "" if value is None or math.isnan(value) else f"{value:.3f}"
 
 
-def fixed(column: str) -> CellFormatter:
-    """Return a column's text with three decimals, '' for what is unknown."""
-
-    def text(row: Row) -> str:
-        value = row.get(column)
-        return "" if value is None or value != value else f"{value:.3f}"
-
-    return text
+def points(value: float | None) -> str:
+    """Return a fraction as percent, or points of it, with two decimals."""
+    return percent(value, 2)
 
 
-def bounds(lo: str, hi: str, cut: OfColumn = points) -> CellFormatter:
-    """Return the text of an interval, '' without both ends."""
-
-    def text(row: Row) -> str:
-        low, high = cut(lo)(row), cut(hi)(row)
-        return f"[{low}, {high}]" if low and high else ""
-
-    return text
+def bounds(lo: float | None, hi: float | None, unit: Unit = points) -> str:
+    """Return '[lo, hi]'; '' without both ends."""
+    low, high = unit(lo), unit(hi)
+    return f"[{low}, {high}]" if low and high else ""
 
 
-def estimate(column: str, cut: OfColumn = points, n: str = "n") -> CellFormatter:
+def estimate(row: Row, column: str, unit: Unit = points, n: str = "n") -> str:
     """Return 'mean [lo, hi]', without the interval where there is none.
 
     n: the column that counts its seeds, shown where it is not the row's n.
     """
+    mean = unit(row.get(column))
+    seeds = f" (n = {row[n]})" if mean and row.get(n, row["n"]) != row["n"] else ""
+    interval = bounds(row.get(f"{column}_lo"), row.get(f"{column}_hi"), unit)
+    return f"{mean} {interval}".rstrip() + seeds
 
-    def text(row: Row) -> str:
-        mean, interval = cut(column)(row), bounds(f"{column}_lo", f"{column}_hi", cut)(row)
-        seeds = f" (n = {row[n]})" if mean and row.get(n, row["n"]) != row["n"] else ""
-        return f"{mean} {interval}".rstrip() + seeds
 
-    return text
+# The family of columns: a header with its unit, the CSV columns that it shows, and how.
+def number(header: str, column: str, unit: Unit = format_number) -> Column:
+    """Return a column of numbers, aligned right."""
+    return Column(header, lambda row: unit(row.get(column)))
+
+
+def words(header: str, column: str) -> Column:
+    """Return a column of texts, aligned left."""
+    return Column(header, lambda row: format_number(row.get(column)), False)
+
+
+def interval(header: str, lo: str, hi: str, unit: Unit = points) -> Column:
+    """Return a column of intervals."""
+    return Column(header, lambda row: bounds(row.get(lo), row.get(hi), unit))
+
+
+def estimated(header: str, column: str, unit: Unit = points, n: str = "n") -> Column:
+    """Return a column of means with their intervals, see `estimate`."""
+    return Column(header, lambda row: estimate(row, column, unit, n))
+
+
+def key_columns(key: Sequence[str]) -> list[Column]:
+    """Return the columns for people of the keys that identify a cell."""
+    norm = Column("Norm", lambda row: NORM_LABELS.get(row["norm"], str(row["norm"])), False)
+    texts = ("model", "data", "run")  # of which the columns are aligned left
+    return [
+        norm if k == "norm" else (words if k in texts else number)(_HEADERS.get(k, k), k)
+        for k in key
+    ]
+
+
+def names(text: str) -> list[str]:
+    """Return CSV columns; "rise*" stands for rise, rise_lo and rise_hi."""
+    return [
+        name.rstrip("*") + end
+        for name in text.split()
+        for end in (("", "_lo", "_hi") if name.endswith("*") else ("",))
+    ]
 
 
 def _raw(value: Any) -> Any:
@@ -185,10 +191,6 @@ def _raw(value: Any) -> Any:
     if isinstance(value, bool):
         return "true" if value else "false"
     return repr(float(value)) if isinstance(value, float) else value
-
-
-def _escape_markdown(text: str) -> str:
-    return text.translate(_MARKDOWN)
 
 
 _MARKDOWN = str.maketrans({"\n": " "} | {sign: f"\\{sign}" for sign in "|*_<>`\\"})

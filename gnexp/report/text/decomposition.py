@@ -50,8 +50,8 @@ def two_batches_sentences(rows: Sequence[Row]) -> list[str]:
         kinds = [r for r in rows if all(r[k] == row[k] for k in ("series", "batch"))]
         precise = next((r for r in kinds if r["statistics"] == PRECISE), None)
         beside = (
-            f"; with population statistics {estimate('norm_part')(precise)} and "
-            f"{estimate('optimizer_part')(precise)}"
+            f"; with population statistics {estimate(precise, 'norm_part')} and "
+            f"{estimate(precise, 'optimizer_part')}"
             if precise
             else ""
         )
@@ -59,8 +59,8 @@ def two_batches_sentences(rows: Sequence[Row]) -> list[str]:
         single = ", so no interval" if row["n"] == 1 else ""
         parts.append(
             f"{row['series']}, batch {row['batch']} against {row['update_batch']}: "
-            f"{estimate('fall')(row)} points lost = {estimate('norm_part')(row)} because the "
-            f"norm sees {_images(row['batch'])} + {estimate('optimizer_part')(row)} because the "
+            f"{estimate(row, 'fall')} points lost = {estimate(row, 'norm_part')} because the "
+            f"norm sees {_images(row['batch'])} + {estimate(row, 'optimizer_part')} because the "
             f"optimizer does{beside} (n = {row['n']} shared seed{'s' * (row['n'] != 1)}{single}"
             f"{chance})."
         )
