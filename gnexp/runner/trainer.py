@@ -30,7 +30,7 @@ from gnexp.runner.final_metrics import (
     measure_asked_for,
     right_images,
 )
-from gnexp.runner.loggers.export import follow
+from gnexp.runner.loggers import follow
 from gnexp.runner.measure_gradients import own_gradients
 from gnexp.runner.prepared_run import PreparedRun
 from gnexp.runner.provenance import version

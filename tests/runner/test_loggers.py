@@ -15,9 +15,8 @@ from study_reports import build_report
 from gnexp.analysis.study_analysis import study_analysis
 from gnexp.config.validation import logger_problems
 from gnexp.report.fingerprint import fingerprint, is_fresh
-from gnexp.runner.loggers import export as loggers
-from gnexp.runner.loggers.export import export, export_all
-from gnexp.runner.loggers.points import LoggedRun
+from gnexp.runner import loggers
+from gnexp.runner.loggers import export, export_all
 from gnexp.runner.repair import repair_run
 from gnexp.store.run import Run
 from gnexp.store.study import load_study
@@ -88,11 +87,6 @@ def events_of(run, seed):
     return run.folder / "tensorboard" / f"seed-{seed}"
 
 
-def file_of(run, seed):
-    (file,) = events_of(run, seed).iterdir()
-    return file
-
-
 def check_against_store(run):
     """Assert that the event files hold the rows of metrics.csv, all of them, each once."""
     for seed in {row["seed"] for row in run.metrics()}:
@@ -107,7 +101,7 @@ def check_against_store(run):
 
 @needs_tensorboard
 def test_event_files_hold_every_row_of_the_metrics_once(run):
-    assert export(run, "tensorboard") == [run.folder / "tensorboard"]
+    export(run, "tensorboard")
     check_against_store(run)
 
 
@@ -152,26 +146,28 @@ def test_hyperparameters_are_what_can_change_the_numbers_and_seeds_share_a_group
 
 
 @needs_tensorboard
-def test_a_further_epoch_is_appended_so_that_an_open_reader_sees_it(run):
+def test_a_further_epoch_is_added_so_that_an_open_reader_sees_it(run):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     export(run, "tensorboard")
-    file = file_of(run, 1)
-    before, number = file.read_bytes(), file.stat().st_ino
+    reader = EventAccumulator(str(events_of(run, 1)))
+    reader.Reload()
     run.add_metrics(metrics(1, 3))
-    export(run, "tensorboard")
-    assert file.read_bytes().startswith(before)
-    assert (file.stat().st_ino, file.read_bytes() != before) == (number, True)
+    for _ in range(2):  # the second has nothing to add
+        export(run, "tensorboard")
+        reader.Reload()
+        assert [event.step for event in reader.Scalars("train/loss")] == [1, 2, 3]
     check_against_store(run)
 
 
 @needs_tensorboard
-@pytest.mark.parametrize("kept", [0, 1, 0.3, 0.6, 0.99])
-def test_a_file_that_a_kill_cut_short_is_completed(run, kept):
+def test_an_event_file_that_is_not_what_it_should_be_is_written_again(run):
     export(run, "tensorboard")
-    file = file_of(run, 0)
-    whole = file.read_bytes()
-    file.write_bytes(whole[: int(kept * len(whole)) if kept < 1 else 1])
+    (file,) = events_of(run, 0).iterdir()
+    file.rename(file.with_name("events.out.tfevents.000002.0123456789abcdef"))
     export(run, "tensorboard")
-    assert file.read_bytes() == whole
+    assert [path.name for path in events_of(run, 0).iterdir()] == [file.name]
+    check_against_store(run)
 
 
 @needs_tensorboard
@@ -189,18 +185,6 @@ def test_a_loss_that_is_not_finite_is_shown_as_such(run):
     run.add_metrics([{**metrics(1, 3)[2], "train_loss": math.nan}])
     export(run, "tensorboard")
     check_against_store(run)
-
-
-@needs_tensorboard
-def test_the_same_store_gives_the_same_bytes_in_another_process(run):
-    export(run, "tensorboard")
-    first = {seed: file_of(run, seed).read_bytes() for seed in (0, 1)}
-    for seed in (0, 1):
-        file_of(run, seed).unlink()
-    code = "from gnexp.runner.loggers.export import *; "
-    code += f"export(Run({str(run.folder)!r}), 'tensorboard')"
-    subprocess.run([sys.executable, "-c", code], check=True)
-    assert {seed: file_of(run, seed).read_bytes() for seed in (0, 1)} == first
 
 
 @needs_tensorboard
@@ -265,7 +249,7 @@ def test_a_writer_that_fails_costs_no_training_and_is_told_once(gnexp, workdir, 
     def write(*words):
         raise error
 
-    monkeypatch.setattr("gnexp.runner.loggers.tensorboard.write_events", write)
+    monkeypatch.setitem(loggers.WRITERS, "tensorboard", write)
     words = ("-m", *SMALL, "norm=bn,gn", "epochs=2", "gradients=0", "workers=1")
     answer = gnexp("train", *words, "logger=tensorboard")
     for folder in (workdir / "results/main").glob("*-b10-*"):
@@ -283,17 +267,15 @@ def test_a_writer_that_fails_costs_no_training_and_is_told_once(gnexp, workdir, 
 def test_a_writer_that_failed_for_a_while_leaves_no_gap_and_nothing_to_tell(
     gnexp, workdir, monkeypatch
 ):
-    from gnexp.runner.loggers.tensorboard import write_events
-
     calls = []
 
     def write(*words):
         calls.append(words)
         if len(calls) == 1:
             raise OSError(28, "disk full")
-        return write_events(*words)
+        return loggers.write_events(*words)
 
-    monkeypatch.setattr("gnexp.runner.loggers.tensorboard.write_events", write)
+    monkeypatch.setitem(loggers.WRITERS, "tensorboard", write)
     words = (*SMALL, "epochs=2", "gradients=0", "workers=1")
     answer = gnexp("train", *words, "logger=tensorboard")
     assert (answer.code, "disk full" in answer.out) == (0, False), answer.out
@@ -303,8 +285,7 @@ def test_a_writer_that_failed_for_a_while_leaves_no_gap_and_nothing_to_tell(
 
 @needs_wandb
 def test_wandb_runs_are_written_offline_once_for_each_finished_seed(run):
-    settings = LoggedRun(run).hyperparameters
-    assert export(run, "wandb") == [run.folder / "wandb"]
+    export(run, "wandb")
     (there,) = run.folder.glob("wandb/offline-run-*")
     assert there.name.endswith(f"{run.name}-seed-0")
     history = wandb_history(there)
@@ -312,7 +293,6 @@ def test_wandb_runs_are_written_offline_once_for_each_finished_seed(run):
     for tag, column in NAMES.items():
         wanted = [row[column] for row in run.metrics() if row["seed"] == 0]
         assert [row[tag] for row in history[1:]] == pytest.approx(wanted)
-    assert settings["batch"] == 10
     export(run, "wandb")
     assert [*run.folder.glob("wandb/offline-run-*")] == [there]
     run.add_metrics(metrics(0, 4, shift=0.1))
@@ -353,12 +333,13 @@ def refuse(event, args):
     if event == "socket.connect" and args[0].family != socket.AF_UNIX: sys.exit("connect")
     if event == "socket.getaddrinfo": sys.exit("look-up")
 sys.addaudithook(refuse)
-from gnexp.runner.loggers.export import *
-print(export(Run({str(run.folder)!r}), "wandb"))
+from gnexp.runner.loggers import *
+export(Run({str(run.folder)!r}), "wandb")
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert (done.returncode, "wandb" in done.stdout) == (0, True), done.stderr
-    log = next(run.folder.glob("wandb/offline-run-*/logs/debug-core.log"), None)
+    assert done.returncode == 0, done.stderr
+    (there,) = run.folder.glob("wandb/offline-run-*")
+    log = next(there.glob("logs/debug-core.log"), None)
     assert log is None or '"disable-analytics":true' in log.read_text()
 
 
@@ -383,6 +364,6 @@ def test_a_missing_package_is_named_before_any_work_starts(gnexp, workdir, monke
 
 def test_without_a_logger_nothing_is_read_or_written(run):
     before = sorted(p.name for p in run.folder.iterdir())
-    assert export(run, None) == []
+    export(run, None)
     assert export_all([run.folder], None) == []
     assert sorted(p.name for p in run.folder.iterdir()) == before

@@ -6,7 +6,7 @@ from typing import Any
 
 from gnexp.config.schema import ReportConfig, ReportOptions, UsageError
 from gnexp.config.validation import report_problems
-from gnexp.runner.loggers.export import export_all, viewing_lines
+from gnexp.runner.loggers import export_all, viewing_lines
 from gnexp.store.archive import SUFFIX
 from gnexp.store.disk import disk_failure
 from gnexp.store.study import Study, how_to_unpack, load_study, runs_of, study_path

@@ -24,7 +24,7 @@ from gnexp.config.identity import as_dict
 from gnexp.config.schema import TrainConfig, UsageError, is_tuned
 from gnexp.runner.build.data import forget, images_of, train_settings
 from gnexp.runner.execute import Task, mark_died, record_undefined, run_task, wait_for_locks
-from gnexp.runner.loggers.export import export_all, viewing_lines
+from gnexp.runner.loggers import export_all, viewing_lines
 from gnexp.runner.lr_search import chosen_runs, record, wanted
 from gnexp.runner.measure_shared_weights import measure_shared
 from gnexp.runner.plan import plan
