@@ -3,20 +3,25 @@
 import os
 import time
 
-from gnexp.runner.benchmark.timer import Window
+from gnexp.runner.benchmark.timer import time_updates
 
 
 def together(task, peers):
     """What two processes do in a test: the second one takes its time."""
-    window = Window(0.0, lambda: None, peers)
-    time.sleep(task)
-    window.open()
-    opened = time.monotonic()
-    while not window.tick(1):
-        time.sleep(task / 2)
-    return opened, time.monotonic(), os.getpid()
+    updates = []
+
+    def train(tick):
+        while True:
+            time.sleep(task / 4)
+            updates.append(time.monotonic())
+            tick(1)
+
+    timing = time_updates(train, 0.0, peers, lambda: None)
+    return timing, updates, os.getpid()
 
 
 def fails(task, peers):
-    """What a process does that cannot measure."""
-    raise ValueError("no room")
+    """What a process does that cannot measure, while another one waits for it."""
+    if task:
+        raise ValueError("no room")
+    peers.wait()

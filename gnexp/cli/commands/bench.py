@@ -16,8 +16,8 @@ from gnexp.report.benchmark.aggregate import GNEXP, Row, bench_rows, ratio_rows
 from gnexp.report.benchmark.figure import draw_bench
 from gnexp.report.benchmark.tables import cell_line, closing_lines, write_tables
 from gnexp.runner import preflight
-from gnexp.runner.benchmark import hardware
-from gnexp.runner.benchmark.machine import Machine, flop_per_example
+from gnexp.runner.benchmark.machine import Machine
+from gnexp.runner.benchmark.measurement import PRODUCT_SIZE, flop_per_example
 from gnexp.runner.build import data
 from gnexp.runner.plan import output_folder
 from gnexp.runner.provenance import now, provenance
@@ -73,9 +73,7 @@ def plan(config: BenchConfig) -> tuple[list[TrainConfig], list[str]]:
 
     Raises UsageError listing all that is wrong.
     """
-    found = bench_problems(config)
-    if not found:
-        found += _norm_problems(config.norms) + _data_problems(config)
+    found = bench_problems(config) or _problems(config)
     runs, undefined = [], []
     for norm, batch in itertools.product(config.norms, config.batches) if not found else ():
         run = resolve(bench_run(config, norm, batch))
@@ -90,22 +88,16 @@ def plan(config: BenchConfig) -> tuple[list[TrainConfig], list[str]]:
     return runs, undefined
 
 
-def _norm_problems(norms: list[str]) -> list[str]:
-    found = []
-    for norm in norms:
-        if norm not in NORMS:
-            found.append(unknown(f"norms=[{','.join(norms)}]: {norm} is unknown", norm, NORMS))
-    return found
-
-
-def _data_problems(config: BenchConfig) -> list[str]:
-    """Return what does not fit the device or the images, in the words of this command's keys."""
+def _problems(config: BenchConfig) -> list[str]:
+    """Return what does not fit the norms, the device or the images, by this command's keys."""
+    typed = f"norms=[{','.join(config.norms)}]"
+    strange = [norm for norm in config.norms if norm not in NORMS]
+    found = [unknown(f"{typed}: {norm} is unknown", norm, NORMS) for norm in strange]
     try:
         device = data.pick_device(config.device)
         size = len(data.images_of(config.data).x_train)
     except ValueError as error:
-        return [str(error)]
-    found = []
+        return [*found, str(error)]
     if device.type == "cuda" and config.workers not in (None, 1):
         found.append(
             f"workers={config.workers} is for a CPU: on CUDA one process trains all seeds;"
@@ -143,7 +135,7 @@ def _about(config: BenchConfig, machine: Machine, run: TrainConfig, command: str
 
 
 def _products_text(machine: Machine, precision: str) -> str:
-    size = hardware.product_size(machine.device)
+    size = PRODUCT_SIZE[machine.device.type]
     kind = {"fp32": "float32", "tf32": "float32 as TF32", "bf16": "bfloat16"}[precision]
     reached = []
     for (way, threads), rate in machine.product_flop_per_s.items():

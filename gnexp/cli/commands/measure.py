@@ -129,7 +129,7 @@ def _problems(config: MeasureConfig, what: list[str]) -> list[str]:
         found.append("gradients=0 measures nothing: name a number of draws, such as 256")
     wrong = shift_problems(config.shift)
     found += wrong or (corruption_problems(config.shift) if "shift" in what else [])
-    found += problems_of(config.cost, config.device) if "cost" in what else []
+    found += problems_of(config.cost) if "cost" in what else []
     try:
         data.pick_device(config.device)
     except ValueError as error:

@@ -1,24 +1,23 @@
 """Run both loops on this machine: in fresh processes on a CPU, in this process on CUDA."""
 
 import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 
 import torch
 
 from gnexp.config.identity import norm_label
 from gnexp.config.schema import TrainConfig
 from gnexp.config.torchrun import cores
-from gnexp.runner.benchmark import hardware, measurement
-from gnexp.runner.benchmark.measurement import GNEXP, PLAIN, Measured, Row, Task
-from gnexp.runner.benchmark.processes import Work, measure_together
-from gnexp.runner.benchmark.timer import Peers
-from gnexp.runner.build.data import images_of
-from gnexp.runner.build.model import seeded_model
+from gnexp.runner.benchmark import measurement
+from gnexp.runner.benchmark.measurement import Row, Task
+from gnexp.runner.benchmark.timer import Peers, measure_together
 from gnexp.runner.schedule import max_stack_size
 
+PLAIN, GNEXP = "plain", "gnexp"
+_SUMS = ("updates", "examples", "examples_per_s", "peak_memory_bytes")
 
-@dataclass
+
+@dataclasses.dataclass
 class Machine:
     """One device and what is timed on it: `seconds` each, gnexp on `workers` processes.
 
@@ -29,93 +28,58 @@ class Machine:
     device: torch.device
     seconds: float
     workers: int | None = None
-    product_flop_per_s: dict[tuple[str, int], float] = field(default_factory=dict)
+    product_flop_per_s: dict[tuple[str, int], float] = dataclasses.field(default_factory=dict)
 
-    @property
-    def plain_threads(self) -> tuple[int, ...]:
-        """The numbers of threads that the plain loop is timed with."""
+    def __post_init__(self) -> None:
+        cuda = self.device.type == "cuda"
+        self.processes = 1 if cuda else self.workers or cores()
+        self.gnexp_threads = torch.get_num_threads() if cuda else 1
+        self.plain_threads = (self.gnexp_threads,) if cuda else tuple(sorted({1, cores()}))
+
+    def _measure(
+        self, work: Callable, config: TrainConfig, threads: tuple[int, ...], processes: int = 1
+    ) -> list[list]:
+        """Return what `work` gives for each of some processes that measure at the same time."""
+        task = Task(config, self.seconds, threads)
         if self.device.type == "cuda":
-            return (torch.get_num_threads(),)
-        return (1,) if cores() == 1 else (1, cores())
-
-    @property
-    def gnexp_threads(self) -> int:
-        """The threads of one of our processes."""
-        return torch.get_num_threads() if self.device.type == "cuda" else 1
-
-    @property
-    def processes(self) -> int:
-        """Return the number of gnexp processes that work at once."""
-        return 1 if self.device.type == "cuda" else self.workers or cores()
-
-    def _measure(self, work: Work, tasks: Sequence[Task]) -> list[list]:
-        """Return what `work` gives for tasks that are measured at the same time."""
-        if self.device.type == "cuda":
-            return [work(task, Peers()) for task in tasks]  # one task: one process
-        return measure_together(work, tasks)
+            return [work(task, Peers())]
+        return measure_together(work, [task] * processes)
 
     def measure_products(self, run: TrainConfig) -> None:
         """Measure what a matrix product reaches on the threads of either way."""
-        plain = Task(run, self.seconds, self.plain_threads)
-        (rates,) = self._measure(measurement.measure_products, [plain])
+        (rates,) = self._measure(measurement.measure_products, run, self.plain_threads)
         for threads, rate in zip(self.plain_threads, rates, strict=True):
             self.product_flop_per_s[PLAIN, threads] = rate
-        ours = Task(run, self.seconds, (self.gnexp_threads,))
-        rates = self._measure(measurement.measure_products, [ours] * self.processes)
+        ours = (self.gnexp_threads,)
+        rates = self._measure(measurement.measure_products, run, ours, self.processes)
         self.product_flop_per_s[GNEXP, self.gnexp_threads] = sum(rate for (rate,) in rates)
 
     def plain(self, run: TrainConfig) -> list[Row]:
         """Time the plain loop once per number of threads; return a row for each."""
-        task = Task(run, self.seconds, self.plain_threads)
-        (results,) = self._measure(measurement.measure_plain, [task])
-        return [self._row(PLAIN, run, [result]) for result in results]
+        (rows,) = self._measure(measurement.measure_plain, run, self.plain_threads)
+        return [self._row(PLAIN, run, [row]) for row in rows]
 
     def gnexp(self, run: TrainConfig) -> list[Row]:
         """Time gnexp once, all processes at the same time; return one row, of their sum."""
         stack = min(len(run.seeds), max_stack_size(self.device.type, run.batch))
-        part = dataclasses.replace(run, seeds=run.seeds[:stack])
-        task = Task(part, self.seconds, (self.gnexp_threads,))
-        results = self._measure(measurement.measure_gnexp, [task] * self.processes)
-        row = self._row(GNEXP, run, [result for (result,) in results])
+        part, threads = dataclasses.replace(run, seeds=run.seeds[:stack]), (self.gnexp_threads,)
+        found = self._measure(measurement.measure_gnexp, part, threads, self.processes)
+        row = self._row(GNEXP, run, [row for (row,) in found])
         if self.device.type == "cpu" and row["peak_memory_bytes"] is not None:
             # Who trains a grid has a process that waits for the workers, as this one does.
-            row["peak_memory_bytes"] += hardware.resident_bytes()
+            row["peak_memory_bytes"] += measurement.resident_bytes()
         return [row]
 
-    def _row(self, way: str, run: TrainConfig, results: Sequence[Measured]) -> Row:
+    def _row(self, way: str, run: TrainConfig, rows: Sequence[Row]) -> Row:
         """Return the columns of a timing; processes that worked at once are added up."""
-        one = results[0]
-        memories = [result.peak_memory_bytes for result in results]
+        lists = {name: [row[name] for row in rows] for name in _SUMS}
         return {
-            "norm": norm_label(run.norm),
-            "groups": run.groups,
-            "batch": run.batch,
-            "way": way,
-            "threads": one.threads,
-            "processes": len(results),
-            "stack": one.stack,
-            "layout": one.layout,
-            "execution": one.execution,
-            "updates": sum(result.timing.updates for result in results),
-            "examples": sum(result.timing.examples for result in results),
-            "time_s": max(result.timing.time_s for result in results),
-            "examples_per_s": sum(result.timing.examples_per_s for result in results),
-            "peak_memory_bytes": None if None in memories else sum(memories),
-            "peak_allocated_bytes": one.peak_allocated_bytes,
-            "parameters": one.parameters,
-            "examples_per_epoch": one.examples_per_epoch,
-            "matmul_flop_per_s": self.product_flop_per_s[way, one.threads],
-            "seeds": len(run.seeds),
-            "model": run.model.name,
-            "width": run.model.width,
-            "data": run.data.name,
-            "precision": run.precision,
+            **rows[0],
+            **{name: None if None in each else sum(each) for name, each in lists.items()},
+            "time_s": max(row["time_s"] for row in rows),
+            **{"norm": norm_label(run.norm), "groups": run.groups, "batch": run.batch, "way": way},
+            **{"processes": len(rows), "seeds": len(run.seeds), "model": run.model.name},
+            **{"width": run.model.width, "data": run.data.name, "precision": run.precision},
             "device": self.device.type,
+            "matmul_flop_per_s": self.product_flop_per_s[way, rows[0]["threads"]],
         }
-
-
-def flop_per_example(run: TrainConfig) -> int:
-    """Return what one image costs in this run, forward and backward; see hardware."""
-    images = images_of(run.data).summary
-    model = seeded_model(run, images, run.seeds[0])
-    return hardware.flop_per_example(model, images.shape)

@@ -6,33 +6,36 @@ Each function here is the work of a process of its own on a CPU, and called dire
 import gc
 import multiprocessing
 import os
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+from torch.utils.benchmark import Timer
+from torch.utils.flop_counter import FlopCounterMode
 
 from gnexp.config.schema import TrainConfig
 from gnexp.data.device_images import DeviceDataset, augmentation, channel_statistics
-from gnexp.runner.benchmark import hardware
-from gnexp.runner.benchmark.gnexp_loop import endless_blocks, synchronize, train_grid
-from gnexp.runner.benchmark.plain_loop import (
+from gnexp.runner.benchmark.loops import (
     PilImages,
+    gnexp_loop,
     plain_loader,
+    plain_loop,
     plain_optimizer,
     plain_transform,
-    train_plain,
 )
-from gnexp.runner.benchmark.timer import Peers, Timing, Window
+from gnexp.runner.benchmark.timer import Peers, Tick, time_updates
 from gnexp.runner.build.data import images_of, pick_device
 from gnexp.runner.build.model import seeded_model
 from gnexp.runner.build.step import training_step
 from gnexp.training.lr_schedule import peak_rate
+from gnexp.training.precision import matrix_precision
 
 Row = dict[str, Any]
 
-PLAIN, GNEXP = "plain", "gnexp"
-LAYOUTS = {False: "contiguous", True: "channels_last"}
+PRODUCT_SIZE = {"cpu": 2048, "cuda": 8192}  # rows and columns of a large matrix
 
 
 @dataclass(frozen=True)
@@ -44,32 +47,12 @@ class Task:
     threads: tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class Measured:
-    """One timing and how it was made.
-
-    timing: of all replicas of the step together. parameters: of one network. examples_per_epoch:
-    the images of one seed. peak_memory_bytes: on a CPU resident, of the process and its loader
-    workers; on CUDA reserved on the device. peak_allocated_bytes: on CUDA, what tensors took.
-    """
-
-    timing: Timing
-    threads: int
-    stack: int
-    layout: str
-    execution: str
-    parameters: int
-    examples_per_epoch: int
-    peak_memory_bytes: int | None
-    peak_allocated_bytes: int | None
-
-
-def measure_plain(task: Task, peers: Peers) -> list[Measured]:
-    """Time the plain loop on the first seed, with each number of threads in turn."""
+def measure_plain(task: Task, peers: Peers) -> list[Row]:
+    """Time the plain loop on the first seed, with each number of threads in turn; see `_row`."""
     return [_plain(task, peers, threads) for threads in task.threads]
 
 
-def _plain(task: Task, peers: Peers, threads: int) -> Measured:
+def _plain(task: Task, peers: Peers, threads: int) -> Row:
     torch.set_num_threads(threads)
     config, device = task.config, pick_device(task.config.device)
     images = images_of(config.data)
@@ -78,75 +61,98 @@ def _plain(task: Task, peers: Peers, threads: int) -> Measured:
         images.x_train.shape[-1], *augmentation(config.data.augment), mean, std
     )
     pictures = PilImages(images.x_train, images.y_train, transform)
-    gc.collect()
-    memory = hardware.DeviceMemory(device)
+    memory = Memory(device)
     model = seeded_model(config, images.summary, config.seeds[0]).to(device)
     optimizer = plain_optimizer(model, _rate(config), config.momentum, config.weight_decay)
     loader = plain_loader(pictures, config.batch, config.seeds[0], device)
-    window = Window(task.seconds, partial(synchronize, device), peers)
-    train_plain(model, loader, optimizer, window, config.precision)
-    reserved, allocated = memory.peaks() or (_peak_of_processes(), None)
-    return Measured(
-        timing=window.timing,
-        threads=threads,
-        stack=1,
-        layout=LAYOUTS[False],
-        execution="eager",
-        parameters=sum(p.numel() for p in model.parameters()),
-        examples_per_epoch=len(loader) * config.batch,
-        peak_memory_bytes=reserved,
-        peak_allocated_bytes=allocated,
-    )
+    train = plain_loop(model, loader, optimizer, config.precision)
+    return {
+        **_row(task, peers, train, model, memory),
+        **{"threads": threads, "stack": 1, "layout": "contiguous", "execution": "eager"},
+        "examples_per_epoch": len(loader) * config.batch,
+    }
 
 
-def measure_gnexp(task: Task, peers: Peers) -> list[Measured]:
-    """Time the step that `gnexp train` makes for all seeds of the config."""
+def measure_gnexp(task: Task, peers: Peers) -> list[Row]:
+    """Time the step that `gnexp train` makes for all seeds of the config; see `_row`."""
     (threads,) = task.threads
     torch.set_num_threads(threads)
     config, device = task.config, pick_device(task.config.device)
     source = images_of(config.data)
     mean, std = _statistics(config)
-    gc.collect()
-    memory = hardware.DeviceMemory(device)
+    memory = Memory(device)
     # Not the images that `build` keeps on the device: these are to be counted.
     images = DeviceDataset(source, device, mean, std)
     models = [seeded_model(config, source.summary, s).to(device) for s in config.seeds]
     step, note = training_step([config] * len(models), models, images)
     if note:
         print(note, flush=True)
-    gc.collect()  # the layout that was slower
-    at_start = memory.peaks()
     memory.settle()
-    window = Window(task.seconds, partial(synchronize, device), peers)
-    blocks = endless_blocks(images, config.seeds, config.batch, config.data.augment)
-    train_grid(step, blocks, _rate(config), window, config.precision)
-    reserved, allocated = memory.peaks() or (_peak_of_processes(), None)
-    if at_start:  # a graph's tensors are allocated while it is captured
-        allocated = max(allocated, at_start[1])
+    train = gnexp_loop(step, images, config.seeds, config.batch, config.data.augment, _rate(config))
+    layout = "channels_last" if step.channels_last else "contiguous"
     return [
-        Measured(
-            timing=window.timing,
-            threads=threads,
-            stack=step.replicas,
-            layout=LAYOUTS[step.channels_last],
-            execution=step.execution,
-            parameters=sum(p.numel() for p in step.model(0).parameters()),
-            examples_per_epoch=len(images.x_train) // config.batch * config.batch,
-            peak_memory_bytes=reserved,
-            peak_allocated_bytes=allocated,
-        )
+        {
+            **_row(task, peers, train, step.model(0), memory),
+            **{"threads": threads, "stack": step.replicas, "layout": layout},
+            "execution": step.execution,
+            "examples_per_epoch": len(images.x_train) // config.batch * config.batch,
+        }
     ]
 
 
+def _row(
+    task: Task, peers: Peers, train: Callable[[Tick], None], model: nn.Module, memory: "Memory"
+) -> Row:
+    """Return the numbers of one timing, of all replicas of the step together.
+
+    peak_memory_bytes: on a CPU resident, of the process and its loader workers; on CUDA reserved on
+    the device. peak_allocated_bytes: on CUDA, by tensors.
+    """
+    with matrix_precision(task.config.precision):
+        timing = time_updates(train, task.seconds, peers, memory.synchronize)
+    reserved, allocated = memory.peaks()
+    return {
+        "updates": timing.updates,
+        "examples": timing.examples,
+        "time_s": timing.time_s,
+        "examples_per_s": timing.examples / timing.time_s,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "peak_memory_bytes": reserved,
+        "peak_allocated_bytes": allocated,
+    }
+
+
 def measure_products(task: Task, peers: Peers) -> list[float]:
-    """Return the FLOP/s of matrix products with each number of threads."""
-    device = pick_device(task.config.device)
-    rates = []
+    """Return the FLOP/s of products of large square matrices with each number of threads.
+
+    2 n^3 operations each; float32, with TF32 for precision "tf32"; bfloat16 matrices for "bf16".
+    """
+    device, precision = pick_device(task.config.device), task.config.precision
+    n, rates = PRODUCT_SIZE[device.type], []
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+    names = {"a": a, "b": b, "out": torch.empty_like(a), "torch": torch}
     for threads in task.threads:
-        torch.set_num_threads(threads)
-        window = Window(task.seconds, partial(synchronize, device), peers)
-        rates.append(hardware.multiply(device, task.config.precision, window))
+        timer = Timer("torch.mm(a, b, out=out)", globals=names, num_threads=threads)
+        with matrix_precision(precision):
+            timer.timeit(2)  # to be warm
+            peers.wait()
+            time_s = timer.blocked_autorange(min_run_time=task.seconds).mean
+        rates.append(2 * n**3 / time_s)
     return rates
+
+
+def flop_per_example(config: TrainConfig) -> int:
+    """Return the operations of convolutions and linear layers for one image, forward and backward.
+
+    A multiplication and an addition are two; norms and activations are not counted, nor is the
+    gradient by the image, which training does not need.
+    """
+    images = images_of(config.data).summary
+    model = seeded_model(config, images, config.seeds[0]).train()
+    with FlopCounterMode(display=False) as counter:
+        model(torch.randn(1, *images.shape)).sum().backward()
+    return counter.get_total_flops()
 
 
 def _statistics(config: TrainConfig) -> tuple[list[float], list[float]]:
@@ -158,7 +164,55 @@ def _rate(config: TrainConfig) -> float:
     return peak_rate(config.lr, config.lr_rule, config.batch)
 
 
-def _peak_of_processes() -> int | None:
-    """Return the peak of this process and of the loader workers that live at this moment."""
-    children = [child.pid for child in multiprocessing.active_children()]
-    return hardware.peak_memory_bytes([os.getpid(), *children])
+class Memory:
+    """Counts the memory that training takes from here on, beyond what the device holds now."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._at_start = device, 0
+        self._cuda = device.type == "cuda"
+        gc.collect()
+        if self._cuda:
+            torch.cuda.empty_cache()
+            self._before = torch.cuda.memory_reserved(device), torch.cuda.memory_allocated(device)
+            torch.cuda.reset_peak_memory_stats(device)
+
+    def settle(self) -> None:
+        """Forget what was reserved at the start; a graph's tensors are allocated there, and count.
+
+        The layout that was slower goes back.
+        """
+        gc.collect()
+        if self._cuda:
+            self._at_start = self.peaks()[1]
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(self._device)
+
+    def synchronize(self) -> None:
+        """Wait until the device has done all it was asked to."""
+        if self._cuda:
+            torch.cuda.synchronize(self._device)
+
+    def peaks(self) -> tuple[int | None, int | None]:
+        """Return the largest (reserved, allocated) bytes; on a CPU (those of processes, None)."""
+        if not self._cuda:
+            children = [child.pid for child in multiprocessing.active_children()]
+            return _sum_of("VmHWM", [os.getpid(), *children]), None
+        reserved = torch.cuda.max_memory_reserved(self._device) - self._before[0]
+        allocated = torch.cuda.max_memory_allocated(self._device) - self._before[1]
+        return reserved, max(allocated, self._at_start)
+
+
+def resident_bytes() -> int | None:
+    """Return the resident size of this process at this moment, None where there is no /proc."""
+    return _sum_of("VmRSS", [os.getpid()])
+
+
+def _sum_of(field: str, pids: Iterable[int]) -> int | None:
+    """Return the sum of a size over processes; what they share counts in each."""
+    total = 0
+    for path in (Path(f"/proc/{pid}/status") for pid in pids):
+        if not path.is_file():
+            return None
+        sizes = dict(line.split(":", 1) for line in path.read_text().splitlines())
+        total += 1024 * int(sizes.get(field, "0").split()[0])
+    return total

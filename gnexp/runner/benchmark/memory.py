@@ -12,7 +12,6 @@ from gnexp.config.validation import cost_problems, problems
 from gnexp.data.sources import DataSummary
 from gnexp.measure.memory import largest_batch, training_bytes
 from gnexp.norms.registry import NORMS
-from gnexp.runner.build.data import pick_device
 from gnexp.runner.build.model import groups_per_layer, norm_sites, seeded_model
 
 MOST = 4096  # beyond which a largest batch is not looked for
@@ -20,14 +19,10 @@ CLASSES = tuple("0123456789")
 TRAIN_SIZE = 50_000  # of which no byte depends
 
 
-def problems_of(cost: CostConfig, device: str) -> list[str]:
+def problems_of(cost: CostConfig) -> list[str]:
     """Return what is wrong with the keys of the cost, their model and norms included."""
     if found := cost_problems(cost):
         return found
-    try:
-        pick_device(device)
-    except ValueError as error:
-        return [str(error)]
     for norm in cost.norms:
         if norm not in NORMS:
             found.append(f"cost.norms: {norm} is unknown; valid: {', '.join(NORMS)}")
@@ -48,12 +43,11 @@ def memory_row(cost: CostConfig, run: TrainConfig, device: torch.device) -> dict
     def model() -> nn.Module:
         return seeded_model(run, _images(cost), seed=0).to(device)
 
-    shape = _images(cost).shape
+    shape, memory_bytes = _images(cost).shape, round(cost.memory_gb * 2**30)
     return {
         **{"model": run.model.name, "width": run.model.width, "size": cost.size},
-        **{"norm": run.norm["name"], "groups": run.groups},
-        "memory_bytes": round(cost.memory_gb * 2**30),
-        "largest_batch": largest_batch(model, shape, round(cost.memory_gb * 2**30), MOST),
+        **{"norm": run.norm["name"], "groups": run.groups, "memory_bytes": memory_bytes},
+        "largest_batch": largest_batch(model, shape, memory_bytes, MOST),
         "counted": "measured" if device.type == "cuda" else "counted",
         **{batch_column(batch): _bytes(model, shape, batch) for batch in cost.batches},
     }

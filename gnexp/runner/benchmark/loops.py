@@ -1,12 +1,13 @@
-"""The loop that we are compared with: PyTorch and torchvision as their tutorials use them.
+"""The two loops that are compared: PyTorch's as tutorials have it, and that of `gnexp train`.
 
-It is given what a user might not have thought of: the images are PIL images before the clock
-starts, loader workers outlive an epoch, transfers do not block, and no loss is read in the loop.
+The plain one is given what a user might not have thought of: the images are PIL images before the
+clock starts, loader workers outlive an epoch, transfers do not block, and no loss is read in it.
 
-Shapes: N images, C colours, H, W pixels.
+Shapes: R replicas, U updates, N images of one update, C colours, H, W pixels.
 """
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from gnexp.runner.benchmark.timer import Window
-from gnexp.training.precision import matrix_precision
+from gnexp.data.device_images import DeviceDataset
+from gnexp.data.update_blocks import update_blocks
+from gnexp.runner.benchmark.timer import Tick
+from gnexp.training.cuda_graph import GraphStep
+from gnexp.training.stacked_step import StackedStep
 
 LOADER_WORKERS = 2
 
@@ -89,31 +93,44 @@ def plain_update(
     optimizer.step()
 
 
-def train_plain(
-    model: nn.Module,
-    loader: DataLoader,
-    optimizer: torch.optim.Optimizer,
-    window: Window,
-    precision: str = "fp32",
-) -> None:
-    """Train one model until the timer ends, warmed up."""
+def plain_loop(
+    model: nn.Module, loader: DataLoader, optimizer: torch.optim.Optimizer, precision: str
+) -> Callable[[Tick], None]:
+    """Return the endless training of one model; see `time_updates`."""
     device = next(model.parameters()).device
     model.train()
-    batches = _endless(loader, device)
-    with matrix_precision(precision):
-        warm = False
-        while not warm:
-            plain_update(model, optimizer, *next(batches), precision)
-            warm = window.warm()
-        window.open()
-        enough = False
-        while not enough:
-            x_NCHW, y_N = next(batches)
+    batches = (batch for _ in itertools.count() for batch in loader)
+
+    def train(tick: Tick) -> None:
+        for x_NCHW, y_N in batches:
+            x_NCHW, y_N = (tensor.to(device, non_blocking=True) for tensor in (x_NCHW, y_N))
             plain_update(model, optimizer, x_NCHW, y_N, precision)
-            enough = window.tick(len(y_N))
+            tick(len(y_N))
+
+    return train
 
 
-def _endless(loader: DataLoader, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    while True:
-        for x_NCHW, y_N in loader:
-            yield x_NCHW.to(device, non_blocking=True), y_N.to(device, non_blocking=True)
+def gnexp_loop(
+    step: StackedStep | GraphStep,
+    images: DeviceDataset,
+    seeds: Sequence[int],
+    batch: int,
+    augment: str,
+    rate: float,
+) -> Callable[[Tick], None]:
+    """Return the endless training of all models of a step, fed from the device.
+
+    A block of updates counts from its preparation on, also when it is left in its middle.
+    """
+
+    def endless() -> Iterator[tuple[Tensor, Tensor]]:
+        for epoch in itertools.count(1):
+            yield from update_blocks(images, seeds, epoch, batch, batch, augment)
+
+    blocks = endless()
+
+    def train(tick: Tick) -> None:
+        for x_RUNCHW, y_RUN in blocks:
+            step.run(x_RUNCHW, y_RUN, [[rate] * step.replicas] * y_RUN.shape[1], tick)
+
+    return train
