@@ -222,7 +222,7 @@ def test_training_happens_in_this_process_unless_workers_are_asked_for(workdir, 
     def elsewhere(*args):
         raise AssertionError("a process was started")
 
-    monkeypatch.setattr("gnexp.cli.commands.train.run_in_processes", elsewhere)
+    monkeypatch.setattr("gnexp.runner.process_pool._Worker", elsewhere)
     many = {**TINY, "data.train_limit": 600, "seeds": 2, "batch": 50}  # would be worth processes
     assert list(api.train({**many, "stack": 1})["status"]) == ["complete"] * 2
     with pytest.raises(AssertionError, match="a process was started"):

@@ -25,7 +25,8 @@ from gnexp.store.locks import Lock, LockLost, lock_owner, require_locks
 from gnexp.store.run import Run
 
 LOOK_S = 1.0  # how often a waiting call looks whether it can go on
-Outcomes = dict[tuple[str, int], dict[str, Any]]  # of (run, seed): its "status", "why", ...
+Outcome = dict[str, Any]  # its "status", "why", ...
+Outcomes = dict[tuple[str, int], Outcome]  # of (run, seed)
 
 
 @dataclass(frozen=True)
@@ -47,34 +48,36 @@ def run_task(task: Task, emit: Emit) -> Outcomes:
     never train the same seed of a run: the second leaves it alone, and says that it is "busy".
     """
     outcomes: Outcomes = {}
-    claimed: set[str] = set()
     with contextlib.ExitStack() as held, _threads(task.step.spec.threads):
         for replica in task.step.replicas:
-            key = replica.key
             if any(outcome["status"] == "busy" for outcome in outcomes.values()):
                 # Whoever has one of them trains the others too, and may not have come to them yet.
-                outcomes[key] = {"status": "busy", "why": "another process is at work on its step"}
-                continue
-            try:
-                run = Run.create(replica.run.folder)
-                if held.enter_context(run.lock(replica.seed)):
-                    claimed.add(replica.name)
-                else:
-                    who = lock_owner(run.lock_file(replica.seed)) or "another process"
-                    why = f"{who} is at work on this run (seed {replica.seed})"
-                    outcomes[key] = {"status": "busy", "why": why}
-            except OSError as error:  # a full disk, a folder that is gone
-                why = disk_failure(error, replica.run.folder.parent) or str(error)
-                outcomes[key] = {"status": "failed", "why": why, "again": True, "disk": True}
-        free = task.step.part(lambda replica: replica.name in claimed)
+                why = "another process is at work on its step"
+                outcomes[replica.key] = {"status": "busy", "why": why}
+            elif outcome := _lock(replica, held):
+                outcomes[replica.key] = outcome
+        free = task.step.part(lambda replica: replica.key not in outcomes)
         if free:
             try:
                 outcomes |= _guarded(dataclasses.replace(task, step=free), emit)
             except LockLost as error:
                 emit({"kind": "note", "text": f"{_names(free.replicas)}: {error}"})
                 busy = {"status": "busy", "why": str(error)}
-                outcomes |= {r.key: busy for r in free.replicas}
+                outcomes |= {replica.key: busy for replica in free.replicas}
     return outcomes
+
+
+def _lock(replica: Replica, held: contextlib.ExitStack) -> Outcome | None:
+    """Lock a training as long as `held` is open; return why that is not possible."""
+    try:
+        run = Run.create(replica.run.folder)
+        if held.enter_context(run.lock(replica.seed)):
+            return None
+    except OSError as error:  # a full disk, a folder that is gone
+        why = disk_failure(error, replica.run.folder.parent) or str(error)
+        return {"status": "failed", "why": why, "again": True, "disk": True}
+    who = lock_owner(run.lock_file(replica.seed)) or "another process"
+    return {"status": "busy", "why": f"{who} is at work on this run (seed {replica.seed})"}
 
 
 @contextlib.contextmanager
@@ -93,34 +96,33 @@ def _guarded(task: Task, emit: Emit) -> Outcomes:
 
     Raises LockLost when another process has one of its trainings.
     """
+    replicas = list(task.step.replicas)
     try:
-        todo = task.step.part(lambda r: r.seed not in r.run.stored.finished_seeds())
-        if todo:
-            task_todo = dataclasses.replace(task, step=todo)
-            _prepare(task_todo)
-            _train(task_todo, emit)
-        return {r.key: _outcome(r) for r in task.step.replicas}
+        if todo := task.step.part(lambda r: r.seed not in r.run.stored.finished_seeds()):
+            unfinished = dataclasses.replace(task, step=todo)
+            _prepare(unfinished)
+            _train(unfinished, emit)
+        return {replica.key: _outcome(replica) for replica in replicas}
     except LockLost:
         raise
     except Exception as error:
         require_locks()  # what went wrong then is no failure of the training
-        replicas = list(task.step.replicas)
         why = disk_failure(error, replicas[0].run.folder.parent)
         if why or isinstance(error, CorruptFile):
             return {r.key: _stopped(r, why or str(error), bool(why)) for r in replicas}
         if len(replicas) > 1:
-            middle = len(replicas) // 2
-            halves = [replicas[:middle], replicas[middle:]]
             emit({"kind": "note", "text": f"{_names(replicas)}: {_reason(error)}; trying halves"})
+            middle = len(replicas) // 2
+            halves = replicas[:middle], replicas[middle:]
             steps = [group_of(half, task.step.spec.threads) for half in halves]
-            parts = [dataclasses.replace(task, step=step) for step in steps]
-            return {k: v for part in parts for k, v in _guarded(part, emit).items()}
+            first, second = (_guarded(dataclasses.replace(task, step=step), emit) for step in steps)
+            return first | second
         if _out_of_memory(error) and not task.low_memory:
             return _guarded(dataclasses.replace(task, low_memory=True), emit)
         return {replicas[0].key: _record_failure(replicas[0], error)}
 
 
-def _stopped(replica: Replica, why: str, disk: bool) -> dict[str, Any]:
+def _stopped(replica: Replica, why: str, disk: bool) -> Outcome:
     """Return what became of a training whose folder could not be written, or read: it goes on.
 
     That is recorded where it can be; else the status still says that the training was running.
@@ -133,7 +135,7 @@ def _stopped(replica: Replica, why: str, disk: bool) -> dict[str, Any]:
     return {"status": "failed", "why": why, "again": True, "disk": disk}
 
 
-def _outcome(replica: Replica) -> dict[str, Any]:
+def _outcome(replica: Replica) -> Outcome:
     """Return what became of a training that has a result."""
     run = replica.run.stored
     numbers = run.result()["seeds"][str(replica.seed)]
@@ -141,27 +143,27 @@ def _outcome(replica: Replica) -> dict[str, Any]:
     return {"status": numbers["status"], "why": why}
 
 
-def _record_failure(replica: Replica, error: Exception) -> dict[str, Any]:
+def _record_failure(replica: Replica, error: Exception) -> Outcome:
     """Write down that a training failed, as far as its folder can still be written."""
     run, why = replica.run.stored, _reason(error)
-    more: dict[str, Any] = {}
+    # Of a file or a connection, not of the model: worth another try without being asked.
+    again = {"again": True} if isinstance(error, OSError) else {}
     try:
         if _out_of_memory(error):
-            asked = bytes_asked(str(error))
-            why = f"out of memory: {_memory_text(asked)}" if asked else why
+            asked = _bytes_asked(str(error))
+            if asked:
+                why = f"out of memory: {asked / 2**30:.4g} GiB asked for ({asked:,} bytes)"
             _record_infeasible(replica, why, bytes_asked=asked)
             return {"status": "infeasible", "why": why}
-        # Of a file or a connection, not of the model: worth another try without being asked.
-        more = {"again": True} if isinstance(error, OSError) else {}
         run.write_traceback(replica.seed, traceback.format_exc())
-        run.set_status(replica.seed, "failed", why, **more)
+        run.set_status(replica.seed, "failed", why, **again)
     except LockLost:
         raise
     except (ValueError, OSError) as worse:  # a corrupt file of the store, a full disk
         reason = disk_failure(worse, replica.run.folder.parent) or str(worse)
         why = f"{why}; and it cannot be recorded: {reason}"
         return {"status": "failed", "why": why, "again": True, "disk": True}
-    return {"status": "failed", "why": why, **more}
+    return {"status": "failed", "why": why, **again}
 
 
 def record_undefined(run: PreparedRun, seeds: Sequence[int], command: str, started: str) -> None:
@@ -207,19 +209,10 @@ def _out_of_memory(error: Exception) -> bool:
     return known or "DefaultCPUAllocator: " in str(error)
 
 
-_UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
-
-
-def bytes_asked(message: str) -> int | None:
+def _bytes_asked(message: str) -> int | None:
     """Return the bytes requested, read from an allocator's message, None without a number."""
-    found = re.search(r"allocate ([\d.]+) (bytes|[KMGT]iB)", message)
-    return round(float(found[1]) * _UNITS[found[2]]) if found else None
-
-
-def _memory_text(count: int) -> str:
-    unit = max((u for u in _UNITS if count >= _UNITS[u]), key=_UNITS.get, default="bytes")
-    number = f"{count / _UNITS[unit]:.4g}"
-    return f"{number} {unit} asked for" + ("" if unit == "bytes" else f" ({count:,} bytes)")
+    found = re.search(r"allocate ([\d.]+) (?:bytes|([KMGT])iB)", message)
+    return round(float(found[1]) * 1024 ** " KMGT".index(found[2] or " ")) if found else None
 
 
 def _prepare(task: Task) -> None:

@@ -134,12 +134,3 @@ def measure_asked_for(
         if "batches" in what:
             rows = measure_batches(model, images, limit=shift.images, precision=config.precision)
             run.add_rows("batches.csv", [{"seed": seed, **row} for row in rows])
-
-
-def _forget_reasons(run: Run, seed: int, measured: Iterable[str]) -> None:
-    """Drop from a seed's numbers why these instruments failed at the end of its training."""
-    numbers = run.result()["seeds"][str(seed)]
-    reasons = numbers.pop("unmeasured", {})
-    left = {what: why for what, why in reasons.items() if what not in measured}
-    if left != reasons:
-        run.add_result(seed, {**numbers, **({"unmeasured": left} if left else {})})

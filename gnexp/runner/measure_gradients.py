@@ -1,7 +1,7 @@
 """Gradient variance at the weights of a model, as rows of gradients.csv."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -23,38 +23,31 @@ def own_gradients(
     if draws is None:
         used = train_settings(config).examples_per_epoch(len(images.x_train))
         draws = choose_draws(config.epochs * used // config.batch)
-    if not draws:
-        return []
-    augment = config.data.augment if config.gradients_augment else "none"
-    return gradients_at(
-        model, images, (config.batch,), lambda _: draws, seed, epoch, augment, config.precision
-    )
+    batches = [config.batch] if draws else []
+    return gradients_at(config, model, images, batches, lambda _: draws, seed, epoch)
 
 
 def gradients_at(
+    config: TrainConfig,
     model: nn.Module,
     images: DeviceDataset,
-    batches: tuple[int, ...],
+    batches: Iterable[int],
     draws_of: Callable[[int], int],
     seed: int,
     epoch: int,
-    augment: str,
-    precision: str,
 ) -> list[dict[str, Any]]:
     """Return rows of gradients.csv: the gradient noise at the model's weights per batch size.
 
     The precision is that of training, except that bf16 runs are measured in float32: rounding
     would count as noise.
     """
-    rows = []
+    augment, rows = config.data.augment if config.gradients_augment else "none", []
     for batch in batches:
-        k = draws_of(batch)
-        purpose = f"gradients-{epoch}-{batch}"
+        k, purpose = draws_of(batch), f"gradients-{epoch}-{batch}"
         drawn = draw_batches(images, batch, k, seed, purpose, augment)
-        with matrix_precision(precision), _own_stream(images, seed, purpose):
+        with matrix_precision(config.precision), _own_stream(images, seed, purpose):
             measured = measure_gradients(model, drawn, k, batch)
-        for row in measured:
-            rows.append({"seed": seed, "epoch": epoch, "at_batch": batch, **row})
+        rows += [{"seed": seed, "epoch": epoch, "at_batch": batch, **row} for row in measured]
     return rows
 
 

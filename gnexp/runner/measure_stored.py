@@ -1,55 +1,218 @@
-"""Instruments at the last weights of stored runs."""
+"""Measure stored runs again: instruments at their last weights, gradients at shared weights.
 
-from dataclasses import dataclass
+At equal weights only the batch differs, so noise ~ 1/B is a law for norms that do not mix examples.
+Shared are the first and the last weights of the run with the largest batch, of runs that differ in
+their batch sizes alone.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
-from gnexp.config.schema import ShiftConfig
+from gnexp.config.identity import identity, restore
+from gnexp.config.schema import ShiftConfig, is_private
+from gnexp.data.device_images import normalize
 from gnexp.measure.class_accuracy import calibration_error
+from gnexp.measure.per_example import find_mixing_layer, per_example_covariance
+from gnexp.norms.statistic_size import values_per_statistic
+from gnexp.runner.build.data import worker_count
 from gnexp.runner.final_metrics import (
-    _forget_reasons,
+    INSTRUMENTS,
     class_head,
     class_rows,
     corruption_names,
     end_numbers,
     measure_asked_for,
 )
-from gnexp.runner.process_pool import Emit
-from gnexp.runner.stored_runs import MeasureTask, StoredRun
+from gnexp.runner.measure_gradients import gradients_at
+from gnexp.runner.process_pool import Emit, WorkerDied, run_tasks
+from gnexp.runner.stored_runs import StoredRun
+from gnexp.store.disk import disk_failure
+from gnexp.store.files import CorruptFile
+from gnexp.store.lr_choices import LRChoice, recorded_choices
 from gnexp.store.run import Run
 from gnexp.training.evaluate import Scores, evaluate
 from gnexp.training.malloc import keep_malloc_arena
 from gnexp.training.precision import matrix_precision
 
+SHARED = ("gradients", "covariance")
+IMAGES_PER_POINT = 4096  # draws x batch: after training the tails of gradients are heavy
+LEAST_DRAWS = 64
+
 
 @dataclass(frozen=True)
-class LastTask(MeasureTask):
-    """Instruments to run at the last weights of one stored run."""
+class MeasureTask:
+    """What to measure on one stored run: names of INSTRUMENTS and, of shared weights, of SHARED.
 
+    trusted: code of the run that may be called, as `named_code` names it. batches: at which
+    gradients are drawn at shared weights. draws: of each, by default IMAGES_PER_POINT / batch.
+    """
+
+    folder: Path
     what: tuple[str, ...]
-    shift: ShiftConfig
+    device: str
+    trusted: tuple[str, ...] = ()
+    shift: ShiftConfig = field(default_factory=ShiftConfig)
+    batches: tuple[int, ...] = ()
+    draws: int | None = None
 
-    def measure(self, run: Run, emit: Emit) -> None:
-        """Measure every complete seed."""
-        stored = StoredRun(run, self)
-        if stored.device.type == "cpu":
-            keep_malloc_arena()
-        for seed in stored.seeds:
-            what = [name for name in self.what if not _is_measured(stored, seed, name, self.shift)]
-            if not what:
-                continue
-            if set(what) - {"classes"}:
-                model = stored.model(seed)
-                plain = _plain(stored, model)
-                if "decomposition" in what:
-                    numbers = end_numbers(stored.config, model, stored.images, seed, plain)
-                    run.add_result(seed, {**stored.numbers[seed], **numbers})
-                measure_asked_for(run, stored.config, model, stored.images, seed, what, self.shift)
-            if "classes" in what:
-                _measure_classes(stored, seed)
-            _forget_reasons(run, seed, what)
-            emit({"text": f"{run.name}, seed {seed}: measured {', '.join(what)}"})
+    def draws_of(self, batch: int) -> int:
+        """Return the number of gradients at a batch size."""
+        return self.draws or max(LEAST_DRAWS, IMAGES_PER_POINT // batch)
+
+
+def measure_stored(
+    folders: Iterable[Path], what: Iterable[str], device: str, workers: int | None, **how: Any
+) -> list[tuple[str, str]]:
+    """Measure finished runs, several at once where that helps; return (run, reason) of failures.
+
+    how: keywords of MeasureTask. What is stored already is not measured again.
+    """
+    shared, last = (tuple(n for n in names if n in what) for names in (SHARED, INSTRUMENTS))
+    folders = list(folders)
+    largest = largest_batch_runs(folders) if shared else []
+    if shared:
+        print(f"measuring gradients at shared weights: {len(largest)} runs", flush=True)
+    if last:
+        runs = f"{len(folders)} run{'s' * (len(folders) != 1)}"
+        print(f"measuring {', '.join(last)}: {runs}", flush=True)
+    wanted = {folder: shared * (folder in largest) + last for folder in folders}
+    tasks = [MeasureTask(folder, names, device, **how) for folder, names in wanted.items() if names]
+    return measure_all(tasks, workers, device)
+
+
+def measure_all(
+    tasks: Sequence[MeasureTask], workers: int | None, device: str
+) -> list[tuple[str, str]]:
+    """Measure each task's run; return (run, reason) for what failed."""
+    count = min(len(tasks), worker_count(workers, device))
+    failed = []
+    for index, answer in run_tasks(tasks, _measure, _print_event, count):
+        if why := answer.why if isinstance(answer, WorkerDied) else answer:
+            failed.append((tasks[index].folder.name, why))
+    return failed
+
+
+def _print_event(event: dict[str, Any]) -> None:
+    print(event["text"], flush=True)
+
+
+def _measure(task: MeasureTask, emit: Emit) -> str | None:
+    """Measure one stored run while no other process does; return what went wrong, if anything."""
+    run = Run(task.folder)
+    try:
+        with run.lock() as lock:
+            if not lock:
+                return "another process is at work on it"
+            stored = StoredRun(run, task.device, task.trusted)
+            if stored.device.type == "cpu":
+                keep_malloc_arena()
+            if {*task.what} & {*SHARED}:
+                _measure_shared(stored, task, emit)
+            for seed in stored.seeds:
+                _measure_last(stored, task, seed, emit)
+    except (ValueError, OSError) as error:  # its images, a norm or a file of the store is gone
+        return disk_failure(error, task.folder.parent) or str(error)
+    except Exception as error:  # of one run's model or memory: the other runs are measured
+        return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}"
+    return None
+
+
+def largest_batch_runs(folders: Sequence[Path]) -> list[Path]:
+    """Return, of finished runs that differ only in their batch sizes, the one with the largest.
+
+    Or in what follows from the batch size: epochs under a fixed number of updates, and tuned rates.
+    """
+    tuned = {choice.run for study in {f.parent for f in folders} for choice in _choices(study)}
+    families: dict[str, tuple[int, Path]] = {}
+    for folder in folders:
+        try:
+            stored = Run(folder).result()
+            config = restore(stored["config"])
+            same = identity(config, stored["data"]["checksum"], None)
+        except (ValueError, KeyError, TypeError):
+            continue  # not finished, so that it has no last weights; or not of gnexp's making
+        follows = {"batch", "update_batch"} | ({"epochs"} if config.updates else set())
+        follows |= {"lr"} if folder.name in tuned else set()
+        family = str(sorted((k, str(v)) for k, v in same.items() if k not in follows))
+        if family not in families or config.batch > families[family][0]:
+            families[family] = config.batch, folder
+    return [folder for _, folder in families.values()]
+
+
+def _choices(study: Path) -> list[LRChoice]:
+    try:
+        return recorded_choices(study)
+    except CorruptFile:  # then every rate is one that was typed
+        return []
+
+
+def _measure_shared(stored: StoredRun, task: MeasureTask, emit: Emit) -> None:
+    """Measure every batch size at the first and the last weights of each seed."""
+    name = stored.run.name
+    if is_private(stored.config):
+        emit({"text": f"{name}: left out, its training images are outside the privacy budget"})
+        return
+    for seed in stored.seeds:
+        for epoch in (0, stored.config.epochs):
+            if text := _measure_point(stored, task, seed, epoch):
+                emit({"text": f"{name}, seed {seed}, epoch {epoch}: {text}"})
+
+
+def _measure_point(stored: StoredRun, task: MeasureTask, seed: int, epoch: int) -> str:
+    """Measure and store what is missing at the weights of one epoch; return what was done."""
+    run, images, at = stored.run, stored.images, {"seed": seed, "epoch": epoch}
+    drawn = {
+        row["at_batch"]: row["k"]
+        for row in run.gradients()
+        if row | at == row and row["parameters"] == "all"
+    }
+    wanted = [b for b in task.batches if drawn.get(b, 0) < task.draws_of(b)]
+    covariance = "covariance" in task.what and not any(row | at == row for row in run.covariance())
+    if not wanted and not covariance:
+        return ""
+    model = stored.model(seed, trained=epoch > 0)
+    shape = tuple(images.x_train.shape[1:])
+    sizes = {b: values_per_statistic(model, shape, b) for b in wanted}
+    possible = [b for b in wanted if all(size.values > 1 for size in sizes[b])]
+    run.add_gradients(
+        gradients_at(stored.config, model, images, possible, task.draws_of, seed, epoch)
+    )
+    x_NCHW = normalize(images.x_train, images.mean, images.std)
+    # Where a layer mixes examples a per-example gradient does not exist.
+    if covariance and find_mixing_layer(model, x_NCHW[:8]) is None:
+        with matrix_precision(stored.config.precision):
+            rows = per_example_covariance(model, x_NCHW, images.y_train)
+        run.add_covariance([{**at, **row} for row in rows])
+    left = [str(b) for b in wanted if b not in possible]
+    return f"measured, but not at batch {', '.join(left)}" if left else "measured"
+
+
+def _measure_last(stored: StoredRun, task: MeasureTask, seed: int, emit: Emit) -> None:
+    """Run the instruments that are missing at the last weights of one seed."""
+    run, config, images = stored.run, stored.config, stored.images
+    instruments = [name for name in task.what if name in INSTRUMENTS]
+    what = [name for name in instruments if not _is_measured(stored, seed, name, task.shift)]
+    if not what:
+        return
+    if set(what) - {"classes"}:
+        model = stored.model(seed)
+        if "decomposition" in what:
+            numbers = end_numbers(config, model, images, seed, _plain(stored, model))
+            run.add_result(seed, {**stored.numbers[seed], **numbers})
+        measure_asked_for(run, config, model, images, seed, what, task.shift)
+    if "classes" in what:
+        _measure_classes(stored, seed)
+    numbers = run.result()["seeds"][str(seed)]
+    reasons = numbers.pop("unmeasured", {})
+    if left := {name: why for name, why in reasons.items() if name not in what}:
+        numbers["unmeasured"] = left
+    run.add_result(seed, numbers)
+    emit({"text": f"{run.name}, seed {seed}: measured {', '.join(what)}"})
 
 
 def _plain(stored: StoredRun, model: nn.Module) -> Scores:
@@ -71,12 +234,11 @@ def _measure_classes(stored: StoredRun, seed: int) -> None:
 
 
 def _is_measured(stored: StoredRun, seed: int, name: str, shift: ShiftConfig) -> bool:
-    run = stored.run
     if name in stored.numbers[seed].get("unmeasured", {}):
         return False
     if name == "decomposition":
         return "test_acc_population_augmented" in stored.numbers[seed]
-    rows = [row for row in run.rows(f"{name}.csv") if row["seed"] == seed]
+    rows = [row for row in stored.run.rows(f"{name}.csv") if row["seed"] == seed]
     if name != "shift":
         return bool(rows)
     wanted = {(c, s) for c in corruption_names(shift) for s in shift.severities}

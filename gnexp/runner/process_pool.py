@@ -20,67 +20,80 @@ Emit = Callable[[dict[str, Any]], None]
 Work = Callable[[Any, Emit], Any]
 
 
-def run_here(
-    tasks: Sequence[Any], work: Work, emit: Emit, stopped: Callable[[], bool] = lambda: False
-) -> Iterator[tuple[int, Any]]:
-    """Do the tasks one after the other in this process, yielding (index, result) after each.
-
-    stopped: once it returns true no further task is begun.
-    """
-    for index, task in enumerate(tasks):
-        if stopped():
-            return
-        yield index, work(task, emit)
-
-
-def run_in_processes(
+def run_tasks(
     tasks: Sequence[Any],
     work: Work,
     emit: Emit,
     workers: int,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Iterator[tuple[int, Any]]:
-    """Do the tasks on `workers` single-threaded processes, yielding (index, result) as they end.
+    """Do the tasks, in this process or on several workers, yielding (index, result) as they end.
 
-    stopped: once it returns true no further task is begun; those that were, end. The result of a
-    task whose process died is a WorkerDied; a fresh process takes its place.
-    However the loop is left, by the end, an error or Ctrl-C, no process stays behind.
+    Workers are single-threaded processes. stopped: once it returns true no further task is begun;
+    those that were, end. The result of a task whose process died is a WorkerDied; a fresh process
+    takes its place. However the loop is left, by the end, an error or Ctrl-C, no process stays.
     """
-    context = multiprocessing.get_context("spawn")  # a forked CUDA or OpenMP state is unusable
     waiting = list(range(len(tasks)))[::-1]
-    pool: dict[Connection, tuple[Any, int]] = {}
+    idle: list[_Worker] = []
+    busy: dict[_Worker, int] = {}
+    while workers <= 1 and waiting and not stopped():
+        index = waiting.pop()
+        yield index, work(tasks[index], emit)
     try:
-        while waiting or pool:
-            if stopped():
-                waiting.clear()
-            while waiting and len(pool) < workers:
-                process, connection = _start(context, work)
-                pool[connection] = process, waiting.pop()
-                _send(connection, tasks[pool[connection][1]])
-            for connection in wait(list(pool)):
-                process, index = pool[connection]
-                try:
-                    kind, payload = connection.recv()
-                except (EOFError, OSError):  # the process is gone, maybe in mid-word
-                    process.join()
-                    del pool[connection]
-                    yield index, WorkerDied(process.exitcode)
-                    continue
+        while True:
+            while waiting and len(busy) < workers and not stopped():
+                worker = idle.pop() if idle else _Worker(work)
+                busy[worker] = waiting.pop()
+                worker.send(tasks[busy[worker]])
+            while idle and not waiting:
+                idle.pop().end()
+            if not busy:
+                return
+            ready = wait([worker.connection for worker in busy])
+            for worker in [worker for worker in busy if worker.connection in ready]:
+                kind, payload = worker.receive()
                 if kind == "event":
                     emit(payload)
                     continue
-                if waiting:
-                    pool[connection] = process, waiting.pop()
-                    _send(connection, tasks[pool[connection][1]])
-                else:
-                    _send(connection, None)
-                    process.join()
-                    del pool[connection]
-                yield index, payload
+                if kind == "done":
+                    idle.append(worker)
+                yield busy.pop(worker), payload
     finally:
-        for process, _ in pool.values():
-            process.kill()
-            process.join()
+        for worker in busy:
+            worker.process.kill()
+        for worker in [*busy, *idle]:
+            worker.end()
+
+
+class _Worker:
+    """A process that answers one task after another."""
+
+    def __init__(self, work: Work) -> None:
+        context = multiprocessing.get_context("spawn")  # forked CUDA or OpenMP state is unusable
+        self.connection, theirs = context.Pipe()
+        arguments = EndsWithThis(), theirs, work
+        self.process = context.Process(target=_serve, args=arguments, daemon=True)
+        with ignore_sigint():
+            self.process.start()
+        theirs.close()  # or the end of the process would not close the pipe
+
+    def send(self, task: Any) -> None:
+        """Send a task; a process that is gone already is noticed when its answer is read."""
+        with contextlib.suppress(OSError):
+            self.connection.send(task)
+
+    def receive(self) -> tuple[str, Any]:
+        """Return ("event", event), ("done", result), or ("died", WorkerDied)."""
+        try:
+            return self.connection.recv()
+        except (EOFError, OSError):  # the process is gone, maybe in mid-word
+            self.process.join()
+            return "died", WorkerDied(self.process.exitcode)
+
+    def end(self) -> None:
+        """Let the process end by itself, once it is idle."""
+        self.connection.close()
+        self.process.join()
 
 
 class WorkerDied:
@@ -135,23 +148,8 @@ def end_unless(wanted: Callable[[], bool]) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _send(connection: Connection, task: Any) -> None:
-    """Send a task; a process that is gone already is noticed when its answer is read."""
-    with contextlib.suppress(OSError):
-        connection.send(task)
-
-
-def _start(context: Any, work: Work) -> tuple[Any, Connection]:
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(EndsWithThis(), theirs, work), daemon=True)
-    with ignore_sigint():
-        process.start()
-    theirs.close()  # or the end of the process would not close the pipe
-    return process, ours
-
-
 def _serve(_: None, connection: Connection, work: Work) -> None:
-    """Answer tasks until None comes."""
+    """Answer tasks until the pipe is closed."""
     import torch
 
     # Two default OpenMP threads beside another busy process are many times slower than one.
@@ -163,6 +161,9 @@ def _serve(_: None, connection: Connection, work: Work) -> None:
         except OSError:  # the parent is gone; no error of the work, which must not record it as one
             raise SystemExit(1) from None
 
-    with contextlib.suppress(EOFError):  # of a parent that is gone
-        while (task := connection.recv()) is not None:
-            send("done", work(task, lambda event: send("event", event)))
+    while True:
+        try:
+            task = connection.recv()
+        except (EOFError, OSError):  # of a parent that is gone, too
+            return
+        send("done", work(task, lambda event: send("event", event)))

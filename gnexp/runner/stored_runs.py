@@ -6,7 +6,7 @@ A study may be a stranger's. Code that it names is called if this user trained i
 import dataclasses
 import importlib
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,13 +20,11 @@ from gnexp.config.validation import LIBRARIES
 from gnexp.models.external import is_constructor
 from gnexp.norms.copying import put_state
 from gnexp.runner.build.code_digest import code_checksum
-from gnexp.runner.build.data import device_images, pick_device, worker_count
+from gnexp.runner.build.data import device_images, pick_device
 from gnexp.runner.build.initial_model import load_initial_model
 from gnexp.runner.build.model import seeded_model
 from gnexp.runner.checkpoint import State, load_states
-from gnexp.runner.process_pool import Emit, WorkerDied, run_here, run_in_processes
 from gnexp.store import trained_here
-from gnexp.store.disk import disk_failure
 from gnexp.store.run import Run
 from gnexp.training.attributes import put_attributes
 
@@ -98,19 +96,6 @@ def _code(config: TrainConfig) -> list[Any]:
     return [config.norm, dataclasses.asdict(config.model)]
 
 
-@dataclasses.dataclass(frozen=True)
-class MeasureTask:
-    """Instruments to run on one stored run. trusted: the code of the run that may be called."""
-
-    folder: Path
-    device: str
-    trusted: tuple[str, ...]
-
-    def measure(self, run: Run, emit: Emit) -> None:
-        """Measure and store; each subclass has its instruments."""
-        raise NotImplementedError
-
-
 class StoredRun:
     """A finished run with what it was trained on.
 
@@ -118,15 +103,15 @@ class StoredRun:
     is neither `trusted`, as `named_code` names it, nor this user's.
     """
 
-    def __init__(self, run: Run, task: MeasureTask) -> None:
+    def __init__(self, run: Run, device: str, trusted: Iterable[str] = ()) -> None:
         result = run.result()
         if "config" not in result:
             raise ValueError("it is not finished: no seed of it has a result")
         self.run, self.config = run, restore(result["config"])
-        if strange := set(strange_code(run.folder, self.config)) - {*task.trusted}:
+        if strange := set(strange_code(run.folder, self.config)) - {*trusted}:
             raise ValueError(strangers_sentence(strange))
         self.numbers: dict[int, dict[str, Any]] = {int(s): v for s, v in result["seeds"].items()}
-        self.device = pick_device(task.device)
+        self.device = pick_device(device)
         self.images = device_images(self.config.data, self.device)
         checksums = self.images.summary.checksum, code_checksum(self.config)
         if run_name(self.config, *checksums) != run.name:
@@ -164,35 +149,3 @@ def strangers_sentence(code: Iterable[str]) -> str:
         f"it names {', '.join(sorted(code))}: code that is not of gnexp, torchvision or timm, and"
         " that you did not train with here; if you know it, type trust=true with gnexp measure"
     )
-
-
-def measure_all(
-    tasks: Sequence[MeasureTask], workers: int | None, device: str
-) -> list[tuple[str, str]]:
-    """Measure runs, several at once where that helps; return (run, reason) for what failed."""
-    count = min(len(tasks), worker_count(workers, device))
-    here = tasks, _measure, print_event
-    answers = run_in_processes(*here, count) if count > 1 else run_here(*here)
-    failed = []
-    for index, answer in answers:
-        why = answer.why if isinstance(answer, WorkerDied) else answer
-        if why:
-            failed.append((tasks[index].folder.name, why))
-    return failed
-
-
-def print_event(event: dict[str, Any]) -> None:
-    """Print what a measurement tells."""
-    print(event["text"], flush=True)
-
-
-def _measure(task: MeasureTask, emit: Emit) -> str | None:
-    """Measure one stored run while no other process does; return what went wrong, if anything."""
-    run = Run(task.folder)
-    try:
-        with run.lock() as lock:
-            return task.measure(run, emit) if lock else "another process is at work on it"
-    except (ValueError, OSError) as error:  # its images, a norm or a file of the store is gone
-        return disk_failure(error, task.folder.parent) or str(error)
-    except Exception as error:  # of one run's model or memory: the other runs are measured
-        return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}"

@@ -21,9 +21,9 @@ from gnexp.config.resolve import resolve
 from gnexp.config.schema import TrainConfig
 from gnexp.norms import smoke_test
 from gnexp.norms.registry import NORMS
-from gnexp.runner import measure_shared_weights, trainer
+from gnexp.runner import measure_stored, trainer
 from gnexp.runner.build import data, model
-from gnexp.runner.process_pool import WorkerDied, run_in_processes
+from gnexp.runner.process_pool import WorkerDied, run_tasks
 from gnexp.store.run import COVARIANCE_COLUMNS, GRADIENTS_COLUMNS, METRICS_COLUMNS, Run
 
 TINY = (
@@ -362,7 +362,7 @@ def _answer_or_die(task, emit):
 def test_a_worker_killed_by_a_signal_does_not_take_the_others_with_it():
     heard = []
     tasks = ["a", "die", "b", "c"]
-    answers = dict(run_in_processes(tasks, _answer_or_die, heard.append, workers=2))
+    answers = dict(run_tasks(tasks, _answer_or_die, heard.append, workers=2))
     assert isinstance(answers[1], WorkerDied)
     assert "SIGKILL" in answers[1].why
     assert [answers[i] for i in (0, 2, 3)] == ["aa", "bb", "cc"]
@@ -372,8 +372,8 @@ def test_a_worker_killed_by_a_signal_does_not_take_the_others_with_it():
 @pytest.fixture
 def few_draws(monkeypatch):
     """Shared weights are measured with 4,096 images per point; tests need not wait for that."""
-    monkeypatch.setattr(measure_shared_weights, "IMAGES_PER_POINT", 40)
-    monkeypatch.setattr(measure_shared_weights, "LEAST_DRAWS", 4)
+    monkeypatch.setattr(measure_stored, "IMAGES_PER_POINT", 40)
+    monkeypatch.setattr(measure_stored, "LEAST_DRAWS", 4)
 
 
 def test_shared_weights_are_measured_at_every_batch_size_asked_for(gnexp, few_draws):

@@ -99,7 +99,7 @@ def test_no_process_outlives_a_call_that_is_killed_when_they_have_just_begun(kin
 STUCK = """
 import sys
 from ctypes import PyDLL
-from gnexp.runner.process_pool import run_in_processes
+from gnexp.runner.process_pool import run_tasks
 
 def work(task, emit):
     print("begun", flush=True)
@@ -107,7 +107,7 @@ def work(task, emit):
     PyDLL(None).sleep(600)  # in C, and no other thread of Python runs meanwhile
 
 if __name__ == "__main__":
-    list(run_in_processes([1, 2], work, print, 2))
+    list(run_tasks([1, 2], work, print, 2))
 """
 
 

@@ -23,7 +23,7 @@ from gnexp.models.initialization import start
 from gnexp.models.resnet import build_model, initialize
 from gnexp.norms.registry import NORMS, build_norm
 from gnexp.norms.stacked import ChunkedBatchNorm2d
-from gnexp.runner.process_pool import run_in_processes
+from gnexp.runner.process_pool import run_tasks
 from gnexp.training.cuda_graph import GraphStep
 from gnexp.training.loop import TrainSettings, train_epochs
 from gnexp.training.lr_schedule import peak_rate
@@ -312,7 +312,7 @@ def _train_in_a_process(task, emit):
 def test_the_number_of_processes_changes_nothing_but_rounding():
     alone = trained_alone("bn", 4, 4)
     tasks = [("bn", (0, 1)), ("bn", (2,))]
-    for index, states in run_in_processes(tasks, _train_in_a_process, print, workers=2):
+    for index, states in run_tasks(tasks, _train_in_a_process, print, workers=2):
         for r, state in zip(tasks[index][1], states, strict=True):
             tensors = {name: torch.as_tensor(array) for name, array in state.items()}
             assert distance(tensors, alone[r]) < FLOAT64

@@ -22,7 +22,7 @@ from gnexp.report.check.console import terminal_text
 from gnexp.report.check.report import write_check
 from gnexp.runner.build import data, model
 from gnexp.runner.plan import output_folder
-from gnexp.runner.process_pool import WorkerDied, run_here, run_in_processes
+from gnexp.runner.process_pool import WorkerDied, run_tasks
 from gnexp.runner.provenance import now, provenance
 from gnexp.store.files import write_json
 from gnexp.store.status import duration
@@ -112,11 +112,7 @@ def _measured(
         f" {first.draws} draws",
         flush=True,
     )
-    answers = (
-        run_in_processes(tasks, measure_task, lambda event: None, workers)
-        if workers > 1
-        else run_here(tasks, measure_task, lambda event: None)
-    )
+    answers = run_tasks(tasks, measure_task, lambda event: None, workers)
     found: dict[tuple[str, str], Outcome] = {}
     with tqdm(total=len(tasks), leave=False, disable=not sys.stderr.isatty(), unit="claim") as bar:
         for index, answer in answers:

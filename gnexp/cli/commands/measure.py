@@ -20,18 +20,15 @@ from gnexp.config.validation import (
 from gnexp.report.benchmark.memory import memory_table
 from gnexp.runner.benchmark.memory import MOST, batch_column, memory_row, problems_of
 from gnexp.runner.build import data
-from gnexp.runner.final_metrics import INSTRUMENTS as LAST
-from gnexp.runner.measure_shared_weights import measure_shared
-from gnexp.runner.measure_stored import LastTask
+from gnexp.runner.final_metrics import INSTRUMENTS
+from gnexp.runner.measure_stored import SHARED, measure_stored
 from gnexp.runner.plan import output_folder
 from gnexp.runner.preflight import corruption_problems
 from gnexp.runner.repair import repair_run
-from gnexp.runner.stored_runs import measure_all, strange_code, strangers_sentence
+from gnexp.runner.stored_runs import strange_code, strangers_sentence
 from gnexp.store.files import write_whole
 from gnexp.store.run import Run
-from gnexp.store.study import Record, Study
-
-SHARED = ("gradients", "covariance")
+from gnexp.store.study import Study
 
 
 def measure(config: MeasureConfig) -> int:
@@ -43,12 +40,7 @@ def measure(config: MeasureConfig) -> int:
     if what == ["cost"]:
         print(measure_cost(config.cost, config.device, output_folder(config.out, "cost")))
         return 0
-    study = stored_study(config.out, config.study)
-    require_folder(study.folder, "gnexp measure")
-    if not any(record.corrupt_files or "complete" in _ended(record) for record in study.runs):
-        raise UsageError(f"study={config.study} has no finished training to measure; train first")
-    if found := idle_problems(config.workers, len(study.runs), "runs"):
-        raise UsageError("\n".join(found))
+    study = _finished_study(config)
     if "cost" in what:
         print(measure_cost(config.cost, config.device, output_folder(config.out, "cost")))
     trusted = _trusted(config, study)
@@ -56,7 +48,17 @@ def measure(config: MeasureConfig) -> int:
         if record.corrupt_files:  # tables are about to be written to
             for sentence in repair_run(Run(record.folder), finished=False):
                 print(f"repaired: {sentence}")
-    failed = _measure(config, study, what, trusted)
+    # Trials and rates that were not chosen are in no table of these.
+    failed = measure_stored(
+        [record.folder for record in study_analysis(study).reported_runs if record.result],
+        what,
+        config.device,
+        config.workers,
+        trusted=tuple(trusted),
+        shift=config.shift,
+        batches=tuple(config.gradients_at or ()) if "gradients" in what else (),
+        draws=config.gradients,
+    )
     try:
         print(make_report(Path(config.out), config.study, config.reference_batch))
     except UsageError as error:  # what failed before is told too
@@ -64,6 +66,17 @@ def measure(config: MeasureConfig) -> int:
     for name, why in failed:
         print(f"failed: {name}: {why}")
     return 1 if failed else 0
+
+
+def _finished_study(config: MeasureConfig) -> Study:
+    study = stored_study(config.out, config.study)
+    require_folder(study.folder, "gnexp measure")
+    ended = {state["status"] for record in study.runs for state in record.statuses.values()}
+    if "complete" not in ended and not any(record.corrupt_files for record in study.runs):
+        raise UsageError(f"study={config.study} has no finished training to measure; train first")
+    if found := idle_problems(config.workers, len(study.runs), "runs"):
+        raise UsageError("\n".join(found))
+    return study
 
 
 def _trusted(config: MeasureConfig, study: Study) -> set[str]:
@@ -82,42 +95,10 @@ def _trusted(config: MeasureConfig, study: Study) -> set[str]:
     return found
 
 
-def _ended(record: Record) -> set[str]:
-    return {state["status"] for state in record.statuses.values()}
-
-
-def _measure(
-    config: MeasureConfig, study: Study, what: list[str], trusted: set[str]
-) -> list[tuple[str, str]]:
-    failed: list[tuple[str, str]] = []
-    # Trials and rates that were not chosen are in no table of these.
-    records = study_analysis(study).reported_runs
-    if {*what} & {*SHARED}:
-        failed += measure_shared(
-            [record.folder for record in records],
-            batches=config.gradients_at if "gradients" in what else [],
-            draws=config.gradients,
-            covariance="covariance" in what,
-            device=config.device,
-            workers=config.workers,
-            trusted=trusted,
-        )
-    if last := tuple(name for name in what if name in LAST):
-        tasks = [
-            LastTask(record.folder, config.device, tuple(trusted), last, config.shift)
-            for record in records
-            if record.result
-        ]
-        runs = f"{len(tasks)} run{'s' * (len(tasks) != 1)}"
-        print(f"measuring {', '.join(last)}: {runs}", flush=True)
-        failed += measure_all(tasks, config.workers, config.device)
-    return failed
-
-
 def _problems(config: MeasureConfig, what: list[str]) -> list[str]:
     found = study_problems(config) + gradient_problems(config.gradients, config.gradients_at)
     found += count_problems({"workers": config.workers, "reference_batch": config.reference_batch})
-    valid = (*SHARED, *LAST, "cost")
+    valid = (*SHARED, *INSTRUMENTS, "cost")
     for name in what:
         if name not in valid:
             found.append(unknown(f"what={name} is unknown", name, valid))

@@ -26,10 +26,10 @@ from gnexp.runner.build.data import forget, images_of, train_settings
 from gnexp.runner.execute import Task, mark_died, record_undefined, run_task, wait_for_locks
 from gnexp.runner.loggers import export_all, viewing_lines
 from gnexp.runner.lr_search import chosen_runs, record, wanted
-from gnexp.runner.measure_shared_weights import measure_shared
+from gnexp.runner.measure_stored import SHARED, measure_stored
 from gnexp.runner.plan import plan
 from gnexp.runner.prepared_run import PreparedRun, seed_progress
-from gnexp.runner.process_pool import WorkerDied, run_here, run_in_processes
+from gnexp.runner.process_pool import WorkerDied, run_tasks
 from gnexp.runner.provenance import now
 from gnexp.runner.resume import missing, replica_groups
 from gnexp.runner.schedule import ReplicaGroup
@@ -228,12 +228,8 @@ def _round(
 ) -> list[ReplicaGroup]:
     """Run the tasks once, and tell of each training that ended; return those that others have."""
     full: list[str] = []  # of the disk
-    if workers > 1:
-        count = min(workers, len(tasks))
-        results = run_in_processes(tasks, run_task, progress.event, count, lambda: bool(full))
-    else:
-        results = run_here(tasks, run_task, progress.event, lambda: bool(full))
     busy = []
+    results = run_tasks(tasks, run_task, progress.event, workers, lambda: bool(full))
     for index, outcome in results:
         step = tasks[index].step
         if isinstance(outcome, WorkerDied):
@@ -289,16 +285,14 @@ def _measure_shared(
     config = runs[0].config if runs else None
     if not config or not (config.gradients_at or config.covariance):
         return []
-    folders = [run.folder for run in runs]
     # `gradients` is for a run's own points; shared ones are fitted and need their own number.
-    return measure_shared(
-        folders,
-        batches=config.gradients_at or [],
-        draws=None,
-        covariance=config.covariance,
-        device=config.device,
-        workers=config.workers,
-        trusted={code for run in runs for code in named_code(run.config)},
+    return measure_stored(
+        [run.folder for run in runs],
+        SHARED if config.covariance else SHARED[:1],
+        config.device,
+        config.workers,
+        trusted=tuple(sorted({code for run in runs for code in named_code(run.config)})),
+        batches=tuple(config.gradients_at or ()),
     )
 
 
