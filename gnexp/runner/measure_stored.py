@@ -46,7 +46,7 @@ LEAST_DRAWS = 64
 
 @dataclass(frozen=True)
 class MeasureTask:
-    """What to measure on one stored run: names of INSTRUMENTS and, of shared weights, of SHARED.
+    """Instruments to run on one stored run, by their names in INSTRUMENTS and SHARED.
 
     trusted: code of the run that may be called, as `named_code` names it. batches: at which
     gradients are drawn at shared weights. draws: of each, by default IMAGES_PER_POINT / batch.
