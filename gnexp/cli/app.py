@@ -94,27 +94,26 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _one_of_several(argv: list[str], place: "TorchrunEnv") -> int:
-    """Run as one of the processes of a launcher: the first leads, the others are silent."""
+    """Run as one of the processes of a launcher: the first plans, all train, one speaks."""
     if argv[0] != "train":
         return 0 if place.rank else _run(argv)
     if place.rank:
-        _end_with_the_leader()
-        from gnexp.training.distributed.follower import follow
+        _end_with_the_parent()
+    from gnexp.runner.ranks import launched_ranks_end, train_shares
 
-        return follow(place)
-    from gnexp.training.distributed.leader import leading
-
-    with leading():
+    if place.rank:
+        return train_shares(place)
+    with launched_ranks_end():
         return _run(argv)
 
 
-def _end_with_the_leader() -> None:
-    """End this follower with the process that started it; torch, which takes long, is to come."""
-    from gnexp.config.torchrun import LEADER
+def _end_with_the_parent() -> None:
+    """End this rank with the process that started it; torch, which takes long, is to come."""
+    from gnexp.config.torchrun import PARENT
     from gnexp.runner.process_pool import end_unless, end_with
 
-    if leader := os.environ.get(LEADER):
-        end_with(int(leader))
+    if parent := os.environ.get(PARENT):
+        end_with(int(parent))
     else:  # a launcher, whose threads need not outlive what they start
         launcher = os.getppid()
         end_unless(lambda: os.getppid() == launcher)

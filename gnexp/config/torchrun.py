@@ -8,13 +8,13 @@ import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-LEADER = "GNEXP_LEADER"  # set for a follower: the process on this machine that started it
+PARENT = "GNEXP_PARENT"  # set for a rank: the process on this machine that started it
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(frozen=True)
 class TorchrunEnv:
-    """This process among those that train together: rank 0 leads, the others follow.
+    """This process among those that train together; rank 0 alone writes.
 
     local_rank: among those of this machine, of which there are local_world.
     """

@@ -12,27 +12,26 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
-_GROUP: ContextVar[distributed.ProcessGroup | None] = ContextVar("group", default=None)
+_SUMMED: ContextVar[bool] = ContextVar("summed", default=False)
 
 
 @contextmanager
-def synchronized(group: distributed.ProcessGroup | None = None) -> Iterator[None]:
-    """Sum statistics over all processes of `group`, by default all there are, within the context.
+def synchronized() -> Iterator[None]:
+    """Sum statistics over all processes of the default group within the context.
 
     Every process of the group must then pass forward and backward through the same layers, each
     with one example or more; their numbers may differ.
     """
-    token = _GROUP.set(distributed.group.WORLD if group is None else group)
+    token = _SUMMED.set(True)
     try:
         yield
     finally:
-        _GROUP.reset(token)
+        _SUMMED.reset(token)
 
 
 def group_size() -> int:
     """Return over how many processes `all_sum` sums: 1 outside `synchronized`."""
-    group = _GROUP.get()
-    return 1 if group is None else distributed.get_world_size(group)
+    return distributed.get_world_size() if _SUMMED.get() else 1
 
 
 def all_sum(tensor: Tensor) -> Tensor:
@@ -40,24 +39,25 @@ def all_sum(tensor: Tensor) -> Tensor:
 
     Differentiable: the slope of what all processes minimize together, the sum of their losses.
     """
-    group = _GROUP.get()
-    return tensor if group is None else _AllSum.apply(tensor, group)
+    return _AllSum.apply(tensor) if _SUMMED.get() else tensor
 
 
 class _AllSum(torch.autograd.Function):
-    """Each process's value enters the sum in every process, so gradients are summed likewise."""
+    """Each process's value enters the sum in every process, so gradients are summed likewise.
+
+    Backward passes on CUDA run in a thread without the context, so they do not ask for it.
+    """
 
     @staticmethod
-    def forward(ctx: Any, tensor: Tensor, group: distributed.ProcessGroup) -> Tensor:
-        ctx.group = group  # backward passes on CUDA run in a thread without the context
-        return _summed(tensor, group)
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        return _summed(tensor)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return _summed(gradient, ctx.group), None
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _summed(gradient)
 
 
-def _summed(tensor: Tensor, group: distributed.ProcessGroup) -> Tensor:
+def _summed(tensor: Tensor) -> Tensor:
     total = tensor.clone(memory_format=torch.contiguous_format)
-    distributed.all_reduce(total, group=group)
+    distributed.all_reduce(total)
     return total

@@ -14,15 +14,16 @@ import torch
 
 from gnexp.config.identity import as_dict
 from gnexp.runner.build.code_digest import code_digests
-from gnexp.runner.checkpoint import State, load_states
 from gnexp.runner.prepared_run import PreparedRun
 from gnexp.runner.provenance import now, provenance
+from gnexp.runner.ranks import on_every_rank
 from gnexp.runner.schedule import Replica, ReplicaGroup, group_of
-from gnexp.runner.trainer import Emit, GroupTrainer, progress_of, result_head
+from gnexp.runner.trainer import Emit, GroupTrainer, progress_of, result_head, stored_states
 from gnexp.store.disk import disk_failure
 from gnexp.store.files import CorruptFile
 from gnexp.store.locks import Lock, LockLost, lock_owner, require_locks
 from gnexp.store.run import Run
+from gnexp.training.ranks import out_of_memory
 
 LOOK_S = 1.0  # how often a waiting call looks whether it can go on
 Outcome = dict[str, Any]  # its "status", "why", ...
@@ -117,7 +118,7 @@ def _guarded(task: Task, emit: Emit) -> Outcomes:
             steps = [group_of(half, task.step.spec.threads) for half in halves]
             first, second = (_guarded(dataclasses.replace(task, step=step), emit) for step in steps)
             return first | second
-        if _out_of_memory(error) and not task.low_memory:
+        if out_of_memory(error) and not task.low_memory:
             return _guarded(dataclasses.replace(task, low_memory=True), emit)
         return {replicas[0].key: _record_failure(replicas[0], error)}
 
@@ -149,7 +150,7 @@ def _record_failure(replica: Replica, error: Exception) -> Outcome:
     # Of a file or a connection, not of the model: worth another try without being asked.
     again = {"again": True} if isinstance(error, OSError) else {}
     try:
-        if _out_of_memory(error):
+        if out_of_memory(error):
             asked = _bytes_asked(str(error))
             if asked:
                 why = f"out of memory: {asked / 2**30:.4g} GiB asked for ({asked:,} bytes)"
@@ -203,12 +204,6 @@ def mark_died(step: ReplicaGroup, why: str) -> None:
                 run.set_status(replica.seed, "failed", why, again=True)
 
 
-def _out_of_memory(error: Exception) -> bool:
-    """Return True for an out-of-memory error of CUDA, of Python, or of PyTorch's CPU allocator."""
-    known = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    return known or "DefaultCPUAllocator: " in str(error)
-
-
 def _bytes_asked(message: str) -> int | None:
     """Return the bytes requested, read from an allocator's message, None without a number."""
     found = re.search(r"allocate ([\d.]+) (?:bytes|([KMGT])iB)", message)
@@ -231,25 +226,14 @@ def _prepare(task: Task) -> None:
 
 def _train(task: Task, emit: Emit) -> None:
     """Train a replica group; trainings that stopped at different points go one after another."""
-    states = _stored_states(task.step.replicas)
+    states = stored_states(task.step.replicas)
     places = {
         replica.name: progress_of(states.get(replica.name, {})) for replica in task.step.replicas
     }
     for place in sorted(set(places.values())):
         part = task.step.part(lambda replica, place=place: places[replica.name] == place)
-        GroupTrainer(part, states, task.low_memory, emit).run()
-
-
-def _stored_states(replicas: Sequence[Replica]) -> dict[str, State]:
-    """Return the checkpointed states from which these can go on, by the replicas' names."""
-    stored = {run.name: load_states(run.stored) for run in {r.run for r in replicas}}
-    found = {r.name: stored[r.run.name].get(r.seed, {}) for r in replicas}
-    ends = {r.name: r.config.epochs for r in replicas}
-    return {
-        name: state
-        for name, state in found.items()
-        if "momentum" in state or state.get("epoch") == ends[name]
-    }
+        with on_every_rank(part, task.low_memory) as ranks:
+            GroupTrainer(part, states, task.low_memory, emit, ranks).run()
 
 
 def wait_for_locks(

@@ -35,7 +35,6 @@ from gnexp.runner.build.model import (
 )
 from gnexp.runner.final_metrics import corruption_names
 from gnexp.runner.prepared_run import PreparedRun
-from gnexp.training.distributed.step import packed
 
 WATCHED = 8  # images by which private training finds out whether a model mixes them
 
@@ -74,7 +73,7 @@ def check(config: TrainConfig) -> tuple[PreparedRun | None, list[str]]:
                 config, model, device
             )
         if config.devices > 1 and not found:
-            found += gpu_problems(config.device, config.devices) or _sending_problems(config, model)
+            found += gpu_problems(config.device, config.devices)
     except Undefined as error:
         undefined = str(error)
     except (ValueError, TypeError) as error:
@@ -200,15 +199,6 @@ def corruption_problems(shift: ShiftConfig) -> list[str]:
                 require_corruption(name)
     except ValueError as error:
         return [f"shift.{error}"]
-    return []
-
-
-def _sending_problems(config: TrainConfig, model: nn.Module) -> list[str]:
-    """Return why a model cannot be sent to the processes of other devices."""
-    try:
-        packed([model])
-    except ValueError as error:
-        return [f"devices={config.devices}: {error}; or use devices=1"]
     return []
 
 

@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import nn
@@ -20,7 +20,7 @@ from gnexp.runner.build.data import device_images, train_settings
 from gnexp.runner.build.initial_model import load_initial_model
 from gnexp.runner.build.model import seeded_model
 from gnexp.runner.build.step import outside_state, training_step
-from gnexp.runner.checkpoint import State, save_states
+from gnexp.runner.checkpoint import State, load_states, save_states
 from gnexp.runner.final_metrics import (
     OTHER_SCORES,
     class_head,
@@ -41,6 +41,7 @@ from gnexp.training.evaluate import Scores, evaluate
 from gnexp.training.loop import Epoch, ResumePoint, train_epochs
 from gnexp.training.lr_schedule import peak_rate
 from gnexp.training.precision import matrix_precision
+from gnexp.training.ranks import Ranks
 
 Emit = Callable[[dict[str, Any]], None]
 TICK_S = 0.5  # how often a step reports its progress within an epoch
@@ -51,8 +52,23 @@ def progress_of(state: State) -> tuple[int, int]:
     return state.get("epoch", 0), state.get("updates", 0)
 
 
+def stored_states(replicas: Sequence[Replica]) -> dict[str, State]:
+    """Return the checkpointed states from which these can go on, by the replicas' names."""
+    stored = {run.name: load_states(run.stored) for run in {r.run for r in replicas}}
+    found = {r.name: stored[r.run.name].get(r.seed, {}) for r in replicas}
+    ends = {r.name: r.config.epochs for r in replicas}
+    return {
+        name: state
+        for name, state in found.items()
+        if "momentum" in state or state.get("epoch") == ends[name]
+    }
+
+
 class GroupTrainer:
-    """The trainings of one replica group that resume at the same point, to their ends."""
+    """The trainings of one replica group that resume at the same point, to their ends.
+
+    On several devices each rank has one; that of rank 0 alone measures and writes.
+    """
 
     def __init__(
         self,
@@ -60,10 +76,12 @@ class GroupTrainer:
         states: dict[str, State],
         low_memory: bool,
         emit: Emit,
+        ranks: Ranks | None = None,
     ) -> None:
         """Build the models, or restore them from `states`, by the names of the trainings."""
         self.replicas, self.places, self.spec = step.replicas, step.places, step.spec
         self.states, self.emit = states, emit
+        self.writes = ranks is None or ranks.rank == 0
         first = self.replicas[0]
         self.config, self.device = first.config, first.run.device
         self.epoch, self.updates = progress_of(states.get(first.name, {}))
@@ -85,6 +103,7 @@ class GroupTrainer:
             self.images,
             low_memory,
             [replica.seed for replica in self.filled],
+            ranks,
         )
         if lost:
             unseen = (
@@ -117,7 +136,13 @@ class GroupTrainer:
 
     def run(self) -> None:
         """Train, measure and store epoch after epoch; then the results."""
-        self._begin()
+        if resumes := (self.epoch, self.updates) != (0, 0):
+            for place, replica in enumerate(self.filled):
+                self.step.load(place, self.states[replica.name])
+                stored = self.states[replica.name].get("attributes", {})
+                put_attributes(self.models[place], stored)
+        if self.writes:
+            self._fill_tables(resumes)
         epochs = train_epochs(
             self.step,
             self.images,
@@ -127,41 +152,27 @@ class GroupTrainer:
             self.epoch + 1,
             self._ticker(),
             self._resumed(),
-            self._pausing,
+            self._pausing if self.writes else None,
         )
-        last: dict[int, Epoch] = {}
-        for results in epochs:
-            for place, replica in self.going.items():
-                last[place] = results[place]
-                row = _row(results[place], replica.seed)
-                self.rows[place]["metrics"].append(row)
-            # What was shown must not be drawn anew after a kill: epsilon would count it once.
-            if stored_first := self.secret and not results[0].diverged:
-                self._checkpoint(results[0].epoch)
-            for place, replica in list(self.going.items()):
-                diverged = self._epoch_done(place, replica, results[place])
-                follow(replica.run.stored, replica.seed, replica.config.logger)
-                if diverged:
-                    self._finish(place, replica, results[place])
-                    del self.going[place]
-            if not stored_first:
-                self._checkpoint(results[0].epoch)
+        last: list[Epoch | None] = [None] * len(self.filled)
+        for last in epochs:
+            trained = self.going
+            self.going = {p: r for p, r in trained.items() if not last[p].diverged}
+            if self.writes:
+                self._store_epoch(trained, last)
             if not self.going:
                 return
-        for place, replica in self.going.items():
-            self._finish(place, replica, last.get(place))
-
-    def _begin(self) -> None:
-        """Put the models where training is to go on, and the tables to what they held there."""
-        if (self.epoch, self.updates) == (0, 0):
+        if self.writes:
             for place, replica in self.going.items():
+                self._finish(place, replica, last[place])
+
+    def _fill_tables(self, resumes: bool) -> None:
+        """Put the tables to what they held where training goes on."""
+        for place, replica in self.going.items():
+            if not resumes:
                 replica.run.stored.drop_seed(replica.seed)
                 self._measure(place, replica, 0)
-            return
-        for place, replica in enumerate(self.filled):
-            self.step.load(place, self.states[replica.name])
-            put_attributes(self.models[place], self.states[replica.name].get("attributes", {}))
-        for place, replica in self.going.items():
+                continue
             run, state = replica.run.stored, self.states[replica.name]
             self.rows[place] = state["rows"]
             refill(run, self.rows[place])
@@ -183,17 +194,29 @@ class GroupTrainer:
         if time.monotonic() - self.stored_at >= 60 * self.config.checkpoint_minutes:
             self._checkpoint(epoch - 1, now())
 
-    def _epoch_done(self, place: int, replica: Replica, epoch: Epoch) -> bool:
-        """Store what an epoch gave one replica; return whether it diverged."""
-        row = self.rows[place]["metrics"][-1]
-        replica.run.stored.add_metrics([row])
-        shown = {"run": replica.run.name, "on": tested_on(replica.config), **row}
-        self.emit({"kind": "epoch", **shown})
-        if epoch.diverged:
-            return True
-        if epoch.epoch in (max(1, self.config.epochs // 2), self.config.epochs):
-            self._measure(place, replica, epoch.epoch)
-        return False
+    def _store_epoch(self, trained: dict[int, Replica], results: Sequence[Epoch]) -> None:
+        """Store what an epoch gave these replicas, and the end of those that diverged in it."""
+        epoch = results[0].epoch
+        for place, replica in trained.items():
+            self.rows[place]["metrics"].append(_row(results[place], replica.seed))
+        # What was shown must not be drawn anew after a kill: epsilon would count it once.
+        if stored_first := self.secret and not results[0].diverged:
+            self._checkpoint(epoch)
+        for place, replica in trained.items():
+            row = self.rows[place]["metrics"][-1]
+            replica.run.stored.add_metrics([row])
+            shown = {"run": replica.run.name, "on": tested_on(replica.config), **row}
+            self.emit({"kind": "epoch", **shown})
+            if place in self.going and epoch in (
+                max(1, self.config.epochs // 2),
+                self.config.epochs,
+            ):
+                self._measure(place, replica, epoch)
+            follow(replica.run.stored, replica.seed, replica.config.logger)
+            if place not in self.going:
+                self._finish(place, replica, results[place])
+        if not stored_first:
+            self._checkpoint(epoch)
 
     def _checkpoint(self, epoch: int, pause: ResumePoint | None = None) -> None:
         """Store the weights of all that go on; their momentum too, as long as it is needed."""

@@ -31,6 +31,7 @@ from gnexp.runner.plan import plan
 from gnexp.runner.prepared_run import PreparedRun, seed_progress
 from gnexp.runner.process_pool import WorkerDied, run_tasks
 from gnexp.runner.provenance import now
+from gnexp.runner.ranks import started_ranks_end
 from gnexp.runner.resume import missing, replica_groups
 from gnexp.runner.schedule import ReplicaGroup
 from gnexp.runner.stored_runs import named_code, remember
@@ -38,13 +39,12 @@ from gnexp.store.disk import disk_failure
 from gnexp.store.locks import LockLost
 from gnexp.store.run import Run
 from gnexp.store.study import only_zip
-from gnexp.training.distributed.leader import devices_released
 
 # Called with the numbers of the configs to train and the seeds that are missing, by run.
 Launch = Callable[[list[int], dict[PreparedRun, list[int]]], None]
 
 
-@devices_released()
+@started_ranks_end()
 def train(
     configs: list[TrainConfig], command: str, grid: bool, launch: Launch | None = None
 ) -> int:
@@ -145,7 +145,7 @@ def _train(runs: list[PreparedRun], call: _Call, grid: bool) -> list[tuple[str, 
     return _launch(call.launch, todo)
 
 
-@devices_released()
+@started_ranks_end()
 def train_job(configs: list[TrainConfig], command: str) -> None:
     """Train what is missing of these runs, in this process and without a word: one job of many.
 

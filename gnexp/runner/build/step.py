@@ -18,11 +18,11 @@ from gnexp.runner.build.data import train_settings
 from gnexp.runner.build.model import seeded_model
 from gnexp.training.attributes import changing
 from gnexp.training.cuda_graph import GraphStep, fastest
-from gnexp.training.distributed.leader import channel_to
-from gnexp.training.distributed.step import ParallelStep
 from gnexp.training.loop import Step
 from gnexp.training.malloc import keep_malloc_arena
 from gnexp.training.precision import matrix_precision
+from gnexp.training.rank_step import RankStep
+from gnexp.training.ranks import Ranks
 from gnexp.training.stack import draws_random_numbers, why_not_stackable
 from gnexp.training.stacked_step import StackedStep
 
@@ -54,7 +54,7 @@ def outside_state(
     if config.norm["name"] != CUSTOM and not is_external(config.model):
         return [], []
     storable, others = changing(model, tuple(images.x_train.shape[1:]))
-    # The processes beside this one have models of their own, which no checkpoint knows.
+    # The other ranks have models of their own, which no checkpoint knows.
     return ([], storable + others) if config.devices > 1 else (storable, others)
 
 
@@ -64,12 +64,14 @@ def training_step(
     images: DeviceDataset,
     low_memory: bool = False,
     seeds: Sequence[int] = (0,),
+    ranks: Ranks | None = None,
 ) -> tuple[Step, str]:
     """Return the step that trains these models, each by its config, and a note for users.
 
     Models must be on the images' device. low_memory: the batches of an update follow each other,
     which takes less memory than a common pass. An execution that does not work here falls back to
     eager, with the reason. seeds: of the models; only the noise of private training needs them.
+    ranks: that train them together with this process.
     """
     config, device = configs[0], images.x_train.device
     if device.type == "cpu":
@@ -77,9 +79,8 @@ def training_step(
     if is_private(config):
         (model,), (seed,) = models, seeds
         return dp_sgd.step(config, model, seed, images, low_memory), ""
-    if config.devices > 1:
-        channel = channel_to(config.devices, device)
-        make = functools.partial(ParallelStep, channel)
+    if ranks:
+        make = functools.partial(RankStep, ranks)
         return _stacked_step(configs, models, images, low_memory, make=make), ""
     if config.execution in ("auto", "cudagraph") and device.type == "cuda":
         if any(outside_state(config, models[0], images)):
