@@ -1,7 +1,9 @@
 """Independent random streams, each named by a seed, a purpose and counters; and secret numbers."""
 
+import contextlib
 import hashlib
 import os
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -21,6 +23,17 @@ def derived_seed(seed: int, purpose: str, *counters: int) -> int:
 def generator(seed: int, purpose: str, *counters: int) -> torch.Generator:
     """Return a CPU generator for this stream: the same draws on every device."""
     return torch.Generator().manual_seed(derived_seed(seed, purpose, *counters))
+
+
+@contextlib.contextmanager
+def own_stream(device: torch.device, seed: int) -> Iterator[None]:
+    """Seed the global generators, of the CPU and the device; put them back after the context."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.default_generator.manual_seed(seed)
+        if devices:
+            torch.cuda.manual_seed(seed)
+        yield
 
 
 def secret_uniform(count: int) -> Tensor:

@@ -1,15 +1,13 @@
 """Gradient variance at the weights of a model, as rows of gradients.csv."""
 
-import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
-import torch
 from torch import nn
 
 from gnexp.config.schema import TrainConfig
 from gnexp.data.device_images import DeviceDataset, draw_batches
-from gnexp.data.seeding import derived_seed
+from gnexp.data.seeding import derived_seed, own_stream
 from gnexp.measure.gradient_noise import choose_draws, measure_gradients
 from gnexp.runner.build.data import train_settings
 from gnexp.training.precision import matrix_precision
@@ -45,19 +43,9 @@ def gradients_at(
     for batch in batches:
         k, purpose = draws_of(batch), f"gradients-{epoch}-{batch}"
         drawn = draw_batches(images, batch, k, seed, purpose, augment)
-        with matrix_precision(config.precision), _own_stream(images, seed, purpose):
+        # Models that draw in a forward pass have a stream of this point's own, so that it repeats.
+        stream = own_stream(images.x_train.device, derived_seed(seed, f"{purpose} forward"))
+        with matrix_precision(config.precision), stream:
             measured = measure_gradients(model, drawn, k, batch)
         rows += [{"seed": seed, "epoch": epoch, "at_batch": batch, **row} for row in measured]
     return rows
-
-
-@contextlib.contextmanager
-def _own_stream(images: DeviceDataset, seed: int, purpose: str) -> Iterator[None]:
-    """Give models that draw in a forward pass a stream of this point's own, so that it repeats."""
-    device = images.x_train.device
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.default_generator.manual_seed(derived_seed(seed, f"{purpose} forward"))
-        if devices:
-            torch.cuda.manual_seed(derived_seed(seed, f"{purpose} forward"))
-        yield

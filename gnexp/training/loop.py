@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gnexp.data.device_images import DeviceDataset
-from gnexp.data.seeding import derived_seed
+from gnexp.data.seeding import derived_seed, own_stream
 from gnexp.data.update_blocks import poisson_updates, update_blocks
 from gnexp.training.evaluate import evaluate
 from gnexp.training.lr_schedule import learning_rate, peak_rate
@@ -47,6 +47,29 @@ class TrainSettings:
         """The images used up to the end of an epoch."""
         seen = epoch * self.examples_per_epoch(train_size)
         return seen if self.updates is None else min(seen, self.updates * self.update_batch)
+
+    def rate(self, lr: float, seen: int, train_size: int) -> float:
+        """Return the learning rate of the update that starts after so many images."""
+        peak = peak_rate(lr, self.lr_rule, self.update_batch)
+        total = self.examples_seen(self.epochs, train_size)
+        return learning_rate(seen, total, peak, self.warmup, self.schedule)
+
+    def blocks(
+        self,
+        images: DeviceDataset,
+        seeds: Sequence[int],
+        epoch: int,
+        dtype: torch.dtype,
+        first: int,
+        last: int,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield updates `first` to `last` - 1 of an epoch; see `data.update_blocks`."""
+        if not self.poisson:
+            sizes = self.batch, self.update_batch
+            return update_blocks(images, seeds, epoch, *sizes, self.augment, dtype, first, last)
+        (seed,) = seeds
+        drawn = self.update_batch, self.augment, dtype, first, self.secret
+        return poisson_updates(images, seed, epoch, *drawn)
 
 
 class Step(Protocol):
@@ -118,25 +141,25 @@ def train_epochs(
     with the epoch and a function that tells where it stands; `resumed` is such a place in
     `first_epoch`.
     """
-    size = len(images.x_train)
+    size, device = len(images.x_train), images.x_train.device
     for epoch in range(first_epoch, train_settings.epochs + 1):
-        used = train_settings.examples_seen(epoch, size) - train_settings.examples_seen(
-            epoch - 1, size
-        )
-        start = time.perf_counter() - (resumed.time_s if resumed else 0.0)
-        stream = _forward_stream(seeds[0], epoch, images, resumed)
+        before = train_settings.examples_seen(epoch - 1, size)
+        used = train_settings.examples_seen(epoch, size) - before
+        last = used // train_settings.update_batch
+        at, resumed = resumed or ResumePoint(0, 0.0, []), None
+        done, start = at.updates, time.perf_counter() - at.time_s
+        stream = _forward_stream(seeds[0], epoch, device, at.random_states)
         with matrix_precision(train_settings.precision), stream:
-
-            def paused(
-                updates: int, epoch: int = epoch, start: float = start, used: int = used
-            ) -> None:
-                if pausing and updates * train_settings.update_batch < used:
-                    now = functools.partial(_pause, updates, start, images.x_train.device)
-                    pausing(epoch, now)
-
-            first = resumed.updates if resumed else 0
-            rates = _train_one(step, images, train_settings, seeds, lrs, epoch, tick, first, paused)
-            resumed = None
+            for x, y in train_settings.blocks(images, seeds, epoch, step.dtype, done, last):
+                seen = [
+                    before + update * train_settings.update_batch
+                    for update in range(done, done + y.shape[1])
+                ]
+                rates_UR = [[train_settings.rate(lr, s, size) for lr in lrs] for s in seen]
+                step.run(x, y, rates_UR, tick)
+                done += len(rates_UR)
+                if pausing and done < last:
+                    pausing(epoch, functools.partial(_pause, done, start, device))
             sums = step.take_sums()
             scores = [
                 evaluate(step.model(replica), images, precision=train_settings.precision)
@@ -146,7 +169,7 @@ def train_epochs(
         results = [
             Epoch(
                 epoch=epoch,
-                examples_seen=train_settings.examples_seen(epoch, size),
+                examples_seen=before + used,
                 lr=rate,
                 train_loss=loss_sum / used,
                 train_acc=hits / used,
@@ -155,7 +178,7 @@ def train_epochs(
                 time_s=time_s,
                 logits_NK=score.logits_NK,
             )
-            for rate, (loss_sum, hits), score in zip(rates, sums, scores, strict=True)
+            for rate, (loss_sum, hits), score in zip(rates_UR[-1], sums, scores, strict=True)
         ]
         yield results
         if all(result.diverged for result in results):
@@ -171,75 +194,16 @@ def _pause(updates: int, start: float, device: torch.device) -> ResumePoint:
 
 @contextlib.contextmanager
 def _forward_stream(
-    seed: int, epoch: int, images: DeviceDataset, resumed: ResumePoint | None
+    seed: int, epoch: int, device: torch.device, states: Sequence[Tensor]
 ) -> Iterator[None]:
     """Give what draws in a forward pass (dropout, a user's norm) a stream of this epoch's own.
 
-    Such a model trains alone in its step, so the stream is that of its seed.
+    Such a model trains alone in its step, so the stream is that of its seed. states: of the global
+    generators from which to go on within the epoch; none at its start.
     """
-    device = images.x_train.device
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.default_generator.manual_seed(derived_seed(seed, "forward", epoch))
-        if device.type == "cuda":
-            torch.cuda.manual_seed(derived_seed(seed, "forward", epoch))
-        if resumed:
-            torch.set_rng_state(resumed.random_states[0])
-            if device.type == "cuda" and len(resumed.random_states) > 1:
-                torch.cuda.set_rng_state(resumed.random_states[1], device)
+    with own_stream(device, derived_seed(seed, "forward", epoch)):
+        if states:
+            torch.set_rng_state(states[0])
+        if device.type == "cuda" and states[1:]:
+            torch.cuda.set_rng_state(states[1], device)
         yield
-
-
-def _train_one(
-    step: Step,
-    images: DeviceDataset,
-    train_settings: TrainSettings,
-    seeds: Sequence[int],
-    lrs: Sequence[float],
-    epoch: int,
-    tick: Tick,
-    first: int,
-    paused: Callable[[int], None],
-) -> list[float]:
-    """Train one epoch from its update `first` on; return each replica's last learning rate.
-
-    `paused` hears after each block how many updates of the epoch are made.
-    """
-    size = len(images.x_train)
-    seen, total = (
-        train_settings.examples_seen(epoch - 1, size),
-        train_settings.examples_seen(train_settings.epochs, size),
-    )
-    last = (train_settings.examples_seen(epoch, size) - seen) // train_settings.update_batch
-    peaks = [peak_rate(lr, train_settings.lr_rule, train_settings.update_batch) for lr in lrs]
-    if train_settings.poisson:
-        (seed,) = seeds
-        blocks = poisson_updates(
-            images,
-            seed,
-            epoch,
-            train_settings.update_batch,
-            train_settings.augment,
-            step.dtype,
-            first,
-            train_settings.secret,
-        )
-    else:
-        sizes = train_settings.batch, train_settings.update_batch
-        blocks = update_blocks(
-            images, seeds, epoch, *sizes, train_settings.augment, step.dtype, first, last
-        )
-    seen += first * train_settings.update_batch
-    rates: list[float] = []
-    for x_RUNCHW, y_RUN in blocks:
-        rates_UR = []
-        for _ in range(y_RUN.shape[1]):
-            rates = [
-                learning_rate(seen, total, peak, train_settings.warmup, train_settings.schedule)
-                for peak in peaks
-            ]
-            rates_UR.append(rates)
-            seen += train_settings.update_batch
-        step.run(x_RUNCHW, y_RUN, rates_UR, tick)
-        first += len(rates_UR)
-        paused(first)
-    return rates
