@@ -78,7 +78,7 @@ class RankStep(StackedStep):
 
     @torch.no_grad()
     def _descend(self, rates_R: Sequence[float] | Tensor) -> None:
-        gradients = [p.grad for p in self.stack.held if p.grad is not None]
+        gradients = [gradient for gradient in self.stack.gradients() if gradient is not None]
         # Of a buffer its change is averaged: one that stays as it is must not be rounded.
         changes = [now - old for now, old in zip(self._running, self._before, strict=True)]
         tensors = [*gradients, *changes]

@@ -253,28 +253,21 @@ class Stack(nn.Module):
             for name, view in self.state(replica).items():
                 view.copy_(state[name])
 
-    def parts_of(self, replica: int, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Return views of one replica's part of tensors that are shaped as the parameters are."""
-        pairs = zip(tensors, self._parameter_ndims, strict=True)
-        return [self._part(tensor, ndim, replica, replica + 1)[0] for tensor, ndim in pairs]
+    def parts(self, tensors: Sequence[Tensor | None], first: int, end: int) -> list[Tensor | None]:
+        """Return views (end - first, ...) of tensors that are shaped as the parameters are.
 
-    def parameter_parts(self, first: int, end: int) -> list[Tensor]:
-        """Return views (end - first, ...) of all parameters, of replicas `first` to `end` - 1."""
-        return [
-            self._part(parameter.detach(), ndim, first, end)
-            for parameter, ndim in zip(self.held, self._parameter_ndims, strict=True)
-        ]
-
-    def gradient_parts(self, first: int, end: int) -> list[Tensor | None]:
-        """Return views (end - first, ...) of the gradients of the last backward passes.
-
-        None for a parameter that took no part in them.
+        They hold the parts of replicas `first` to `end` - 1. None stays None, as the gradient of a
+        parameter that took no part in a pass.
         """
-        pairs = zip(self.held, self._parameter_ndims, strict=True)
+        pairs = zip(tensors, self._parameter_ndims, strict=True)
         return [
-            None if parameter.grad is None else self._part(parameter.grad, ndim, first, end)
-            for parameter, ndim in pairs
+            None if tensor is None else self._part(tensor, ndim, first, end)
+            for tensor, ndim in pairs
         ]
+
+    def gradients(self) -> list[Tensor | None]:
+        """Return the gradients of the last backward passes, in the order of the parameters."""
+        return [parameter.grad for parameter in self.held]
 
     def _part(self, tensor: Tensor, ndim: int, first: int, end: int) -> Tensor:
         """Return the view (end - first, ...) of a stacked tensor; unstacked it has `ndim` axes."""
@@ -366,7 +359,7 @@ def _difference(
             logits.append(model(x_NRCHW[chunk::chunks, replica]))
             logits[-1].square().sum().backward()
         pairs = [(logits_NRK[:, replica], torch.stack(logits, dim=1).flatten(0, 1))]
-        gradients = stack.gradient_parts(replica, replica + 1)
+        gradients = stack.parts(stack.gradients(), replica, replica + 1)
         pairs += [
             (g[0], p.grad)
             for g, p in zip(gradients, model.parameters(), strict=True)

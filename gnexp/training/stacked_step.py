@@ -5,7 +5,7 @@ Shapes: R replicas, U updates, N images of one update, B of one batch, C channel
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import accumulate, groupby
 
 import torch
 from torch import Tensor, nn
@@ -66,6 +66,8 @@ class StackedStep:
         self.execution = "compile" if compiled else "eager"
         self.momentum, self.weight_decay = momentum, weight_decay
         self._factors = rate_factors(self.models[0])
+        # From zero velocity the first update is what PyTorch's is without one.
+        self._momenta = [torch.zeros_like(p) if momentum else None for p in self.stack.held]
         self._spans = [
             self._span(first, end) for first, end in _spans_of_equal(lrs or [0.0] * self.replicas)
         ]
@@ -131,18 +133,19 @@ class StackedStep:
             yield x[:, part].flatten(0, 1), y[:, part].flatten(0, 1), together
 
     def _span(self, first: int, end: int) -> "_Span":
-        whole = end - first == self.replicas
-        if whole:  # no views: every update would have to make as many of the gradients
-            parameters = [parameter.detach() for parameter in self.stack.held]
-        else:
-            parameters = self.stack.parameter_parts(first, end)
-        velocities = [torch.zeros_like(p) if self.momentum else None for p in parameters]
         on_cuda = self.device.type == "cuda"  # there a number would be baked into a captured update
         rates = {
             factor: torch.zeros((), device=self.device) if on_cuda else None
             for factor in dict.fromkeys(self._factors)
         }
-        return _Span(first, end, whole, parameters, velocities, rates)
+        weights = [parameter.detach() for parameter in self.stack.held]
+        parts = (self._parts(tensors, first, end) for tensors in (weights, self._momenta))
+        return _Span(first, end, *parts, rates)
+
+    def _parts(self, tensors: list[Tensor | None], first: int, end: int) -> list[Tensor | None]:
+        """Return `Stack.parts`, of all replicas the tensors themselves, which cost no views."""
+        whole = end - first == self.replicas
+        return tensors if whole else self.stack.parts(tensors, first, end)
 
     @torch.no_grad()
     def _descend(self, rates_R: Sequence[float] | Tensor) -> None:
@@ -150,13 +153,9 @@ class StackedStep:
             rates = rates_R[span.first : span.end]
             if not isinstance(rates, Tensor) and len(set(rates)) > 1:
                 raise ValueError(f"rates {rates} differ where lrs said they are equal")
-            if span.whole:
-                gradients = [parameter.grad for parameter in self.stack.held]
-            else:
-                gradients = self.stack.gradient_parts(span.first, span.end)
-            # Every norm's gamma and beta are decayed like all other weights: like for like. From
-            # zero velocity the first update is what PyTorch's is without one. The function, since
-            # torch.optim.SGD costs 0.1 ms more per update, and a second of imports.
+            gradients = self._parts(self.stack.gradients(), span.first, span.end)
+            # Every norm's gamma and beta are decayed like all other weights: like for like. The
+            # function, since torch.optim.SGD costs 0.1 ms more per update, and a second of imports.
             for factor, rate in span.rates.items():
                 used = [
                     i
@@ -209,16 +208,12 @@ class StackedStep:
 
     def _velocities(self, replica: int) -> list[Tensor]:
         """Return views of the momentum buffers of one replica, in the order of its parameters."""
-        if not self.momentum:
-            return []
-        span = next(span for span in self._spans if span.first <= replica < span.end)
-        if span.whole:
-            return self.stack.parts_of(replica, span.velocities)
-        return [velocity[replica - span.first] for velocity in span.velocities]
+        parts = self.stack.parts(self._momenta, replica, replica + 1) if self.momentum else []
+        return [part[0] for part in parts]
 
     def tensors(self) -> list[Tensor]:
         """Return every tensor that an update changes."""
-        velocities = [v for span in self._spans for v in span.velocities if v is not None]
+        velocities = [velocity for velocity in self._momenta if velocity is not None]
         rates = [r for span in self._spans for r in span.rates.values() if r is not None]
         own = [tensor.detach() for tensor in self.stack.state_dict().values()]
         return [*own, *velocities, *rates, self.loss_sum_R, self.hits_R]
@@ -228,13 +223,11 @@ class StackedStep:
 class _Span:
     """Replicas `first` to `end` - 1, which have one rate, and what SGD changes of them.
 
-    whole: all replicas, whose tensors are the stack's own; else they are views (end - first, ...).
     velocities: None each without momentum. rates: by factor, a tensor where updates are captured.
     """
 
     first: int
     end: int
-    whole: bool
     parameters: list[Tensor]
     velocities: list[Tensor | None]
     rates: dict[float, Tensor | None]
@@ -250,9 +243,5 @@ def _times(rate: float | Tensor, factor: float, held: Tensor | None) -> float | 
 
 def _spans_of_equal(values: Sequence[float]) -> list[tuple[int, int]]:
     """Return (first, end) of each run of equal neighbours."""
-    spans, first = [], 0
-    for _, group in groupby(values):
-        end = first + len(list(group))
-        spans.append((first, end))
-        first = end
-    return spans
+    sizes = [len(list(group)) for _, group in groupby(values)]
+    return [(end - size, end) for size, end in zip(sizes, accumulate(sizes), strict=True)]

@@ -234,7 +234,9 @@ def test_a_stack_of_them_is_each_model_alone(name, norm):
         logits_NK = model.train()(x_NRCHW[:, r])
         logits_NK.square().sum().backward()
         torch.testing.assert_close(logits_NRK[:, r], logits_NK, rtol=1e-10, atol=1e-10)  # float64
-        for ours, theirs in zip(stack.gradient_parts(r, r + 1), model.parameters(), strict=True):
+        for ours, theirs in zip(
+            stack.parts(stack.gradients(), r, r + 1), model.parameters(), strict=True
+        ):
             torch.testing.assert_close(ours[0], theirs.grad, rtol=1e-10, atol=1e-10)
 
 
