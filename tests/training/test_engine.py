@@ -23,7 +23,6 @@ from gnexp.models.initialization import start
 from gnexp.models.resnet import build_model, initialize
 from gnexp.norms.registry import NORMS, build_norm
 from gnexp.norms.stacked import ChunkedBatchNorm2d
-from gnexp.runner.process_pool import run_tasks
 from gnexp.training.cuda_graph import GraphStep
 from gnexp.training.loop import TrainSettings, train_epochs
 from gnexp.training.lr_schedule import peak_rate
@@ -32,7 +31,6 @@ from gnexp.training.stacked_step import StackedStep
 
 FLOAT64 = 1e-10  # relative, after 20 updates
 ONE_PASS = 1e-12  # float64, relative: the same sums in another order
-FLOAT32 = 1e-5  # relative, of the first gradient
 UPDATES = 20
 SHAPE = (3, 16, 16)
 
@@ -148,27 +146,6 @@ def trained_alone(norm, batch, update_batch, replicas=3, model="resnet8"):
 LRS = (0.1, 0.1, 0.3)
 
 
-def test_scalars_of_fixup_move_at_a_tenth_of_the_rate_by_nesterovs_formula():
-    """In a stack, beside other rates; the last parameters, of the classifier, move at the full."""
-    x, y = data(3, 5, 4)
-    together = train(stacked([net("none_fixup", r) for r in range(3)], 4, lrs=LRS), x, y, LRS)
-    for r, lr in enumerate(LRS):
-        alone = net("none_fixup", r).train()
-        weights = dict(alone.named_parameters())
-        scalars = {name for name, tensor in weights.items() if "norm" in name}
-        assert {tensor.ndim for name, tensor in weights.items() if name in scalars} == {1}
-        assert {"fc.weight", "fc.bias"} < weights.keys() - scalars
-        velocity = {name: torch.zeros_like(tensor) for name, tensor in weights.items()}
-        for x_N, y_N in zip(x[r], y[r], strict=True):
-            slopes = torch.autograd.grad(F.cross_entropy(alone(x_N), y_N), list(weights.values()))
-            for (name, tensor), slope in zip(weights.items(), slopes, strict=True):
-                rate = lr * 4 / 128 * (0.1 if name in scalars else 1.0)
-                decayed = slope + 5e-4 * tensor.detach()
-                velocity[name] = 0.9 * velocity[name] + decayed
-                tensor.data -= rate * (decayed + 0.9 * velocity[name])
-        assert distance(together[r], alone.state_dict()) < FLOAT64
-
-
 @pytest.mark.parametrize("batch", [1, 4])
 @pytest.mark.parametrize("norm", EVERY)
 def test_twenty_updates_of_a_stack_are_those_of_each_model_alone(norm, batch):
@@ -268,19 +245,6 @@ def test_chunked_batch_norm_evaluates_and_keeps_its_counter_as_batch_norm_does()
     torch.testing.assert_close(chunked.eval()(x), stock.eval()(x), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("norm", EVERY)
-def test_the_first_float32_gradients_of_a_stack_are_those_alone(norm):
-    x, y = data(4, 1, 8, torch.float32)
-    models = [net(norm, r, dtype=torch.float32) for r in range(4)]
-    step = stacked(copy.deepcopy(models), 8)
-    step.run(x, y, [[0.0] * 4])
-    for r, model in enumerate(models):
-        F.cross_entropy(model.train()(x[r, 0]), y[r, 0]).backward()
-        alone = torch.cat([p.grad.flatten() for p in model.parameters()])
-        ours = torch.cat([g.flatten() for g in step.stack.parts(step.stack.gradients(), r, r + 1)])
-        assert (ours - alone).norm() <= FLOAT32 * alone.norm()
-
-
 @pytest.mark.parametrize(
     ("place", "dtype"), [(0, torch.float32), (1, torch.float64), (3, torch.float32)]
 )
@@ -299,23 +263,6 @@ def test_a_replica_that_diverges_leaves_the_others_as_they_are_to_the_last_bit(n
         assert sums[0][r] == sums[1][r]
         for name, tensor in states[0][r].items():
             assert torch.equal(tensor, states[1][r][name]), (r, name)
-
-
-def _train_in_a_process(task, emit):
-    norm, replicas = task
-    x, y = data(3, UPDATES, 4)
-    step = stacked([net(norm, r) for r in replicas], 4, lrs=[LRS[r] for r in replicas])
-    states = train(step, x[list(replicas)], y[list(replicas)], [LRS[r] for r in replicas])
-    return [{name: tensor.numpy() for name, tensor in state.items()} for state in states]
-
-
-def test_the_number_of_processes_changes_nothing_but_rounding():
-    alone = trained_alone("bn", 4, 4)
-    tasks = [("bn", (0, 1)), ("bn", (2,))]
-    for index, states in run_tasks(tasks, _train_in_a_process, print, workers=2):
-        for r, state in zip(tasks[index][1], states, strict=True):
-            tensors = {name: torch.as_tensor(array) for name, array in state.items()}
-            assert distance(tensors, alone[r]) < FLOAT64
 
 
 def test_a_compiled_stack_is_the_eager_one(tmp_path, monkeypatch):
@@ -337,19 +284,6 @@ def test_a_compiled_stack_is_the_eager_one(tmp_path, monkeypatch):
         pytest.skip(f"torch.compile does not work here: {type(error).__name__}")
     for ours, theirs in zip(states, train(step(False), x, y, LRS[:2]), strict=True):
         assert distance(ours, theirs) < FLOAT64
-
-
-def test_a_step_continues_from_a_state_as_if_it_had_never_stopped():
-    x, y = data(3, 6, 4)
-    whole = stacked([net("bn", r) for r in range(3)], 4, lrs=LRS)
-    first = stacked([net("bn", r) for r in range(3)], 4, lrs=LRS)
-    train(first, x[:, :3], y[:, :3], LRS)
-    second = stacked([net("bn", 9) for _ in range(3)], 4, lrs=LRS)
-    for r in range(3):
-        second.load(r, first.state(r))
-    whole_states = train(whole, x, y, LRS)
-    for ours, theirs in zip(train(second, x[:, 3:], y[:, 3:], LRS), whole_states, strict=True):
-        assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
 
 
 class Drawing(StatelessNorm):

@@ -182,9 +182,9 @@ def test_gradients_by_torch_func_give_the_update_of_hooks(norm):
     torch.testing.assert_close(by_func, by_hooks, **EXACT)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "densenet121", "mobilenet_v3_small"])
-def test_models_of_torchvision_train_privately_though_they_work_in_place(gnexp, name):
-    words = ["model=torchvision", f"model.name={name}", "groups_fallback=gcd", "groups=4"]
+def test_models_of_torchvision_train_privately_though_they_work_in_place(gnexp):
+    words = ["model=torchvision", "model.name=mobilenet_v3_small", "groups_fallback=gcd"]
+    words += ["groups=4"]
     words += [word for word in QUICK if not word.startswith(("model", "norm", "data."))]
     answer = gnexp("train", *words, "data.train_limit=20", "data.test_limit=10")
     assert answer.code == 0, answer.err
@@ -659,47 +659,40 @@ def config_of(keys=None, **privacy):
 DPSGD = {"name": "dpsgd", "epsilon": 8.0, "clip": 1.0, "noise": "seeded"}
 
 
-@pytest.mark.parametrize(
-    ("privacy", "told"),
-    [
-        ({"name": "dp"}, "privacy=dp is unknown; did you mean dpsgd"),
-        ({"epsilon": -1.0}, "privacy.epsilon=-1.0 must be a positive number"),
-        ({"epsilon": math.inf}, "privacy.epsilon=inf must be a positive number"),
-        ({"epsilon": math.nan}, "privacy.epsilon=nan must be a positive number"),
-        ({"epsilon": None}, "privacy.epsilon=None must be a positive number"),
-        ({"delta": 0.0}, "privacy.delta=0.0 must be above 0 and below 1"),
-        ({"delta": 1.0}, "privacy.delta=1.0 must be above 0 and below 1"),
-        ({"clip": 0.0}, "privacy.clip=0.0 must be a positive number"),
-        ({"noise": "random"}, "privacy.noise=random is not one of seeded, secret"),
-        ({"noise": None}, "privacy.noise=None is not one of seeded, secret"),
-        (
-            {"name": "none", "clip": None, "noise": None},
-            "epsilon=8.0 needs privacy=dpsgd: without it training",
-        ),
-        (
-            {"name": "none", "epsilon": None, "clip": None, "noise": "secret"},
-            "privacy.noise=secret needs privacy=dpsgd: without it training",
-        ),
-    ],
-)
-def test_a_budget_that_makes_no_sense_gets_one_sentence(privacy, told):
-    (sentence,) = problems(config_of(**{**DPSGD, **privacy}))
-    assert told in sentence
+NOT_PRIVATE = {"name": "none", "clip": None, "noise": None}
+NONSENSE = [
+    ({"name": "dp"}, "privacy=dp is unknown; did you mean dpsgd"),
+    *(
+        ({"epsilon": epsilon}, f"privacy.epsilon={epsilon} must be a positive number")
+        for epsilon in (-1.0, math.inf, math.nan, None)
+    ),
+    ({"delta": 0.0}, "privacy.delta=0.0 must be above 0 and below 1"),
+    ({"delta": 1.0}, "privacy.delta=1.0 must be above 0 and below 1"),
+    ({"clip": 0.0}, "privacy.clip=0.0 must be a positive number"),
+    ({"noise": "random"}, "privacy.noise=random is not one of seeded, secret"),
+    ({"noise": None}, "privacy.noise=None is not one of seeded, secret"),
+    (NOT_PRIVATE, "epsilon=8.0 needs privacy=dpsgd: without it training"),
+    (
+        {**NOT_PRIVATE, "epsilon": None, "noise": "secret"},
+        "privacy.noise=secret needs privacy=dpsgd: without it training",
+    ),
+]
+NOT_DONE = [
+    ({"gradients": 16}, "gradients=16 excludes privacy=dpsgd"),
+    ({"gradients_at": [1, 2]}, "outside the privacy budget"),
+    ({"covariance": True}, "outside the privacy budget"),
+    ({"precision": "bf16"}, "use precision=fp32"),
+    ({"execution": "compile"}, "use execution=auto"),
+]
 
 
 @pytest.mark.parametrize(
-    ("keys", "told"),
-    [
-        ({"gradients": 16}, "gradients=16 excludes privacy=dpsgd"),
-        ({"gradients_at": [1, 2]}, "outside the privacy budget"),
-        ({"covariance": True}, "outside the privacy budget"),
-        ({"precision": "bf16"}, "use precision=fp32"),
-        ({"execution": "compile"}, "use execution=auto"),
-    ],
+    ("keys", "privacy", "told"),
+    [({}, p, told) for p, told in NONSENSE] + [(k, {}, told) for k, told in NOT_DONE],
 )
-def test_what_private_training_does_not_do_is_refused(keys, told):
+def test_a_budget_that_makes_no_sense_or_cannot_be_kept_gets_one_sentence(keys, privacy, told):
     assert problems(config_of(**DPSGD)) == problems(config_of(keys)) == []
-    (sentence,) = problems(config_of(keys, **DPSGD))
+    (sentence,) = problems(config_of(keys, **{**DPSGD, **privacy}))
     assert told in sentence
 
 
@@ -736,24 +729,6 @@ def test_a_grid_over_epsilon_gives_a_cell_to_each(gnexp, no_figures):
         spent = [(r["epsilon"], r["epsilon_spent"]) for r in csv.DictReader(file)]
     assert [bool(value) for epsilon, value in spent] == [e != "none" for e, _ in spent]
     assert all(float(value) <= float(epsilon) for epsilon, value in spent if value)
-
-
-def test_an_easy_task_is_learned_under_a_generous_budget(gnexp, workdir):
-    source = np.random.default_rng(0)
-    labels = np.arange(240) % 3
-    pixels = source.integers(0, 100, (240, 16, 16, 3), dtype=np.uint8)
-    for image, label in zip(pixels, labels):
-        image[:, :, label] += 120
-    np.savez(
-        "easy.npz",
-        **{"x_train": pixels[:180], "y_train": labels[:180]},
-        **{"x_test": pixels[180:], "y_test": labels[180:]},
-    )
-    words = [w for w in QUICK if not w.startswith(("data.", "epochs"))]
-    words += ["data=npz", "data.root=easy.npz", "data.augment=none"]
-    answer = gnexp("train", *words, "epochs=6", "privacy.epsilon=200", "lr=1.0")
-    assert answer.code == 0, answer.err
-    assert numbers(runs()[0])["0"]["test_acc"] > 0.7  # chance is 0.33; 1.0 was measured
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
