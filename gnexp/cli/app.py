@@ -6,6 +6,7 @@ was typed, 130 Ctrl-C. Heavy packages are imported by the commands, so that help
 
 import contextlib
 import os
+import signal
 import sys
 from typing import TYPE_CHECKING
 
@@ -108,10 +109,14 @@ def _one_of_several(argv: list[str], place: "TorchrunEnv") -> int:
 
 
 def _end_with_the_parent() -> None:
-    """End this rank with the process that started it; torch, which takes long, is to come."""
+    """End this rank with the process that started it; torch, which takes long, is to come.
+
+    Ctrl-C is for rank 0, which ends the others.
+    """
     from gnexp.config.torchrun import PARENT
     from gnexp.runner.process_pool import end_unless, end_with
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     if parent := os.environ.get(PARENT):
         end_with(int(parent))
     else:  # a launcher, whose threads need not outlive what they start

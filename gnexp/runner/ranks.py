@@ -7,7 +7,6 @@ checkpoints in the run's folder, and the images, from a disk that all ranks see.
 import contextlib
 import dataclasses
 import os
-import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -90,7 +89,6 @@ def launched_ranks_end() -> Iterator[None]:
 
 def train_shares(place: TorchrunEnv) -> int:
     """Train the share of a rank other than 0 in all that is announced; returns the exit code."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for rank 0, which ends the others
     if os.getcwd() not in sys.path:  # where rank 0 finds a norm of the user's own
         sys.path.insert(0, os.getcwd())
     ranks = Ranks.launched(place)

@@ -9,14 +9,14 @@ arXiv:1908.10530.
 
 import functools
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 from opacus.accountants import RDPAccountant
 from opacus.accountants.utils import get_noise_multiplier
 
 ACCOUNTANT = "rdp"
+# That the best order is the first or last: the bound holds, if it is not the tightest.
+_QUIET = ("ignore", "Optimal order is the")
 # Any set of orders gives a valid bound. Opacus' own end at 63, where no epsilon below about 0.05
 # can be reached; binomials of the accountant overflow beyond 1024.
 ORDERS = (*RDPAccountant.DEFAULT_ALPHAS, 64, 80, 96, 128, 192, 256, 384, 512, 768, 1024)
@@ -46,14 +46,16 @@ class Budget:
             return 0.0
         accountant = RDPAccountant()
         accountant.history = [(self.noise_multiplier(), self.sampling_rate, updates)]
-        with _quiet():
+        with warnings.catch_warnings():
+            warnings.filterwarnings(*_QUIET)
             epsilon = accountant.get_epsilon(self.delta, alphas=list(ORDERS))
         return max(0.0, epsilon)  # where delta alone would do, the bound falls below 0
 
 
 @functools.lru_cache(maxsize=256)
 def _noise_multiplier(budget: Budget) -> float:
-    with _quiet():
+    with warnings.catch_warnings():
+        warnings.filterwarnings(*_QUIET)
         return get_noise_multiplier(
             target_epsilon=budget.epsilon,
             target_delta=budget.delta,
@@ -63,11 +65,3 @@ def _noise_multiplier(budget: Budget) -> float:
             epsilon_tolerance=max(budget.epsilon / 1000, LEAST_TOLERANCE),
             alphas=list(ORDERS),
         )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Leave out that the best order is the first or last: the bound holds, if not the tightest."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Optimal order is the")
-        yield

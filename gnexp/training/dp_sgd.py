@@ -15,8 +15,7 @@ Shapes: U updates, N images of one update, C colours, H, W pixels, K classes.
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 import torch
 from opacus.grad_sample import GradSampleModule
@@ -199,14 +198,6 @@ class _SecretlyNoised(DPOptimizer):
             parameter.grad += noise
 
 
-@contextmanager
-def _quiet_hooks() -> Iterator[None]:
-    """Leave out that images have no gradient, which torch tells of the first layer's hook."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Full backward hook is firing")
-        yield
-
-
 _SAME = 1e-6  # float64, relative to a gradient's largest value
 
 
@@ -218,7 +209,8 @@ def _hooked(model: nn.Module) -> Gradients:
     hooked = GradSampleModule(model, loss_reduction="sum")
 
     def gradients(model: nn.Module, x_NCHW: Tensor, y_N: Tensor) -> Tensor:
-        with _quiet_hooks():
+        with warnings.catch_warnings():  # images have no gradient, as the first layer's hook says
+            warnings.filterwarnings("ignore", message="Full backward hook is firing")
             logits_NK = hooked(x_NCHW)
             F.cross_entropy(logits_NK, y_N, reduction="sum").backward()
         return logits_NK.detach()

@@ -51,7 +51,9 @@ class Ranks:
     def launched(cls, place: TorchrunEnv) -> "Ranks":
         """Return the ranks that a launcher, or another gnexp, has started with this process."""
         store, _, _ = next(iter(distributed.rendezvous("env://", timeout=AT_WORK)))
-        return cls(distributed.PrefixStore("gnexp", store), place.rank, place.world, _is_child())
+        return cls(
+            distributed.PrefixStore("gnexp", store), place.rank, place.world, PARENT in os.environ
+        )
 
     @classmethod
     def started(cls, count: int) -> "Ranks":
@@ -208,10 +210,6 @@ def out_of_memory(error: BaseException) -> bool:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [""])[0]
-
-
-def _is_child() -> bool:
-    return PARENT in os.environ
 
 
 def local_store() -> tuple[distributed.Store, int]:
