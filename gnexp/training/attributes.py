@@ -6,7 +6,7 @@ Shapes: N examples, C channels, H and W pixels.
 import contextlib
 import pickle
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -54,18 +54,23 @@ def changing(model: nn.Module, shape: Sequence[int]) -> tuple[list[str], list[st
     draw = torch.Generator().manual_seed(0)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     x_NCHW = torch.randn(2, *shape, generator=draw).to(device)
-    before = _snapshot(trial)
-    with _random_states() as drawn, torch.enable_grad():
-        try:
+    before, python, numpy = _snapshot(trial), random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(), torch.enable_grad():
             for training in (True, False, True):
                 trial.train(training)(x_NCHW).square().mean().backward()
-        except Exception:  # whatever the user's code does: training meets the same error
-            return [], []
-    after = _snapshot(trial)
+        states = {"Python": (python, random.getstate()), "NumPy": (numpy, np.random.get_state())}
+    except Exception:  # whatever the user's code does: training meets the same error
+        return [], []
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+    after, held = _snapshot(trial), attributes(trial)
     changed = [name for name, value in after.items() if before.get(name) != value]
-    held = attributes(trial)
     storable = [name for name in changed if name in held and _plain(held[name])]
-    return storable, [name for name in changed if name not in storable] + drawn
+    others = [name for name in changed if name not in storable]
+    moved = [of for of, (was, now) in states.items() if pickle.dumps(was) != pickle.dumps(now)]
+    return storable, others + [f"the random state of {of}" for of in moved]
 
 
 def _snapshot(model: nn.Module) -> dict[str, bytes]:
@@ -105,23 +110,3 @@ def _plain(value: Any) -> bool:
     if type(value) is dict:
         return all(map(_plain, [*value, *value.values()]))
     return value is None or type(value) in (bool, int, float, str, Tensor)
-
-
-@contextlib.contextmanager
-def _random_states() -> Iterator[list[str]]:
-    """Put all random states back; yield a list for the names of those that moved and are no run's.
-
-    PyTorch's own belongs to the run.
-    """
-    moved: list[str] = []
-    python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
-        yield moved
-    if random.getstate() != python:
-        moved.append("the random state of Python")
-    if not np.array_equal(np.random.get_state()[1], numpy[1]) or (
-        np.random.get_state()[2] != numpy[2]
-    ):
-        moved.append("the random state of NumPy")
-    random.setstate(python)
-    np.random.set_state(numpy)
