@@ -34,7 +34,7 @@ class DeviceLost(ConnectionError):
 
 
 class Ranks:
-    """This process among the `count` that train together; the others are told by `announce`.
+    """This process among the `count` that train together, as rank 0 announces.
 
     processes: those that this one has started, rank 1 and on; none where a launcher has.
     """
