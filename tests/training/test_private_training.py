@@ -627,14 +627,12 @@ def test_without_opacus_one_sentence_says_how_to_get_it(gnexp, monkeypatch):
     ("typed", "told"),
     [
         ("privacy=dpsdg", "did you mean dpsgd"),
-        ("privacy.epsilon=0", "privacy.epsilon=0.0 must be a positive number, such as 8"),
         ("privacy.epsilon=much", "privacy.epsilon=much must be a number"),
         ("privacy.epsilon=1e-7", "cannot be kept"),
         (
             "privacy.delta=0.017",
             "privacy.delta=0.017 must be below 1 / 60 training images = 0.0167",
         ),
-        ("privacy.noise=quiet", "privacy.noise=quiet is not one of seeded, secret"),
         ("privacy.epsilom=1", "did you mean privacy.epsilon"),
     ],
 )
