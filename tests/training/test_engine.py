@@ -226,6 +226,50 @@ def test_an_update_larger_than_a_pass_is_cut_into_equal_passes(monkeypatch):
         assert distance(ours, theirs) < FLOAT64
 
 
+@pytest.mark.parametrize("norm", NORMS)
+def test_accumulation_changes_the_update_exactly_when_the_norm_pools_over_n(norm):
+    x, y = data(1, 2, 8)
+    weights = []
+    for batch in (2, 8):
+        step = stacked([net(norm, 0)], batch)
+        step.run(x, y, [[0.01]] * 2)
+        weights.append(torch.cat([p.detach().flatten() for p in step.model(0).parameters()]))
+    same = torch.allclose(*weights, rtol=0, atol=FLOAT64)
+    assert same == ("n" not in NORMS[norm].pools)
+
+
+def test_an_update_is_nesterov_sgd_with_decay_on_the_mean_loss_and_sums_are_of_every_example():
+    # The oracle writes the update out; the loss is the mean over all eight examples.
+    x, y = data(1, 2, 8)
+    by_hand = net("gn", 0)
+    step = StackedStep([net("gn", 0)], batch=2, momentum=0.9, weight_decay=0.01)
+    velocity = [torch.zeros_like(p) for p in by_hand.parameters()]
+    for update, rate in enumerate((0.05, 0.02)):
+        one = slice(update, update + 1)
+        step.run(x[:, one], y[:, one], [[rate]])
+        by_hand.zero_grad()
+        logits = by_hand(x[0, update])
+        F.cross_entropy(logits, y[0, update]).backward()
+        ((loss, hits),) = step.take_sums()
+        theirs = F.cross_entropy(logits, y[0, update], reduction="sum").item()
+        assert loss == pytest.approx(theirs, rel=1e-9)
+        assert hits == (logits.argmax(1) == y[0, update]).sum()
+        assert step.take_sums() == [(0.0, 0)]
+        with torch.no_grad():
+            for v, p in zip(velocity, by_hand.parameters(), strict=True):
+                gradient = p.grad + 0.01 * p
+                v.mul_(0.9).add_(gradient)
+                p.sub_(rate * (gradient + 0.9 * v))
+    assert distance(step.model(0).state_dict(), by_hand.state_dict()) < FLOAT64
+
+
+def test_bf16_trains_with_float32_weights():
+    step = stacked([net("gn", 0, dtype=torch.float32)], 4, precision="bf16")
+    step.run(*data(1, 1, 4, torch.float32), [[0.1]])
+    assert math.isfinite(step.take_sums()[0][0])
+    assert {p.dtype for p in step.model(0).parameters()} == {torch.float32}
+
+
 def test_chunked_batch_norm_evaluates_and_keeps_its_counter_as_batch_norm_does():
     chunked, stock = ChunkedBatchNorm2d(5).double(), nn.BatchNorm2d(5).double()
     x = torch.randn(12, 5, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

@@ -1,40 +1,14 @@
-"""The training protocol: rates, accumulation, what a seed fixes, what counts as an example."""
-
-import math
+"""The training protocol: rates, what a seed fixes, what counts as an example."""
 
 import pytest
 import torch
-from torch.nn import functional as F
 
 from gnexp.config.resolve import resolve
 from gnexp.config.schema import TrainConfig
 from gnexp.data.seeding import derived_seed, generator
-from gnexp.models.resnet import build_model, initialize
-from gnexp.norms.registry import NORMS, build_norm
 from gnexp.runner.build import model as networks
 from gnexp.training.loop import TrainSettings
 from gnexp.training.lr_schedule import learning_rate, peak_rate
-from gnexp.training.stacked_step import StackedStep
-
-FLOAT64 = 1e-10
-
-
-def small_net(norm, seed=0):
-    model = build_model("resnet8", lambda c: build_norm(norm, c), num_classes=4, width=8)
-    initialize(model, generator(seed, "test"))
-    return model.double()
-
-
-def batch_of(n, seed=1):
-    draws = torch.Generator().manual_seed(seed)
-    x = torch.randn(n, 3, 16, 16, generator=draws, dtype=torch.float64)
-    return x, torch.randint(0, 4, (n,), generator=draws)
-
-
-def update_of(n):
-    """The same for a step of one replica, whose labels have an axis of replicas."""
-    x, y = batch_of(n)
-    return x, y[:, None]
 
 
 def test_the_linear_rule_keeps_weight_decay_per_epoch_the_same_at_every_update_size():
@@ -74,62 +48,6 @@ def test_the_last_partial_update_of_an_epoch_is_dropped():
     train_settings = TrainSettings(batch=2, update_batch=8, epochs=1)
     assert train_settings.examples_per_epoch(30) == 24
     assert train_settings.examples_per_epoch(32) == 32
-
-
-@pytest.mark.parametrize("norm", NORMS)
-def test_accumulation_changes_the_update_exactly_when_the_norm_pools_over_n(norm):
-    x, y = update_of(8)
-    weights = []
-    for batch in (2, 8):
-        model = small_net(norm).train()
-        step = StackedStep([model], batch, momentum=0.9, weight_decay=5e-4)
-        step.update(x, y, [0.01])
-        step.update(x, y, [0.01])
-        trained = step.model(0)
-        weights.append(torch.cat([p.detach().flatten() for p in trained.parameters()]))
-    same = torch.allclose(*weights, rtol=0, atol=FLOAT64)
-    assert same == ("n" not in NORMS[norm].pools)
-
-
-def test_an_update_is_nesterov_sgd_with_decay_on_the_mean_loss():
-    # The oracle writes the update out; the loss is the mean over all eight examples.
-    x, y = batch_of(8)
-    model, by_hand = small_net("gn"), small_net("gn")
-    step = StackedStep([model], batch=2, momentum=0.9, weight_decay=0.01)
-    velocity = [torch.zeros_like(p) for p in by_hand.parameters()]
-    for rate in (0.05, 0.02):
-        step.update(x, y[:, None], [rate])
-        by_hand.zero_grad()
-        F.cross_entropy(by_hand(x), y).backward()
-        with torch.no_grad():
-            for v, p in zip(velocity, by_hand.parameters(), strict=True):
-                gradient = p.grad + 0.01 * p
-                v.mul_(0.9).add_(gradient)
-                p.sub_(rate * (gradient + 0.9 * v))
-    for a, b in zip(step.model(0).parameters(), by_hand.parameters(), strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=FLOAT64)
-
-
-def test_a_step_sums_the_loss_and_the_hits_of_every_example():
-    x, y = batch_of(8)
-    model = small_net("ln").train()
-    step = StackedStep([model], batch=4, momentum=0.0, weight_decay=0.0)
-    with torch.no_grad():
-        logits = model(x)
-    step.update(x, y[:, None], [0.0])
-    ((loss, hits),) = step.take_sums()
-    assert loss == pytest.approx(F.cross_entropy(logits, y, reduction="sum").item(), rel=1e-12)
-    assert hits == (logits.argmax(1) == y).sum()
-    assert step.take_sums() == [(0.0, 0)]
-
-
-def test_bf16_trains_with_float32_weights():
-    model = build_model("resnet8", lambda c: build_norm("gn", c), num_classes=4, width=8).train()
-    step = StackedStep([model], batch=4, momentum=0.9, weight_decay=0.0, precision="bf16")
-    x, y = update_of(4)
-    step.update(x.float(), y, [0.1])
-    assert math.isfinite(step.take_sums()[0][0])
-    assert {p.dtype for p in step.model(0).parameters()} == {torch.float32}
 
 
 def test_streams_of_different_purposes_and_counters_are_different_and_repeatable():
