@@ -111,6 +111,8 @@ def _guarded(task: Task, emit: Emit) -> Outcomes:
         why = disk_failure(error, replicas[0].run.folder.parent)
         if why or isinstance(error, CorruptFile):
             return {r.key: _stopped(r, why or str(error), bool(why)) for r in replicas}
+        # Its frames hold the models that did not fit, beside which halves would not fit either.
+        traceback.clear_frames(error.__traceback__)
         if len(replicas) > 1:
             emit({"kind": "note", "text": f"{_names(replicas)}: {_reason(error)}; trying halves"})
             middle = len(replicas) // 2

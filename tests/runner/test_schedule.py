@@ -1,6 +1,7 @@
 """How trainings are laid out over steps and processes, and what happens when a step breaks."""
 
 import json
+import weakref
 from pathlib import Path
 
 import pytest
@@ -170,8 +171,16 @@ def test_a_training_that_fails_takes_none_of_its_company_with_it(gnexp, monkeypa
 
 def test_too_little_memory_for_a_stack_makes_it_smaller(gnexp, monkeypatch):
     error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-    broken = broken_for(lambda seeds: len(seeds) > 2, error)
-    monkeypatch.setattr(trainer, "train_epochs", broken)
+    whole, failed = trainer.train_epochs, []
+
+    def train_epochs(step, images, train_settings, seeds, *more):
+        if len(seeds) > 2:
+            failed.append(weakref.ref(step))
+            raise error
+        assert [ref() for ref in failed] == [None], "it holds the memory that a half needs"
+        return whole(step, images, train_settings, seeds, *more)
+
+    monkeypatch.setattr(trainer, "train_epochs", train_epochs)
     assert gnexp("train", *QUICK, "epochs=1", "seeds=4").code == 0
     seeds = json.loads((runs()[0] / "result.json").read_text())["seeds"]
     assert {(v["status"], v["stack"]) for v in seeds.values()} == {("complete", 2)}
