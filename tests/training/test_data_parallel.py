@@ -364,7 +364,8 @@ def test_too_little_memory_on_rank_1_makes_all_ranks_halve(gnexp, workdir):
     assert "device 1: OutOfMemoryError: tried to allocate 3.00 GiB; trying halves" in answer.out
     assert {seed["stack"] for seed in results("main")[2]["seeds"].values()} == {1}
     assert gnexp(*words, "stack=1", "study=apart").code == 0
-    assert_same("main", "apart")
+    for seed, state in results("main")[1].items():  # whose first epoch was made in a stack of two
+        assert_close(state, results("apart")[1][seed], atol=1e-4)  # float32, 30 updates
 
 
 def test_a_rank_that_does_not_see_the_disk_is_said_in_a_sentence(workdir):
