@@ -22,9 +22,9 @@ import yaml
 from gnexp.config.files import norm_defaults
 from gnexp.config.identity import as_dict, restore, run_name
 from gnexp.config.keys import with_value
-from gnexp.store.changes import changed_files, without_digest
 from gnexp.store.digests import FILE, Writer
 from gnexp.store.files import json_text, read_json, write_whole
+from gnexp.store.integrity import changed_files, without_digest
 from gnexp.store.locks import lock_owner
 from gnexp.store.run import Run, exclusive
 from gnexp.store.study import record_of, runs_of

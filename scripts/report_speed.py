@@ -54,16 +54,22 @@ def _write_run(
             {"commit": "0" * 40, "dirty": False, "gnexp": "0.1.0", "device": "cpu"}
             | {"command": "gnexp train -m ...", "started": "2026-01-01T00:00:00"}
         )
-        run.add_metrics(
-            {"seed": seed, "epoch": epoch, "examples_seen": 50_000 * epoch, "lr": rate}
-            | {"train_loss": 2.3 / epoch, "train_acc": 0.9, "test_loss": 1.0}
-            | {"test_acc": final - 0.2 / epoch, "time_s": 3.0}
-            for seed, final in zip(SEEDS, finals)
-            for epoch in range(1, EPOCHS + 1)
+        run.add_rows(
+            "metrics.csv",
+            (
+                {"seed": seed, "epoch": epoch, "examples_seen": 50_000 * epoch, "lr": rate}
+                | {"train_loss": 2.3 / epoch, "train_acc": 0.9, "test_loss": 1.0}
+                | {"test_acc": final - 0.2 / epoch, "time_s": 3.0}
+                for seed, final in zip(SEEDS, finals)
+                for epoch in range(1, EPOCHS + 1)
+            ),
         )
-        run.add_gradients(
-            _gradients(rng, seed, epoch, batch, kind)
-            for seed, epoch, kind in itertools.product(SEEDS, (0, 5, 10), KINDS)
+        run.add_rows(
+            "gradients.csv",
+            (
+                _gradients(rng, seed, epoch, batch, kind)
+                for seed, epoch, kind in itertools.product(SEEDS, (0, 5, 10), KINDS)
+            ),
         )
         for seed in SEEDS[:1]:
             run.set_status(seed, "complete")

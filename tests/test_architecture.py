@@ -28,7 +28,6 @@ LONG_FILES: set[str] = {
     "checks/claims/geometry.py",
     "cli/launchers.py",
     "config/validation.py",
-    "store/run.py",
 }
 # Moods, puns and words of our own for things that have a name; see the glossary in gnexp/README.md.
 NOT_TERMS = {

@@ -19,13 +19,13 @@ def write_run(folder=RUN, seeds=(0, 1)):
     run.write_provenance({"commit": "1234", "started": "2026-01-02T03:04:05"})
     rates = {"lr": 0.1, "train_loss": 2.31, "train_acc": 0.51, "test_loss": 2.21}
     counts = {"epoch": 1, "examples_seen": 64, "test_acc": 0.41, "time_s": 1.5}
-    run.add_metrics({"seed": seed, **rates, **counts} for seed in seeds)
+    run.add_rows("metrics.csv", ({"seed": seed, **rates, **counts} for seed in seeds))
     numbers = dict.fromkeys(("noise", "noise_lo", "noise_hi", "signal", "signal_lo"), 1.25)
     numbers |= dict.fromkeys(("signal_hi", "relative_noise", "noise_scale", "weight_norm"), 1.75)
     at = {"epoch": 1, "at_batch": 2, "parameters": "all", "k": 64}
-    run.add_gradients({"seed": seed, **at, **numbers} for seed in seeds)
+    run.add_rows("gradients.csv", ({"seed": seed, **at, **numbers} for seed in seeds))
     of_all = {"epoch": 1, "parameters": "all", "n": 64, "trace": 1.25}
-    run.add_covariance({"seed": seed, **of_all} for seed in seeds)
+    run.add_rows("covariance.csv", ({"seed": seed, **of_all} for seed in seeds))
     scores = {"n": 40, "accuracy": 0.35, "loss": 2.25}
     fog = {"corruption": "fog", "severity": 1, **scores}
     run.add_rows("shift.csv", ({"seed": seed, **fog} for seed in seeds))

@@ -435,6 +435,6 @@ class _RunMonitor:
     def _epochs(self, run: Any) -> dict[tuple[int, int], dict[str, Any]]:
         """Return the rows of a run's epochs by (seed, epoch), {} as long as there are none."""
         with contextlib.suppress(ValueError, OSError):
-            rows = run.stored.metrics()
+            rows = run.stored.rows("metrics.csv")
             return {(r["seed"], r["epoch"]): r for r in rows if r["seed"] in run.config.seeds}
         return {}

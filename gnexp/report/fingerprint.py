@@ -15,7 +15,7 @@ from gnexp.report.figures import style
 from gnexp.report.page.check_summary import CHECK
 from gnexp.store.files import CorruptFile, bytes_of, read_json, write_json
 from gnexp.store.lr_choices import CHOICES
-from gnexp.store.run import INPUTS
+from gnexp.store.run_files import INPUTS
 
 STAMP = ".made.json"
 FORMATS = ("png", "svg")  # of the figures' files, where nothing else is asked for

@@ -168,26 +168,29 @@ def _measure_point(stored: StoredRun, task: MeasureTask, seed: int, epoch: int) 
     run, images, at = stored.run, stored.images, {"seed": seed, "epoch": epoch}
     drawn = {
         row["at_batch"]: row["k"]
-        for row in run.gradients()
+        for row in run.rows("gradients.csv")
         if row | at == row and row["parameters"] == "all"
     }
     wanted = [b for b in task.batches if drawn.get(b, 0) < task.draws_of(b)]
-    covariance = "covariance" in task.what and not any(row | at == row for row in run.covariance())
+    covariance = "covariance" in task.what and not any(
+        row | at == row for row in run.rows("covariance.csv")
+    )
     if not wanted and not covariance:
         return ""
     model = stored.model(seed, trained=epoch > 0)
     shape = tuple(images.x_train.shape[1:])
     sizes = {b: values_per_statistic(model, shape, b) for b in wanted}
     possible = [b for b in wanted if all(size.values > 1 for size in sizes[b])]
-    run.add_gradients(
-        gradients_at(stored.config, model, images, possible, task.draws_of, seed, epoch)
+    run.add_rows(
+        "gradients.csv",
+        gradients_at(stored.config, model, images, possible, task.draws_of, seed, epoch),
     )
     x_NCHW = normalize(images.x_train, images.mean, images.std)
     # Where a layer mixes examples a per-example gradient does not exist.
     if covariance and find_mixing_layer(model, x_NCHW[:8]) is None:
         with matrix_precision(stored.config.precision):
             rows = per_example_covariance(model, x_NCHW, images.y_train)
-        run.add_covariance([{**at, **row} for row in rows])
+        run.add_rows("covariance.csv", [{**at, **row} for row in rows])
     left = [str(b) for b in wanted if b not in possible]
     return f"measured, but not at batch {', '.join(left)}" if left else "measured"
 

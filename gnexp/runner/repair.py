@@ -9,12 +9,10 @@ from typing import Any
 
 from gnexp.runner.checkpoint import State, load_states
 from gnexp.runner.trainer import progress_of, refill
-from gnexp.store.changes import LARGE, OF_A_RUN, changed_files, is_gone, restored_by
 from gnexp.store.files import CorruptFile
+from gnexp.store.integrity import changed_files, is_gone, restored_by
 from gnexp.store.run import Run
-
-_TABLES = ("metrics.csv", "gradients.csv", "covariance.csv")
-_TABLES += ("shift.csv", "batches.csv", "classes.csv")
+from gnexp.store.run_files import SMALL, TABLES
 
 
 def repair_run(run: Run, finished: bool) -> list[str]:
@@ -30,20 +28,15 @@ def repair_run(run: Run, finished: bool) -> list[str]:
     messages = [sentence] if (sentence := run.repair_digests()) else []
     with run.writing():
         lost = _gone(run, messages)
-        states = _checkpoint(run, messages)
-        _document(run, "result.json", run.result, messages, "its seeds are finished again")
-        _document(run, "status.json", run.statuses, messages, "results are kept")
-        _document(run, "plan.json", run.plan, messages, "seeds that had not begun are planned anew")
-        _document(
-            run, "provenance.json", run.provenance, messages, "versions and commands are gone"
-        )
-        _document(run, "config.yaml", run.config, messages, "it is written anew")
+        states = _read_or_set_aside(run, "checkpoint.pt", lambda: load_states(run), messages) or {}
+        for name, read in _documents(run).items():
+            _read_or_set_aside(run, name, read, messages)
         if config := run.result().get("config") if not run.config() else None:
             run.write_config(config)
-        corrupt_file = [name for name in _TABLES if _table(run, name, messages)]
-        if corrupt_file or lost or _lacks_table(run):
+        corrupt_tables = [name for name in TABLES if _table(run, name, messages)]
+        if corrupt_tables or lost or _lacks_table(run):
             _refill(run, states, messages)
-        if _document(run, "logits.npz", run.logits, messages, "they are computed again"):
+        if _read_or_set_aside(run, "logits.npz", run.logits, messages) is None:
             _finish_again(run, states, messages)
     return messages
 
@@ -59,12 +52,23 @@ def is_readable(run: Run) -> bool:
 
 def _small_files_are_whole(run: Run) -> bool:
     try:
-        run.result(), run.statuses(), run.plan(), run.provenance(), run.config()
+        for read in _documents(run).values():
+            read()
     except CorruptFile:
         return False
-    small = [name for name in OF_A_RUN if name not in LARGE]
-    torn = any(run.whole_rows(name)[1] for name in _TABLES) or _lacks_table(run)
-    return not torn and not changed_files(run.folder, small)
+    torn = any(run.whole_rows(name)[1] for name in TABLES) or _lacks_table(run)
+    return not torn and not changed_files(run.folder, SMALL)
+
+
+def _documents(run: Run) -> dict[str, Callable[[], Any]]:
+    """Return how to read each small file that is no table; results first, as others follow them."""
+    return {
+        "result.json": run.result,
+        "status.json": run.statuses,
+        "plan.json": run.plan,
+        "provenance.json": run.provenance,
+        "config.yaml": run.config,
+    }
 
 
 def _lacks_table(run: Run) -> bool:
@@ -73,31 +77,24 @@ def _lacks_table(run: Run) -> bool:
 
 def _gone(run: Run, messages: list[str]) -> list[str]:
     """Name the files that were written and are no longer there; return those that are tables."""
-    names = [name for name in OF_A_RUN if name not in LARGE and is_gone(run.folder / name)]
+    names = [name for name in SMALL if is_gone(run.folder / name)]
     for name in names:
         messages.append(f"{run.folder / name} is gone: {restored_by(run.folder / name)}")
-        if name not in _TABLES:  # written anew where it is needed
-            run.forget(name)
-    return [name for name in names if name in _TABLES]
+        if name not in TABLES:  # written anew where it is needed
+            run.remove(name)
+    return [name for name in names if name in TABLES]
 
 
-def _checkpoint(run: Run, messages: list[str]) -> dict[int, State]:
+def _read_or_set_aside(
+    run: Run, name: str, read: Callable[[], Any], messages: list[str]
+) -> Any | None:
+    """Return what a file holds; set it aside and return None where it cannot be read."""
     try:
-        return load_states(run)
+        return read()
     except CorruptFile as error:
-        aside = run.set_aside("checkpoint.pt")
-        messages.append(f"{error}: kept as {aside}; unfinished seeds start afresh")
-        return {}
-
-
-def _document(run: Run, name: str, read: Callable[[], Any], messages: list[str], then: str) -> bool:
-    """Set a file aside that cannot be read; return whether it was so."""
-    try:
-        read()
-    except CorruptFile as error:
-        messages.append(f"{error}: kept as {run.set_aside(name)}; {then}")
-        return True
-    return False
+        aside = run.set_aside(name)
+        messages.append(f"{error}: kept as {aside}; {restored_by(run.folder / name)}")
+        return None
 
 
 def _table(run: Run, name: str, messages: list[str]) -> bool:
@@ -107,7 +104,7 @@ def _table(run: Run, name: str, messages: list[str]) -> bool:
         return False
     aside = run.set_aside(name)
     if rows:
-        run.rewrite(name, rows)
+        run.replace_rows(name, rows)
     messages.append(f"{sentence}: kept as {aside}; {restored_by(run.folder / name)}")
     return True
 
@@ -116,7 +113,7 @@ def _refill(run: Run, states: dict[int, State], messages: list[str]) -> None:
     """Put what checkpoints hold back into the tables; name the finished seeds that lack rows."""
     for state in states.values():
         refill(run, state["rows"])
-    rows = run.metrics()
+    rows = run.rows("metrics.csv")
     for seed, numbers in run.result().get("seeds", {}).items():
         have = {row["epoch"] for row in rows if row["seed"] == int(seed)}
         if (lacking := numbers.get("epochs", 0) - len(have)) > 0:

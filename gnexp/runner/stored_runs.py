@@ -24,7 +24,7 @@ from gnexp.runner.build.data import device_images, pick_device
 from gnexp.runner.build.initial_model import load_initial_model
 from gnexp.runner.build.model import seeded_model
 from gnexp.runner.checkpoint import State, load_states
-from gnexp.store import trained_here
+from gnexp.store import trusted_runs
 from gnexp.store.run import Run
 from gnexp.training.attributes import put_attributes
 
@@ -80,13 +80,13 @@ def _is_layer(path: str) -> bool:
 def strange_code(folder: Path, config: TrainConfig) -> list[str]:
     """Return the code that a stored run names, [] if this user trained it here with that code."""
     found = named_code(config)
-    return [] if found and trained_here.remembers(folder, _code(config)) else found
+    return [] if found and trusted_runs.is_trusted(folder, _code(config)) else found
 
 
 def remember(runs: Iterable[tuple[Path, TrainConfig]]) -> str:
     """Note which runs this user trains with code of her own; return why that failed, or ""."""
     try:
-        trained_here.remember({f: _code(config) for f, config in runs if named_code(config)})
+        trusted_runs.trust({f: _code(config) for f, config in runs if named_code(config)})
     except (OSError, RuntimeError) as error:
         return str(error)
     return ""

@@ -204,7 +204,7 @@ class GroupTrainer:
             self._checkpoint(epoch)
         for place, replica in trained.items():
             row = self.rows[place]["metrics"][-1]
-            replica.run.stored.add_metrics([row])
+            replica.run.stored.add_rows("metrics.csv", [row])
             shown = {"run": replica.run.name, "on": tested_on(replica.config), **row}
             self.emit({"kind": "epoch", **shown})
             if place in self.going and epoch in (
@@ -246,7 +246,7 @@ class GroupTrainer:
         if why:  # goes with the checkpoint, as the result is yet to come
             self.rows[place]["unmeasured"] = [why]
         self.rows[place]["gradients"] += rows
-        replica.run.stored.add_gradients(rows)
+        replica.run.stored.add_rows("gradients.csv", rows)
 
     def _finish(self, place: int, replica: Replica, last: Epoch | None) -> None:
         """Store a training's end; `last` is None when it was killed just before that."""
@@ -332,9 +332,9 @@ class GroupTrainer:
 
 def refill(run: Run, rows: dict[str, list[dict[str, Any]]]) -> None:
     """Put the rows that a checkpoint holds into the run's tables, where they may be lacking."""
-    run.add_metrics(rows["metrics"])
+    run.add_rows("metrics.csv", rows["metrics"])
     if rows["gradients"]:
-        run.add_gradients(rows["gradients"])
+        run.add_rows("gradients.csv", rows["gradients"])
 
 
 def _row(epoch: Epoch, seed: int) -> dict[str, Any]:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from gnexp.store import digests
 from gnexp.store.archive import WEIGHTS
-from gnexp.store.changes import RESTORED
 from gnexp.store.digests import ABSENT, digest_of, read_checked, stored_digests
 from gnexp.store.files import CorruptFile, bytes_of
+from gnexp.store.run_files import FILES, STUDY_FILES
 from gnexp.store.study import Study, runs_of
 
 
@@ -47,7 +47,9 @@ def _is_kept(name: str) -> bool:
     """Return whether the zip holds a file: sources of tables, and their corrupt versions."""
     if re.search(WEIGHTS, name) or name == digests.FILE:
         return False
-    return name.partition(".corrupt")[0] in RESTORED or bool(re.match(r"traceback-\d+\.txt", name))
+    return name.partition(".corrupt")[0] in FILES | STUDY_FILES or bool(
+        re.match(r"traceback-\d+\.txt", name)
+    )
 
 
 def _consistent(folder: Path, kept: list[Path]) -> dict[str, bytes]:

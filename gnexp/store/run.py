@@ -1,7 +1,6 @@
 """The run store: one folder per run, every file written whole.
 
-STUDY/RUN/ holds config.yaml, plan.json, provenance.json, status.json, metrics.csv, gradients.csv,
-covariance.csv, result.json, checkpoint.pt and logits.npz, and the digests of all in digests.json.
+STUDY/RUN/ holds the files of `run_files`, a traceback of each failed seed, and the digests of all.
 A reader sees either the old or the new version of a file, never a part of one, whenever the writer
 is killed, and never bytes that are not those that were written.
 """
@@ -29,70 +28,15 @@ from gnexp.store.files import (
     typed_row,
 )
 from gnexp.store.locks import Lock, require_locks, writing_under
+from gnexp.store.run_files import TABLES
 
 if TYPE_CHECKING:
     import numpy as np
 
-METRICS_COLUMNS = {
-    "seed": int,
-    "epoch": int,
-    "examples_seen": int,
-    "lr": float,
-    "train_loss": float,
-    "train_acc": float,
-    "test_loss": float,
-    "test_acc": float,
-    "time_s": float,
-}
-GRADIENTS_COLUMNS = {
-    "seed": int,
-    "epoch": int,
-    "at_batch": int,
-    "parameters": str,
-    "k": int,
-    "noise": float,
-    "noise_lo": float,
-    "noise_hi": float,
-    "signal": float,
-    "signal_lo": float,
-    "signal_hi": float,
-    "relative_noise": float,
-    "noise_scale": float,
-    "weight_norm": float,
-}
-COVARIANCE_COLUMNS = {"seed": int, "epoch": int, "parameters": str, "n": int, "trace": float}
-SHIFT_COLUMNS = {
-    **{"seed": int, "corruption": str, "severity": int},
-    **{"n": int, "accuracy": float, "loss": float},
-}
-BATCHES_COLUMNS = {
-    **{"seed": int, "statistics": str, "composition": str, "at_batch": int},
-    **{"n": int, "accuracy": float, "loss": float, "expected": float, "logit_change": float},
-}
-CLASSES_COLUMNS = {"seed": int, "class": str, "n": int, "accuracy": float}
-
-METRICS_KEY = ("seed", "epoch")
-GRADIENTS_KEY = ("seed", "epoch", "at_batch", "parameters")
-COVARIANCE_KEY = ("seed", "epoch", "parameters")
-SHIFT_KEY = ("seed", "corruption", "severity")
-BATCHES_KEY = ("seed", "statistics", "composition", "at_batch")
-CLASSES_KEY = ("seed", "class")
+Row = dict[str, Any]
 STATUSES = ("running", "complete", "diverged", "infeasible", "failed")
 NOT_STUDIES = ("check", "reference", "report")
-
-# What a report is made of; a run's config is in its result, or it has none.
-INPUTS = ("config.yaml", "provenance.json", "status.json", "result.json")
-INPUTS += ("metrics.csv", "gradients.csv", "covariance.csv")
-INPUTS += ("shift.csv", "batches.csv", "classes.csv")
-_RUN_FILES = ("config.yaml", "status.json", "metrics.csv", "result.json")
-_TABLES = {
-    "metrics.csv": (METRICS_COLUMNS, METRICS_KEY),
-    "gradients.csv": (GRADIENTS_COLUMNS, GRADIENTS_KEY),
-    "covariance.csv": (COVARIANCE_COLUMNS, COVARIANCE_KEY),
-    "shift.csv": (SHIFT_COLUMNS, SHIFT_KEY),
-    "batches.csv": (BATCHES_COLUMNS, BATCHES_KEY),
-    "classes.csv": (CLASSES_COLUMNS, CLASSES_KEY),
-}
+_MARKS_OF_A_RUN = ("config.yaml", "status.json", "metrics.csv", "result.json")
 
 
 def _writes(method: Any) -> Any:
@@ -124,8 +68,8 @@ def exclusive(folder: Path) -> Iterator[None]:
 class Run:
     """One run's folder: a config and what each of its seeds gave.
 
-    Tables are lists of rows (dicts of plain numbers, see the *_COLUMNS constants); adding a row
-    whose key is there already replaces it, so a resumed epoch is written twice without harm.
+    Tables are lists of rows (dicts of plain numbers, see `run_files`); adding a row whose key is
+    there already replaces it, so a resumed epoch is written twice without harm.
     A file that cannot be read raises CorruptFile (a ValueError) naming it.
     """
 
@@ -146,7 +90,7 @@ class Run:
 
     def exists(self) -> bool:
         """Return True when the folder holds at least one of a run's files."""
-        return any(is_file(self.folder / name) for name in _RUN_FILES)
+        return any(is_file(self.folder / name) for name in _MARKS_OF_A_RUN)
 
     @contextlib.contextmanager
     def lock(self, seed: int | None = None) -> Iterator[Lock | None]:
@@ -173,9 +117,8 @@ class Run:
 
         And tracebacks of failures that are over.
         """
-        if any(self.folder.glob(".*.tmp")) or any(
-            len(accepted) > 1 for accepted in digests.stored_digests(self.folder).values()
-        ):
+        stored = digests.stored_digests(self.folder).values()
+        if any(self.folder.glob(".*.tmp")) or any(len(accepted) > 1 for accepted in stored):
             with self.writing():  # which removes the temporary files
                 self._files.settle()
         # With what filelock sets beside a claim for the moment in which it passes to another.
@@ -217,7 +160,7 @@ class Run:
 
     @_writes
     def write_config(self, config: Mapping[str, Any]) -> None:
-        """Write the resolved config as config.yaml, keys in the order given.
+        """Write the resolved config, keys in the order given.
 
         Its `seeds` are joined with those of the calls before.
         """
@@ -226,10 +169,8 @@ class Run:
         if isinstance(config.get("seeds"), list):
             known = self.config().get("seeds") or []
             config = {**config, "seeds": sorted({*known, *config["seeds"]})}
-        text = yaml.safe_dump(
-            to_json_types(config), sort_keys=False, default_flow_style=None, width=100
-        )
-        self._files.write("config.yaml", text)
+        layout: Any = {"sort_keys": False, "default_flow_style": None, "width": 100}
+        self._files.write("config.yaml", yaml.safe_dump(to_json_types(config), **layout))
 
     def config(self) -> dict[str, Any]:
         """Return the resolved config; {} when it has not been written."""
@@ -238,15 +179,13 @@ class Run:
     @_writes
     def add_plan(self, entries: Mapping[int, Mapping[str, Any]]) -> None:
         """Record the planned replica group of each seed that has no entry yet."""
-        self._write_plan({**entries, **self.plan()})
+        self._write_json("plan.json", {"seeds": {**entries, **self.plan()}})
 
     @_writes
     def drop_plan(self, seed: int) -> None:
         """Remove the planned replica group of a seed."""
-        self._write_plan({s: entry for s, entry in self.plan().items() if s != seed})
-
-    def _write_plan(self, seeds: Mapping[int, Mapping[str, Any]]) -> None:
-        self._write_json("plan.json", {"seeds": {str(s): seeds[s] for s in sorted(seeds)}})
+        others = {s: entry for s, entry in self.plan().items() if s != seed}
+        self._write_json("plan.json", {"seeds": others})
 
     def plan(self) -> dict[int, dict[str, Any]]:
         """Return {seed: what `add_plan` got}."""
@@ -267,7 +206,7 @@ class Run:
         self._write_json("provenance.json", {**provenance, **kept})
 
     def provenance(self) -> dict[str, Any]:
-        """Return provenance.json; {} when it has not been written."""
+        """Return what `write_provenance` got; {} when it has not been written."""
         return self._read_json("provenance.json")
 
     @_writes
@@ -278,51 +217,43 @@ class Run:
         """
         if status not in STATUSES:
             raise ValueError(f"status={status!r} of seed {seed} is none of {', '.join(STATUSES)}")
-        seeds = {**self.statuses(), int(seed): {"status": status, "why": why, **more}}
-        self._write_json("status.json", {"seeds": {str(s): seeds[s] for s in sorted(seeds)}})
+        entry = {"status": status, "why": why, **more}
+        self._write_json("status.json", {"seeds": {**self.statuses(), int(seed): entry}})
 
     def statuses(self) -> dict[int, dict[str, Any]]:
         """Return {seed: {"status", "why", ...}}, see `set_status`."""
         return self._seeds_of("status.json")
 
-    def _seeds_of(self, name: str) -> dict[int, dict[str, Any]]:
-        return _by_seed(self._read_json(name).get("seeds", {}), self.folder / name)
-
-    @_writes
-    def add_metrics(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Add rows of METRICS_COLUMNS, replacing those of the same seed and epoch."""
-        self._upsert("metrics.csv", rows)
-
-    def metrics(self) -> list[dict[str, Any]]:
-        """Return the rows of metrics.csv, sorted by seed and epoch."""
-        return self._read_table("metrics.csv")
-
-    @_writes
-    def add_gradients(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Add rows of GRADIENTS_COLUMNS, replacing those of the same GRADIENTS_KEY."""
-        self._upsert("gradients.csv", rows)
-
-    def gradients(self) -> list[dict[str, Any]]:
-        """Return the rows of gradients.csv, sorted by GRADIENTS_KEY."""
-        return self._read_table("gradients.csv")
-
-    @_writes
-    def add_covariance(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Add rows of COVARIANCE_COLUMNS, replacing those of the same COVARIANCE_KEY."""
-        self._upsert("covariance.csv", rows)
-
-    def covariance(self) -> list[dict[str, Any]]:
-        """Return the rows of covariance.csv, sorted by COVARIANCE_KEY."""
-        return self._read_table("covariance.csv")
-
     @_writes
     def add_rows(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Add rows of one of the tables, such as "shift.csv", replacing those of the same key."""
-        self._upsert(name, rows)
+        """Add rows of a table, such as "metrics.csv", replacing those of the same key."""
+        key = TABLES[name].key
+        table = {tuple(row[c] for c in key): row for row in self.rows(name)}
+        for row in rows:
+            typed = typed_row(row, TABLES[name].columns, name)
+            table[tuple(typed[c] for c in key)] = typed
+        self.replace_rows(name, table.values())
 
-    def rows(self, name: str) -> list[dict[str, Any]]:
-        """Return the rows of one of the tables."""
-        return self._read_table(name)
+    @_writes
+    def replace_rows(self, name: str, rows: Iterable[Row]) -> None:
+        """Let a table hold these rows and no others."""
+        self._files.write(name, table_text(TABLES[name].columns, [*TABLES[name].key], rows))
+
+    def rows(self, name: str) -> list[Row]:
+        """Return the rows of a table, sorted by its key."""
+        return read_table(self.folder / name, TABLES[name].columns, read_checked)
+
+    def whole_rows(self, name: str) -> tuple[list[Row], str]:
+        """Return a table's whole rows, and a sentence if some are not, "" else.
+
+        There are none in a table that was changed since it was written.
+        """
+        path = self.folder / name
+        try:
+            rows, bad = read_whole_rows(path, TABLES[name].columns, read_checked)
+        except CorruptFile as error:
+            return [], str(error)
+        return rows, f"{path} is corrupt ({bad[0]})" if bad else ""
 
     @_writes
     def write_result(self, result: Mapping[str, Any]) -> None:
@@ -330,9 +261,7 @@ class Run:
 
         A number that is not finite is stored as null, which every JSON reader understands.
         """
-        seeds = {int(seed): numbers for seed, numbers in result.get("seeds", {}).items()}
-        ordered = {str(seed): seeds[seed] for seed in sorted(seeds)}
-        self._write_json("result.json", {**result, "seeds": ordered})
+        self._write_json("result.json", {**result, "seeds": result.get("seeds", {})})
 
     @_writes
     def add_result(self, seed: int, numbers: Mapping[str, Any], **head: Any) -> None:
@@ -354,14 +283,13 @@ class Run:
         """Forget one seed's result, rows and logits, before it is trained afresh."""
         result = self.result()
         # The result goes first: a seed listed there must never have fewer rows than it had.
-        if str(int(seed)) in result.get("seeds", {}):
-            del result["seeds"][str(int(seed))]
+        if result.get("seeds", {}).pop(str(int(seed)), None) is not None:
             self.write_result(result)
-        for name in _TABLES:
-            rows = self._read_table(name)
+        for name in TABLES:
+            rows = self.rows(name)
             kept = [row for row in rows if row["seed"] != seed]
             if len(kept) < len(rows):
-                self._files.write(name, table_text(*_TABLES[name], kept))
+                self.replace_rows(name, kept)
         logits = self.logits()
         if logits.pop(int(seed), None) is not None:
             self._write_logits(logits)
@@ -380,26 +308,9 @@ class Run:
         return digests.repair(self.folder)
 
     @_writes
-    def forget(self, name: str) -> None:
-        """Drop the digest of a file that is gone."""
+    def remove(self, name: str) -> None:
+        """Remove a file, or drop the digest of one that is gone."""
         self._files.remove(name)
-
-    def whole_rows(self, name: str) -> tuple[list[dict[str, Any]], str]:
-        """Return a table's whole rows, and a sentence if some are not, "" else.
-
-        There are none in a table that was changed since it was written.
-        """
-        path = self.folder / name
-        try:
-            rows, bad = read_whole_rows(path, _TABLES[name][0], read_checked)
-        except CorruptFile as error:
-            return [], str(error)
-        return rows, f"{path} is corrupt ({bad[0]})" if bad else ""
-
-    @_writes
-    def rewrite(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Let a table hold these rows and no others."""
-        self._files.write(name, table_text(*_TABLES[name], rows))
 
     @_writes
     def write_traceback(self, seed: int, text: str) -> None:
@@ -410,8 +321,7 @@ class Run:
         """Remove the traceback of a failure that is over."""
         name = f"traceback-{int(seed)}.txt"
         if (self.folder / name).is_file():
-            with self.writing():
-                self._files.remove(name)
+            self.remove(name)
 
     @_writes
     def write_checkpoint(self, data: bytes) -> None:
@@ -455,24 +365,19 @@ class Run:
         np.savez_compressed(buffer, **{f"seed_{seed}": logits[seed] for seed in sorted(logits)})
         self._files.write("logits.npz", buffer.getvalue())
 
-    def _write_json(self, name: str, value: Any) -> None:
-        self._files.write(name, json_text(value))
+    def _write_json(self, name: str, value: Mapping[str, Any]) -> None:
+        seeds = sorted(value.get("seeds", {}).items(), key=lambda item: int(item[0]))
+        ordered = {"seeds": {str(seed): entry for seed, entry in seeds}} if "seeds" in value else {}
+        self._files.write(name, json_text({**value, **ordered}))
 
     def _read_json(self, name: str) -> dict[str, Any]:
         value = read_json(self.folder / name, read_checked)
         _by_seed(value.get("seeds", {}), self.folder / name)
         return value
 
-    def _upsert(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
-        columns, key = _TABLES[name]
-        table = {tuple(row[c] for c in key): row for row in self._read_table(name)}
-        for row in rows:
-            typed = typed_row(row, columns, name)
-            table[tuple(typed[c] for c in key)] = typed
-        self._files.write(name, table_text(columns, key, table.values()))
-
-    def _read_table(self, name: str) -> list[dict[str, Any]]:
-        return read_table(self.folder / name, _TABLES[name][0], read_checked)
+    def _seeds_of(self, name: str) -> dict[int, dict[str, Any]]:
+        path = self.folder / name
+        return _by_seed(read_json(path, read_checked).get("seeds", {}), path)
 
 
 def _by_seed(seeds: Any, path: Path) -> dict[int, dict[str, Any]]:

@@ -2,21 +2,17 @@
 
 import difflib
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gnexp.store.archive import SUFFIX, top_folder
-from gnexp.store.changes import LARGE, OF_A_RUN, changed_files, lost_rows, without_digest
 from gnexp.store.files import CorruptFile, names_in
-from gnexp.store.run import (
-    _TABLES,
-    METRICS_COLUMNS,
-    NOT_STUDIES,
-    Run,
-)
+from gnexp.store.integrity import changed_files, lost_rows, without_digest
+from gnexp.store.run import NOT_STUDIES, Run
+from gnexp.store.run_files import SMALL, TABLES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,7 +40,7 @@ class Record:
 
     @cached_property
     def _tables(self) -> dict[str, tuple[list[dict[str, Any]], str]]:
-        return {name: Run(self.folder).whole_rows(name) for name in _TABLES}
+        return {name: Run(self.folder).whole_rows(name) for name in TABLES}
 
     @cached_property
     def corrupt_files(self) -> list[str]:
@@ -53,16 +49,18 @@ class Record:
         Large files are left out: no table is made of them.
         """
         tables = [sentence for _, sentence in self._tables.values() if sentence]
-        others = [name for name in OF_A_RUN if name not in LARGE]
-        others += [f"traceback-{seed}.txt" for seed in self.statuses]
+        names = [*SMALL, *(f"traceback-{seed}.txt" for seed in self.statuses)]
+        read = (*TABLES, "result.json", "status.json", "provenance.json")
         found = [*self.corrupt_documents, *tables]
-        read = (*_TABLES, "result.json", "status.json", "provenance.json")
-        found += changed_files(self.folder, others, read).values()
+        found += changed_files(self.folder, names, read).values()
         return list(dict.fromkeys([*found, *lost_rows(self.folder, self.statuses, self.rows)]))
 
     @cached_property
     def metrics(self) -> "pd.DataFrame":
-        return _frame(self.rows("metrics.csv"), METRICS_COLUMNS)
+        import pandas as pd
+
+        columns = TABLES["metrics.csv"].columns
+        return pd.DataFrame(self.rows("metrics.csv"), columns=list(columns)).astype(columns)
 
     def numbers(self, seed: int) -> dict[str, Any]:
         """Return result.json's numbers of one seed; {} while it is unfinished."""
@@ -232,9 +230,3 @@ def _no_such_study(folder: Path) -> str:
 
     nearest = ", ".join(sorted(names, key=distance))
     return f"study={folder.name} does not exist in {folder.parent}; there is: {nearest}"
-
-
-def _frame(rows: list[dict[str, Any]], columns: Mapping[str, type]) -> "pd.DataFrame":
-    import pandas as pd
-
-    return pd.DataFrame(rows, columns=list(columns)).astype(dict(columns))

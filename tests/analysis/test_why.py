@@ -417,7 +417,7 @@ def test_a_relative_mce_that_hangs_on_one_seed_has_no_interval_and_says_so(tmp_p
     for row in rows:  # only seed 0 is harmed by anything but shot noise
         if row["severity"] and row["corruption"] != "shot_noise":
             row["accuracy"] -= 0.1 * (row["seed"] == 0)
-    run.rewrite("shift.csv", rows)
+    run.replace_rows("shift.csv", rows)
     row = only(summary_rows(cells_of(tmp_path)), norm="gn")
     assert math.isfinite(row["relative_mce"])
     assert math.isnan(row["relative_mce_lo"])
@@ -437,7 +437,7 @@ def test_a_seed_without_every_condition_is_left_out_of_the_sum_and_counted(tmp_p
     add_shift(tmp_path, "gn", 2, 0.8, steps(), scatter=0)
     run = Run(tmp_path / "gn-b2")
     kept = [r for r in run.rows("shift.csv") if (r["seed"], r["severity"]) != (2, 3)]
-    run.rewrite("shift.csv", kept)
+    run.replace_rows("shift.csv", kept)
     (row,) = summary_rows(cells_of(tmp_path))
     assert (row["n"], row["n_left_out"]) == (2, 1)
     assert only(condition_rows(cells_of(tmp_path)), corruption="shot_noise", severity=1)["n"] == 3

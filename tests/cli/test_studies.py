@@ -279,7 +279,7 @@ def test_the_time_left_is_that_of_the_remaining_epochs_shared_by_those_at_work(t
         for seed in seeds[:1]:
             for epoch in range(1, epochs + 1):
                 row |= {"seed": seed, "epoch": epoch, "examples_seen": 640 * epoch}
-                stored.add_metrics([row])
+                stored.add_rows("metrics.csv", [row])
             stored.set_status(seed, status)
 
     run("a", 2, [0], 4)

@@ -24,7 +24,8 @@ from gnexp.norms.registry import NORMS
 from gnexp.runner import measure_stored, trainer
 from gnexp.runner.build import data, model
 from gnexp.runner.process_pool import WorkerDied, run_tasks
-from gnexp.store.run import COVARIANCE_COLUMNS, GRADIENTS_COLUMNS, METRICS_COLUMNS, Run
+from gnexp.store.run import Run
+from gnexp.store.run_files import TABLES
 
 TINY = (
     "model=resnet8",
@@ -75,10 +76,10 @@ def test_a_run_leaves_the_files_that_are_promised(gnexp):
         "digests.json",
     }
     metrics = rows_of(folder / "metrics.csv")
-    assert list(metrics[0]) == list(METRICS_COLUMNS)
+    assert list(metrics[0]) == list(TABLES["metrics.csv"].columns)
     assert [row["examples_seen"] for row in metrics] == ["60", "120"]
     gradients = rows_of(folder / "gradients.csv")
-    assert list(gradients[0]) == list(GRADIENTS_COLUMNS)
+    assert list(gradients[0]) == list(TABLES["gradients.csv"].columns)
     assert {row["epoch"] for row in gradients} == {"0", "1", "2"}
     assert {"all", "gamma", "beta", "conv", "linear"} <= {row["parameters"] for row in gradients}
     result = json.loads((folder / "result.json").read_text())
@@ -388,7 +389,7 @@ def test_shared_weights_are_measured_at_every_batch_size_asked_for(gnexp, few_dr
         assert {(e, b) for e in ("0", "2") for b in ("1", "2", "5")} <= at
         assert {r["at_batch"] for r in rows_of(small / "gradients.csv")} == {"5"}
         assert (large / "covariance.csv").exists() == (norm != "bn")
-    assert list(rows_of(large / "covariance.csv")[0]) == list(COVARIANCE_COLUMNS)
+    assert list(rows_of(large / "covariance.csv")[0]) == list(TABLES["covariance.csv"].columns)
 
 
 def test_stored_runs_are_measured_later_without_training(gnexp):

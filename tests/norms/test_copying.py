@@ -76,7 +76,7 @@ def test_keeping_the_features_of_the_last_pass_changes_no_number(gnexp, keeping,
     (plain, first), (keeps, second) = (result(workdir, name) for name in ("Plain", model))
     for key in plain.keys() - {"train_time_s"}:
         assert keeps[key] == plain[key], key
-    tables = [Run(folder).gradients() for folder in (first, second)]
+    tables = [Run(folder).rows("gradients.csv") for folder in (first, second)]
     assert len(tables[0]) == len(tables[1]) > 0
     for ours, theirs in zip(*tables, strict=True):  # in float32, maybe several draws a pass
         assert ours["parameters"] == theirs["parameters"]

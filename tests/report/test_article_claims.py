@@ -202,7 +202,10 @@ def test_noise_against_bns_is_decided_by_intervals_that_do_not_meet(tmp_path, fa
             row |= {"noise": noise, "noise_lo": 0.9 * noise, "noise_hi": 1.1 * noise}
             signal = 1 + 0.001 * seed
             row |= {"signal": signal, "signal_lo": 0.9, "signal_hi": 1.1, "weight_norm": 1.0}
-            run.add_gradients([row | {"relative_noise": noise / signal, "noise_scale": 2 * noise}])
+            run.add_rows(
+                "gradients.csv",
+                [row | {"relative_noise": noise / signal, "noise_scale": 2 * noise}],
+            )
     rows = rows_with(claims_of(tmp_path / "s"), "less noisy")
     assert [r["verdict"] for r in rows] == [verdict] * 2
     for row in rows:

@@ -82,7 +82,7 @@ def add_run(study, name, settings, seeds=(0, 1, 2), diverged=(), accuracies=None
             | {"test_loss": 1.1, "test_acc": final - 0.4 / epoch + 0.1, "time_s": 3.0}
             for epoch in (1, 2, 3, 4)
         ]
-        run.add_metrics(rows[:2] if seed in diverged else rows)
+        run.add_rows("metrics.csv", rows[:2] if seed in diverged else rows)
         numbers = {"status": status, "test_acc": final, "test_acc_median5": final}
         if seed in diverged:
             numbers = {"status": status, "test_acc": math.nan, "test_acc_median5": math.nan}
@@ -111,17 +111,23 @@ def add_gradients(run, norm, batches, epochs=(0, 4)):
     rng = np.random.default_rng([ord(c) for c in run.name])
     levels = {"all": 5.0, "gamma": 0.4, "beta": 0.3, "conv": 4.0, "linear": 0.6, "conv1": 0.2}
     for seed in (0, 1, 2):
-        run.add_gradients(
-            gradients(norm, seed, epoch, b, rng, level, kind=kind)
-            for epoch in epochs
-            for b in batches
-            for kind, level in levels.items()
+        run.add_rows(
+            "gradients.csv",
+            (
+                gradients(norm, seed, epoch, b, rng, level, kind=kind)
+                for epoch in epochs
+                for b in batches
+                for kind, level in levels.items()
+            ),
         )
         if norm != "bn":
-            run.add_covariance(
-                {"seed": seed, "epoch": e, "parameters": p, "n": 512, "trace": v * (1 + seed)}
-                for e in epochs
-                for p, v in levels.items()
+            run.add_rows(
+                "covariance.csv",
+                (
+                    {"seed": seed, "epoch": e, "parameters": p, "n": 512, "trace": v * (1 + seed)}
+                    for e in epochs
+                    for p, v in levels.items()
+                ),
             )
 
 
@@ -149,11 +155,12 @@ def add_unfinished(study):
     running = Run.create(study / "none-b2")
     running.write_config(config("none", 2))
     running.set_status(0, "running")
-    running.add_metrics(
+    running.add_rows(
+        "metrics.csv",
         [
             {"seed": 0, "epoch": 1, "examples_seen": 5120, "lr": 0.1, "train_loss": 2.0}
             | {"train_acc": 0.2, "test_loss": 2.0, "test_acc": 0.25, "time_s": 9.0}
-        ]
+        ],
     )
 
 
@@ -348,8 +355,9 @@ def test_exactly_zero_gradients_stay_out_of_the_fit(tmp_path):
     run = add_run(tmp_path / "s", "b8", config("gn", 8))
     zero = dict.fromkeys(("noise", "noise_lo", "noise_hi", "signal", "signal_lo", "signal_hi"), 0.0)
     rng = np.random.default_rng(0)
-    run.add_gradients({**gradients("gn", 0, 0, b, rng, kind="gamma"), **zero} for b in (2, 4, 8))
-    run.add_gradients(gradients("gn", 0, 0, b, rng) for b in (2, 4, 8))
+    gammas = ({**gradients("gn", 0, 0, b, rng, kind="gamma"), **zero} for b in (2, 4, 8))
+    run.add_rows("gradients.csv", gammas)
+    run.add_rows("gradients.csv", (gradients("gn", 0, 0, b, rng) for b in (2, 4, 8)))
     cells = grouping.cells(load_study(tmp_path / "s").runs)
     assert {row["parameters"] for row in exponent_rows(cells, [])} == {"all"}
     assert "gamma" in {row["parameters"] for row in gradient_rows(cells)}
@@ -359,8 +367,9 @@ def test_exactly_zero_gradients_stay_out_of_the_fit(tmp_path):
 def test_the_noise_scale_has_no_upper_end_when_the_signals_interval_reaches_zero(tmp_path):
     run = add_run(tmp_path / "s", "b8", config("gn", 8), seeds=(0,))
     rng = np.random.default_rng(0)
-    run.add_gradients([gradients("gn", 0, 4, 8, rng, signal=0.1)])  # interval [-0.1, 0.3]
-    run.add_gradients([gradients("gn", 0, 4, 4, rng, signal=1.0)])
+    unclear = gradients("gn", 0, 4, 8, rng, signal=0.1)  # interval [-0.1, 0.3]
+    run.add_rows("gradients.csv", [unclear])
+    run.add_rows("gradients.csv", [gradients("gn", 0, 4, 4, rng, signal=1.0)])
     clear, unclear = gradient_rows(grouping.cells(load_study(tmp_path / "s").runs))
     assert unclear["noise_scale_hi"] == math.inf
     assert unclear["noise_scale"] == pytest.approx(8 * unclear["noise"] / 0.1, rel=1e-12)
@@ -372,9 +381,10 @@ def test_the_noise_scale_has_no_upper_end_when_the_signals_interval_reaches_zero
 def test_batch_times_noise_is_checked_against_the_trace_with_its_own_interval(tmp_path):
     run = add_run(tmp_path / "s", "b8", config("gn", 8), seeds=(0,))
     row = {**gradients("gn", 0, 4, 8, np.random.default_rng(0)), "noise": 1.0}
-    run.add_gradients([{**row, "noise_lo": 0.9, "noise_hi": 1.1}])
+    run.add_rows("gradients.csv", [{**row, "noise_lo": 0.9, "noise_hi": 1.1}])
     for trace, agree in ((8.0, True), (9.2, True), (9.4, False), (6.6, False)):
-        run.add_covariance([{"seed": 0, "epoch": 4, "parameters": "all", "n": 9, "trace": trace}])
+        row = {"seed": 0, "epoch": 4, "parameters": "all", "n": 9, "trace": trace}
+        run.add_rows("covariance.csv", [row])
         (found,) = check_rows(grouping.cells(load_study(tmp_path / "s").runs))
         # t_{0.9985, 31} / t_{0.975, 31} = 3.2221 / 2.0395: the half-width is 8 * 0.1 * 1.580
         assert found["hi997"] == pytest.approx(8 + 0.8 * 1.580, abs=0.01)

@@ -277,7 +277,7 @@ def test_a_measurement_that_finds_no_space_is_named_and_made_by_the_next_call(gn
     make_space(disk)
     assert gnexp(*words).code == 0
     (run,) = STUDY.glob("bn-*")
-    assert {row["at_batch"] for row in Run(run).gradients()} == {2, 5, 10}
+    assert {row["at_batch"] for row in Run(run).rows("gradients.csv")} == {2, 5, 10}
 
 
 def test_a_limit_on_the_size_of_files_is_named_and_the_next_call_is_unharmed(

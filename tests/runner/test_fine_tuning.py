@@ -71,7 +71,7 @@ def started(config, seed=0):
 
 
 def rows(folder):
-    return [{**row, "time_s": 0} for row in Run(folder).metrics()]
+    return [{**row, "time_s": 0} for row in Run(folder).rows("metrics.csv")]
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -377,7 +377,9 @@ def test_what_is_measured_at_the_start_is_measured_at_the_loaded_weights(gnexp, 
     weights = stored(source)
     norm = sum(float(v.double().square().sum()) for n, v in weights.items() if "conv" in n) ** 0.5
     (row,) = [
-        r for r in Run(only_run()).gradients() if (r["epoch"], r["parameters"]) == (0, "conv")
+        r
+        for r in Run(only_run()).rows("gradients.csv")
+        if (r["epoch"], r["parameters"]) == (0, "conv")
     ]
     assert config.init_checksum
     assert row["weight_norm"] == pytest.approx(norm, rel=1e-5)

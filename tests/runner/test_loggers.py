@@ -63,10 +63,9 @@ def run(tmp_path):
     config |= {"model": {"name": "tiny", "width": 8}, "data": {"name": "shapes10"}, "epochs": 4}
     run.write_config({**config, "seeds": [0, 1], "device": "cpu", "study": "main"})
     run.write_provenance({"started": "2026-11-22T16:00:00+00:00", "command": "gnexp train"})
-    run.add_metrics([*metrics(0, 4), *metrics(1, 2)])
-    run.add_gradients(
-        gradients(0, e, b, k) for e in (0, 4) for b in (2, 10, 20) for k in ("all", "x")
-    )
+    run.add_rows("metrics.csv", [*metrics(0, 4), *metrics(1, 2)])
+    rows = (gradients(0, e, b, k) for e in (0, 4) for b in (2, 10, 20) for k in ("all", "x"))
+    run.add_rows("gradients.csv", rows)
     run.add_result(0, {"status": "complete", "test_acc": 0.32}, run=run.name, config=config)
     run.set_status(0, "complete")
     run.set_status(1, "running")
@@ -89,9 +88,9 @@ def events_of(run, seed):
 
 def check_against_store(run):
     """Assert that the event files hold the rows of metrics.csv, all of them, each once."""
-    for seed in {row["seed"] for row in run.metrics()}:
+    for seed in {row["seed"] for row in run.rows("metrics.csv")}:
         seen = scalars(events_of(run, seed))
-        rows = [row for row in run.metrics() if row["seed"] == seed]
+        rows = [row for row in run.rows("metrics.csv") if row["seed"] == seed]
         for tag, column in NAMES.items():
             assert [step for step, _ in seen[tag]] == [row["epoch"] for row in rows], tag
             wanted = [row[column] for row in rows]
@@ -152,7 +151,7 @@ def test_a_further_epoch_is_added_so_that_an_open_reader_sees_it(run):
     export(run, "tensorboard")
     reader = EventAccumulator(str(events_of(run, 1)))
     reader.Reload()
-    run.add_metrics(metrics(1, 3))
+    run.add_rows("metrics.csv", metrics(1, 3))
     for _ in range(2):  # the second has nothing to add
         export(run, "tensorboard")
         reader.Reload()
@@ -174,7 +173,7 @@ def test_an_event_file_that_is_not_what_it_should_be_is_written_again(run):
 def test_a_training_that_went_back_and_gave_other_numbers_leaves_none_of_the_first(run):
     export(run, "tensorboard")
     run.drop_seed(1)
-    run.add_metrics(metrics(1, 1, shift=0.5))
+    run.add_rows("metrics.csv", metrics(1, 1, shift=0.5))
     export(run, "tensorboard")
     assert [step for step, _ in scalars(events_of(run, 1))["train/acc"]] == [1]
     check_against_store(run)
@@ -182,7 +181,7 @@ def test_a_training_that_went_back_and_gave_other_numbers_leaves_none_of_the_fir
 
 @needs_tensorboard
 def test_a_loss_that_is_not_finite_is_shown_as_such(run):
-    run.add_metrics([{**metrics(1, 3)[2], "train_loss": math.nan}])
+    run.add_rows("metrics.csv", [{**metrics(1, 3)[2], "train_loss": math.nan}])
     export(run, "tensorboard")
     check_against_store(run)
 
@@ -236,7 +235,7 @@ def test_a_finished_study_is_exported_without_training_it_again(gnexp, workdir, 
 @needs_tensorboard
 def test_a_run_that_cannot_be_exported_is_told_and_costs_no_other(run, tmp_path):
     other = Run.create(run.folder.parent / "gn-b10-tiny-89abcdef")
-    other.add_metrics(metrics(0, 1))
+    other.add_rows("metrics.csv", metrics(0, 1))
     (run.folder / "tensorboard").write_text("in the way")
     failed = export_all([run.folder, other.folder], "tensorboard")
     assert [what for what, _ in failed] == [f"logger=tensorboard of {run.name}"]
@@ -255,7 +254,7 @@ def test_a_writer_that_fails_costs_no_training_and_is_told_once(gnexp, workdir, 
     for folder in (workdir / "results/main").glob("*-b10-*"):
         run = Run(folder)
         assert run.result()["seeds"]["0"]["status"] == "complete"
-        assert [row["epoch"] for row in run.metrics()] == [1, 2]
+        assert [row["epoch"] for row in run.rows("metrics.csv")] == [1, 2]
     told = [line for line in answer.out.splitlines() if "tensorboard of" in line]
     assert len(told) == 1, answer.out
     assert told[0].startswith("failed: logger=tensorboard of bn-")
@@ -291,11 +290,11 @@ def test_wandb_runs_are_written_offline_once_for_each_finished_seed(run):
     history = wandb_history(there)
     assert [row["epoch"] for row in history] == [0, 1, 2, 3, 4]
     for tag, column in NAMES.items():
-        wanted = [row[column] for row in run.metrics() if row["seed"] == 0]
+        wanted = [row[column] for row in run.rows("metrics.csv") if row["seed"] == 0]
         assert [row[tag] for row in history[1:]] == pytest.approx(wanted)
     export(run, "wandb")
     assert [*run.folder.glob("wandb/offline-run-*")] == [there]
-    run.add_metrics(metrics(0, 4, shift=0.1))
+    run.add_rows("metrics.csv", metrics(0, 4, shift=0.1))
     export(run, "wandb")
     (again,) = run.folder.glob("wandb/offline-run-*")
     assert wandb_history(again)[1]["train/acc"] == pytest.approx(0.2)

@@ -11,7 +11,7 @@ import pytest
 from written_run import RUN, write_run
 
 from gnexp.store import digests
-from gnexp.store.changes import lost_rows
+from gnexp.store.integrity import lost_rows
 from gnexp.store.lr_choices import LRChoice, record_choices
 from gnexp.store.run import Run
 from gnexp.store.study import load_study
@@ -96,7 +96,7 @@ def test_a_changed_result_is_no_result(run):
 
 
 def test_a_process_killed_between_a_table_and_its_digest_has_changed_nothing(run):
-    row = {**run.metrics()[0], "epoch": 2}
+    row = {**run.rows("metrics.csv")[0], "epoch": 2}
     killed = 0
     for instant in range(1, 20):
         shutil.copytree(RUN, f"results/copy{instant}/gn-b2")
@@ -104,11 +104,11 @@ def test_a_process_killed_between_a_table_and_its_digest_has_changed_nothing(run
         pid = os.fork()
         if pid == 0:
             kill_before_replacing(instant)
-            copy.add_metrics([row])
+            copy.add_rows("metrics.csv", [row])
             os._exit(0)
         ended = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         assert load_study(copy.folder.parent).corrupt_files == [], f"killed before rename {instant}"
-        assert len(copy.metrics()) in (2, 3)
+        assert len(copy.rows("metrics.csv")) in (2, 3)
         copy.settle()
         digests = json.loads((copy.folder / "digests.json").read_text())
         metrics = (copy.folder / "metrics.csv").read_bytes()
@@ -132,11 +132,11 @@ def kill_before_replacing(number):
 
 
 def test_a_reader_beside_a_writer_takes_nothing_for_a_change(run):
-    row, over = run.metrics()[0], threading.Event()
+    row, over = run.rows("metrics.csv")[0], threading.Event()
 
     def write():
         for epoch in range(150):
-            Run(RUN).add_metrics([{**row, "epoch": 2, "lr": epoch / 7}])
+            Run(RUN).add_rows("metrics.csv", [{**row, "epoch": 2, "lr": epoch / 7}])
         over.set()
 
     writer = threading.Thread(target=write)

@@ -48,17 +48,20 @@ def old(gnexp):
 
 def test_renamed_runs_are_found_complete_and_whole_and_train_further_seeds(old, gnexp):
     run, name = old
-    before = run.metrics(), run.result()["seeds"]
+    before = run.rows("metrics.csv"), run.result()["seeds"]
     assert "1 of 1 renamed" in rename().stdout
     now = Run(STUDY / name)
-    assert (now.metrics(), now.result()["seeds"]) == before
+    assert (now.rows("metrics.csv"), now.result()["seeds"]) == before
     assert (now.result()["run"], now.result()["config"]["convert"]["only"]) == (name, None)
     assert [state["step"] for state in load_states(now).values()] == [
         [f"{name}/0", f"{name}/1"]
     ] * 2
     assert gnexp("verify").code == 0
     assert gnexp(*TRAIN, "norm=bn", "seeds=2").code == 0
-    assert (now.metrics(), now.result()["seeds"]) == before  # with their times: nothing was trained
+    assert (
+        now.rows("metrics.csv"),
+        now.result()["seeds"],
+    ) == before  # with their times: nothing was trained
     assert gnexp(*TRAIN, "norm=bn", "seeds=3").code == 0
     assert Run(STUDY / name).finished_seeds() == [0, 1, 2]
     assert [path.name for path in STUDY.glob("bn-*")] == [name]

@@ -72,7 +72,7 @@ def test_a_writer_killed_at_any_instant_leaves_a_readable_table(tmp_path):
         "import test_store\n"
         "run, epoch = Run.create(sys.argv[1]), 0\n"
         "while True:\n"
-        "    epoch += 1; run.add_metrics([test_store.metrics_row(epoch=epoch)])\n"
+        "    epoch += 1; run.add_rows('metrics.csv', [test_store.metrics_row(epoch=epoch)])\n"
         "    print(epoch, flush=True)\n"
     )
     folder, here = tmp_path / "run", os.path.dirname(__file__)
@@ -81,7 +81,7 @@ def test_a_writer_killed_at_any_instant_leaves_a_readable_table(tmp_path):
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             written = [int(process.stdout.readline()) for _ in range(20)]
             process.kill()
-        rows = Run(folder).metrics()
+        rows = Run(folder).rows("metrics.csv")
         assert [row["epoch"] for row in rows] == list(range(1, len(rows) + 1))
         assert len(rows) >= written[-1]
 
@@ -89,44 +89,46 @@ def test_a_writer_killed_at_any_instant_leaves_a_readable_table(tmp_path):
 def test_every_number_comes_back_as_exactly_itself(run):
     rng = np.random.default_rng(0)
     values = [*(10.0 ** rng.uniform(-300, 300, 50)), math.inf, -0.0, 5e-324, 0.1 + 0.2]
-    run.add_metrics(metrics_row(epoch=i, test_loss=v) for i, v in enumerate(values))
-    assert [row["test_loss"] for row in run.metrics()] == values
-    run.add_metrics([metrics_row(epoch=99, test_loss=math.nan, lr=None)])
-    assert math.isnan(run.metrics()[-1]["test_loss"])
-    assert math.isnan(run.metrics()[-1]["lr"])
+    run.add_rows("metrics.csv", (metrics_row(epoch=i, test_loss=v) for i, v in enumerate(values)))
+    assert [row["test_loss"] for row in run.rows("metrics.csv")] == values
+    run.add_rows("metrics.csv", [metrics_row(epoch=99, test_loss=math.nan, lr=None)])
+    assert math.isnan(run.rows("metrics.csv")[-1]["test_loss"])
+    assert math.isnan(run.rows("metrics.csv")[-1]["lr"])
 
 
 def test_rows_are_sorted_and_equal_rows_are_equal_bytes_in_whatever_order_they_come(tmp_path):
     rows = [metrics_row(seed, epoch) for seed in (10, 2) for epoch in (3, 1, 2)]
     a, b = Run.create(tmp_path / "a"), Run.create(tmp_path / "b")
-    a.add_metrics(rows)
+    a.add_rows("metrics.csv", rows)
     for row in reversed(rows):
-        b.add_metrics([dict(reversed(row.items()))])
+        b.add_rows("metrics.csv", [dict(reversed(row.items()))])
     assert (a.folder / "metrics.csv").read_bytes() == (b.folder / "metrics.csv").read_bytes()
-    order = [(row["seed"], row["epoch"]) for row in a.metrics()]
+    order = [(row["seed"], row["epoch"]) for row in a.rows("metrics.csv")]
     assert order == [(2, 1), (2, 2), (2, 3), (10, 1), (10, 2), (10, 3)]
 
 
 def test_a_row_written_again_replaces_the_one_of_the_same_key(run):
-    run.add_metrics([metrics_row(test_acc=0.1), metrics_row(seed=1)])
-    run.add_metrics([metrics_row(test_acc=0.9)])
-    assert [row["test_acc"] for row in run.metrics()] == [0.9, 0.4]
-    run.add_gradients([gradients_row(), gradients_row(at_batch=4), gradients_row(epoch=1)])
-    run.add_gradients([gradients_row(noise=7.0)])
-    assert [row["noise"] for row in run.gradients()] == [7.0, 1.0, 1.0]
-    run.add_covariance([covariance_row(), covariance_row(parameters="gamma")])
-    run.add_covariance([covariance_row(trace=5.0)])
-    assert [row["trace"] for row in run.covariance()] == [5.0, 2.0]
+    run.add_rows("metrics.csv", [metrics_row(test_acc=0.1), metrics_row(seed=1)])
+    run.add_rows("metrics.csv", [metrics_row(test_acc=0.9)])
+    assert [row["test_acc"] for row in run.rows("metrics.csv")] == [0.9, 0.4]
+    run.add_rows(
+        "gradients.csv", [gradients_row(), gradients_row(at_batch=4), gradients_row(epoch=1)]
+    )
+    run.add_rows("gradients.csv", [gradients_row(noise=7.0)])
+    assert [row["noise"] for row in run.rows("gradients.csv")] == [7.0, 1.0, 1.0]
+    run.add_rows("covariance.csv", [covariance_row(), covariance_row(parameters="gamma")])
+    run.add_rows("covariance.csv", [covariance_row(trace=5.0)])
+    assert [row["trace"] for row in run.rows("covariance.csv")] == [5.0, 2.0]
 
 
 def test_a_row_with_a_missing_or_unknown_column_is_refused_by_name(run):
     row = metrics_row()
     del row["test_acc"]
     with pytest.raises(ValueError, match=r"metrics\.csv.*test_acc"):
-        run.add_metrics([row])
+        run.add_rows("metrics.csv", [row])
     with pytest.raises(ValueError, match="speed"):
-        run.add_metrics([metrics_row(speed=3)])
-    assert run.metrics() == []
+        run.add_rows("metrics.csv", [metrics_row(speed=3)])
+    assert run.rows("metrics.csv") == []
 
 
 def test_the_config_comes_back_with_its_types_and_order(run):
@@ -174,13 +176,13 @@ def test_result_json_is_standard_json_even_when_a_loss_is_not_finite(run):
 
 def test_dropping_a_seed_leaves_the_others_untouched(run):
     for seed in (0, 1):
-        run.add_metrics([metrics_row(seed)])
-        run.add_gradients([gradients_row(seed=seed)])
-        run.add_covariance([covariance_row(seed=seed)])
+        run.add_rows("metrics.csv", [metrics_row(seed)])
+        run.add_rows("gradients.csv", [gradients_row(seed=seed)])
+        run.add_rows("covariance.csv", [covariance_row(seed=seed)])
         run.add_logits(seed, np.full((3, 2), seed))
         run.add_result(seed, {"test_acc": 0.5})
     run.drop_seed(0)
-    for rows in (run.metrics(), run.gradients(), run.covariance()):
+    for rows in (run.rows("metrics.csv"), run.rows("gradients.csv"), run.rows("covariance.csv")):
         assert [row["seed"] for row in rows] == [1]
     assert run.finished_seeds() == [1]
     assert list(run.logits()) == [1]
@@ -207,10 +209,10 @@ def test_a_checkpoint_is_the_bytes_that_were_given(run):
 @pytest.mark.parametrize(
     ("name", "content", "read"),
     [
-        ("metrics.csv", b"seed,epoch\n0,1\n", Run.metrics),
-        ("metrics.csv", ",".join(metrics_row()).encode() + b"\n0,1,2", Run.metrics),
-        ("gradients.csv", b"\xff\xfe", Run.gradients),
-        ("covariance.csv", b"seed,epoch,parameters,n,trace\n0,0,all,many,1.0\n", Run.covariance),
+        ("metrics.csv", b"seed,epoch\n0,1\n", None),
+        ("metrics.csv", ",".join(metrics_row()).encode() + b"\n0,1,2", None),
+        ("gradients.csv", b"\xff\xfe", None),
+        ("covariance.csv", b"seed,epoch,parameters,n,trace\n0,0,all,many,1.0\n", None),
         ("result.json", b'{"seeds": {"0": ', Run.result),
         ("result.json", b'{"seeds": {"first": {}}}', Run.result),
         ("result.json", b"[]", Run.result),
@@ -222,7 +224,7 @@ def test_a_checkpoint_is_the_bytes_that_were_given(run):
 def test_a_corrupt_file_is_named(run, name, content, read):
     (run.folder / name).write_bytes(content)
     with pytest.raises(ValueError, match=rf"{name} is corrupt"):
-        read(run)
+        read(run) if read else run.rows(name)
 
 
 def test_only_one_process_at_a_time_holds_a_seed_and_others_hold_other_seeds(run):
@@ -274,7 +276,7 @@ def test_a_study_holds_finished_and_unfinished_runs_and_ignores_what_is_neither(
     begun = Run.create(study / "b")
     begun.write_config({"batch": 4, "seeds": [7]})
     begun.set_status(7, "failed", "boom")
-    begun.add_metrics([metrics_row(7)])
+    begun.add_rows("metrics.csv", [metrics_row(7)])
     (study / "report").mkdir()
     (study / "report" / "status.json").write_text("not a run")
     (study / "notes").mkdir()

@@ -216,7 +216,7 @@ def folder_of(study):
 def results(study):
     """Return (metrics without times, final weights, result) of the only run of a study."""
     run = Run(folder_of(study))
-    rows = [{k: v for k, v in row.items() if k != "time_s"} for row in run.metrics()]
+    rows = [{k: v for k, v in row.items() if k != "time_s"} for row in run.rows("metrics.csv")]
     states = torch.load(run.folder / "checkpoint.pt", weights_only=True)
     return rows, {seed: state["model"] for seed, state in states.items()}, run.result()
 

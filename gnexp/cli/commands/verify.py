@@ -7,9 +7,9 @@ from gnexp.config.schema import UsageError, VerifyConfig
 from gnexp.config.validation import study_problems
 from gnexp.report import fingerprint
 from gnexp.store.archive import SUFFIX
-from gnexp.store.changes import changed_files, restored_by, without_digest
 from gnexp.store.digests import Writer, stored_digests
 from gnexp.store.files import CorruptFile
+from gnexp.store.integrity import changed_files, restored_by, without_digest
 from gnexp.store.run import exclusive
 from gnexp.store.study import folder_of, load_study, record_of, runs_of, study_path, zips_of
 

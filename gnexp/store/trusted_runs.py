@@ -21,7 +21,7 @@ def state_file() -> Path:
     return Path(state) / "gnexp" / "trained.jsonl"
 
 
-def remember(runs: Mapping[Path, Any]) -> None:
+def trust(runs: Mapping[Path, Any]) -> None:
     """Add runs to the file: their folders, and what names their code, in plain values.
 
     Raises OSError or RuntimeError when the file cannot be written.
@@ -39,7 +39,7 @@ def remember(runs: Mapping[Path, Any]) -> None:
         os.close(file)
 
 
-def remembers(folder: Path, code: Any) -> bool:
+def is_trusted(folder: Path, code: Any) -> bool:
     """Return whether this user trained this run, in this folder, with this code."""
     return _line(folder, code) in _lines()
 

@@ -10,41 +10,22 @@ from pathlib import Path
 from gnexp.store import digests
 from gnexp.store.archive import zip_of
 from gnexp.store.files import CorruptFile, bytes_of, is_file
+from gnexp.store.run_files import FILES, FROM, STUDY_FILES
 
-_TRAIN = "the same 'gnexp train' "
-_FROM = "from checkpoint.pt"
-_MEASURE = "'gnexp measure study={study} what=[{what}]' measures it again"
-# What brings a file of a run back; LARGE are those that no table is made of.
-RESTORED = {
-    "config.yaml": f"{_TRAIN}writes it again",
-    "plan.json": f"{_TRAIN}plans seeds that had not begun anew",
-    "provenance.json": "nothing brings its versions and commands back",
-    "status.json": f"{_TRAIN}writes it again, results are kept",
-    "result.json": f"{_TRAIN}finishes its seeds again {_FROM}",
-    "metrics.csv": f"{_TRAIN}restores it {_FROM}",
-    "gradients.csv": f"{_TRAIN}restores the run's own points {_FROM}; {_MEASURE}",
-    **dict.fromkeys(("covariance.csv", "shift.csv", "batches.csv", "classes.csv"), _MEASURE),
-    "checkpoint.pt": "nothing brings the weights back, finished seeds keep their results",
-    "logits.npz": f"training more seeds of the run computes it again {_FROM}",
-    "tuning.json": f"{_TRAIN}writes it again",
-    "optimization_results.yaml": "nothing brings it back",
-    digests.FILE: f"{_TRAIN}keeps the digests in it that are still those of files",
-}
-LARGE = ("checkpoint.pt", "logits.npz")
-_OF_A_STUDY = ("tuning.json", "optimization_results.yaml")
-OF_A_RUN = tuple(name for name in RESTORED if name not in (*_OF_A_STUDY, digests.FILE))
+_AGAIN = {name: file.again for name, file in (FILES | STUDY_FILES).items()}
+_AGAIN[digests.FILE] = (
+    "the same 'gnexp train' keeps the digests in it that are still those of files"
+)
 
 
 def restored_by(path: Path) -> str:
     """Return what brings a file of a run, or of a study, back."""
     if outer := zip_of(path):
         return f"nothing in {outer.name} is repaired, export the study again"
-    what = path.stem
-    text = RESTORED.get(path.name, "nothing brings it back")
-    weights = path.parent / "checkpoint.pt"
-    if _FROM in text and not _is_whole(weights):
-        text = text.replace(_FROM, f"{_FROM}, which is not whole here")
-    return text.format(study=path.parent.parent.name, what=what)
+    text = _AGAIN.get(path.name, "nothing brings it back")
+    if FROM in text and not _is_whole(path.parent / "checkpoint.pt"):
+        text = text.replace(FROM, f"{FROM}, which is not whole here")
+    return text.format(study=path.parent.parent.name, what=path.stem)
 
 
 def _is_whole(path: Path) -> bool:
@@ -71,7 +52,7 @@ def changed_files(
         try:
             if name not in read:
                 digests.read_checked(path)
-            if name in RESTORED and is_gone(path):
+            if name in _AGAIN and is_gone(path):
                 found[name] = f"{path} is gone"
         except CorruptFile as error:
             found[name] = str(error)
@@ -85,14 +66,13 @@ def is_gone(path: Path) -> bool:
 
 
 def without_digest(folder: Path) -> list[str]:
-    """Return the files of a run, or a study, that have no digest."""
+    """Return the files of a run, or a study, that have no digest; [] without readable digests."""
     try:
         stored = digests.stored_digests(folder)
     except CorruptFile:
         return []
-    return [
-        name for name in (*OF_A_RUN, *_OF_A_STUDY) if name not in stored and is_file(folder / name)
-    ]
+    names = (*FILES, *STUDY_FILES)
+    return [name for name in names if name not in stored and is_file(folder / name)]
 
 
 def lost_rows(
