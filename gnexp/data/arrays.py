@@ -1,10 +1,10 @@
-"""Image arrays of any layout to one: uint8 (N, 3, S, S), beside int64 labels.
+"""A data set in memory, and image arrays of any layout to one: uint8 (N, 3, S, S).
 
 Axes: N images, C = 1 or 3 colours, H, W, S pixels.
 """
 
 import hashlib
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
@@ -12,10 +12,29 @@ from PIL import Image
 LEAST_SIDE = 8
 
 
-class Arrays(NamedTuple):
-    """A training and a test set as a source delivers them; labels index `classes`.
+@dataclass(frozen=True)
+class DataSummary:
+    """A data set without its arrays: small enough to travel to another process.
 
-    passed_over: what of the source is in neither, in words; "" for nothing.
+    shape: (3, S, S) of an image; the other fields as in `Dataset`.
+    """
+
+    title: str
+    checksum: str
+    classes: tuple[str, ...]
+    shape: tuple[int, ...]
+    train_size: int
+    test_size: int
+    passed_over: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A data set in memory: uint8 (N, 3, S, S) images and int64 (N,) labels that index `classes`.
+
+    `title` and `passed_over` (what of the source is not used) are for people. `checksum` (hex
+    digits) covers the four arrays, their order included. A source leaves title and checksum to
+    `load_images`.
     """
 
     x_train: np.ndarray
@@ -23,15 +42,23 @@ class Arrays(NamedTuple):
     x_test: np.ndarray
     y_test: np.ndarray
     classes: tuple[str, ...]
+    title: str = ""
+    checksum: str = ""
     passed_over: str = ""
+
+    @property
+    def summary(self) -> DataSummary:
+        """Everything but the arrays."""
+        sizes = len(self.x_train), len(self.x_test)
+        about = self.title, self.checksum, self.classes, tuple(self.x_train.shape[1:])
+        return DataSummary(*about, *sizes, self.passed_over)
 
 
 def to_rgb(x: np.ndarray, what: str) -> np.ndarray:
     """Return (N, 3, S, S) uint8 from (N, H, W), (N, H, W, C) or (N, C, H, W) uint8.
 
-    Gray becomes three equal channels; 28x28 is padded with zeros to 32x32.
-    `what` names the array in the ValueError for another shape or dtype, sides that differ, or
-    fewer than 8 pixels.
+    Gray becomes three equal channels; 28x28 is padded with zeros to 32x32. `what` names the array
+    in the ValueError for another shape or dtype, sides that differ, or fewer than 8 pixels.
     """
     if x.dtype != np.uint8:
         raise ValueError(f"{what} has dtype {x.dtype}: images must be uint8, 0 to 255")
@@ -44,7 +71,7 @@ def to_rgb(x: np.ndarray, what: str) -> np.ndarray:
             f"{what} has shape {x.shape}: images must be (N, H, W), (N, H, W, C) or (N, C, H, W) "
             "with 1 or 3 channels"
         )
-    count, channels, height, width = x.shape
+    height, width = x.shape[2:]
     if height != width or height < LEAST_SIDE:
         raise ValueError(
             f"{what} holds images of {height}x{width} pixels: they must be square, "
@@ -52,9 +79,7 @@ def to_rgb(x: np.ndarray, what: str) -> np.ndarray:
         )
     if height == 28:
         x = np.pad(x, ((0, 0), (0, 0), (2, 2), (2, 2)))
-    if channels == 1:
-        x = np.broadcast_to(x, (count, 3, *x.shape[2:]))
-    return np.ascontiguousarray(x)
+    return np.ascontiguousarray(np.broadcast_to(x, (len(x), 3, *x.shape[2:])))
 
 
 def fit_square(image: Image.Image, size: int) -> Image.Image:

@@ -40,10 +40,9 @@ class DeviceDataset:
             mean, std = own_mean if mean is None else mean, own_std if std is None else std
         self.mean = _per_channel("mean", mean, device)
         self.std = _per_channel("std", std, device)
-        self.x_train = torch.from_numpy(images.x_train).to(device)
-        self.y_train = torch.from_numpy(images.y_train).to(device)
-        self.x_test = torch.from_numpy(images.x_test).to(device)
-        self.y_test = torch.from_numpy(images.y_test).to(device)
+        arrays = (images.x_train, images.y_train, images.x_test, images.y_test)
+        tensors = (torch.from_numpy(array).to(device) for array in arrays)
+        self.x_train, self.y_train, self.x_test, self.y_test = tensors
         self.classes, self.summary = images.classes, images.summary
 
 
@@ -139,6 +138,21 @@ def normalize(
 ) -> Tensor:
     """Return (x / 255 - mean) / std in `dtype`, from uint8 x; mean and std: (1, C, 1, 1)."""
     return (x_NCHW.to(dtype) / 255 - mean.to(dtype)) / std.to(dtype)
+
+
+def training_images(
+    images: DeviceDataset,
+    at_M: Tensor,
+    offsets_M2: Tensor,
+    flips_M: Tensor,
+    augment: str,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Return training images by their indices, (M, C, H, W), augmented as drawn and normalized."""
+    x_MCHW, (pad, flip) = images.x_train[at_M], augmentation(augment)
+    if pad or flip:
+        x_MCHW = crop_flip(x_MCHW, offsets_M2, flips_M, pad)
+    return normalize(x_MCHW, images.mean, images.std, dtype)
 
 
 def draw_batches(

@@ -8,12 +8,14 @@ import gzip
 import math
 import os
 import zlib
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gnexp.data.arrays import Arrays, to_rgb
+from gnexp.data.arrays import Dataset, to_rgb
 
 PUBLISHED_TITLES = {
     "cifar10": "CIFAR-10",
@@ -21,25 +23,10 @@ PUBLISHED_TITLES = {
     "svhn": "SVHN",
     "fashion_mnist": "Fashion-MNIST",
 }
-
-_IDX_FILES = (
-    "train-images-idx3-ubyte",
-    "train-labels-idx1-ubyte",
-    "t10k-images-idx3-ubyte",
-    "t10k-labels-idx1-ubyte",
-)
-_FASHION_CLASSES = (
-    "T-shirt/top",
-    "Trouser",
-    "Pullover",
-    "Dress",
-    "Coat",
-    "Sandal",
-    "Shirt",
-    "Sneaker",
-    "Bag",
-    "Ankle boot",
-)
+_IDX_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte")
+_IDX_FILES += ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+_FASHION_CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat")
+_FASHION_CLASSES += ("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 
 
 def cache_folder() -> Path:
@@ -47,7 +34,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gnexp"
 
 
-def load_published(name: str, root: Path | None, download: bool) -> Arrays:
+def load_published(name: str, root: Path | None, download: bool) -> Dataset:
     """Return the data set `name`, a key of PUBLISHED_TITLES.
 
     root: a folder that holds the files (in torchvision's layout, or directly), or is to hold them;
@@ -56,79 +43,78 @@ def load_published(name: str, root: Path | None, download: bool) -> Arrays:
     """
     if root is not None and root.exists() and not root.is_dir():
         raise ValueError(f"data.root={root} is a file: {name} needs the folder that holds it")
-    folder = cache_folder() if root is None else root
     load = {"svhn": _load_svhn, "fashion_mnist": _load_fashion_mnist}.get(name, _load_cifar)
-    return load(name, folder, download)
+    return load(name, cache_folder() if root is None else root, download)
 
 
-def _load_cifar(name: str, root: Path, download: bool) -> Arrays:
+def _load_cifar(name: str, root: Path, download: bool) -> Dataset:
     from torchvision import datasets
     from torchvision.datasets.utils import check_integrity
 
     source: Any = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
     needed = [file for file, _ in source.train_list + source.test_list]
-    needed.append(source.meta["filename"])
+    parent = root
     for folder in (root, root / source.base_folder):
-        if all((folder / file).is_file() for file in needed):
+        if all((folder / file).is_file() for file in [*needed, source.meta["filename"]]):
             # The batches' folder may have any name: torchvision joins root and base_folder.
-            named = type(source.__name__, (source,), {"base_folder": folder.name})
-            return _read_torchvision(named, name, folder.absolute().parent, root)
-    archive = root / source.filename
-    if archive.is_file() and not check_integrity(str(archive), source.tgz_md5):
-        raise ValueError(
-            f"data.root={root}: {source.filename} there is corrupt or incomplete (its md5 sum "
-            "differs): delete it and fetch it again"
-        )
-    if not archive.is_file():
-        _require_download(name, root, download, f"{source.base_folder} or {source.filename}")
-    _fetch(name, root, source.filename, lambda: source(str(root), train=True, download=True))
-    return _read_torchvision(source, name, root, root)
+            source = type(source.__name__, (source,), {"base_folder": folder.name})
+            parent = folder.absolute().parent
+            break
+    else:
+        archive = root / source.filename
+        if archive.is_file() and not check_integrity(str(archive), source.tgz_md5):
+            raise _corrupt(root, source.filename, "its md5 sum differs")
+        files = f"{source.filename} or {source.base_folder}"
+        _fetch(name, root, files, partial(source, root, download=True), download, archive)
+    try:
+        train, test = (source(parent, train=part) for part in (True, False))
+    except RuntimeError as error:
+        raise _corrupt(root, f"a batch of {name}", "its md5 sum differs") from error
+    parts = (to_rgb(train.data, name), np.asarray(train.targets, np.int64))
+    parts += (to_rgb(test.data, name), np.asarray(test.targets, np.int64))
+    return Dataset(*parts, classes=tuple(train.classes))
 
 
-def _load_svhn(name: str, root: Path, download: bool) -> Arrays:
+def _load_svhn(name: str, root: Path, download: bool) -> Dataset:
     from torchvision.datasets import SVHN
 
-    files = [SVHN.split_list[split][1] for split in ("train", "test")]
-    if not all((root / file).is_file() for file in files):
-        _require_download(name, root, download, " and ".join(files))
-        for split, file in zip(("train", "test"), files):
-            _fetch(name, root, file, lambda split=split: SVHN(str(root), split, download=True))
+    files = {split: SVHN.split_list[split][1] for split in ("train", "test")}
+    if not all((root / file).is_file() for file in files.values()):
+        _fetch(
+            *(name, root, " and ".join(files.values())),
+            lambda: [SVHN(str(root), split, download=True) for split in files],
+            download,
+        )
     parts = []
-    for split, file in zip(("train", "test"), files):
+    for split, file in files.items():
         try:
             part = SVHN(str(root), split)
         except (RuntimeError, OSError, ValueError) as error:
             raise _corrupt(root, file, error) from error
         parts += [to_rgb(part.data, file), part.labels.astype(np.int64)]
-    return Arrays(*parts, classes=tuple("0123456789"))
+    return Dataset(*parts, classes=tuple("0123456789"))
 
 
-def _load_fashion_mnist(name: str, root: Path, download: bool) -> Arrays:
+def _load_fashion_mnist(name: str, root: Path, download: bool) -> Dataset:
     folders = (root, root / "FashionMNIST" / "raw", root / "raw")
     found = [folder for folder in folders if all(_idx_file(folder, file) for file in _IDX_FILES)]
     if not found:
-        files = f"{_IDX_FILES[0]}.gz and the three beside it"
-        _require_download(name, root, download, files)
         from torchvision.datasets import FashionMNIST
 
-        _fetch(name, root, files, lambda: FashionMNIST(str(root), download=True))
+        files = f"{_IDX_FILES[0]}.gz and the three beside it"
+        _fetch(name, root, files, lambda: FashionMNIST(str(root), download=True), download)
         found = [folders[1]]
     x_train, y_train, x_test, y_test = (_read_idx(found[0], file, root) for file in _IDX_FILES)
     for x, y, file in ((x_train, y_train, _IDX_FILES[0]), (x_test, y_test, _IDX_FILES[2])):
         if len(x) != len(y) or y.max(initial=0) >= len(_FASHION_CLASSES):
             raise _corrupt(root, file, "its labels do not fit")
-    return Arrays(
-        to_rgb(x_train, _IDX_FILES[0]),
-        y_train.astype(np.int64),
-        to_rgb(x_test, _IDX_FILES[2]),
-        y_test.astype(np.int64),
-        _FASHION_CLASSES,
-    )
+    parts = (to_rgb(x_train, _IDX_FILES[0]), y_train.astype(np.int64))
+    parts += (to_rgb(x_test, _IDX_FILES[2]), y_test.astype(np.int64))
+    return Dataset(*parts, classes=_FASHION_CLASSES)
 
 
 def _idx_file(folder: Path, name: str) -> Path | None:
-    candidates = (folder / name, folder / f"{name}.gz")
-    return next((path for path in candidates if path.is_file()), None)
+    return next((p for p in (folder / name, folder / f"{name}.gz") if p.is_file()), None)
 
 
 def _read_idx(folder: Path, name: str, root: Path) -> np.ndarray:
@@ -148,28 +134,19 @@ def _read_idx(folder: Path, name: str, root: Path) -> np.ndarray:
     raise _corrupt(root, path.name, "not a whole idx file of bytes")
 
 
-def _read_torchvision(source: Any, name: str, parent: Path, root: Path) -> Arrays:
-    try:
-        train, test = (source(str(parent), train=part) for part in (True, False))
-    except RuntimeError as error:
-        raise _corrupt(root, f"a batch of {name}", "its md5 sum differs") from error
-    return Arrays(
-        to_rgb(train.data, name),
-        np.asarray(train.targets, np.int64),
-        to_rgb(test.data, name),
-        np.asarray(test.targets, np.int64),
-        tuple(train.classes),
-    )
-
-
-def _require_download(name: str, root: Path, download: bool, files: str) -> None:
-    if not download:
+def _fetch(
+    name: str,
+    root: Path,
+    files: str,
+    construct: Callable[[], object],
+    download: bool,
+    archive: Path | None = None,
+) -> None:
+    """Let torchvision download and unpack; an archive that is there is only unpacked."""
+    if not download and not (archive and archive.is_file()):
         raise ValueError(
             f"data.root={root} does not hold {name}: place {files} there, or use data=shapes10"
         )
-
-
-def _fetch(name: str, root: Path, files: str, construct: Any) -> None:
     try:
         root.mkdir(parents=True, exist_ok=True)
         construct()

@@ -12,12 +12,13 @@ import warnings
 import zipfile
 import zlib
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from gnexp.data.arrays import LEAST_SIDE, Arrays, digest, fit_square, to_rgb
+from gnexp.data.arrays import LEAST_SIDE, Dataset, digest, fit_square, to_rgb
 from gnexp.data.downloads import cache_folder
 from gnexp.data.subsets import balanced_subset
 
@@ -32,7 +33,7 @@ LONGEST = 100  # times its shorter side, to which an image is resized: the rest 
 
 def load_imagefolder(
     root: Path, train_limit: int | None, test_limit: int | None, size: int | None
-) -> Arrays:
+) -> Dataset:
     """Return the images below `root`, classes and files in the order of their names.
 
     size: pixels to resize to (shorter side, bilinear, then a central crop); None requires equal
@@ -42,7 +43,8 @@ def load_imagefolder(
     Raises ValueError naming the folder or file that is missing, unreadable, or does not fit.
     """
     try:
-        classes, files, labels = _list_files(root)
+        classes = _classes(root)
+        files = {part: _files(root, part, classes) for part in ("train", "test")}
         others = _others(root, files)
     except OSError as error:  # a folder that may not be read, a link to itself
         where = error.filename or root
@@ -50,11 +52,12 @@ def load_imagefolder(
             f"data.root={root}: {where} cannot be read ({error.strerror or error}); repair it or"
             " remove it"
         ) from error
+    label_of, labels = {name: label for label, name in enumerate(classes)}, {}
     for part, limit in (("train", train_limit), ("test", test_limit)):
-        kept = balanced_subset(labels[part], limit, f"data.{part}_limit")
-        files[part] = [files[part][i] for i in kept]
-        labels[part] = labels[part][kept]
-    paths = files["train"] + files["test"]
+        y_N = np.asarray([label_of[path.parent.name] for path in files[part]], np.int64)
+        kept = balanced_subset(y_N, limit, f"data.{part}_limit")
+        files[part], labels[part] = [files[part][i] for i in kept], y_N[kept]
+    paths, count = files["train"] + files["test"], len(files["train"])
     cache = cache_folder() / "imagefolder" / f"{_cache_key(root, paths, size)}.npz"
     x_N3SS, turned = _read_cache(cache)
     if x_N3SS is None:
@@ -62,28 +65,24 @@ def load_imagefolder(
         x_N3SS = to_rgb(x_NSS3, f"data.root={root}")
         _write_cache(cache, x_N3SS, turned)
     if turned:
-        others.append(f"the EXIF rotation of {turned} image{'s' * (turned > 1)}, not applied")
-    count = len(files["train"])
+        others.append(f"the EXIF rotation of {_counted(turned, 'image')}, not applied")
     parts = x_N3SS[:count], labels["train"], x_N3SS[count:], labels["test"]
-    return Arrays(*parts, classes, "; ".join(others))
+    return Dataset(*parts, tuple(classes), passed_over="; ".join(others))
 
 
-def _list_files(
-    root: Path,
-) -> tuple[tuple[str, ...], dict[str, list[Path]], dict[str, np.ndarray]]:
-    """Return the classes, and for "train" and "test" the image files and their labels."""
-    if not root.exists():
-        raise ValueError(f"data.root={root} does not exist: name a folder with train/ and test/")
+def _classes(root: Path) -> list[str]:
+    """Return the names of the class folders, which train/ and test/ must have alike."""
     if not root.is_dir():
-        raise ValueError(f"data.root={root} is not a folder: name one with train/ and test/")
-    classes: dict[str, list[str]] = {}
+        why = "is not a folder" if root.exists() else "does not exist"
+        raise ValueError(f"data.root={root} {why}: name a folder with train/ and test/")
+    found: dict[str, list[str]] = {}
     for part in ("train", "test"):
         if not (root / part).is_dir():
             raise ValueError(
                 f"data.root={root} has no folder {part}/: images lie in {part}/CLASS/ there"
             )
-        classes[part] = [entry.name for entry in _visible(root / part) if entry.is_dir()]
-    names = classes["train"]
+        found[part] = [entry.name for entry in _visible(root / part) if entry.is_dir()]
+    names = found["train"]
     if len(names) < 2:
         raise ValueError(
             f"data.root={root}: train/ must have at least 2 class folders, and has {len(names)}"
@@ -94,53 +93,57 @@ def _list_files(
                 f"data.root={root}: the class folder {name!a} has a line break, another control"
                 " character or bytes that are not UTF-8 in its name: rename it in train/ and test/"
             )
-    if differing := sorted(set(names) ^ set(classes["test"])):
+    if differing := sorted(set(names) ^ set(found["test"])):
         where = "train" if differing[0] in names else "test"
         raise ValueError(
             f"data.root={root}: train/ and test/ must have the same classes, but "
             f"{differing[0]} is in {where}/ only"
         )
-    files: dict[str, list[Path]] = {"train": [], "test": []}
-    labels: dict[str, list[int]] = {"train": [], "test": []}
-    for part in files:
-        for label, name in enumerate(names):
-            found = [
-                Path(entry)
-                for entry in _visible(root / part / name)
-                if Path(entry).suffix.lower() in _SUFFIXES and entry.is_file()
-            ]
-            if not found:
-                raise ValueError(f"data.root={root}: {part}/{name} holds no images")
-            files[part] += found
-            labels[part] += [label] * len(found)
-    return tuple(names), files, {part: np.asarray(labels[part], np.int64) for part in labels}
+    return names
+
+
+def _files(root: Path, part: str, classes: Sequence[str]) -> list[Path]:
+    """Return the image files of "train" or "test", class after class."""
+    files: list[Path] = []
+    for name in classes:
+        entries = (Path(entry) for entry in _visible(root / part / name) if entry.is_file())
+        found = [path for path in entries if path.suffix.lower() in _SUFFIXES]
+        if not found:
+            raise ValueError(f"data.root={root}: {part}/{name} holds no images")
+        files += found
+    return files
 
 
 def _others(root: Path, files: dict[str, list[Path]]) -> list[str]:
     """Return what lies where images do and is none, counted, in words."""
     taken = {path for part in files.values() for path in part}
     kinds: Counter[str] = Counter()
-    folders, within = 0, 0
-    for part in files:
-        for place in (root / part, *sorted({path.parent for path in files[part]})):
-            for entry in _visible(place):
-                path = Path(entry)
-                if entry.is_dir():
-                    if place != root / part:  # where the folders are the classes
-                        folders += 1
-                        if not entry.is_symlink():  # it may lead anywhere, or back here
-                            within += sum(len(found) for _, _, found in os.walk(path))
-                elif path not in taken:
-                    kinds[ascii(path.suffix.lower())[1:-1] or "without a suffix"] += 1
-    kind_texts = [f"{count} {kind}" for kind, count in sorted(kinds.items())]
-    total = sum(kinds.values())
-    lines = [f"{total} file{'s' * (total > 1)} ({', '.join(kind_texts)})"] if kind_texts else []
+    folders = within = 0
+    for path in (Path(e) for folder in {p.parent for p in taken} for e in _visible(folder)):
+        if path.is_dir():
+            folders += 1
+            if not path.is_symlink():  # it may lead anywhere, or back here
+                within += sum(len(found) for _, _, found in os.walk(path))
+        elif path not in taken:
+            kinds[_kind(path)] += 1
+    beside = (Path(entry) for part in files for entry in _visible(root / part))
+    kinds.update(_kind(path) for path in beside if not path.is_dir())  # folders are the classes
+    lines = []
+    if kinds:
+        each = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+        lines.append(f"{_counted(kinds.total(), 'file')} ({each})")
     if folders:
-        lines.append(
-            f"{folders} sub-folder{'s' * (folders > 1)} of classes with {within}"
-            f" file{'s' * (within != 1)}"
-        )
+        of_classes = _counted(folders, "sub-folder")
+        lines.append(f"{of_classes} of classes with {_counted(within, 'file')}")
     return lines
+
+
+def _kind(path: Path) -> str:
+    return ascii(path.suffix.lower())[1:-1] or "without a suffix"
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' * (count != 1)}"
 
 
 def _visible(folder: Path) -> list[os.DirEntry[str]]:
@@ -150,17 +153,17 @@ def _visible(folder: Path) -> list[os.DirEntry[str]]:
 
 def _decode(paths: list[Path], size: int | None) -> tuple[np.ndarray, int]:
     """Return (N, S, S, 3) uint8, and how many of the images EXIF would turn or mirror."""
-    first, _ = _decode_one(paths[0], size)
-    x_NSS3, turned = np.empty((len(paths), *first.shape), np.uint8), 0
+    x_NSS3, turned = np.empty(0, np.uint8), 0
     for i, path in enumerate(paths):
         image, is_turned = _decode_one(path, size)
-        turned += is_turned
-        if image.shape != first.shape:
+        if i == 0:
+            x_NSS3 = np.empty((len(paths), *image.shape), np.uint8)
+        if image.shape != x_NSS3.shape[1:]:
             raise ValueError(
-                f"{path} is {_pixels(image)} and {paths[0]} is {_pixels(first)}: "
+                f"{path} is {_pixels(image)} and {paths[0]} is {_pixels(x_NSS3[0])}: "
                 "give one size to resize to, such as data.size=32"
             )
-        x_NSS3[i] = image
+        x_NSS3[i], turned = image, turned + is_turned
     return x_NSS3, turned
 
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
-from gnexp.data.arrays import Arrays, to_rgb
+from gnexp.data.arrays import Dataset, to_rgb
 
 _KEYS = ("x_train", "y_train", "x_test", "y_test")
 _MEDMNIST_KEYS = ("train_images", "train_labels", "test_images", "test_labels")
 
 
-def load_npz(root: Path) -> Arrays:
+def load_npz(root: Path) -> Dataset:
     """Return the arrays of the .npz file `root`, or of the only one in the folder `root`.
 
     Images are uint8 (N, H, W), (N, H, W, C) or (N, C, H, W); labels integers (N,) or (N, 1). The
@@ -20,34 +20,25 @@ def load_npz(root: Path) -> Arrays:
     Pickled objects are never loaded. Raises ValueError for anything else, naming the file.
     """
     path = npz_file(root)
-    arrays, keys = _read(path)
-    parts: list[np.ndarray] = []
-    for images, labels in (keys[:2], keys[2:]):
-        x = to_rgb(arrays[images], f"data.root={path}: {images}")
-        y = _labels(arrays[labels], f"data.root={path}: {labels}")
+    where, arrays = f"data.root={path}", _read(path)
+    parts = {}
+    for images, labels in (list(arrays)[:2], list(arrays)[2:]):
+        x = parts[images] = to_rgb(arrays[images], f"{where}: {images}")
+        y = parts[labels] = _labels(arrays[labels], f"{where}: {labels}")
         if len(x) != len(y):
-            raise ValueError(
-                f"data.root={path}: {images} has {len(x)} images but {labels} {len(y)} labels"
-            )
+            raise ValueError(f"{where}: {images} has {len(x)} images but {labels} {len(y)} labels")
         if not len(x):
-            raise ValueError(f"data.root={path}: {images} holds no images")
-        parts += [x, y]
-    x_train, y_train, x_test, y_test = parts
+            raise ValueError(f"{where}: {images} holds no images")
+    _, train_labels, _, test_labels = parts
+    x_train, y_train, x_test, y_test = parts.values()
     known = np.unique(y_train)
-    unseen = np.setdiff1d(y_test, known)
-    if len(unseen):
-        raise ValueError(
-            f"data.root={path}: {keys[3]} has labels that {keys[1]} lacks: {_some(unseen)}"
-        )
+    if len(unseen := np.setdiff1d(y_test, known)):
+        some = ", ".join(map(str, unseen[:5])) + (", ..." if len(unseen) > 5 else "")
+        raise ValueError(f"{where}: {test_labels} has labels that {train_labels} lacks: {some}")
     if len(known) < 2:
-        raise ValueError(f"data.root={path}: {keys[1]} has one class only: two are needed")
-    return Arrays(
-        x_train,
-        np.searchsorted(known, y_train).astype(np.int64),
-        x_test,
-        np.searchsorted(known, y_test).astype(np.int64),
-        tuple(str(label) for label in known),
-    )
+        raise ValueError(f"{where}: {train_labels} has one class only: two are needed")
+    y_train, y_test = (np.searchsorted(known, y).astype(np.int64) for y in (y_train, y_test))
+    return Dataset(x_train, y_train, x_test, y_test, tuple(map(str, known)))
 
 
 def npz_file(root: Path) -> Path:
@@ -64,20 +55,20 @@ def npz_file(root: Path) -> Path:
     return root
 
 
-def _read(path: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+def _read(path: Path) -> dict[str, np.ndarray]:
+    """Return the four arrays by their keys: training images, labels, test images, labels."""
     # numpy would take a .npy file, or anything pickled, for what it is: only a zip will do.
     if not zipfile.is_zipfile(path):
         raise ValueError(f"data.root={path} is not a .npz file, or is truncated")
     try:
         with np.load(path, allow_pickle=False) as file:
             keys = _MEDMNIST_KEYS if set(_MEDMNIST_KEYS) <= set(file.files) else _KEYS
-            missing = [key for key in keys if key not in file.files]
-            if missing:
+            if missing := [key for key in keys if key not in file.files]:
                 raise ValueError(
                     f"data.root={path} lacks {', '.join(missing)}: it holds "
                     f"{', '.join(file.files) or 'nothing'}, and {', '.join(_KEYS)} are needed"
                 )
-            return {key: _member(file, key, path) for key in keys}, keys
+            return {key: _member(file, key, path) for key in keys}
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
         raise ValueError(f"data.root={path} is corrupt or truncated ({error})") from error
 
@@ -98,7 +89,3 @@ def _labels(y: np.ndarray, what: str) -> np.ndarray:
     if (y_N < 0).any():
         raise ValueError(f"{what} has a negative label, {y_N.min()}: labels start at 0")
     return y_N
-
-
-def _some(values: np.ndarray) -> str:
-    return ", ".join(map(str, values[:5])) + (", ..." if len(values) > 5 else "")

@@ -3,65 +3,23 @@
 Axes: N images, S pixels along a side.
 """
 
-import dataclasses
 import functools
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from gnexp.config.unknown import unknown
-from gnexp.data.arrays import LEAST_SIDE, Arrays, digest, resize
+from gnexp.data.arrays import LEAST_SIDE, Dataset, DataSummary, digest, resize
 from gnexp.data.downloads import PUBLISHED_TITLES, load_published
 from gnexp.data.imagefolder import load_imagefolder
 from gnexp.data.npz import load_npz, npz_file
 from gnexp.data.subsets import balanced_subset, fixed_test_order, stratified_part
 from gnexp.data.synthetic import SHAPES10_CLASSES, shapes10
 
+__all__ = ["SOURCES", "DataSummary", "Dataset", "hold_out", "load_images"]
 SOURCES = ("shapes10", *PUBLISHED_TITLES, "imagefolder", "npz")
-
 _SHAPES10_LARGEST = {"train_limit": 50_000, "test_limit": 10_000}
-
-
-@dataclass(frozen=True)
-class DataSummary:
-    """A data set without its arrays: small enough to travel to another process.
-
-    shape: (3, S, S) of an image; the other fields as in `Dataset`.
-    """
-
-    title: str
-    checksum: str
-    classes: tuple[str, ...]
-    shape: tuple[int, ...]
-    train_size: int
-    test_size: int
-    passed_over: str = ""
-
-
-@dataclass(frozen=True, eq=False)
-class Dataset:
-    """A data set in memory: uint8 (N, 3, S, S) images and int64 (N,) labels that index `classes`.
-
-    `title` and `passed_over` (what of the source is not used) are for people. `checksum` (hex
-    digits) covers the four arrays, their order included.
-    """
-
-    x_train: np.ndarray
-    y_train: np.ndarray
-    x_test: np.ndarray
-    y_test: np.ndarray
-    classes: tuple[str, ...]
-    title: str
-    checksum: str
-    passed_over: str = ""
-
-    @property
-    def summary(self) -> DataSummary:
-        """Everything but the arrays."""
-        sizes = len(self.x_train), len(self.x_test)
-        about = self.title, self.checksum, self.classes, tuple(self.x_train.shape[1:])
-        return DataSummary(*about, *sizes, self.passed_over)
 
 
 def load_images(
@@ -91,19 +49,19 @@ def load_images(
         raise ValueError(f"data.size={size} is too small: use {LEAST_SIDE} or more pixels")
     path = None if root is None else Path(root).expanduser()
     if name == "shapes10":
-        arrays, own_title = _shapes10(limits, size), "shapes10"
+        images, own_title = _shapes10(limits, size), "shapes10"
     elif name in PUBLISHED_TITLES:
-        arrays = _limited(load_published(name, path, download), limits)
+        images = _limited(load_published(name, path, download), limits)
         own_title = PUBLISHED_TITLES[name]
     elif path is None:
         needed = "FILE.npz" if name == "npz" else "FOLDER, which has train/ and test/"
         raise ValueError(f"data={name} needs data.root={needed}")
     elif name == "npz":
-        arrays, own_title = _limited(load_npz(path), limits), npz_file(path).stem
+        images, own_title = _limited(load_npz(path), limits), npz_file(path).stem
     else:
-        arrays = load_imagefolder(path, train_limit, test_limit, size)
+        images = load_imagefolder(path, train_limit, test_limit, size)
         own_title = path.resolve().name
-    return _finish(arrays, size, own_title if title is None else title)
+    return _finish(images, size, own_title if title is None else title)
 
 
 def hold_out(images: Dataset, validation: float | int) -> Dataset:
@@ -113,37 +71,28 @@ def hold_out(images: Dataset, validation: float | int) -> Dataset:
     as of all; it is the same whenever it is asked for. No test image is left. The checksum is that
     of the whole. Raises ValueError when a class would have no image on one of the sides.
     """
-    size = len(images.y_train)
-    count = round(validation * size) if validation < 1 else int(validation)
+    x, y = images.x_train, images.y_train
+    count = round(validation * len(y)) if validation < 1 else int(validation)
     try:
-        out = stratified_part(images.y_train, count)
+        out = stratified_part(y, count)
     except ValueError as error:
         raise ValueError(
-            f"data.validation={validation} holds out {count} of {size} training images: {error}"
+            f"data.validation={validation} holds out {count} of {len(y)} training images: {error}"
         ) from error
-    kept = np.setdiff1d(np.arange(size), out)
-    order = fixed_test_order(count)
-    return dataclasses.replace(
-        images,
-        x_train=images.x_train[kept],
-        y_train=images.y_train[kept],
-        x_test=images.x_train[out][order],
-        y_test=images.y_train[out][order],
-    )
+    kept, out = np.setdiff1d(np.arange(len(y)), out), out[fixed_test_order(count)]
+    return replace(images, x_train=x[kept], y_train=y[kept], x_test=x[out], y_test=y[out])
 
 
-def _shapes10(limits: dict[str, int | None], size: int | None) -> Arrays:
+def _shapes10(limits: dict[str, int | None], size: int | None) -> Dataset:
     if size not in (None, 32):
         raise ValueError(f"data.size={size} does not fit shapes10, whose images are 32x32")
+    least = len(SHAPES10_CLASSES)
     for key, largest in _SHAPES10_LARGEST.items():
         limit = limits[key]
-        if limit is not None and not len(SHAPES10_CLASSES) <= limit <= largest:
-            raise ValueError(
-                f"data.{key}={limit} must be {len(SHAPES10_CLASSES)} to {largest} for shapes10"
-            )
-    sizes = {"train_size": limits["train_limit"], "test_size": limits["test_limit"]}
-    given = {key: value for key, value in sizes.items() if value is not None}
-    return Arrays(*_drawn(**given), SHAPES10_CLASSES)
+        if limit is not None and not least <= limit <= largest:
+            raise ValueError(f"data.{key}={limit} must be {least} to {largest} for shapes10")
+    given = {f"{k.split('_')[0]}_size": v for k, v in limits.items() if v is not None}
+    return Dataset(*_drawn(**given), SHAPES10_CLASSES)
 
 
 @functools.lru_cache(maxsize=2)
@@ -151,23 +100,18 @@ def _drawn(**sizes: int) -> tuple[np.ndarray, ...]:
     return shapes10(**sizes)  # from a seed: no file can change them
 
 
-def _limited(arrays: Arrays, limits: dict[str, int | None]) -> Arrays:
-    train = balanced_subset(arrays.y_train, limits["train_limit"], "data.train_limit")
-    test = balanced_subset(arrays.y_test, limits["test_limit"], "data.test_limit")
-    return Arrays(
-        arrays.x_train[train],
-        arrays.y_train[train],
-        arrays.x_test[test],
-        arrays.y_test[test],
-        arrays.classes,
-    )
+def _limited(images: Dataset, limits: dict[str, int | None]) -> Dataset:
+    train = balanced_subset(images.y_train, limits["train_limit"], "data.train_limit")
+    test = balanced_subset(images.y_test, limits["test_limit"], "data.test_limit")
+    parts = {"x_train": images.x_train[train], "y_train": images.y_train[train]}
+    return replace(images, **parts, x_test=images.x_test[test], y_test=images.y_test[test])
 
 
-def _finish(arrays: Arrays, size: int | None, title: str) -> Dataset:
-    order = fixed_test_order(len(arrays.y_test))
-    x_train, x_test = arrays.x_train, arrays.x_test[order]
+def _finish(images: Dataset, size: int | None, title: str) -> Dataset:
+    order = fixed_test_order(len(images.y_test))
+    x_train, x_test, y_test = images.x_train, images.x_test[order], images.y_test[order]
     if size is not None:
         x_train, x_test = resize(x_train, size), resize(x_test, size)
-    parts = (x_train, arrays.y_train, x_test, arrays.y_test[order])
-    rest = {"title": title, "checksum": digest(*parts), "passed_over": arrays.passed_over}
-    return Dataset(*parts, classes=arrays.classes, **rest)
+    checksum = digest(x_train, images.y_train, x_test, y_test)
+    arrays = {"x_train": x_train, "x_test": x_test, "y_test": y_test}
+    return replace(images, **arrays, title=title, checksum=checksum)

@@ -12,19 +12,6 @@ from collections.abc import Callable
 
 import numpy as np
 
-SHAPES10_CLASSES = (
-    "disk",
-    "ring",
-    "square",
-    "triangle",
-    "cross",
-    "star",
-    "crescent",
-    "horizontal stripes",
-    "vertical stripes",
-    "checkerboard",
-)
-
 ONE = 1024
 
 _SIDE = 32
@@ -39,6 +26,7 @@ _TEXTURE = (15, 60)  # how far the texture departs from it, of 255
 _LIGHTER = (40, 105)  # the figure is lighter than the ground by this,
 _TINT = (-30, 30)  # and this in each channel
 _RADIUS = (16, 27)
+_TILT = (-64, 64)  # a quarter turn either way
 _MARGIN = 21  # least distance of the figure's centre from the canvas edge
 _CLUTTER = 3  # small bars and disks behind the figure; one long bar lies in front
 _CLUTTER_CONTRAST = (30, 80)
@@ -72,9 +60,8 @@ def _draw_split(split: str, size: int, seed: int) -> tuple[np.ndarray, np.ndarra
     for start in range(0, size, _CHUNK):
         # Always whole chunks: an image must not depend on how many follow it.
         x, y = _draw_chunk(stream)
-        count = min(_CHUNK, size - start)
-        x_N3SS[start : start + count] = x[:count]
-        y_N[start : start + count] = y[:count]
+        x_N3SS[start : start + _CHUNK] = x[: size - start]
+        y_N[start : start + _CHUNK] = y[: size - start]
     return x_N3SS, y_N
 
 
@@ -179,13 +166,9 @@ def _frame(
     return u_NFF, (v_y_NF1 - v_x_N1F) >> 7
 
 
-def _any_tilt(draws: Draws) -> np.ndarray:
-    return draws.between(-64, 64)  # a quarter turn either way
-
-
 def _figures(draws: Draws, y_N: np.ndarray) -> np.ndarray:
     """Return the quarters (N, S, S) int32 of each pixel that lie in the figure of its class."""
-    tilt_N = _any_tilt(draws)
+    tilt_N = draws.between(*_TILT)
     striped = [label for label, name in enumerate(SHAPES10_CLASSES) if name.endswith("stripes")]
     # Stripes lean by 11 degrees at most: a turn would make horizontal ones vertical.
     tilt_N = np.where(np.isin(y_N, striped), tilt_N * 6 >> 6, tilt_N)
@@ -201,7 +184,7 @@ def _figures(draws: Draws, y_N: np.ndarray) -> np.ndarray:
 
 def _small_blot(draws: Draws) -> np.ndarray:
     """Return the cover (N, S, S), 0 or 4, of a small disk or bar anywhere."""
-    u, v = _frame(draws, _SIDE, draws.between(5, 11), _any_tilt(draws), margin=0)
+    u, v = _frame(draws, _SIDE, draws.between(5, 11), draws.between(*_TILT), margin=0)
     is_disk = (draws.between(0, 1) == 0)[:, None, None]
     bar = (np.abs(u) < ONE) & (np.abs(v) < ONE // 3)
     return np.where(is_disk, u * u + v * v < ONE * ONE // 2, bar).astype(np.int32) << 2
@@ -209,7 +192,7 @@ def _small_blot(draws: Draws) -> np.ndarray:
 
 def _long_bar(draws: Draws) -> np.ndarray:
     """Return the cover (N, S, S), 0 or 4, of a bar a pixel or two thick across the canvas."""
-    u, v = _frame(draws, _SIDE, draws.between(12, 24), _any_tilt(draws), margin=8)
+    u, v = _frame(draws, _SIDE, draws.between(12, 24), draws.between(*_TILT), margin=8)
     return ((np.abs(u) < 2 * ONE) & (np.abs(v) < ONE // 9)).astype(np.int32) << 2
 
 
@@ -219,10 +202,6 @@ def _parts(thousandths: int) -> int:
 
 def _disk(u: np.ndarray, v: np.ndarray) -> np.ndarray:
     return u * u + v * v < ONE * ONE
-
-
-def _ring(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    return _disk(u, v) & (u * u + v * v > _parts(560) ** 2)
 
 
 def _box(u: np.ndarray, v: np.ndarray) -> np.ndarray:
@@ -246,11 +225,6 @@ def _star(u: np.ndarray, v: np.ndarray) -> np.ndarray:
     return np.sum(behind, axis=0, dtype=np.int8) >= 4
 
 
-def _crescent(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    bite = u - _parts(500)
-    return _disk(u, v) & (bite * bite + v * v > _parts(780) ** 2)
-
-
 def _stripes(u: np.ndarray, v: np.ndarray) -> np.ndarray:
     return _box(u, v) & ((v + _parts(850)) // _parts(340) % 2 == 0)
 
@@ -260,15 +234,17 @@ def _checkerboard(u: np.ndarray, v: np.ndarray) -> np.ndarray:
     return _box(u, v) & (cells % 2 == 0)
 
 
+# In the order of the labels: which points of its own frame lie in a figure.
 _FIGURES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "disk": _disk,
-    "ring": _ring,
+    "ring": lambda u, v: _disk(u, v) & (u * u + v * v > _parts(560) ** 2),
     "square": _box,
     "triangle": _triangle,
     "cross": _cross,
     "star": _star,
-    "crescent": _crescent,
+    "crescent": lambda u, v: _disk(u, v) & ((u - ONE // 2) ** 2 + v * v > _parts(780) ** 2),
     "horizontal stripes": _stripes,
     "vertical stripes": lambda u, v: _stripes(v, u),
     "checkerboard": _checkerboard,
 }
+SHAPES10_CLASSES = tuple(_FIGURES)

@@ -11,10 +11,9 @@ from torch import Tensor
 from gnexp.data.device_images import (
     DeviceDataset,
     augmentation,
-    crop_flip,
     epoch_augmentation,
     epoch_order,
-    normalize,
+    training_images,
 )
 from gnexp.data.seeding import generator, secret_uniform
 
@@ -43,20 +42,17 @@ def update_blocks(
     """
     size, device = len(images.x_train), images.x_train.device
     count = size // update_batch
-    pad, flip = augmentation(augment)
     order_RUN = torch.stack([epoch_order(size, seed, epoch) for seed in seeds])
     order_RUN = order_RUN[:, : count * update_batch].unflatten(1, (count, -1, batch))
     order_RUN = order_RUN.transpose(2, 3).flatten(2).to(device)
-    draws = [epoch_augmentation(size, seed, epoch, pad, flip) for seed in seeds]
+    draws = [epoch_augmentation(size, seed, epoch, *augmentation(augment)) for seed in seeds]
     offsets_RM2, flips_RM = (torch.stack(each).to(device) for each in zip(*draws, strict=True))
     replica_R1 = torch.arange(len(seeds), device=device)[:, None]
     for at_RUN in order_RUN[:, first:last].split(max(1, BLOCK // update_batch), dim=1):
         at_RM = at_RUN.flatten(1)
-        x = images.x_train[at_RM.flatten()]
-        if pad or flip:
-            offsets, flips = offsets_RM2[replica_R1, at_RM], flips_RM[replica_R1, at_RM]
-            x = crop_flip(x, offsets.flatten(0, 1), flips.flatten(), pad)
-        x = normalize(x, images.mean, images.std, dtype)
+        offsets, flips = offsets_RM2[replica_R1, at_RM], flips_RM[replica_R1, at_RM]
+        drawn = offsets.flatten(0, 1), flips.flatten()
+        x = training_images(images, at_RM.flatten(), *drawn, augment, dtype)
         yield x.unflatten(0, at_RUN.shape), images.y_train[at_RUN]
 
 
@@ -79,8 +75,7 @@ def poisson_updates(
     the update to begin with.
     """
     size, device = len(images.x_train), images.x_train.device
-    pad, flip = augmentation(augment)
-    offsets_M2, flips_M = epoch_augmentation(size, seed, epoch, pad, flip)
+    offsets_M2, flips_M = epoch_augmentation(size, seed, epoch, *augmentation(augment))
     for update in range(first, size // update_batch):
         # In float64 a rate is met to 1e-16; float32 has too few values between 0 and a small rate.
         if secret:
@@ -90,10 +85,7 @@ def poisson_updates(
             uniform_M = torch.rand(size, generator=source, dtype=torch.float64)
         drawn_M = uniform_M < update_batch / size
         at_N = drawn_M.nonzero().flatten()
-        offsets, flips = offsets_M2[at_N].to(device), flips_M[at_N].to(device)
+        of_drawn = (each[at_N].to(device) for each in (offsets_M2, flips_M))
         at_N = at_N.to(device)
-        x = images.x_train[at_N]
-        if pad or flip:
-            x = crop_flip(x, offsets, flips, pad)
-        x = normalize(x, images.mean, images.std, dtype)
+        x = training_images(images, at_N, *of_drawn, augment, dtype)
         yield x[None, None], images.y_train[at_N][None, None]

@@ -18,7 +18,6 @@ from gnexp.data.corruptions.table import EXTRA, PUBLISHED, SEVERITIES, require_c
 from gnexp.data.subsets import balanced_subset, fixed_test_order
 
 RELEASED = PUBLISHED + EXTRA
-
 _IMAGES = 10_000
 _SHAPE = (len(SEVERITIES) * _IMAGES, 32, 32, 3)
 
@@ -45,7 +44,7 @@ class CifarC:
                 " leave data.size at 32"
             )
         count = len(y_test)
-        if count <= _IMAGES and count >= len(np.unique(self.labels)):
+        if len(np.unique(self.labels)) <= count <= _IMAGES:
             subset = balanced_subset(self.labels, count, "data.test_limit")
             at = subset[fixed_test_order(count)]
             if np.array_equal(self.labels[at], y_test):
@@ -74,28 +73,19 @@ def load_cifar_c(root: str | Path, names: Iterable[str]) -> CifarC:
         require_corruption(name, released=True)
     if not root.is_dir():
         raise ValueError(f"root={root} is not a folder: it must hold CIFAR-10-C's NAME.npy files")
-    images = {name: _array(root, name, _SHAPE) for name in names if name in RELEASED}
-    for name, array in images.items():
-        if array.dtype != np.uint8:
-            raise ValueError(f"root={root}: {name}.npy has dtype {array.dtype}: it must be uint8")
-    return CifarC(root, images, _labels(root))
-
-
-def _labels(root: Path) -> np.ndarray:
-    labels = _array(root, "labels", _SHAPE[:1])
-    if labels.dtype.kind not in "iu":
-        raise ValueError(f"root={root}: labels.npy has dtype {labels.dtype}: it must hold integers")
-    each = labels.reshape(len(SEVERITIES), _IMAGES)
+    images = {name: _array(root, name, _SHAPE, "uint8") for name in names if name in RELEASED}
+    labels = _array(root, "labels", _SHAPE[:1], "integers").reshape(len(SEVERITIES), _IMAGES)
     for severity in SEVERITIES[1:]:
-        if not np.array_equal(each[0], each[severity - 1]):
+        if not np.array_equal(labels[0], labels[severity - 1]):
             raise ValueError(
                 f"root={root}: labels.npy differs between severity 1 and {severity}: it must hold"
                 " the same 10,000 labels five times"
             )
-    return each[0].astype(np.int64)
+    return CifarC(root, images, labels[0].astype(np.int64))
 
 
-def _array(root: Path, name: str, shape: tuple[int, ...]) -> np.ndarray:
+def _array(root: Path, name: str, shape: tuple[int, ...], kind: str) -> np.ndarray:
+    """Return NAME.npy, mapped into memory; kind: "uint8", or any "integers"."""
     path = root / f"{name}.npy"
     if not path.is_file():
         found = ", ".join(sorted(each.name for each in root.glob("*.npy"))) or "no .npy file"
@@ -110,4 +100,6 @@ def _array(root: Path, name: str, shape: tuple[int, ...]) -> np.ndarray:
         raise ValueError(f"root={root}: {path.name} is an archive: it must be one array")
     if array.shape != shape:
         raise ValueError(f"root={root}: {path.name} has shape {array.shape}: it must be {shape}")
+    if array.dtype != np.uint8 and not (kind == "integers" and array.dtype.kind in "iu"):
+        raise ValueError(f"root={root}: {path.name} has dtype {array.dtype}: it must be {kind}")
     return array

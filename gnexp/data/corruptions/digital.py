@@ -1,4 +1,4 @@
-"""Contrast, elastic warps, pixels and JPEG. Images are float64 (N, 3, S, S) in [0, 1]."""
+"""Elastic warps, pixels and JPEG. Images are float64 (N, 3, S, S) in [0, 1]."""
 
 from collections.abc import Callable
 from io import BytesIO
@@ -9,12 +9,6 @@ from torch import Tensor
 
 from gnexp.data.corruptions.blur import gaussian_filter, separable
 from gnexp.data.corruptions.draws import Draws
-
-
-def contrast(x_N3SS: Tensor, draws: Draws, gain: float) -> Tensor:
-    """Shrink each colour towards its own mean over the image."""
-    mean = x_N3SS.mean((2, 3), keepdim=True)
-    return mean + gain * (x_N3SS - mean)
 
 
 def elastic_transform(

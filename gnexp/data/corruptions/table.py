@@ -11,7 +11,7 @@ motion and snow: milder in a larger image); zoom, pixelate, elastic_transform, f
 shares of the image, so they scale with it.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -19,11 +19,10 @@ from torch import Tensor
 
 from gnexp.config.unknown import unknown
 from gnexp.data.arrays import LEAST_SIDE
-from gnexp.data.corruptions import affine, blur, digital, noise, weather
+from gnexp.data.corruptions import blur, digital, pointwise, weather
 from gnexp.data.corruptions.draws import Draws
 
 SEVERITIES = (1, 2, 3, 4, 5)
-KINDS = ("noise", "blur", "weather", "digital", "pure")
 _VALUES_AT_ONCE = 1 << 20  # so that a chunk's planes stay near the processor
 
 
@@ -36,71 +35,53 @@ class Corruption(NamedTuple):
     parameters: tuple[tuple[float, ...], ...]
 
 
-def _single(*values: float) -> tuple[tuple[float, ...], ...]:
-    return tuple((value,) for value in values)
-
-
-CORRUPTIONS = {
-    "gaussian_noise": Corruption(
-        "noise", noise.gaussian_noise, _single(0.04, 0.06, 0.08, 0.09, 0.10)
-    ),
-    "shot_noise": Corruption("noise", noise.shot_noise, _single(500, 250, 100, 75, 50)),
-    "impulse_noise": Corruption(
-        "noise", noise.impulse_noise, _single(0.01, 0.02, 0.03, 0.05, 0.07)
-    ),
-    "defocus_blur": Corruption(
-        "blur",
-        blur.defocus_blur,  # radius, standard deviation against aliasing
-        ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1, 0.2), (1.5, 0.1)),
-    ),
-    "glass_blur": Corruption(
-        "blur",
-        blur.glass_blur,  # standard deviation, reach, rounds
-        ((0.05, 1, 1), (0.25, 1, 1), (0.4, 1, 1), (0.25, 1, 2), (0.4, 1, 2)),
-    ),
-    "motion_blur": Corruption(
-        "blur",
-        blur.motion_blur,  # radius, standard deviation
-        ((6, 1), (6, 1.5), (6, 2), (8, 2), (9, 2.5)),
-    ),
-    "zoom_blur": Corruption("blur", blur.zoom_blur, _single(1.06, 1.11, 1.16, 1.21, 1.26)),
-    "snow": Corruption(
-        "weather",
-        weather.snow,  # mean, deviation, zoom, threshold, radius, sigma, image's share
-        (
+# By kind: the function, which names the corruption, and its parameters at severity 1 to 5.
+_BY_KIND: dict[str, dict[Callable[..., Tensor], tuple]] = {
+    "noise": {
+        pointwise.gaussian_noise: (0.04, 0.06, 0.08, 0.09, 0.10),
+        pointwise.shot_noise: (500, 250, 100, 75, 50),
+        pointwise.impulse_noise: (0.01, 0.02, 0.03, 0.05, 0.07),
+    },
+    "blur": {
+        blur.defocus_blur: ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1, 0.2), (1.5, 0.1)),
+        blur.glass_blur: ((0.05, 1, 1), (0.25, 1, 1), (0.4, 1, 1), (0.25, 1, 2), (0.4, 1, 2)),
+        blur.motion_blur: ((6, 1), (6, 1.5), (6, 2), (8, 2), (9, 2.5)),
+        blur.zoom_blur: (1.06, 1.11, 1.16, 1.21, 1.26),
+    },
+    "weather": {
+        weather.snow: (
             (0.1, 0.2, 1, 0.6, 8, 3, 0.95),
             (0.1, 0.2, 1, 0.5, 10, 4, 0.9),
             (0.15, 0.3, 1.75, 0.55, 10, 4, 0.9),
             (0.25, 0.3, 2.25, 0.6, 12, 6, 0.85),
             (0.3, 0.3, 1.25, 0.65, 14, 12, 0.8),
         ),
-    ),
-    "frost": Corruption(
-        "weather",
-        weather.frost,  # shares of the image and of the frost
-        ((1, 0.2), (1, 0.3), (0.9, 0.4), (0.85, 0.4), (0.75, 0.45)),
-    ),
-    "fog": Corruption(
-        "weather",
-        weather.fog,  # density, decay
-        ((0.2, 3), (0.5, 3), (0.75, 2.5), (1, 2), (1.5, 1.75)),
-    ),
-    "brightness": Corruption("weather", weather.brightness, _single(0.05, 0.1, 0.15, 0.2, 0.3)),
-    "contrast": Corruption("digital", digital.contrast, _single(0.75, 0.5, 0.4, 0.3, 0.15)),
-    "elastic_transform": Corruption(
-        "digital",
-        digital.elastic_transform,  # strength, smoothness, tilt, as shares of the side
-        ((0, 0, 0.08), (0.05, 0.2, 0.07), (0.08, 0.06, 0.06), (0.1, 0.04, 0.05), (0.1, 0.03, 0.03)),
-    ),
-    "pixelate": Corruption("digital", digital.pixelate, _single(0.95, 0.9, 0.85, 0.75, 0.65)),
-    "jpeg_compression": Corruption(
-        "digital", digital.jpeg_compression, _single(80, 65, 58, 50, 40)
-    ),
-    "pure_contrast": Corruption("pure", affine.pure_contrast, _single(0.75, 0.5, 0.4, 0.3, 0.15)),
-    "pure_brightness": Corruption(
-        "pure", affine.pure_brightness, _single(0.05, 0.1, 0.15, 0.2, 0.3)
-    ),
-    "colour_cast": Corruption("pure", affine.colour_cast, _single(0.1, 0.2, 0.3, 0.4, 0.5)),
+        weather.frost: ((1, 0.2), (1, 0.3), (0.9, 0.4), (0.85, 0.4), (0.75, 0.45)),
+        weather.fog: ((0.2, 3), (0.5, 3), (0.75, 2.5), (1, 2), (1.5, 1.75)),
+        pointwise.brightness: (0.05, 0.1, 0.15, 0.2, 0.3),
+    },
+    "digital": {
+        pointwise.contrast: (0.75, 0.5, 0.4, 0.3, 0.15),
+        digital.elastic_transform: (
+            *((0, 0, 0.08), (0.05, 0.2, 0.07), (0.08, 0.06, 0.06)),
+            *((0.1, 0.04, 0.05), (0.1, 0.03, 0.03)),
+        ),
+        digital.pixelate: (0.95, 0.9, 0.85, 0.75, 0.65),
+        digital.jpeg_compression: (80, 65, 58, 50, 40),
+    },
+    "pure": {
+        pointwise.pure_contrast: (0.75, 0.5, 0.4, 0.3, 0.15),
+        pointwise.pure_brightness: (0.05, 0.1, 0.15, 0.2, 0.3),
+        pointwise.colour_cast: (0.1, 0.2, 0.3, 0.4, 0.5),
+    },
+}
+KINDS = tuple(_BY_KIND)
+CORRUPTIONS = {
+    change.__name__: Corruption(
+        kind, change, tuple(p if isinstance(p, tuple) else (p,) for p in parameters)
+    )
+    for kind, entries in _BY_KIND.items()
+    for change, parameters in entries.items()
 }
 PUBLISHED = tuple(name for name, entry in CORRUPTIONS.items() if entry.kind != "pure")
 EXTRA = ("speckle_noise", "gaussian_blur", "spatter", "saturate")  # in the released files only
@@ -118,9 +99,10 @@ def corrupt(x_N3SS: Tensor, name: str, severity: int, seed: int, *, first: int =
     require_corruption(name)
     require_severity(severity)
     _check_images(x_N3SS)
+    size = max(1, _VALUES_AT_ONCE // x_N3SS[:1].numel()) if len(x_N3SS) else 1
     parts = [
-        _corrupt_chunk(x, name, severity, seed, range(start, start + len(x)))
-        for start, x in _chunks(x_N3SS, first)
+        _corrupt_chunk(x_N3SS[i : i + size], name, severity, seed, first + i)
+        for i in range(0, len(x_N3SS), size)
     ]
     return torch.cat(parts) if parts else x_N3SS.clone()
 
@@ -156,14 +138,8 @@ def _check_images(x_N3SS: Tensor) -> None:
         )
 
 
-def _chunks(x_N3SS: Tensor, first: int) -> Iterator[tuple[int, Tensor]]:
-    size = max(1, _VALUES_AT_ONCE // x_N3SS[:1].numel()) if len(x_N3SS) else 1
-    for start in range(0, len(x_N3SS), size):
-        yield first + start, x_N3SS[start : start + size]
-
-
-def _corrupt_chunk(x_N3SS: Tensor, name: str, severity: int, seed: int, indices: range) -> Tensor:
-    entry = CORRUPTIONS[name]
+def _corrupt_chunk(x_N3SS: Tensor, name: str, severity: int, seed: int, first: int) -> Tensor:
+    entry, indices = CORRUPTIONS[name], range(first, first + len(x_N3SS))
     draws = Draws(seed, f"corruption {name}", severity, indices, x_N3SS.device)
     changed = entry.change(x_N3SS.double() / 255, draws, *entry.parameters[severity - 1])
     # float64 sums may differ in their last digits with the size of a chunk; without the small

@@ -1,4 +1,4 @@
-"""Snow, frost, fog and bright light. Images are float64 (N, 3, S, S) in [0, 1]."""
+"""Snow, frost and fog. Images are float64 (N, 3, S, S) in [0, 1]."""
 
 from math import pi
 
@@ -98,13 +98,3 @@ def snow(
     luma = sum(weight * x_N3SS[:, c : c + 1] for c, weight in enumerate(_LUMA))
     pale = torch.maximum(x_N3SS, 1.5 * luma + 0.5)
     return image_share * x_N3SS + (1 - image_share) * pale + flakes + flakes.rot90(2, (2, 3))
-
-
-def brightness(x_N3SS: Tensor, draws: Draws, added: float) -> Tensor:
-    """Add to the value of HSV, the largest of the three colours, and keep hue and saturation.
-
-    A value stops at 1. Black has no hue and becomes gray.
-    """
-    value = x_N3SS.amax(1, keepdim=True)
-    brighter = (value + added).clamp(0, 1)
-    return torch.where(value > 0, x_N3SS * brighter / value.clamp(min=1e-12), brighter)
