@@ -98,7 +98,7 @@ def assert_told(answer):
 
 
 # Run's methods, after the first call of which there is no space left.
-MOMENTS = ("write_provenance", "add_gradients", "write_checkpoint", "add_logits", "add_result")
+MOMENTS = ("write_provenance", "add_rows", "write_checkpoint", "add_logits", "add_result")
 
 
 @pytest.mark.parametrize("method", MOMENTS)
@@ -125,7 +125,7 @@ def test_a_disk_that_fills_up_is_named_and_the_same_command_goes_on_once_there_i
     answer = gnexp(*WORDS)
     assert answer.code == 0, answer.out + answer.err
     assert "corrupt" not in answer.out
-    assert ("epoch 1:" in answer.out) == (method in ("write_provenance", "add_gradients"))
+    assert ("epoch 1:" in answer.out) == (method in ("write_provenance", "add_rows"))
     assert harness.differences(reference, harness.contents(STUDY)) == []
 
 
