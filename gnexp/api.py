@@ -277,7 +277,7 @@ def _own(
 
 def _try(subject: "Subject") -> None:
     """Raise Mistake for a norm that cannot be built, or does what no norm may do."""
-    from gnexp.norms.smoke_test import try_norm
+    from gnexp.norms.trials import try_norm
 
     try:
         layer = subject.build(subject.channels)

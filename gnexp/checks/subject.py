@@ -14,7 +14,7 @@ from gnexp.measure.parameters import BETA_NAMES, GAMMA_NAMES
 from gnexp.models.initialization import start
 from gnexp.models.resnet import build_model
 from gnexp.norms.copying import copied
-from gnexp.norms.smoke_test import error_text
+from gnexp.norms.trials import error_text
 
 WIDTHS = (16, 32, 64)  # of a network, the first that the norm's groups divide
 

@@ -15,13 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from gnexp.config.unknown import unknown
-from gnexp.models.conversion.convert import (
-    out_of_place,
-    replace_norms,
-    standardize_before,
-    try_example,
-)
 from gnexp.models.conversion.find_norms import Found, find_norms
+from gnexp.models.conversion.replace_norms import out_of_place, replace_norms, try_example
 from gnexp.norms.copying import copied, lazy_tensors
 
 NormFactory = Callable[[int], nn.Module]
@@ -239,8 +234,9 @@ def with_norms(
     take images any more.
     """
     lines = out_of_place(model)
-    model, replaced, notes = replace_norms(model, found, build, affine="reset")
-    notes += standardize_before(model, found.sites) if weight_standardization else []
+    model, replaced, notes = replace_norms(
+        model, found, build, affine="reset", standardize=weight_standardization
+    )
     try_example(model, found, _images(shape), PREFIX)
     return model, [*map(str, replaced), *map(str, found.left), *lines, *notes]
 

@@ -19,8 +19,8 @@ from gnexp.data.device_images import normalize
 from gnexp.data.sources import Dataset, DataSummary
 from gnexp.measure.initial_statistics import reestimate
 from gnexp.norms.copying import copied
-from gnexp.norms.smoke_test import error_text
 from gnexp.norms.statistic_size import Undefined, values_per_statistic
+from gnexp.norms.trials import error_text
 from gnexp.norms.user_code import norm_text
 from gnexp.runner.build import dp_sgd, initial_weights
 from gnexp.runner.build.code_digest import code_digests

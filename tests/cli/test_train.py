@@ -19,7 +19,7 @@ import yaml
 
 from gnexp.config.resolve import resolve
 from gnexp.config.schema import TrainConfig
-from gnexp.norms import smoke_test
+from gnexp.norms import trials
 from gnexp.norms.registry import NORMS
 from gnexp.runner import measure_stored, trainer
 from gnexp.runner.build import data, model
@@ -252,7 +252,7 @@ def test_an_own_norm_whose_trial_fails_has_unknown_pools(own_norm, monkeypatch):
     config = resolve(TrainConfig(norm=own, batch=2))
     images = data.images_of(config.data).summary
     assert model.pools(config, images) == "chw"
-    monkeypatch.setattr(smoke_test, "SIDE", 32)  # where the layer raises
+    monkeypatch.setattr(trials, "SIDE", 32)  # where the layer raises
     assert model.pools(config, images) is None
 
 

@@ -16,8 +16,8 @@ from gnexp.norms.layers import ChannelAffine
 from gnexp.norms.reference import table
 from gnexp.norms.reference.standard import normalize_reference
 from gnexp.norms.registry import NORMS, build_norm, group_count
-from gnexp.norms.smoke_test import pooled_axes
 from gnexp.norms.statistic_size import stock_pools, values_per_statistic
+from gnexp.norms.trials import pooled_axes
 from gnexp.training.precision import autocast
 
 FIVE = ("bn", "gn", "ln", "in", "none")  # whose backward formula is written out by hand too

@@ -4,7 +4,7 @@ Shapes: N examples, C channels, T tokens, H and W pixels.
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -25,10 +25,11 @@ from gnexp.models.conversion.norm_kinds import (
 )
 from gnexp.models.conversion.report import Left
 from gnexp.models.conversion.trace import Traced, trace
-from gnexp.norms.smoke_test import error_text
+from gnexp.norms.trials import error_text
 
 TOKENS = "tokens"  # layer norms of (N, T, C), which have no pixels
 KINDS = (*FAMILIES, TOKENS)
+_TRANSFORMERS = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class _Known:
     module: nn.Module
     source: Source | None
     reason: str | None
-    pools: str | None = ""
+    pools: str | None
 
 
 def find_norms(
@@ -95,88 +96,204 @@ def find_norms(
     of the keys that sentences name. Raises ValueError, naming the module, for what normalizes and
     cannot be replaced.
     """
-    modules = _by_identity(model)
-    _refuse_wrapped(modules)
-    leave = _names(f"{prefix}leave", leave, "head")
-    only = FAMILIES if only is None else _names(f"{prefix}only", only, KINDS[0])
-    stays = _matching(modules, leave)
-    wanted = _matching(modules, [each for each in only if each not in KINDS])
-    _refuse_unmatched(modules, leave, only, prefix)
-    traced = None if example is None else _traced(model, example)
-    notes = []
-    if traced is None:
-        notes.append(
+    search = _Search(model, example, only, leave, prefix)
+    known, traced = search.known(), search.traced
+    search.refuse_shared({each.names[0] for each in known if each.source})
+    allowed = {each.names[0] for each in known} | {*search.stays}
+    search.refuse_strays(allowed)
+    sites, left = [], []
+    for each in known:
+        site = each.reason if each.source is None else search.site(each)
+        if isinstance(site, Site):
+            sites.append(site)
+        else:
+            left.append(Left(each.names[0], type(each.module).__name__, site))
+    for name in traced.standardized(allowed):
+        old = type(model.get_submodule(name)).__name__
+        left.append(Left(name, old, "it standardizes its weights, not its input"))
+    names_left = {row.name for row in left}
+    pools = [each.pools for each in known if each.names[0] in names_left]
+    of_functions = traced.strays({each.names[0] for each in known if each.pools != ""})
+    mixed = None if None in pools or of_functions else "".join(sorted({*"".join(pools)}))
+    return Found(sites, left, search.notes, mixed)
+
+
+class _Search:
+    """A model and what was asked about it: its modules, each once, and a watched forward pass.
+
+    stays, wanted: the names of modules that leave= and only= are for, each with its entry.
+    """
+
+    def __init__(self, model: nn.Module, example: Any, only: Any, leave: Any, prefix: str) -> None:
+        self.model, self.prefix = model, prefix
+        self.modules = _by_identity(model)
+        self._refuse_wrapped()
+        leave = self._entries("leave", leave, "head")
+        only = FAMILIES if only is None else self._entries("only", only, KINDS[0])
+        self._refuse_unmatched("leave", leave, ())
+        self._refuse_unmatched("only", only, KINDS)
+        self.named, self.stays = {*leave}, self._matching(leave)
+        self.kinds = [each for each in only if each in KINDS]
+        self.wanted = self._matching([each for each in only if each not in KINDS])
+        self.blind = example is None
+        self.traced = Traced() if self.blind else _traced(model, example)
+        blind = (
             "without example= no forward pass was looked at: functions that normalize would be"
             " missed, and layer norms over the last axis are left"
         )
-    known = _known(modules, traced, stays, leave, prefix)
-    _refuse_shared(modules, {each.names[0] for each in known if each.source})
-    allowed = {each.names[0] for each in known} | {*stays}
-    _refuse_strays(traced, allowed, prefix)
-    kinds = [each for each in only if each in KINDS]
-    sites, left = [], []
-    for each in known:
-        found = each.reason
-        if each.source is not None:
-            found = _site(each, traced, None if each.names[0] in wanted else kinds, prefix)
-        if isinstance(found, str):
-            left.append(Left(each.names[0], type(each.module).__name__, found))
-        else:
-            sites.append(found)
-    for name in traced.standardized(allowed) if traced else ():
-        old = type(model.get_submodule(name)).__name__
-        left.append(Left(name, old, "it standardizes its weights, not its input"))
-    sites = _replaceable(model, sites, left)
-    pools = [each.pools for each in known if each.names[0] in {row.name for row in left}]
-    of_functions = traced and traced.strays({each.names[0] for each in known if each.pools != ""})
-    unknown = None in pools or bool(of_functions)
-    return Found(sites, left, notes, None if unknown else "".join(sorted({*"".join(pools)})))
+        self.notes = [blind] if self.blind else []
 
+    def known(self) -> list[_Known]:
+        """Return what normalizes, and what stays, in the order of the model."""
+        known: dict[str, _Known] = {}
+        for names, module in reversed(self.modules):  # what is inside a module comes before it
+            name = names[0]
+            within = any(other.startswith(f"{name}." if name else "") for other in known)
+            shapes = () if within else self._shapes(name, module)
+            reason = self._stays(names)
+            try:
+                kept = kept_as_it_is(module)
+                source = None if kept else source_of(module, shapes)
+                normalizes = bool(source or kept)
+            except ValueError as error:
+                if not reason:
+                    if isinstance(error, OwnRule):
+                        self.refuse_strays({*known}, name)
+                    why = f"{name or 'the model'} {error}"
+                    raise ValueError(why + self._way_out("; ", name)) from None
+                source, kept, normalizes = None, None, True
+            if normalizes or self.named.intersection(names):
+                pools = pools_of(module, shapes) if normalizes else ""
+                source = None if reason else source
+                known[name] = _Known(names, module, source, kept or reason, pools)
+        return list(known.values())[::-1]
 
-def _known(
-    modules: list[tuple[tuple[str, ...], nn.Module]],
-    traced: Traced | None,
-    stays: Mapping[str, str],
-    leave: Sequence[str],
-    prefix: str,
-) -> list[_Known]:
-    """Return what normalizes, and what stays, in the order of the model."""
-    known: dict[str, _Known] = {}
-    for names, module in reversed(modules):  # what is inside a module comes before it
-        name = names[0]
-        within = any(other.startswith(f"{name}." if name else "") for other in known)
-        shapes = () if within else _shapes(name, module, traced)
-        reason = _stays(names, stays, prefix)
-        try:
-            kept_reason = kept_as_it_is(module)
-            source = None if kept_reason else source_of(module, shapes)
-        except ValueError as error:
-            if not reason:
-                if isinstance(error, OwnRule):
-                    _refuse_strays(traced, {*known}, prefix, name)
-                raise ValueError(f"{name or 'the model'} {error}" + _out(name, prefix)) from None
-            known[name] = _Known(names, module, None, reason, pools_of(module, shapes))
-            continue
-        if source or kept_reason:
-            pools = pools_of(module, shapes)
-            known[name] = _Known(
-                names, module, None if reason else source, kept_reason or reason, pools
+    def site(self, known: _Known) -> Site | str:
+        """Return a layer that can be replaced, or why it is left."""
+        names, module, source = known.names, known.module, known.source
+        channels, seen = channels_of(module), self.traced.shapes.get(names[0], [])
+        if channels is None:
+            return "its gain is not one number per channel"
+        if channels == 0:
+            channels = seen[0][1 if source.axes != "last" else -1]
+        layout = _layout(source, channels, seen)
+        if source.axes == "last" and not seen:
+            return "what its axes mean is not known without an example that reaches it"
+        if source.axes == "last" and layout is None:
+            return f"its input {seen[0]} has no axis of examples before the channels"
+        tokens = source.axes == "last" and any(len(shape) != 4 for shape in seen)
+        if names[0] not in self.wanted and (TOKENS if tokens else source.family) not in self.kinds:
+            if tokens:
+                includes = f"{self.prefix}only={TOKENS} includes it"
+                return f"it acts on tokens, input {seen[0]} as (N, T, C); {includes}"
+            return f"{self.prefix}only= does not name {source.family}"
+        if layout is None:
+            raise ValueError(
+                f"{names[0] or 'the model'} got an input of shape {seen[0]}, not"
+                f" (N, {channels}, ...); images need an axis of examples"
             )
-        elif {*names} & {*leave}:
-            known[name] = _Known(names, module, None, reason)
-    return list(known.values())[::-1]
+        shape, convolution = (seen or [None])[-1], self.traced.convolutions.get(names[0])
+        site = Site(names, type(module).__name__, source, channels, layout, shape, convolution)
+        return self._unreachable(site) or site
 
+    def refuse_shared(self, norms: Set[str]) -> None:
+        """Refuse norms whose gamma or beta is another module's too: the new ones would not be."""
+        owners: dict[int, str] = {}
+        for (name, *_), module in self.modules:
+            for key, parameter in module.named_parameters(recurse=False):
+                other = owners.setdefault(id(parameter), name)
+                if other != name and norms & {other, name}:
+                    raise ValueError(
+                        f"{name} and {other} share their {key}, which another norm would not;"
+                        " give each its own"
+                    )
 
-def _shapes(name: str, module: nn.Module, traced: Traced | None) -> list[tuple[int, ...]]:
-    """Return shapes of inputs by which a module may be tried, at most two examples of each."""
-    if traced is None:
-        return guessed_shapes(module)
-    seen = traced.shapes.get(name, [])[-1:] if traced.same.get(name) else []
-    return [(min(2, shape[0]), *shape[1:]) for shape in seen if shape and 0 not in shape]
+    def refuse_strays(self, allowed: Set[str], within: str | None = None) -> None:
+        """Refuse calls that normalize outside of `allowed`: those of one module, or all."""
+        for name, called in self.traced.strays(allowed):
+            if within in (None, name):
+                raise ValueError(
+                    f"{name or 'the model'} normalizes by a call of {called} in its forward pass,"
+                    " which no layer can replace; make it a layer, such as torch.nn.BatchNorm2d"
+                    + self._way_out(", or ", name)
+                )
 
+    def _refuse_wrapped(self) -> None:
+        """Refuse what holds on to the model as it was: its parameters, or its compiled code."""
+        for names, module in self.modules:
+            where = names[0] or "the model"
+            if isinstance(module, DataParallel | DistributedDataParallel):
+                kind = type(module).__name__
+                raise ValueError(f"{where} is wrapped in {kind}: convert the model, then wrap it")
+            if hasattr(module, "_orig_mod"):
+                raise ValueError(f"{where} is compiled: convert the model, then compile it")
 
-def _out(name: str, prefix: str) -> str:
-    return f"; {prefix}leave={name} leaves it as it is" if name else ""
+    def _refuse_unmatched(self, key: str, entries: Sequence[str], kinds: Sequence[str]) -> None:
+        """Refuse what no module of the model is called, with the nearest."""
+        names = [*dict.fromkeys(n for each, _ in self.modules for n in each if n)]
+        names += dict.fromkeys(type(module).__name__ for _, module in self.modules)
+        for entry in entries:
+            if entry not in kinds and not any(_is(entry, *each) for each in self.modules):
+                kind = f"a kind ({', '.join(kinds)}), " if kinds else ""
+                sentence = (
+                    f"{self.prefix}{key}={entry} is not {kind}the name of a module of the model, a"
+                    " pattern of names such as layer4.*, or a class"
+                )
+                raise ValueError(unknown(sentence, entry, [*kinds, *names], listed=()))
+
+    def _entries(self, key: str, value: Any, example: str) -> tuple[str, ...]:
+        """Return one name, or several, as a tuple."""
+        if not isinstance(value, Iterable):
+            raise ValueError(
+                f"{self.prefix}{key}={value!r} must be a name, or a list of names such as"
+                f" [{example!r}]"
+            )
+        return (value,) if isinstance(value, str) else tuple(value)
+
+    def _matching(self, entries: Iterable[str]) -> dict[str, str]:
+        """Return the names of the modules that entries are for, and of all in them."""
+        found = {}
+        for entry in entries:
+            chosen = {name for names, m in self.modules if _is(entry, names, m) for name in names}
+            for names, _ in self.modules:
+                for name in names:
+                    parts = name.split(".")
+                    within = (".".join(parts[:end]) for end in range(1, len(parts) + 1))
+                    if "" in chosen or not chosen.isdisjoint(within):
+                        found.update(dict.fromkeys(names, entry))
+        return found
+
+    def _shapes(self, name: str, module: nn.Module) -> list[tuple[int, ...]]:
+        """Return shapes of inputs by which a module may be tried, at most two examples of each."""
+        if self.blind:
+            return guessed_shapes(module)
+        seen = self.traced.shapes.get(name, [])[-1:] if self.traced.same.get(name) else []
+        return [(min(2, shape[0]), *shape[1:]) for shape in seen if shape and 0 not in shape]
+
+    def _stays(self, names: Iterable[str]) -> str | None:
+        """Return why a module stays: it, or what it is in, is named in leave=."""
+        entry = next((self.stays[name] for name in names if name in self.stays), None)
+        if entry is None:
+            return None
+        within = any(name.startswith(f"{entry}.") for name in names)
+        it = f"it is in {entry}, which is" if within else "it is"
+        return f"{it} named in {self.prefix}leave="
+
+    def _way_out(self, link: str, name: str) -> str:
+        return f"{link}{self.prefix}leave={name} leaves it as it is" if name else ""
+
+    def _unreachable(self, site: Site) -> str | None:
+        """Return why a norm stays whose weights its parent reads, or that is in an attention.
+
+        The latter take queries and keys, (N, heads, T, C): four axes, but no feature map.
+        """
+        parents = [self.model.get_submodule(name.rpartition(".")[0]) for name in site.names]
+        if any(isinstance(parent, _TRANSFORMERS) for parent in parents):
+            return "a transformer layer of PyTorch reads its weights by itself"
+        kinds = " ".join(type(parent).__name__ for parent in parents)
+        if site.source.axes == "last" and re.search("attention|attn", kinds, re.IGNORECASE):
+            return "it is within an attention layer, whose queries and keys are no feature map"
+        return None
 
 
 def _traced(model: nn.Module, example: Any) -> Traced:
@@ -186,147 +303,18 @@ def _traced(model: nn.Module, example: Any) -> Traced:
         raise ValueError(f"the model does not take the example: {error_text(error)}") from error
 
 
-def _names(key: str, value: str | Iterable[str], example: str) -> tuple[str, ...]:
-    """Return one name, or several, as a tuple."""
-    if not isinstance(value, Iterable):
-        raise ValueError(
-            f"{key}={value!r} must be a name, or a list of names such as [{example!r}]"
-        )
-    return (value,) if isinstance(value, str) else tuple(value)
-
-
-def _matching(
-    modules: list[tuple[tuple[str, ...], nn.Module]], entries: Iterable[str]
-) -> dict[str, str]:
-    """Return the names of the modules that entries are for, and of all in them, with the entry."""
-    found = {}
-    for entry in entries:
-        chosen = {name for names, module in modules if _is(entry, names, module) for name in names}
-        for names, _ in modules:
-            for name in names:
-                parts = name.split(".")
-                within = (".".join(parts[:end]) for end in range(1, len(parts) + 1))
-                if "" in chosen or not chosen.isdisjoint(within):
-                    found.update(dict.fromkeys(names, entry))
-    return found
-
-
 def _is(entry: str, names: tuple[str, ...], module: nn.Module) -> bool:
     """Return whether an entry is a module's name, a pattern of it, or its class."""
     return type(module).__name__ == entry or any(fnmatchcase(name, str(entry)) for name in names)
 
 
-def _refuse_unmatched(
-    modules: list[tuple[tuple[str, ...], nn.Module]],
-    leave: Sequence[str],
-    only: Sequence[str],
-    prefix: str,
-) -> None:
-    """Refuse what no module of the model is called, with the nearest."""
-    names = [*dict.fromkeys(n for each, _ in modules for n in each if n)]
-    names += dict.fromkeys(type(module).__name__ for _, module in modules)
-    for key, entries, valid in (("leave", leave, names), ("only", only, [*KINDS, *names])):
-        for entry in entries:
-            if entry in KINDS and key == "only":
-                continue
-            if not any(_is(entry, each, module) for each, module in modules):
-                kinds = f"a kind ({', '.join(KINDS)}), " if key == "only" else ""
-                sentence = (
-                    f"{prefix}{key}={entry} is not {kinds}the name of a module of the model, a"
-                    " pattern of names such as layer4.*, or a class"
-                )
-                raise ValueError(unknown(sentence, entry, valid, listed=()))
-
-
 def _by_identity(model: nn.Module) -> list[tuple[tuple[str, ...], nn.Module]]:
     """Return every module once, with all names it goes by; parametrizations are no layers."""
-    names: dict[int, list[str]] = {}
-    modules = {}
+    names: dict[nn.Module, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         if "parametrizations" not in name.split("."):
-            names.setdefault(id(module), []).append(name)
-            modules[id(module)] = module
-    return [(tuple(names[key]), module) for key, module in modules.items()]
-
-
-def _stays(names: tuple[str, ...], stays: Mapping[str, str], prefix: str) -> str | None:
-    """Return why a module stays: it, or what it is in, is named in leave=."""
-    entry = next((stays[name] for name in names if name in stays), None)
-    if entry is None:
-        return None
-    within = any(name.startswith(f"{entry}.") for name in names)
-    it = f"it is in {entry}, which is" if within else "it is"
-    return f"{it} named in {prefix}leave="
-
-
-def _refuse_wrapped(modules: list[tuple[tuple[str, ...], nn.Module]]) -> None:
-    """Refuse what holds on to the model as it was: its parameters, or its compiled code."""
-    for names, module in modules:
-        where = names[0] or "the model"
-        if isinstance(module, DataParallel | DistributedDataParallel):
-            kind = type(module).__name__
-            raise ValueError(f"{where} is wrapped in {kind}: convert the model, then wrap it")
-        if hasattr(module, "_orig_mod"):
-            raise ValueError(f"{where} is compiled: convert the model, then compile it")
-
-
-def _refuse_shared(modules: list[tuple[tuple[str, ...], nn.Module]], norms: Set[str]) -> None:
-    """Refuse norms whose gamma or beta is another module's too: the new ones would not be."""
-    owners: dict[int, str] = {}
-    for names, module in modules:
-        for key, parameter in module.named_parameters(recurse=False):
-            other = owners.setdefault(id(parameter), names[0])
-            if other != names[0] and norms & {other, names[0]}:
-                raise ValueError(
-                    f"{names[0]} and {other} share their {key}, which another norm would not;"
-                    " give each its own"
-                )
-
-
-def _refuse_strays(
-    traced: Traced | None, allowed: Set[str], prefix: str, within: str | None = None
-) -> None:
-    """Refuse calls that normalize outside of `allowed`: those of one module, or all."""
-    for name, called in traced.strays(allowed) if traced else ():
-        if within in (None, name):
-            raise ValueError(
-                f"{name or 'the model'} normalizes by a call of {called} in its forward pass, which"
-                " no layer can replace; make it a layer, such as torch.nn.BatchNorm2d"
-                + _out(name, prefix).replace("; ", ", or ")
-            )
-
-
-def _site(
-    known: _Known, traced: Traced | None, kinds: Sequence[str] | None, prefix: str
-) -> Site | str:
-    """Return a layer that can be replaced, or why it is left. kinds: None takes any."""
-    names, module, source = known.names, known.module, known.source
-    channels = channels_of(module)
-    if channels is None:
-        return "its gain is not one number per channel"
-    seen = [] if traced is None else traced.shapes.get(names[0], [])
-    if channels == 0:
-        channels = seen[0][1 if source.axes != "last" else -1]
-    layout = _layout(source, channels, seen)
-    if source.axes == "last" and not seen:
-        return "what its axes mean is not known without an example that reaches it"
-    if source.axes == "last" and layout is None:
-        return f"its input {seen[0]} has no axis of examples before the channels"
-    tokens = source.axes == "last" and any(len(shape) != 4 for shape in seen)
-    kind = TOKENS if tokens else source.family
-    if kinds is not None and kind not in kinds:
-        if tokens:
-            includes = f"; {prefix}only={TOKENS} includes it"
-            return f"it acts on tokens, input {seen[0]} as (N, T, C){includes}"
-        return f"{prefix}only= does not name {source.family}"
-    if layout is None:
-        raise ValueError(
-            f"{names[0] or 'the model'} got an input of shape {seen[0]}, not (N, {channels}, ...);"
-            " images need an axis of examples"
-        )
-    convolution = traced.convolutions.get(names[0]) if traced else None
-    shape = seen[-1] if seen else None
-    return Site(names, type(module).__name__, source, channels, layout, shape, convolution)
+            names.setdefault(module, []).append(name)
+    return [(tuple(each), module) for module, each in names.items()]
 
 
 def _layout(source: Source, channels: int, seen: list[tuple[int, ...]]) -> str | None:
@@ -338,25 +326,3 @@ def _layout(source: Source, channels: int, seen: list[tuple[int, ...]]) -> str |
     if source.axes == "2d" or (seen and all(len(shape) == 4 for shape in seen)):
         return "2d"
     return "first"
-
-
-def _replaceable(model: nn.Module, sites: list[Site], left: list[Left]) -> list[Site]:
-    """Leave the norms of layers that read their weights themselves, and those of attention.
-
-    The latter take queries and keys, (N, heads, T, C): four axes, but no feature map.
-    """
-    kinds = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
-    kept = []
-    for site in sites:
-        parents = [model.get_submodule(name.rpartition(".")[0]) for name in site.names]
-        if any(isinstance(parent, kinds) for parent in parents):
-            reason = "a transformer layer of PyTorch reads its weights by itself"
-            left.append(Left(site.name, site.old, reason))
-        elif site.source.axes == "last" and any(
-            re.search("attention|attn", type(parent).__name__, re.IGNORECASE) for parent in parents
-        ):
-            reason = "it is within an attention layer, whose queries and keys are no feature map"
-            left.append(Left(site.name, site.old, reason))
-        else:
-            kept.append(site)
-    return kept

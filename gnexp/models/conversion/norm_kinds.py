@@ -14,10 +14,9 @@ from numbers import Integral
 from torch import Tensor, nn
 from torch.jit import ScriptModule
 
-from gnexp.models.conversion.norm_trials import TENSORS, known_rule, normalizes
 from gnexp.norms.base import ReplicatedNorm, carries_activation
 from gnexp.norms.layers import ChannelAffine
-from gnexp.norms.smoke_test import pooled_axes
+from gnexp.norms.trials import TENSORS, known_rule, normalizes, pooled_axes
 
 FAMILIES = ("batch", "group", "instance", "layer")
 
@@ -41,49 +40,36 @@ class Source:
 
 
 _TORCH, _TIMM = "torch.nn.modules.", "timm.layers."
-_BATCH, _BATCH_2D = Source("batch"), Source("batch", "2d")
-_LAYER, _LAYER_2D = Source("layer", "last"), Source("layer", "2d")
-
-SOURCES: dict[str, Source] = {
-    _TORCH + "batchnorm.BatchNorm1d": _BATCH,
-    _TORCH + "batchnorm.BatchNorm2d": _BATCH_2D,
-    _TORCH + "batchnorm.BatchNorm3d": _BATCH,
-    _TORCH + "batchnorm.SyncBatchNorm": _BATCH,
-    _TORCH + "normalization.GroupNorm": Source("group"),
-    _TORCH + "normalization.LayerNorm": _LAYER,
-    _TORCH + "normalization.RMSNorm": _LAYER,
-    **{f"{_TORCH}instancenorm.InstanceNorm{d}d": Source("instance") for d in (1, 2, 3)},
-    "torchvision.ops.misc.FrozenBatchNorm2d": _BATCH_2D,
-    "torchvision.models.convnext.LayerNorm2d": _LAYER_2D,
-    **{f"{_TIMM}norm.{name}": Source("group") for name in ("GroupNorm", "GroupNorm1")},
-    **{
-        f"{_TIMM}norm.{name}{precision}": source
-        for name, source in (
-            *(("LayerNorm", _LAYER), ("RmsNorm", _LAYER), ("SimpleNorm", _LAYER)),
-            *(("LayerNorm2d", _LAYER_2D), ("RmsNorm2d", _LAYER_2D), ("SimpleNorm2d", _LAYER_2D)),
-        )
-        for precision in ("", "Fp32")
-    },
-    _TIMM + "norm.LayerNormExp2d": _LAYER_2D,
-    _TIMM + "norm_act.BatchNormAct2d": Source("batch", "2d", activated=True),
-    _TIMM + "norm_act.SyncBatchNormAct": Source("batch", "2d", activated=True),
-    _TIMM + "norm_act.FrozenBatchNormAct2d": Source("batch", "2d", activated=True),
-    _TIMM + "norm_act.GroupNormAct": Source("group", activated=True),
-    _TIMM + "norm_act.GroupNorm1Act": Source("group", activated=True),
-    **{
-        f"{_TIMM}norm_act.{name}{form}{precision}": Source("layer", axes, activated=True)
-        for name in ("LayerNormAct", "RmsNormAct")
-        for form, axes in (("", "last"), ("2d", "2d"))
-        for precision in ("", "Fp32")
-    },
-}
+_ALIKE = (
+    (Source("batch"), f"{_TORCH}batchnorm", "BatchNorm1d BatchNorm3d SyncBatchNorm"),
+    (Source("batch", "2d"), f"{_TORCH}batchnorm", "BatchNorm2d"),
+    (Source("batch", "2d"), "torchvision.ops.misc", "FrozenBatchNorm2d"),
+    (Source("group"), f"{_TORCH}normalization", "GroupNorm"),
+    (Source("instance"), f"{_TORCH}instancenorm", "InstanceNorm1d InstanceNorm2d InstanceNorm3d"),
+    (Source("layer", "last"), f"{_TORCH}normalization", "LayerNorm RMSNorm"),
+    (Source("layer", "2d"), "torchvision.models.convnext", "LayerNorm2d"),
+    (Source("group"), f"{_TIMM}norm", "GroupNorm GroupNorm1"),
+    (Source("layer", "last"), f"{_TIMM}norm", "LayerNorm RmsNorm SimpleNorm"),
+    (Source("layer", "last"), f"{_TIMM}norm", "LayerNormFp32 RmsNormFp32 SimpleNormFp32"),
+    (Source("layer", "2d"), f"{_TIMM}norm", "LayerNorm2d RmsNorm2d SimpleNorm2d LayerNormExp2d"),
+    (Source("layer", "2d"), f"{_TIMM}norm", "LayerNorm2dFp32 RmsNorm2dFp32 SimpleNorm2dFp32"),
+    (Source("batch", "2d", True), f"{_TIMM}norm_act", "BatchNormAct2d SyncBatchNormAct"),
+    (Source("batch", "2d", True), f"{_TIMM}norm_act", "FrozenBatchNormAct2d"),
+    (Source("group", "first", True), f"{_TIMM}norm_act", "GroupNormAct GroupNorm1Act"),
+    (Source("layer", "last", True), f"{_TIMM}norm_act", "LayerNormAct LayerNormActFp32"),
+    (Source("layer", "last", True), f"{_TIMM}norm_act", "RmsNormAct RmsNormActFp32"),
+    (Source("layer", "2d", True), f"{_TIMM}norm_act", "LayerNormAct2d LayerNormAct2dFp32"),
+    (Source("layer", "2d", True), f"{_TIMM}norm_act", "RmsNormAct2d RmsNormAct2dFp32"),
+)
+SOURCES = {f"{at}.{name}": source for source, at, names in _ALIKE for name in names.split()}
 # They divide by something, but standardize nothing that another norm could stand for.
 KEPT_AS_IT_IS = {
-    _TORCH + "normalization.LocalResponseNorm": "it divides by neighbouring channels",
-    _TORCH + "normalization.CrossMapLRN2d": "it divides by neighbouring channels",
-    _TIMM + "grn.GlobalResponseNorm": "it gates channels by their norms",
+    f"{_TORCH}normalization.LocalResponseNorm": "it divides by neighbouring channels",
+    f"{_TORCH}normalization.CrossMapLRN2d": "it divides by neighbouring channels",
+    f"{_TIMM}grn.GlobalResponseNorm": "it gates channels by their norms",
 }
 _POOLS = {"batch": "nhw", "group": "chw", "instance": "hw", "layer": "c"}
+_BASES = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _FUSED = ("torch.ao.nn.", "torch.nn.intrinsic", "torch.nn.quantized", "torch.nn.qat")
 
@@ -108,26 +94,22 @@ def pools_of(module: nn.Module, shapes: Sequence[tuple[int, ...]] = ()) -> str |
     try:
         source = source_of(module, shapes)
     except ValueError:
-        return _pools_by_trial(module, shapes)
+        maps = [shape for shape in shapes if len(shape) == 4]
+        try:
+            return pooled_axes(module, maps[0][1])
+        except Exception:  # whatever a layer does with what it was not built for
+            return None
     if source is None:
         return ""
     over_maps = source.family == "layer" and len(getattr(module, "normalized_shape", ())) > 1
     return "chw" if over_maps else _POOLS[source.family]
 
 
-def _pools_by_trial(module: nn.Module, shapes: Sequence[tuple[int, ...]]) -> str | None:
-    maps = [shape for shape in shapes if len(shape) == 4]
-    try:
-        return pooled_axes(module, maps[0][1])
-    except Exception:  # whatever a layer does with what it was not built for
-        return None
-
-
 def source_of(module: nn.Module, shapes: Sequence[tuple[int, ...]] = ()) -> Source | None:
     """Return what kind of normalization layer a module is, None if it is none.
 
     shapes: of inputs, each of which may show by a trial what an unknown module does; see
-    `norm_trials`. Raises ValueError, saying why, for what normalizes and cannot be replaced.
+    `norms.trials`. Raises ValueError, saying why, for what normalizes and cannot be replaced.
     """
     if isinstance(module, ScriptModule):
         raise ValueError("is a ScriptModule, whose layers are compiled; convert the Python model")
@@ -192,9 +174,6 @@ def _refuse_variant(module: nn.Module, known: type[nn.Module]) -> None:
     hooks = [getattr(module, key) for key in _HOOKS]
     if any(hooks) or any(p._backward_hooks or p._post_accumulate_grad_hooks for p in own):
         raise ValueError(f"is a {known.__name__} with hooks, which would be lost; remove them")
-
-
-_BASES = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
 
 def channels_of(module: nn.Module) -> int | None:

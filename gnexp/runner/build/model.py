@@ -19,8 +19,8 @@ from gnexp.models.initialization import start
 from gnexp.models.resnet import build_model
 from gnexp.norms.layers import momentum_of_batch
 from gnexp.norms.registry import NORMS, build_norm, group_count
-from gnexp.norms.smoke_test import pooled_axes, try_norm
 from gnexp.norms.statistic_size import Undefined
+from gnexp.norms.trials import pooled_axes, try_norm
 from gnexp.norms.user_code import import_target, norm_text, own_factory
 from gnexp.runner.build.code_digest import code_digests
 from gnexp.runner.build.data import train_settings
