@@ -16,7 +16,6 @@ from gnexp.norms.layers import (
     DEFAULT_MOMENTUM,
     require_divisor,
     require_momentum,
-    require_positive_eps,
     require_several,
 )
 
@@ -27,13 +26,17 @@ def _variance(x: Tensor, axes: tuple[int, ...]) -> Tensor:
 
 
 class FilterResponseNorm2d(ActivatedNorm):
-    """max(gamma x / sqrt(mean(x^2) + eps) + beta, tau), the mean over each example's channel."""
+    """Divide each channel of each example by its root mean square, then max(y, tau): FRN with TLU.
+
+    max(gamma x / sqrt(mean(x^2) + eps) + beta, tau). The thresholded linear unit, with a learned
+    tau per channel, is the activation; where no ReLU follows, the layer is without it.
+    Source: Singh & Krishnan 2020, arXiv:1911.09737.
+    """
 
     pools = "hw"
 
-    def __init__(self, num_channels: int, eps: float) -> None:
-        super().__init__(num_channels)
-        self.eps = eps
+    def __init__(self, num_channels: int, *, eps: float = DEFAULT_EPS) -> None:
+        super().__init__(num_channels, eps)
         self.add_affine()
         self.tau = nn.Parameter(torch.zeros(num_channels))
 
@@ -47,13 +50,23 @@ class FilterResponseNorm2d(ActivatedNorm):
 
 
 class EvoNormB0(ActivatedNorm):
-    """gamma x / max(sqrt(var_nhw + eps), v x + sqrt(var_hw + eps)) + beta."""
+    """Divide by the larger of the batch's deviation and v x plus the example's: searched, with BN's
+    running variance.
+
+    gamma x / max(sqrt(var_nhw + eps), v x + sqrt(var_hw + eps)) + beta. It is its own activation;
+    where no ReLU follows, it is the affine alone, as in timm. In evaluation the batch's variance is
+    the running one, whose newest batch weighs `momentum`. Source: Liu et al. 2020,
+    arXiv:2004.02967.
+    """
 
     pools = "nhw"
 
-    def __init__(self, num_channels: int, eps: float, momentum: float) -> None:
-        super().__init__(num_channels)
-        self.eps, self.momentum = eps, momentum
+    def __init__(
+        self, num_channels: int, *, eps: float = DEFAULT_EPS, momentum: float = DEFAULT_MOMENTUM
+    ) -> None:
+        super().__init__(num_channels, eps)
+        require_momentum(momentum)
+        self.momentum = momentum
         self.add_affine()
         self.v = nn.Parameter(torch.ones(num_channels))
         self.register_buffer("running_var", torch.ones(num_channels))
@@ -84,13 +97,21 @@ class EvoNormB0(ActivatedNorm):
 
 
 class EvoNormS0(ActivatedNorm):
-    """gamma x sigmoid(v x) / sqrt(var + eps) + beta, the variance over each example's group."""
+    """Divide x sigmoid(v x) by the deviation of the example's group: searched, without a batch.
+
+    gamma x sigmoid(v x) / sqrt(var + eps) + beta. It is its own activation; where no ReLU follows,
+    it is the affine alone, as in timm. Raises ValueError when `num_groups` does not divide
+    `num_channels`. Source: Liu et al. 2020, arXiv:2004.02967.
+    """
 
     pools = "chw"
 
-    def __init__(self, num_channels: int, num_groups: int, eps: float) -> None:
-        super().__init__(num_channels)
-        self.num_groups, self.eps = num_groups, eps
+    def __init__(
+        self, num_channels: int, *, eps: float = DEFAULT_EPS, num_groups: int = DEFAULT_GROUPS
+    ) -> None:
+        super().__init__(num_channels, eps)
+        require_divisor("num_groups", num_groups, num_channels)
+        self.num_groups = num_groups
         self.add_affine()
         self.v = nn.Parameter(torch.ones(num_channels))
 
@@ -106,42 +127,3 @@ class EvoNormS0(ActivatedNorm):
     def _drop(self) -> None:
         self.v = None
         self.pools = ""
-
-
-def filter_response_norm(num_channels: int, *, eps: float = DEFAULT_EPS) -> nn.Module:
-    """Divide each channel of each example by its root mean square, then max(y, tau): FRN with TLU.
-
-    The thresholded linear unit, with a learned tau per channel, is the activation; where no ReLU
-    follows, the layer is without it. Source: Singh & Krishnan 2020, arXiv:1911.09737.
-    """
-    require_positive_eps(eps)
-    return FilterResponseNorm2d(num_channels, eps)
-
-
-def evonorm_b0(
-    num_channels: int, *, eps: float = DEFAULT_EPS, momentum: float = DEFAULT_MOMENTUM
-) -> nn.Module:
-    """Divide by the larger of the batch's deviation and v x plus the example's: searched, with BN's
-    running variance.
-
-    It is its own activation; where no ReLU follows, it is the affine alone, as in timm. In
-    evaluation the batch's variance is the running one, whose newest batch weighs `momentum`.
-    Source: Liu et al. 2020, arXiv:2004.02967.
-    """
-    require_positive_eps(eps)
-    require_momentum(momentum)
-    return EvoNormB0(num_channels, eps, momentum)
-
-
-def evonorm_s0(
-    num_channels: int, *, num_groups: int = DEFAULT_GROUPS, eps: float = DEFAULT_EPS
-) -> nn.Module:
-    """Divide x sigmoid(v x) by the deviation of the example's group: searched, without a batch.
-
-    It is its own activation; where no ReLU follows, it is the affine alone, as in timm. Raises
-    ValueError when `num_groups` does not divide `num_channels`.
-    Source: Liu et al. 2020, arXiv:2004.02967.
-    """
-    require_positive_eps(eps)
-    require_divisor("num_groups", num_groups, num_channels)
-    return EvoNormS0(num_channels, num_groups, eps)

@@ -10,6 +10,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from gnexp.norms.layers import require_positive_eps
+
 
 class ReplicatedNorm(nn.Module):
     """A normalization layer of R replicas at once, (N, R * C, H, W) -> (N, R * C, H, W).
@@ -28,10 +30,13 @@ class ReplicatedNorm(nn.Module):
     reads_state: ClassVar[bool] = False
     carries_activation: ClassVar[bool] = False
 
-    def __init__(self, num_channels: int) -> None:
+    def __init__(self, num_channels: int, eps: float | None = None) -> None:
         super().__init__()
         self.num_channels = num_channels  # of one replica
         self.replicas = 1
+        if eps is not None:
+            require_positive_eps(eps)
+            self.eps = eps
 
     def add_affine(self) -> None:
         """Give the layer gamma `weight`, ones, and beta `bias`, zeros, of (C,)."""

@@ -7,25 +7,22 @@ Shapes: N examples, G of a ghost batch, K ghost batches, C channels, H and W pix
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from gnexp.norms.base import ReplicatedNorm
-from gnexp.norms.layers import DEFAULT_EPS, DEFAULT_MOMENTUM, require_momentum, require_positive_eps
+from gnexp.norms.layers import DEFAULT_EPS, DEFAULT_MOMENTUM, follow, require_momentum
 
 DEFAULT_GHOST_BATCH = 8
-# Of batch renorm: its limits, and the parts of training at which they begin and end to widen.
-RENORM_DEFAULTS = {"rmax": 3.0, "dmax": 5.0, "warmup": 0.03, "rmax_at": 0.25, "dmax_at": 0.16}
 
 
 class RunningNorm(ReplicatedNorm):
     """A norm with an affine and running statistics, by which it normalizes in evaluation."""
 
     def __init__(self, num_channels: int, eps: float, momentum: float) -> None:
-        super().__init__(num_channels)
-        require_positive_eps(eps)
+        super().__init__(num_channels, eps)
         require_momentum(momentum)
-        self.eps, self.momentum = eps, momentum
+        self.momentum = momentum
         self.add_affine()
         self.register_buffer("running_mean", torch.zeros(num_channels))
         self.register_buffer("running_var", torch.ones(num_channels))
@@ -46,9 +43,21 @@ class RunningNorm(ReplicatedNorm):
 
 
 class BatchRenorm2d(RunningNorm):
-    """Batch norm, moved to what the running statistics give as far as two limits let it.
+    """Batch norm that is corrected towards its running statistics mu, sigma:
 
-    See `batch_renorm`. `examples_seen` counts the examples of training passes, of one replica.
+        y = gamma (xhat_B r + d) + beta,  xhat_B = (x - mu_B) / sigma_B,
+        r = sigma_B / sigma within [1 / rmax, rmax],  d = (mu_B - mu) / sigma within [-dmax, dmax]
+
+    Where no limit is met this is (x - mu) / sigma, which evaluation computes. Gradients pass
+    through mu_B and sigma_B and take r and d for constants. sigma is from the running variance,
+    that of nn.BatchNorm2d; the paper averages sigma_B itself.
+
+    Until the part `warmup` of `total_examples` has passed, r = 1 and d = 0, which is batch norm;
+    then both limits widen linearly, to the full at `rmax_at` and `dmax_at`. Without a total they
+    are in full from the start. The paper trains with batch norm for 5,000 steps and reaches rmax at
+    40,000 and dmax at 25,000: 0.03, 0.25 and 0.16 of 160,000, which are taken here for its whole.
+    `examples_seen` counts the examples of training passes, of one replica.
+    Source: Ioffe 2017, arXiv:1702.03275.
     """
 
     pools = "nhw"
@@ -57,19 +66,36 @@ class BatchRenorm2d(RunningNorm):
     def __init__(
         self,
         num_channels: int,
-        eps: float,
-        momentum: float,
-        rmax: float,
-        dmax: float,
-        warmup: float,
-        rmax_at: float,
-        dmax_at: float,
-        total_examples: int | None,
+        *,
+        eps: float = DEFAULT_EPS,
+        momentum: float = DEFAULT_MOMENTUM,
+        rmax: float = 3.0,
+        dmax: float = 5.0,
+        warmup: float = 0.03,
+        rmax_at: float = 0.25,
+        dmax_at: float = 0.16,
+        total_examples: int | None = None,
     ) -> None:
         super().__init__(num_channels, eps, momentum)
-        self.rmax, self.dmax = rmax, dmax
+        if not rmax >= 1:
+            raise ValueError(
+                f"rmax={rmax} must be at least 1, which is batch norm; the default is 3"
+            )
+        if not dmax >= 0:
+            raise ValueError(f"dmax={dmax} must be 0 or more; the default is 5")
+        if not 0 <= warmup < 1:
+            raise ValueError(
+                f"warmup={warmup} must be a part of training from 0 to below 1, as 0.03"
+            )
+        for key, end in (("rmax_at", rmax_at), ("dmax_at", dmax_at)):
+            if not end > warmup:
+                raise ValueError(
+                    f"warmup={warmup} must be less than {key}={end}, where it is to end"
+                )
+        if total_examples is not None and total_examples < 1:
+            raise ValueError(f"total_examples={total_examples} must be at least 1, or None")
+        self.rmax, self.dmax, self.total_examples = rmax, dmax, total_examples
         self.warmup, self.rmax_at, self.dmax_at = warmup, rmax_at, dmax_at
-        self.total_examples = total_examples
         self.register_buffer("examples_seen", torch.zeros((), dtype=torch.int64))
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
@@ -107,57 +133,32 @@ class BatchRenorm2d(RunningNorm):
         return r_C.to(self.weight.dtype), d_C.to(self.weight.dtype)
 
 
-def batch_renorm(
-    num_channels: int,
-    *,
-    eps: float = DEFAULT_EPS,
-    momentum: float = DEFAULT_MOMENTUM,
-    rmax: float = RENORM_DEFAULTS["rmax"],
-    dmax: float = RENORM_DEFAULTS["dmax"],
-    warmup: float = RENORM_DEFAULTS["warmup"],
-    rmax_at: float = RENORM_DEFAULTS["rmax_at"],
-    dmax_at: float = RENORM_DEFAULTS["dmax_at"],
-    total_examples: int | None = None,
-) -> nn.Module:
-    """Batch norm that is corrected towards its running statistics mu, sigma:
-
-        y = gamma (xhat_B r + d) + beta,  xhat_B = (x - mu_B) / sigma_B,
-        r = sigma_B / sigma within [1 / rmax, rmax],  d = (mu_B - mu) / sigma within [-dmax, dmax]
-
-    Where no limit is met this is (x - mu) / sigma, which evaluation computes. Gradients pass
-    through mu_B and sigma_B and take r and d for constants. sigma is from the running variance,
-    that of nn.BatchNorm2d; the paper averages sigma_B itself.
-
-    Until the part `warmup` of `total_examples` has passed, r = 1 and d = 0, which is batch norm;
-    then both limits widen linearly, to the full at `rmax_at` and `dmax_at`. Without a total they
-    are in full from the start. The paper trains with batch norm for 5,000 steps and reaches rmax at
-    40,000 and dmax at 25,000: 0.03, 0.25 and 0.16 of 160,000, which are taken here for its whole.
-    Source: Ioffe 2017, arXiv:1702.03275.
-    """
-    if not rmax >= 1:
-        raise ValueError(f"rmax={rmax} must be at least 1, which is batch norm; the default is 3")
-    if not dmax >= 0:
-        raise ValueError(f"dmax={dmax} must be 0 or more; the default is 5")
-    if not 0 <= warmup < 1:
-        raise ValueError(f"warmup={warmup} must be a part of training from 0 to below 1, as 0.03")
-    for key, end in (("rmax_at", rmax_at), ("dmax_at", dmax_at)):
-        if not end > warmup:
-            raise ValueError(f"warmup={warmup} must be less than {key}={end}, where it is to end")
-    if total_examples is not None and total_examples < 1:
-        raise ValueError(f"total_examples={total_examples} must be at least 1, or None")
-    return BatchRenorm2d(
-        num_channels, eps, momentum, rmax, dmax, warmup, rmax_at, dmax_at, total_examples
-    )
-
-
 class GhostBatchNorm2d(RunningNorm):
-    """Batch norm over consecutive parts of the batch, each with statistics of its own."""
+    """Batch norm whose statistics are each of `ghost_batch` consecutive examples, the last of fewer
+    where they do not divide the batch.
+
+    The running statistics follow ghost batch after ghost batch: `momentum` is the weight of one.
+    Batches of no more than `ghost_batch` examples are normalized as by batch norm.
+    Source: Hoffer, Hubara & Soudry 2017, arXiv:1705.08741.
+    """
 
     pools = "nhw"
 
-    def __init__(self, num_channels: int, eps: float, momentum: float, ghost_batch: int) -> None:
+    def __init__(
+        self,
+        num_channels: int,
+        *,
+        eps: float = DEFAULT_EPS,
+        momentum: float = DEFAULT_MOMENTUM,
+        ghost_batch: int = DEFAULT_GHOST_BATCH,
+    ) -> None:
         super().__init__(num_channels, eps, momentum)
-        self.ghost_batch = ghost_batch
+        if ghost_batch != int(ghost_batch) or ghost_batch < 1:
+            raise ValueError(
+                f"ghost_batch={ghost_batch} must be a whole number of examples from 1 up; the"
+                f" default is {DEFAULT_GHOST_BATCH}"
+            )
+        self.ghost_batch = int(ghost_batch)
         self.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.int64))
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
@@ -182,62 +183,28 @@ class GhostBatchNorm2d(RunningNorm):
         weight_KC, bias_KC = self.weight.repeat(count), self.bias.repeat(count)
         # With momentum 1 the "running" statistics are those of the batch, the variance unbiased.
         y_GKCHW = F.batch_norm(x_GKCHW, mean_KC, var_KC, weight_KC, bias_KC, True, 1.0, self.eps)
-        self._follow(mean_KC.unflatten(0, (count, -1)), var_KC.unflatten(0, (count, -1)))
+        follow(self, mean_KC.unflatten(0, (count, -1)), var_KC.unflatten(0, (count, -1)))
         y_KGCHW = y_GKCHW.unflatten(1, (count, -1)).transpose(0, 1)
         # Into the memory format of the input, which folding ghosts into the channels has lost.
         return torch.empty_like(x_NCHW).unflatten(0, (count, -1)).copy_(y_KGCHW).flatten(0, 1)
 
-    @torch.no_grad()
-    def _follow(self, mean_KC: Tensor, var_KC: Tensor) -> None:
-        """Move the running statistics over K ghost batches, one after the other.
-
-        r <- (1 - m) r + m s, applied to s_1 .. s_K, is (1 - m)^K r + m sum (1 - m)^(K-k) s_k.
-        """
-        count, keep = len(mean_KC), 1 - self.momentum
-        behind = torch.arange(count - 1, -1, -1, device=mean_KC.device, dtype=mean_KC.dtype)
-        weights_K1 = self.momentum * keep ** behind[:, None]
-        for running_C, seen_KC in ((self.running_mean, mean_KC), (self.running_var, var_KC)):
-            running_C.mul_(keep**count).add_((weights_K1 * seen_KC).sum(dim=0))
-
-
-def ghost_batch_norm(
-    num_channels: int,
-    *,
-    eps: float = DEFAULT_EPS,
-    momentum: float = DEFAULT_MOMENTUM,
-    ghost_batch: int = DEFAULT_GHOST_BATCH,
-) -> nn.Module:
-    """Batch norm whose statistics are each of `ghost_batch` consecutive examples, the last of fewer
-    where they do not divide the batch.
-
-    The running statistics follow ghost batch after ghost batch: `momentum` is the weight of one.
-    Batches of no more than `ghost_batch` examples are normalized as by batch norm.
-    Source: Hoffer, Hubara & Soudry 2017, arXiv:1705.08741.
-    """
-    if ghost_batch != int(ghost_batch) or ghost_batch < 1:
-        raise ValueError(
-            f"ghost_batch={ghost_batch} must be a whole number of examples from 1 up; the default"
-            f" is {DEFAULT_GHOST_BATCH}"
-        )
-    return GhostBatchNorm2d(num_channels, eps, momentum, int(ghost_batch))
-
 
 class FrozenBatchNorm2d(ReplicatedNorm):
-    """Batch norm that never learns: statistics and affine are buffers, alike in both modes.
+    """Batch norm by stored statistics and a stored affine, none of which training changes.
 
-    It loads what `nn.BatchNorm2d` saves; the number of batches that one counted is ignored.
+    Of a new network it is the identity, to 1 / sqrt(1 + eps): it is meant for weights that were
+    trained with batch norm before, and loads what `nn.BatchNorm2d` saves but its count of batches.
+    The function of torchvision.ops.FrozenBatchNorm2d.
+    Source: He et al. 2015, arXiv:1512.03385, who fix the statistics for detection.
     """
 
     pools = ""
 
-    def __init__(self, num_channels: int, eps: float) -> None:
-        super().__init__(num_channels)
-        require_positive_eps(eps)
-        self.eps = eps
-        self.register_buffer("weight", torch.ones(num_channels))
-        self.register_buffer("bias", torch.zeros(num_channels))
-        self.register_buffer("running_mean", torch.zeros(num_channels))
-        self.register_buffer("running_var", torch.ones(num_channels))
+    def __init__(self, num_channels: int, *, eps: float = DEFAULT_EPS) -> None:
+        super().__init__(num_channels, eps)
+        starts = {"weight": 1.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0}
+        for key, value in starts.items():
+            self.register_buffer(key, torch.full((num_channels,), value))
 
     def normalize(self, x_NRCHW: Tensor) -> Tensor:
         # Written out, since then the backward pass needs no activation, only the scale.
@@ -248,13 +215,3 @@ class FrozenBatchNorm2d(ReplicatedNorm):
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *rest: object) -> None:
         state_dict.pop(prefix + "num_batches_tracked", None)
         super()._load_from_state_dict(state_dict, prefix, *rest)
-
-
-def frozen_batch_norm(num_channels: int, *, eps: float = DEFAULT_EPS) -> nn.Module:
-    """Batch norm by stored statistics and a stored affine, none of which training changes.
-
-    Of a new network it is the identity, to 1 / sqrt(1 + eps): it is meant for weights that were
-    trained with batch norm before. The function of torchvision.ops.FrozenBatchNorm2d.
-    Source: He et al. 2015, arXiv:1512.03385, who fix the statistics for detection.
-    """
-    return FrozenBatchNorm2d(num_channels, eps)

@@ -13,8 +13,6 @@ from torch import Tensor, nn
 DEFAULT_EPS = 1e-5
 DEFAULT_GROUPS = 8  # divides every layer of the 6n+2 ResNets; the paper's 32 need width >= 32
 DEFAULT_MOMENTUM = 0.1  # PyTorch's convention: the weight of the new batch, not of the old average
-
-
 MOMENTUM_EXAMPLES = 128  # over which a momentum counts under momentum_rule=examples
 
 
@@ -61,6 +59,20 @@ def require_several(x_NRCHW: Tensor) -> int:
     return count
 
 
+@torch.no_grad()
+def follow(layer: nn.Module, mean_KC: Tensor, var_KC: Tensor) -> None:
+    """Move the running statistics over K batches, one after the other.
+
+    r <- (1 - m) r + m s, applied to s_1 .. s_K, is (1 - m)^K r + m sum (1 - m)^(K-k) s_k.
+    """
+    count, keep = len(mean_KC), 1 - layer.momentum
+    behind = torch.arange(count - 1, -1, -1, device=mean_KC.device, dtype=mean_KC.dtype)
+    weights_K1 = layer.momentum * keep ** behind[:, None]
+    for running_C, seen_KC in ((layer.running_mean, mean_KC), (layer.running_var, var_KC)):
+        # No matrix product: under autocast that would be one in bfloat16.
+        running_C.mul_(keep**count).add_((weights_K1 * seen_KC).sum(dim=0))
+
+
 def batch_norm(
     num_channels: int, *, eps: float = DEFAULT_EPS, momentum: float | None = DEFAULT_MOMENTUM
 ) -> nn.Module:
@@ -78,7 +90,7 @@ def batch_norm(
 
 
 def group_norm(
-    num_channels: int, *, num_groups: int = DEFAULT_GROUPS, eps: float = DEFAULT_EPS
+    num_channels: int, *, eps: float = DEFAULT_EPS, num_groups: int = DEFAULT_GROUPS
 ) -> nn.Module:
     """Normalize each example within groups of channels, C/G * H * W values per statistic.
 
@@ -91,7 +103,7 @@ def group_norm(
 
 
 def group_norm_ws(
-    num_channels: int, *, num_groups: int = DEFAULT_GROUPS, eps: float = DEFAULT_EPS
+    num_channels: int, *, eps: float = DEFAULT_EPS, num_groups: int = DEFAULT_GROUPS
 ) -> nn.Module:
     """Group norm behind convolutions whose filters are standardized.
 

@@ -6,34 +6,51 @@ Shapes: N examples, in the order in which they count; R replicas, C channels, H 
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from gnexp.norms.base import ReplicatedNorm
-from gnexp.norms.layers import DEFAULT_EPS, require_positive_eps
+from gnexp.norms.layers import DEFAULT_EPS
 
 # The weights that the past keeps in averages, of forward passes and in the control of backward ones
 ALPHA_F, ALPHA_B = 0.999, 0.99
 
 
 class OnlineNorm2d(ReplicatedNorm):
-    """See `online_norm`.
+    """Normalize each channel by averages over all examples before this one, of this batch too:
 
-    `running_mean` and `running_var` are the averages, of forward passes in training;
-    `control_y` and `control_1` the two accumulated errors of gradients, of backward passes.
+        x_t -> (x_t - mu) / sqrt(var + eps), then, with the mean m and variance v of x_t's pixels,
+        var <- alpha_f var + (1 - alpha_f) v + alpha_f (1 - alpha_f) (m - mu)^2,
+        mu <- alpha_f mu + (1 - alpha_f) m
+
+    The affine follows, and layer scaling: division by sqrt(mean of squares + eps) of an example.
+    Backward is not the slope of this, which would take all of the past: a control with memory
+    alpha_b makes gradients orthogonal to 1 and to the output on average, as batch norm's are. Its
+    state, `control_y` and `control_1`, moves with every backward pass. Evaluation uses the averages
+    as they are. The order of affine and layer scaling is that of the authors' code (Cerebras).
+    Source: Chiley et al. 2019, arXiv:1905.05894.
     """
 
     pools = "nhw"
     reads_state = True
 
-    def __init__(self, num_channels: int, eps: float, alpha_f: float, alpha_b: float) -> None:
-        super().__init__(num_channels)
-        self.eps, self.alpha_f, self.alpha_b = eps, alpha_f, alpha_b
+    def __init__(
+        self,
+        num_channels: int,
+        *,
+        eps: float = DEFAULT_EPS,
+        alpha_f: float = ALPHA_F,
+        alpha_b: float = ALPHA_B,
+    ) -> None:
+        super().__init__(num_channels, eps)
+        for key, value, default in (("alpha_f", alpha_f, ALPHA_F), ("alpha_b", alpha_b, ALPHA_B)):
+            if not 0 <= value < 1:
+                raise ValueError(f"{key}={value} must lie in [0, 1); the default is {default}")
+        self.alpha_f, self.alpha_b = alpha_f, alpha_b
         self.add_affine()
-        self.register_buffer("running_mean", torch.zeros(num_channels))
-        self.register_buffer("running_var", torch.ones(num_channels))
-        self.register_buffer("control_y", torch.zeros(num_channels))
-        self.register_buffer("control_1", torch.zeros(num_channels))
+        starts = {"running_mean": 0.0, "running_var": 1.0, "control_y": 0.0, "control_1": 0.0}
+        for key, value in starts.items():
+            self.register_buffer(key, torch.full((num_channels,), value))
 
     def normalize(self, x_NRCHW: Tensor) -> Tensor:
         if self.training:
@@ -120,30 +137,3 @@ def _recurrence(keep_NC: Tensor, add_NC: Tensor, start_C: Tensor) -> tuple[Tenso
         step *= 2
     after_NC = torch.addcmul(add_NC, keep_NC, start_C)
     return torch.cat([start_C[None], after_NC[:-1]]), after_NC[-1]
-
-
-def online_norm(
-    num_channels: int,
-    *,
-    eps: float = DEFAULT_EPS,
-    alpha_f: float = ALPHA_F,
-    alpha_b: float = ALPHA_B,
-) -> nn.Module:
-    """Normalize each channel by averages over all examples before this one, of this batch too:
-
-        x_t -> (x_t - mu) / sqrt(var + eps), then, with the mean m and variance v of x_t's pixels,
-        var <- alpha_f var + (1 - alpha_f) v + alpha_f (1 - alpha_f) (m - mu)^2,
-        mu <- alpha_f mu + (1 - alpha_f) m
-
-    The affine follows, and layer scaling: division by sqrt(mean of squares + eps) of an example.
-    Backward is not the slope of this, which would take all of the past: a control with memory
-    alpha_b makes gradients orthogonal to 1 and to the output on average, as batch norm's are. Its
-    state moves with every backward pass. Evaluation uses the averages as they are.
-    The order of affine and layer scaling is that of the authors' code (Cerebras).
-    Source: Chiley et al. 2019, arXiv:1905.05894.
-    """
-    require_positive_eps(eps)
-    for key, value, default in (("alpha_f", alpha_f, ALPHA_F), ("alpha_b", alpha_b, ALPHA_B)):
-        if not 0 <= value < 1:
-            raise ValueError(f"{key}={value} must lie in [0, 1); the default is {default}")
-    return OnlineNorm2d(num_channels, eps, alpha_f, alpha_b)

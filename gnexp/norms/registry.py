@@ -1,27 +1,27 @@
 """The table of norms, and the number of groups that a typed group setting stands for.
 
-One explicit table: to add a norm, write its builder in `layers.py` and its line here.
+One explicit table: to add a norm, write its layer and its line here.
 """
 
+import functools
+import inspect
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from numbers import Integral, Real
+from typing import Any
 
 from torch import nn
 
 from gnexp.config.unknown import unknown
-from gnexp.norms import (
-    activating,
-    batch_norms,
-    layers,
-    online,
-    pointwise,
-    stacked,
-    switchable,
-    sync_batch_norm,
-)
-from gnexp.norms.base import stack_replicated
+from gnexp.norms import layers, stacked
+from gnexp.norms.activating import EvoNormB0, EvoNormS0, FilterResponseNorm2d
+from gnexp.norms.base import ReplicatedNorm, stack_replicated
+from gnexp.norms.batch_norms import BatchRenorm2d, FrozenBatchNorm2d, GhostBatchNorm2d
+from gnexp.norms.online import OnlineNorm2d
+from gnexp.norms.pointwise import DEFAULT_ALPHA, DynamicTanh2d, PixelLayerNorm2d, PixelRMSNorm2d
+from gnexp.norms.switchable import SwitchableNorm2d
+from gnexp.norms.sync_batch_norm import SynchronizedBatchNorm2d, synchronized_batch_norm
 
 GAMMA_BETA = {"weight": 1.0, "bias": 0.0}
 
@@ -31,9 +31,8 @@ class Norm:
     """One entry of the table.
 
     build: called as build(num_channels, **options); the module takes (N, C, H, W).
-    options: the keywords `build` takes, each with its default.
+    label: its name for people, in tables and figures. source: the paper that introduced it.
     pools: the axes, letters of "nchw", whose values share a statistic; gn pools c within a group.
-    source: the paper that introduced it. label: its name for people, in tables and figures.
     parameters: those of a layer, each with the value it starts with in every channel.
     stacked: (module type, its stacked form); without one a layer is stacked by torch.func.
     channels_last: whether training on a CPU is faster in that layout, by measurement.
@@ -42,180 +41,100 @@ class Norm:
     """
 
     build: Callable[..., nn.Module]
-    pools: str
-    source: str
     label: str
-    options: dict[str, object] = field(default_factory=dict)
+    source: str
+    pools: str
     parameters: Mapping[str, float] = field(default_factory=lambda: dict(GAMMA_BETA))
     stacked: tuple[type[nn.Module], Callable[..., nn.Module]] | None = None
     channels_last: bool = False
     weight_standardization: bool = False
     initialization: str = "he"
 
+    @functools.cached_property
+    def options(self) -> dict[str, object]:
+        """The keywords that `build` takes, each with its default."""
+        taken = inspect.signature(self.build).parameters.values()
+        return {p.name: p.default for p in taken if p.default is not p.empty}
 
-_GROUP_NORM = (nn.GroupNorm, stacked.stack_group_norm)
+
+def _own(build: type[ReplicatedNorm], label: str, source: str, **parameters: float) -> Norm:
+    """Return the entry of a layer of gnexp's own, which says itself what it pools.
+
+    parameters: those beside gamma and beta.
+    """
+    stacked_form = build, stack_replicated
+    return Norm(build, label, source, build.pools, {**GAMMA_BETA, **parameters}, stacked_form)
+
+
+def _grouped(
+    build: Callable[..., nn.Module], label: str, source: str, pools: str = "chw", **more: Any
+) -> Norm:
+    """Return the entry of a norm whose layers are group norms."""
+    stacked_form = nn.GroupNorm, stacked.stack_group_norm
+    return Norm(build, label, source, pools, stacked=stacked_form, **more)
+
+
 _CHANNEL_AFFINE = (layers.ChannelAffine, stacked.stack_channel_affine)
-_OF_BATCH_NORM = {"eps": layers.DEFAULT_EPS, "momentum": layers.DEFAULT_MOMENTUM}
 
 NORMS: dict[str, Norm] = {
     "bn": Norm(
         layers.batch_norm,
+        "BatchNorm",
+        "Ioffe & Szegedy 2015, arXiv:1502.03167",
         pools="nhw",
-        source="Ioffe & Szegedy 2015, arXiv:1502.03167",
-        label="BatchNorm",
-        options={"eps": layers.DEFAULT_EPS, "momentum": layers.DEFAULT_MOMENTUM},
         stacked=(nn.BatchNorm2d, stacked.stack_batch_norm),
         channels_last=True,
     ),
-    "gn": Norm(
-        layers.group_norm,
-        pools="chw",
-        source="Wu & He 2018, arXiv:1803.08494",
-        label="GroupNorm",
-        options={"eps": layers.DEFAULT_EPS, "num_groups": layers.DEFAULT_GROUPS},
-        stacked=_GROUP_NORM,
+    "gn": _grouped(layers.group_norm, "GroupNorm", "Wu & He 2018, arXiv:1803.08494"),
+    "ln": _grouped(layers.layer_norm, "LayerNorm", "Ba et al. 2016, arXiv:1607.06450"),
+    "in": _grouped(
+        layers.instance_norm, "InstanceNorm", "Ulyanov et al. 2016, arXiv:1607.08022", pools="hw"
     ),
-    "ln": Norm(
-        layers.layer_norm,
-        pools="chw",
-        source="Ba et al. 2016, arXiv:1607.06450",
-        label="LayerNorm",
-        options={"eps": layers.DEFAULT_EPS},
-        stacked=_GROUP_NORM,
+    "ln2d": _own(PixelLayerNorm2d, "LayerNorm2d", "Liu et al. 2022, arXiv:2201.03545"),
+    "rms": _own(PixelRMSNorm2d, "RMSNorm", "Zhang & Sennrich 2019, arXiv:1910.07467"),
+    "dyt": _own(
+        DynamicTanh2d, "Dynamic Tanh", "Zhu et al. 2025, arXiv:2503.10622", alpha=DEFAULT_ALPHA
     ),
-    "in": Norm(
-        layers.instance_norm,
-        pools="hw",
-        source="Ulyanov et al. 2016, arXiv:1607.08022",
-        label="InstanceNorm",
-        options={"eps": layers.DEFAULT_EPS},
-        stacked=_GROUP_NORM,
+    "frn": _own(
+        FilterResponseNorm2d, "FRN with TLU", "Singh & Krishnan 2020, arXiv:1911.09737", tau=0.0
     ),
-    "ln2d": Norm(
-        pointwise.pixel_layer_norm,
-        pools="c",
-        source="Liu et al. 2022, arXiv:2201.03545",
-        label="LayerNorm2d",
-        options={"eps": layers.DEFAULT_EPS},
-        stacked=(pointwise.PixelLayerNorm2d, stack_replicated),
+    "evonorm_b0": _own(EvoNormB0, "EvoNorm-B0", "Liu et al. 2020, arXiv:2004.02967", v=1.0),
+    "evonorm_s0": _own(EvoNormS0, "EvoNorm-S0", "Liu et al. 2020, arXiv:2004.02967", v=1.0),
+    "brn": replace(
+        _own(BatchRenorm2d, "Batch Renorm", "Ioffe 2017, arXiv:1702.03275"), channels_last=True
     ),
-    "rms": Norm(
-        pointwise.rms_norm,
-        pools="c",
-        source="Zhang & Sennrich 2019, arXiv:1910.07467",
-        label="RMSNorm",
-        options={"eps": layers.DEFAULT_EPS},
-        stacked=(pointwise.PixelRMSNorm2d, stack_replicated),
-    ),
-    "dyt": Norm(
-        pointwise.dynamic_tanh,
-        pools="",
-        source="Zhu et al. 2025, arXiv:2503.10622",
-        label="Dynamic Tanh",
-        options={"alpha": pointwise.DEFAULT_ALPHA},
-        parameters={**GAMMA_BETA, "alpha": pointwise.DEFAULT_ALPHA},
-        stacked=(pointwise.DynamicTanh2d, stack_replicated),
-    ),
-    "frn": Norm(
-        activating.filter_response_norm,
-        pools="hw",
-        source="Singh & Krishnan 2020, arXiv:1911.09737",
-        label="FRN with TLU",
-        options={"eps": layers.DEFAULT_EPS},
-        parameters={**GAMMA_BETA, "tau": 0.0},
-        stacked=(activating.FilterResponseNorm2d, stack_replicated),
-    ),
-    "evonorm_b0": Norm(
-        activating.evonorm_b0,
-        pools="nhw",
-        source="Liu et al. 2020, arXiv:2004.02967",
-        label="EvoNorm-B0",
-        options={"eps": layers.DEFAULT_EPS, "momentum": layers.DEFAULT_MOMENTUM},
-        parameters={**GAMMA_BETA, "v": 1.0},
-        stacked=(activating.EvoNormB0, stack_replicated),
-    ),
-    "evonorm_s0": Norm(
-        activating.evonorm_s0,
-        pools="chw",
-        source="Liu et al. 2020, arXiv:2004.02967",
-        label="EvoNorm-S0",
-        options={"eps": layers.DEFAULT_EPS, "num_groups": layers.DEFAULT_GROUPS},
-        parameters={**GAMMA_BETA, "v": 1.0},
-        stacked=(activating.EvoNormS0, stack_replicated),
-    ),
-    "brn": Norm(
-        batch_norms.batch_renorm,
-        pools="nhw",
-        source="Ioffe 2017, arXiv:1702.03275",
-        label="Batch Renorm",
-        options={**_OF_BATCH_NORM, **batch_norms.RENORM_DEFAULTS, "total_examples": None},
-        stacked=(batch_norms.BatchRenorm2d, stack_replicated),
-        channels_last=True,
-    ),
-    "gbn": Norm(
-        batch_norms.ghost_batch_norm,
-        pools="nhw",
-        source="Hoffer et al. 2017, arXiv:1705.08741",
-        label="Ghost BN",
-        options={**_OF_BATCH_NORM, "ghost_batch": batch_norms.DEFAULT_GHOST_BATCH},
-        stacked=(batch_norms.GhostBatchNorm2d, stack_replicated),
-    ),
+    "gbn": _own(GhostBatchNorm2d, "Ghost BN", "Hoffer et al. 2017, arXiv:1705.08741"),
     "syncbn": Norm(
-        sync_batch_norm.synchronized_batch_norm,
+        synchronized_batch_norm,
+        "SyncBN",
+        "Zhang et al. 2018, arXiv:1803.08904",
         pools="nhw",
-        source="Zhang et al. 2018, arXiv:1803.08904",
-        label="SyncBN",
-        options=_OF_BATCH_NORM,
-        stacked=(sync_batch_norm.SynchronizedBatchNorm2d, stack_replicated),
+        stacked=(SynchronizedBatchNorm2d, stack_replicated),
         channels_last=True,
     ),
-    "switchable": Norm(
-        switchable.switchable_norm,
-        pools="nchw",
-        source="Luo et al. 2018, arXiv:1806.10779",
-        label="Switchable Norm",
-        options=_OF_BATCH_NORM,
-        parameters={**GAMMA_BETA, "mean_weight": 1.0, "var_weight": 1.0},
-        stacked=(switchable.SwitchableNorm2d, stack_replicated),
+    "switchable": _own(
+        SwitchableNorm2d,
+        "Switchable Norm",
+        "Luo et al. 2018, arXiv:1806.10779",
+        mean_weight=1.0,
+        var_weight=1.0,
     ),
-    "online": Norm(
-        online.online_norm,
-        pools="nhw",
-        source="Chiley et al. 2019, arXiv:1905.05894",
-        label="Online Norm",
-        options={"eps": layers.DEFAULT_EPS, "alpha_f": online.ALPHA_F, "alpha_b": online.ALPHA_B},
-        stacked=(online.OnlineNorm2d, stack_replicated),
+    "online": _own(OnlineNorm2d, "Online Norm", "Chiley et al. 2019, arXiv:1905.05894"),
+    "bn_frozen": replace(
+        _own(FrozenBatchNorm2d, "frozen BN", "He et al. 2015, arXiv:1512.03385"), parameters={}
     ),
-    "bn_frozen": Norm(
-        batch_norms.frozen_batch_norm,
-        pools="",
-        source="He et al. 2015, arXiv:1512.03385",
-        label="frozen BN",
-        options={"eps": layers.DEFAULT_EPS},
-        parameters={},
-        stacked=(batch_norms.FrozenBatchNorm2d, stack_replicated),
-    ),
-    "gn_ws": Norm(
+    "gn_ws": _grouped(
         layers.group_norm_ws,
-        pools="chw",
-        source="Qiao et al. 2019, arXiv:1903.10520",
-        label="GroupNorm + WS",
-        options={"eps": layers.DEFAULT_EPS, "num_groups": layers.DEFAULT_GROUPS},
-        stacked=_GROUP_NORM,
+        "GroupNorm + WS",
+        "Qiao et al. 2019, arXiv:1903.10520",
         weight_standardization=True,
     ),
-    "none": Norm(
-        layers.no_norm,
-        pools="",
-        source="control",
-        label="no norm",
-        stacked=_CHANNEL_AFFINE,
-    ),
+    "none": Norm(layers.no_norm, "no norm", "control", pools="", stacked=_CHANNEL_AFFINE),
     "none_fixup": Norm(
         layers.no_norm_fixup,
+        "no norm, Fixup",
+        "Zhang et al. 2019, arXiv:1901.09321",
         pools="",
-        source="Zhang et al. 2019, arXiv:1901.09321",
-        label="no norm, Fixup",
         stacked=_CHANNEL_AFFINE,
         initialization="fixup",
     ),

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gnexp.norms.constant_affine import held_constant, hold_constant
-from gnexp.norms.layers import ChannelAffine
+from gnexp.norms.layers import ChannelAffine, follow
 
 
 def join(target: nn.Module, layers: Sequence[nn.Module]) -> nn.Module:
@@ -57,22 +57,9 @@ class ChunkedBatchNorm2d(nn.BatchNorm2d):
         # at zero, since 0 times what memory held before may be NaN.
         y = F.batch_norm(x, mean_KC, var_KC, weight, bias, True, 1.0, self.eps)
         if self.track_running_stats:
-            self._follow(mean_KC.view(count, -1), var_KC.view(count, -1))
+            follow(self, mean_KC.view(count, -1), var_KC.view(count, -1))
+            self.num_batches_tracked.add_(count)
         return y.reshape(shape)
-
-    @torch.no_grad()
-    def _follow(self, mean_KC: Tensor, var_KC: Tensor) -> None:
-        """Move the running statistics over all chunks at once.
-
-        r <- (1 - m) r + m s, applied to s_0 .. s_{K-1}, is (1 - m)^K r + m sum (1 - m)^(K-1-k) s_k.
-        """
-        count, keep = self.chunks, 1 - self.momentum
-        powers = torch.arange(count - 1, -1, -1, device=mean_KC.device, dtype=mean_KC.dtype)
-        weights_K1 = self.momentum * keep ** powers[:, None]
-        for running, seen_KC in ((self.running_mean, mean_KC), (self.running_var, var_KC)):
-            # No matrix product: under autocast that would be one in bfloat16.
-            running.mul_(keep**count).add_((weights_K1 * seen_KC).sum(dim=0))
-        self.num_batches_tracked.add_(count)
 
 
 def stack_batch_norm(layers: Sequence[nn.BatchNorm2d]) -> nn.Module:

@@ -11,14 +11,22 @@ from gnexp.norms.layers import DEFAULT_EPS, DEFAULT_MOMENTUM, require_several
 
 
 class SwitchableNorm2d(RunningNorm):
-    """See `switchable_norm`. The mixtures are parameters of (3,): of IN, LN and BN, in this order.
+    """Normalize by mixtures of the statistics of instance, layer and batch norm.
 
-    The running statistics are those of batch norm, to the unbiased variance.
+        y = gamma (x - sum_k w_k mu_k) / sqrt(sum_k v_k var_k + eps) + beta,  k = IN, LN, BN,
+
+    with w and v the softmax of three learned numbers each, all 1 at the start, of a layer. Batch
+    norm's part is by running statistics in evaluation (the paper averages over a few batches).
+    All variances are biased in training, and the running one is unbiased, as in nn.BatchNorm2d.
+    Raises ValueError when a training batch has one value per channel.
+    Source: Luo et al. 2018, arXiv:1806.10779.
     """
 
     pools = "nchw"
 
-    def __init__(self, num_channels: int, eps: float, momentum: float) -> None:
+    def __init__(
+        self, num_channels: int, *, eps: float = DEFAULT_EPS, momentum: float = DEFAULT_MOMENTUM
+    ) -> None:
         super().__init__(num_channels, eps, momentum)
         self.mean_weight = nn.Parameter(torch.ones(3))
         self.var_weight = nn.Parameter(torch.ones(3))
@@ -47,9 +55,9 @@ class SwitchableNorm2d(RunningNorm):
 
     @torch.no_grad()
     def _follow(self, mean: Tensor, var: Tensor) -> None:
-        kept = self.running_mean.dtype  # lower than that of statistics, if the layer's is
-        self.running_mean.lerp_(mean.flatten().to(kept), self.momentum)
-        self.running_var.lerp_(var.flatten().to(kept), self.momentum)
+        for running, seen in ((self.running_mean, mean), (self.running_var, var)):
+            # The layer's dtype may be lower than that of statistics.
+            running.lerp_(seen.flatten().to(running.dtype), self.momentum)
         self.num_batches_tracked.add_(1)
 
 
@@ -60,19 +68,3 @@ def _mixture(weights: Tensor, statistics: tuple[Tensor, Tensor, Tensor]) -> Tens
         part_R[:, None, None, None] * statistic
         for part_R, statistic in zip(parts_3R, statistics, strict=True)
     )
-
-
-def switchable_norm(
-    num_channels: int, *, eps: float = DEFAULT_EPS, momentum: float = DEFAULT_MOMENTUM
-) -> nn.Module:
-    """Normalize by mixtures of the statistics of instance, layer and batch norm.
-
-        y = gamma (x - sum_k w_k mu_k) / sqrt(sum_k v_k var_k + eps) + beta,  k = IN, LN, BN,
-
-    with w and v the softmax of three learned numbers each, all 1 at the start, of a layer. Batch
-    norm's part is by running statistics in evaluation (the paper averages over a few batches).
-    All variances are biased in training, and the running one is unbiased, as in nn.BatchNorm2d.
-    Raises ValueError when a training batch has one value per channel.
-    Source: Luo et al. 2018, arXiv:1806.10779.
-    """
-    return SwitchableNorm2d(num_channels, eps, momentum)

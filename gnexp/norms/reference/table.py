@@ -1,9 +1,9 @@
-"""The reference of every norm in the table, in float64 NumPy, and its directional derivative.
+"""The reference of every norm in the table, and its directional derivative.
 
 A reference is a plain function from an input and the numbers a layer holds to an output and the
-numbers it holds afterwards. It is written from the source's formulas and shares no code with the
-layers. References do only what is analytic, but for the comparisons that the formulas contain, so
-complex numbers pass through them, and the slope along a direction d is
+numbers it holds afterwards, in float64 NumPy. It shares no code with the layers. References do only
+what is analytic, but for the comparisons that the formulas contain, so complex numbers pass through
+them, and the slope along a direction d is
 
     d/dt f(x + t d) = Im f(x + i h d) / h,  h = 1e-30,
 
@@ -16,10 +16,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from gnexp.norms.reference import batch, online, switchable
-from gnexp.norms.reference.activating import ACTIVATING
-from gnexp.norms.reference.pointwise import POINTWISE
-from gnexp.norms.reference.standard import normalize_reference
+from gnexp.norms.reference import formulas
 
 State = dict[str, np.ndarray]  # a layer's parameters and buffers by name, of (C,), or () for counts
 Options = Mapping[str, object]  # what the layer was built with
@@ -27,47 +24,26 @@ Options = Mapping[str, object]  # what the layer was built with
 Reference = Callable[[np.ndarray, State, Options, bool], tuple[np.ndarray, State]]
 _STEP = 1e-30
 
-
-def _without_state(name: str) -> Reference:
-    def reference(x_NCHW, state, options, training):
-        groups = options.get("num_groups")
-        eps = float(options.get("eps", 1e-5))
-        y = normalize_reference(name, x_NCHW, state["weight"], state["bias"], eps, groups)
-        return y, state
-
-    return reference
-
-
-def _batch_norm(x_NCHW, state, options, training):
-    """Ioffe & Szegedy 2015; the running variance is unbiased, as in PyTorch."""
-    gamma, beta, eps = state["weight"], state["bias"], options["eps"]
-    if not training:
-        mean, var = (state[k][:, None, None] for k in ("running_mean", "running_var"))
-        xhat = (x_NCHW - mean) / np.sqrt(var + eps)
-        return gamma[:, None, None] * xhat + beta[:, None, None], state
-    y = normalize_reference("bn", x_NCHW, gamma, beta, eps)
-    mean = x_NCHW.mean(axis=(0, 2, 3))
-    count = x_NCHW.size // x_NCHW.shape[1]
-    var = ((x_NCHW - mean[:, None, None]) ** 2).sum(axis=(0, 2, 3)) / (count - 1)
-    momentum = options["momentum"]
-    after = {
-        "running_mean": (1 - momentum) * state["running_mean"] + momentum * mean,
-        "running_var": (1 - momentum) * state["running_var"] + momentum * var,
-        "num_batches_tracked": state["num_batches_tracked"] + 1,
-    }
-    return y, {**state, **after}
-
-
 _REFERENCES: dict[str, Reference] = {
-    "bn": _batch_norm,
-    **{name: _without_state(name) for name in ("gn", "ln", "in", "none")},
-    **POINTWISE,
-    **ACTIVATING,
-    **batch.REFERENCES,
-    **switchable.REFERENCES,
-    **online.REFERENCES,
-    "gn_ws": _without_state("gn"),  # the convolutions differ, the layer does not
-    "none_fixup": _without_state("none"),
+    "bn": formulas.batch_norm,
+    "gn": formulas.group_norm,
+    "ln": formulas.layer_norm,
+    "in": formulas.instance_norm,
+    "none": formulas.no_norm,
+    "ln2d": formulas.pixel_layer_norm,
+    "rms": formulas.rms_norm,
+    "dyt": formulas.dynamic_tanh,
+    "frn": formulas.filter_response_norm,
+    "evonorm_b0": formulas.evonorm_b0,
+    "evonorm_s0": formulas.evonorm_s0,
+    "brn": formulas.batch_renorm,
+    "gbn": formulas.ghost_batch_norm,
+    "syncbn": formulas.batch_norm,
+    "bn_frozen": formulas.frozen_batch_norm,
+    "switchable": formulas.switchable_norm,
+    "online": formulas.online_norm,
+    "gn_ws": formulas.group_norm,  # the convolutions differ, the layer does not
+    "none_fixup": formulas.no_norm,
 }
 REFERENCES = tuple(_REFERENCES)
 # Norms whose source defines a backward pass that is not the slope of the forward pass.
@@ -77,7 +53,10 @@ OWN_BACKWARD = ("online",)
 def reference(
     name: str, x_NCHW: np.ndarray, state: State, options: Options, training: bool = True
 ) -> tuple[np.ndarray, State]:
-    """Return (y (N, C, H, W), state afterwards) of norm `name` for the numbers a layer holds."""
+    """Return (y (N, C, H, W), state afterwards) of norm `name` for the numbers a layer holds.
+
+    Raises ValueError for a number of groups that does not divide the channels.
+    """
     return _REFERENCES[name](x_NCHW, state, options, training)
 
 
