@@ -6,6 +6,7 @@ They are built with random weights, for the classes of the data, and must be ima
 Shapes: N examples, K classes, C channels, H and W pixels.
 """
 
+import functools
 import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -16,10 +17,15 @@ from torch import Tensor, nn
 
 from gnexp.config.unknown import unknown
 from gnexp.models.conversion.find_norms import Found, find_norms
-from gnexp.models.conversion.replace_norms import out_of_place, replace_norms, try_example
+from gnexp.models.conversion.replace_norms import (
+    Factory,
+    out_of_place,
+    replace_norms,
+    try_example,
+)
 from gnexp.norms.copying import copied, lazy_tensors
+from gnexp.norms.trials import error_text
 
-NormFactory = Callable[[int], nn.Module]
 PREFIX = "convert."  # of keys on the command line
 
 
@@ -29,32 +35,26 @@ def constructor(library: str, name: str) -> Callable[..., nn.Module]:
     library: "torchvision" or "timm". Raises ValueError for a name it does not have, with the
     nearest, and when timm is not installed.
     """
-    return _timm(name) if library == "timm" else _torchvision(name)
+    if library == "timm":
+        try:
+            import timm
+        except ImportError:
+            raise ValueError(
+                "model=timm needs timm, which is not installed: pip install timm"
+            ) from None
+        known, list_models = timm.is_model(name), timm.list_models
+        build: Callable[..., nn.Module] = functools.partial(timm.create_model, name)
+    else:
+        from torchvision import models
 
-
-def _torchvision(name: str) -> Callable[..., nn.Module]:
-    from torchvision import models
-
-    valid = models.list_models(module=models)  # classifiers, without detection, segmentation, video
-    if name not in valid:
-        raise ValueError(_unknown("torchvision", name, valid))
-    return models.get_model_builder(name)
-
-
-def _timm(name: str) -> Callable[..., nn.Module]:
-    try:
-        import timm
-    except ImportError:
-        raise ValueError(
-            "model=timm needs timm, which is not installed: pip install timm"
-        ) from None
-
-    if not timm.is_model(name):
-        raise ValueError(_unknown("timm", name, timm.list_models()))
-
-    def build(**options: Any) -> nn.Module:
-        return timm.create_model(name, **options)
-
+        # Classifiers, without detection, segmentation and video.
+        list_models = functools.partial(models.list_models, module=models)
+        known = name in list_models()
+        build = functools.partial(models.get_model, name)
+    if not known:
+        valid = list_models()
+        sentence = f"model.name={name} is not one of the {len(valid)} classifiers of {library}"
+        raise ValueError(unknown(sentence, name, valid, listed=()))
     return build
 
 
@@ -63,31 +63,23 @@ def is_constructor(path: str) -> bool:
 
     Nothing is imported but the library itself, so that no other path into it is taken.
     """
-    library, _, _ = path.partition(".")
-    name = path.rpartition(".")[2]
-    if library == "torchvision":
-        from torchvision import models
+    library, name = path.partition(".")[0], path.rpartition(".")[2]
+    if library not in ("torchvision", "timm"):
+        return False
+    try:
+        constructor(library, name)
+    except ValueError:
+        return False
+    if library == "timm":
+        import timm
 
-        if name not in models.list_models(module=models):
-            return False
-        builder = models.get_model_builder(name)
-    elif library == "timm":
-        try:
-            import timm
-        except ImportError:
-            return False
-        if not timm.is_model(name):
-            return False
         builder = timm.model_entrypoint(name)
     else:
-        return False
+        from torchvision import models
+
+        builder = models.get_model_builder(name)
     places = (f"{library}.models", builder.__module__)
     return path in [f"{place}.{builder.__name__}" for place in places]
-
-
-def _unknown(library: str, name: str, valid: Sequence[str]) -> str:
-    sentence = f"model.name={name} is not one of the {len(valid)} classifiers of {library}"
-    return unknown(sentence, name, valid, listed=())
 
 
 def build_external(
@@ -115,7 +107,7 @@ def build_external(
     except (Exception, SystemExit) as error:  # whatever the user's code does
         typed = ", ".join(f"{key}={value}" for key, value in words.items())
         raise ValueError(
-            f"{label}: building it with ({typed}) raised {type(error).__name__}: {_first(error)}"
+            f"{label}: building it with ({typed}) raised {error_text(error)}"
         ) from error
     if not isinstance(model, nn.Module):
         raise ValueError(f"{label} must build an nn.Module, not {type(model).__name__}")
@@ -124,7 +116,7 @@ def build_external(
         return copied(model)  # its code may return one object each time
     except Exception as error:
         raise ValueError(
-            f"{label} builds a model that cannot be copied: {type(error).__name__}: {_first(error)}"
+            f"{label} builds a model that cannot be copied: {error_text(error)}"
         ) from error
 
 
@@ -133,11 +125,7 @@ def _materialize(model: nn.Module, shape: Sequence[int], label: str) -> None:
     if not lazy_tensors(model):
         return
     modes = [(module, module.training) for module in model.modules()]
-    try:
-        with torch.no_grad():
-            model.eval()(_images(shape))
-    except Exception as error:
-        raise ValueError(_does_not_take(label, shape, error)) from error
+    _logits(model.eval(), _images(shape), label)
     for module, training in modes:
         module.training = training
     if left := lazy_tensors(model):
@@ -145,14 +133,6 @@ def _materialize(model: nn.Module, shape: Sequence[int], label: str) -> None:
             f"{label} has a lazy layer that no image reaches ({left[0]}), so that its shape is not"
             " known; take it out, or build it with its channels"
         )
-
-
-def _does_not_take(label: str, shape: Sequence[int], error: Exception) -> str:
-    return (
-        f"{label} does not take images of {shape[1]}x{shape[2]} pixels ({type(error).__name__}:"
-        f" {_first(error)}); use images of another size, an option of its constructor"
-        " (model.options={KEY:VALUE}), or another model"
-    )
 
 
 def _takes(construct: Callable[..., Any], key: str) -> bool:
@@ -163,12 +143,26 @@ def _takes(construct: Callable[..., Any], key: str) -> bool:
     return any(p.name == key or p.kind is p.VAR_KEYWORD for p in parameters)
 
 
+def _images(shape: Sequence[int]) -> Tensor:
+    return torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+
+
+def _logits(model: nn.Module, x_NCHW: Tensor, label: str) -> Any:
+    """Return what the model gives for images; raises ValueError where it does not take them."""
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            return model(x_NCHW)
+    except Exception as error:
+        height, width = x_NCHW.shape[2:]
+        raise ValueError(
+            f"{label} does not take images of {height}x{width} pixels ({error_text(error)}); use"
+            " images of another size, an option of its constructor (model.options={KEY:VALUE}), or"
+            " another model"
+        ) from error
+
+
 def examine(
-    model: nn.Module,
-    shape: Sequence[int],
-    num_classes: int,
-    label: str,
-    **chosen: Any,
+    model: nn.Module, shape: Sequence[int], num_classes: int, label: str, **chosen: Any
 ) -> Found:
     """Return the normalization layers of a new model, after a look at what it makes of images.
 
@@ -176,9 +170,18 @@ def examine(
     a model that does not take such images, that does not return logits, or that has no layer to
     replace.
     """
-    x_NCHW = _images(shape)
-    for training in (False, True):
-        _require_logits(model, x_NCHW, num_classes, label, training)
+    x_NCHW, wanted = _images(shape), (2, num_classes)
+    for training, mode in ((False, "evaluation"), (True, "train")):
+        logits = _logits(copied(model).train(training), x_NCHW, label)
+        is_tensor = isinstance(logits, Tensor)
+        if is_tensor and tuple(logits.shape) == wanted:
+            continue
+        given = f"a tensor {tuple(logits.shape)}" if is_tensor else f"a {type(logits).__name__}"
+        raise ValueError(
+            f"{label} returns {given} for {len(x_NCHW)} images in {mode} mode, and must return"
+            f" logits {wanted}; its constructor may have an option for it, as"
+            " model.options={KEY:VALUE}"
+        )
     try:
         found = find_norms(model, x_NCHW, prefix=PREFIX, **chosen)
     except ValueError as error:
@@ -191,35 +194,10 @@ def examine(
     return found
 
 
-def _images(shape: Sequence[int]) -> Tensor:
-    return torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
-
-
-def _require_logits(
-    model: nn.Module, x_NCHW: Tensor, num_classes: int, label: str, training: bool
-) -> None:
-    trial = copied(model).train(training)
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            logits = trial(x_NCHW)
-    except Exception as error:
-        raise ValueError(_does_not_take(label, x_NCHW.shape[1:], error)) from error
-    wanted = len(x_NCHW), num_classes
-    if isinstance(logits, Tensor) and tuple(logits.shape) == wanted:
-        return
-    mode = "train" if training else "evaluation"
-    is_tensor = isinstance(logits, Tensor)
-    given = f"a tensor {tuple(logits.shape)}" if is_tensor else f"a {type(logits).__name__}"
-    raise ValueError(
-        f"{label} returns {given} for {len(x_NCHW)} images in {mode} mode, and must return logits"
-        f" {wanted}; its constructor may have an option for it, as model.options={{KEY:VALUE}}"
-    )
-
-
 def with_norms(
     model: nn.Module,
     found: Found,
-    build: NormFactory,
+    build: Factory,
     shape: Sequence[int],
     *,
     weight_standardization: bool,
@@ -234,12 +212,7 @@ def with_norms(
     take images any more.
     """
     lines = out_of_place(model)
-    model, replaced, notes = replace_norms(
-        model, found, build, affine="reset", standardize=weight_standardization
-    )
+    how: Any = {"affine": "reset", "standardize": weight_standardization}
+    model, replaced, notes = replace_norms(model, found, build, **how)
     try_example(model, found, _images(shape), PREFIX)
     return model, [*map(str, replaced), *map(str, found.left), *lines, *notes]
-
-
-def _first(error: Exception) -> str:
-    return (str(error).strip().splitlines() or ["without a message"])[0]

@@ -5,7 +5,6 @@ taken where both have it. Everything else must fit exactly.
 """
 
 import dataclasses
-from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
@@ -48,15 +47,13 @@ class Transfer:
 
 def _by_kind(names: Collection[str]) -> list[str]:
     """Return "running statistics of 7 layers" and the like, one for each kind of tensor."""
-    kinds: Counter[str] = Counter()
     layers: dict[str, set[str]] = {}
     for name in names:
         layer, _, kind = name.rpartition(".")
         if kind != COUNTS:
             kind = "running statistics" if kind in _STATISTICS else kind
             layers.setdefault(kind, set()).add(layer)
-    kinds.update({kind: len(of) for kind, of in layers.items()})
-    return [f"{kind} of {count} layer{'s' * (count > 1)}" for kind, count in kinds.items()]
+    return [f"{kind} of {len(of)} layer{'s' * (len(of) > 1)}" for kind, of in layers.items()]
 
 
 def transfer(
@@ -72,65 +69,53 @@ def transfer(
     """
     own = model.state_dict()
     source = _matched(own, stored)
+    found = {name: stored[other] for name, other in source.items()}
     within = tuple(f"{layer}." for layer in norm_layers)
-    classifier = _other_classes(model, own, stored, source, num_classes)
-    _refuse_shapes(own, stored, {n: s for n, s in source.items() if n not in classifier})
-    missing = [name for name in own if name not in source and name not in classifier]
-    used = set(source.values())
-    left = [name for name in stored if name not in used]
+    classifier = _other_classes(model, own, found, num_classes)
+    loaded = [name for name in own if name in found and name not in classifier]
+    for name in loaded:
+        its, mine = tuple(found[name].shape), tuple(own[name].shape)
+        if its != mine:
+            raise ValueError(
+                f"the stored {source[name]} has shape {its}, and {mine} in this model; choose the"
+                " model= (and model.width=) that the weights are of"
+            )
+    missing = [name for name in own if name not in {*found, *classifier}]
+    left = [name for name in stored if name not in {*source.values()}]
     _refuse("lack", [name for name in missing if not name.startswith(within)])
     _refuse("hold beside what this model has", [n for n in left if not n.startswith(within)])
-    loaded = [name for name in own if name in source and name not in classifier]
     with torch.no_grad():
         for name in loaded:
-            own[name].copy_(stored[source[name]])
+            own[name].copy_(found[name])
     return Transfer(tuple(loaded), tuple(missing), tuple(left), tuple(classifier))
 
 
 def _matched(own: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> dict[str, str]:
     """Return the stored name of each of the model's tensors that is stored."""
+
+    def without_wrapper(name: str) -> str:
+        return name.replace(".norm.", ".")
+
     source = {name: name for name in own if name in stored}
-    unused = {_without_wrapper(name): name for name in stored if name not in own}
+    unused = {without_wrapper(name): name for name in stored if name not in own}
     for name in own:
-        if name not in source and _without_wrapper(name) in unused:
-            source[name] = unused.pop(_without_wrapper(name))
+        if name not in source and without_wrapper(name) in unused:
+            source[name] = unused.pop(without_wrapper(name))
     return source
 
 
-def _without_wrapper(name: str) -> str:
-    return name.replace(".norm.", ".")
-
-
 def _other_classes(
-    model: nn.Module,
-    own: Mapping[str, Tensor],
-    stored: Mapping[str, Tensor],
-    source: Mapping[str, str],
-    num_classes: int,
+    model: nn.Module, own: Mapping[str, Tensor], found: Mapping[str, Tensor], num_classes: int
 ) -> list[str]:
     """Return the names of the tensors of linear layers that were stored for other classes."""
-    found = []
+    names = []
     for layer, module in model.named_modules():
-        if not isinstance(module, nn.Linear) or module.out_features != num_classes:
-            continue
-        names = [n for n in (f"{layer}.weight", f"{layer}.bias") if n in own and n in source]
-        other = [stored[source[n]] for n in names if stored[source[n]].shape != own[n].shape]
-        like = all(stored[source[n]].shape[1:] == own[n].shape[1:] for n in names)
-        if other and like:
-            found += names
-    return found
-
-
-def _refuse_shapes(
-    own: Mapping[str, Tensor], stored: Mapping[str, Tensor], source: Mapping[str, str]
-) -> None:
-    for name, other in source.items():
-        its, mine = tuple(stored[other].shape), tuple(own[name].shape)
-        if its != mine:
-            raise ValueError(
-                f"the stored {other} has shape {its}, and {mine} in this model; choose the model="
-                " (and model.width=) that the weights are of"
-            )
+        if isinstance(module, nn.Linear) and module.out_features == num_classes:
+            both = [n for n in (f"{layer}.weight", f"{layer}.bias") if n in own and n in found]
+            other = any(found[n].shape != own[n].shape for n in both)
+            alike = all(found[n].shape[1:] == own[n].shape[1:] for n in both)
+            names += both if other and alike else []
+    return names
 
 
 def _refuse(what: str, names: list[str]) -> None:

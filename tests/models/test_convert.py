@@ -4,7 +4,6 @@ import copy
 import functools
 import threading
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -59,10 +58,8 @@ def timm_model(name, **options):
 MODELS = {
     "resnet18": functools.partial(torchvision_model, "resnet18"),
     "mobilenet_v3_small": functools.partial(torchvision_model, "mobilenet_v3_small"),
-    "densenet121": functools.partial(torchvision_model, "densenet121"),
     "unet": UNet,
     "convnext_atto": functools.partial(timm_model, "convnext_atto"),
-    "efficientnet_b0": functools.partial(timm_model, "efficientnet_b0"),
 }
 
 
@@ -105,19 +102,15 @@ def test_a_converted_model_has_no_batch_norm_left_and_trains(name):
         assert layer.bias.grad.abs().sum() > 0
 
 
-def test_the_report_has_a_line_for_every_layer_of_resnet18():
-    done = convert(torchvision_model("resnet18"), "gn", groups=32, example=images())
-    assert len(done.replaced) == 20
-    assert {row.affine for row in done.replaced} == {"kept"}
-    assert "layer4.1.bn2: BatchNorm2d -> GroupNorm, 512 channels, affine kept" in str(done)
-    assert {row.name for row in done.replaced} >= {"bn1", "layer2.0.downsample.1"}
-
-
 def test_names_in_state_dicts_stay_but_for_running_statistics():
     model = torchvision_model("resnet18")
     running = ("running_mean", "running_var", "num_batches_tracked")
     kept = [name for name in model.state_dict() if not name.endswith(running)]
-    assert list(convert(model, "gn").model.state_dict()) == kept
+    done = convert(model, "gn", groups=32)
+    assert list(done.model.state_dict()) == kept
+    assert len(done.replaced) == 20
+    assert {row.name for row in done.replaced} >= {"bn1", "layer2.0.downsample.1"}
+    assert "layer4.1.bn2: BatchNorm2d -> GroupNorm, 512 channels, affine kept" in str(done)
 
 
 def test_batch_norm_from_batch_norm_is_the_same_function_with_its_running_statistics():
@@ -130,7 +123,6 @@ def test_batch_norm_from_batch_norm_is_the_same_function_with_its_running_statis
     )
 
 
-@pytest.mark.skipif("bn_frozen" not in NORMS, reason="without frozen statistics")
 def test_frozen_statistics_are_those_that_batch_norm_had():
     model = lived_in(small()).double().eval()
     x = images().double()
@@ -366,31 +358,6 @@ class Detr(nn.Module):
         return x * scale + (b - m * scale)
 
 
-class Affine(Detr):
-    """As above, with gamma and beta that are trained."""
-
-    def __init__(self, channels):
-        super().__init__(channels)
-        del self.weight, self.bias
-        self.weight = nn.Parameter(torch.ones(channels))
-        self.bias = nn.Parameter(torch.zeros(channels))
-
-    def forward(self, x):
-        w, b, m, v = (
-            getattr(self, key).reshape(1, -1, 1, 1)
-            for key in ("weight", "bias", "running_mean", "running_var")
-        )
-        return (x - m) / (v + 1e-5).sqrt() * w + b
-
-
-class Calls(Detr):
-    """Frozen batch norm that calls the function, as in detectron2 without gradients."""
-
-    def forward(self, x):
-        mean, var = self.running_mean, self.running_var
-        return F.batch_norm(x, mean, var, self.weight, self.bias, training=False, eps=1e-5)
-
-
 class OverChannels(nn.LayerNorm):
     """Layer norm of each pixel over its channels, as in ConvNeXt and SAM."""
 
@@ -416,7 +383,7 @@ class Cast(nn.BatchNorm2d):
         return super().forward(x.float()).to(x.dtype)
 
 
-@pytest.mark.parametrize("kind", [Detr, Affine, Calls, OverChannels, ByHand, Cast])
+@pytest.mark.parametrize("kind", [Detr, OverChannels, ByHand, Cast])
 def test_an_unknown_layer_that_computes_what_a_known_one_does_is_replaced(kind):
     model = small(kind)
     done = convert(model, "gn", groups=2, example=images())
@@ -482,17 +449,8 @@ def test_what_is_named_in_leave_stays_and_is_reported():
     done = convert(small(Halved), "gn", groups=2, leave=["1"], example=images())
     assert type(done.model[1]) is Halved
     assert [(row.name, row.reason) for row in done.left] == [("1", "it is named in leave=")]
-    with pytest.raises(ValueError, match="leave=norm is not the name of a module"):
-        convert(small(), leave=["norm"])
-
-
-def test_what_is_within_a_module_named_in_leave_stays_too():
-    result = convert(UNet(), leave="down1", example=torch.randn(2, 3, 8, 8))
-    assert isinstance(result.model.down1[1], nn.BatchNorm2d)
-    assert isinstance(result.model.down2[1], nn.GroupNorm)
-    assert "down1.1: BatchNorm2d left, since it is in down1, which is named in leave=" in str(
-        result
-    )
+    within = str(convert(UNet(), leave="down1", example=torch.randn(2, 3, 8, 8)))
+    assert "down1.1: BatchNorm2d left, since it is in down1, which is named in leave=" in within
 
 
 class OwnTrain(nn.BatchNorm2d):
@@ -558,12 +516,6 @@ def test_an_example_of_one_image_may_be_among_the_arguments():
     one = torch.randn(1, 3, 8, 8)
     for example in (one, (one,), {"input": one}):
         assert len(convert(model, "bn", example=example).replaced) == 1
-
-
-def test_channels_counted_by_numpy_are_channels():
-    old = nn.BatchNorm2d(8)
-    old.num_features = np.int64(8)
-    assert len(convert(nn.Sequential(old)).replaced) == 1
 
 
 def test_a_model_that_cannot_be_copied_is_refused_with_the_reason():
@@ -826,7 +778,6 @@ def test_an_example_that_the_model_does_not_take_is_named_as_such():
         convert(torchvision_model("resnet18"), "gn", example=torch.zeros(2, 5, 64, 64))
 
 
-@pytest.mark.skipif("gn_ws" not in NORMS, reason="without weight standardization")
 def test_weight_standardization_is_of_the_convolutions_right_before_a_norm():
     done = convert(UNet(), "gn_ws", groups=4, example=images())
     kinds = {
@@ -835,18 +786,11 @@ def test_weight_standardization_is_of_the_convolutions_right_before_a_norm():
     assert kinds["down1.0"] == kinds["join.0"] == "StandardizedConv2d"
     assert kinds["head"] == "Conv2d"
     assert "3 convolutions" in done.notes[0]
-
-
-@pytest.mark.parametrize("kind", [nn.Conv3d, nn.ConvTranspose2d, nn.Conv1d])
-def test_weight_standardization_names_the_convolution_that_it_is_not_for(kind):
-    axes = 2 if kind is nn.ConvTranspose2d else int(kind.__name__[4])
-    norm = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}[axes]
-    model = nn.Sequential(kind(3, 8, 3), norm(8))
-    why = rf"needs an nn.Conv2d right before .*, and the one before is a {kind.__name__} \(0\)"
-    with pytest.raises(ValueError, match=why):
-        convert(model, "gn_ws", groups=2, example=torch.randn(2, 3, *[5] * axes))
-
-
-def test_weight_standardization_says_which_convolutions_it_leaves():
-    done = convert(UNet(), "gn_ws", groups=4, example=images())
     assert done.notes[1] == "those of other kinds are not: up (ConvTranspose2d)"
+
+
+def test_weight_standardization_names_the_convolution_that_it_is_not_for():
+    model = nn.Sequential(nn.Conv3d(3, 8, 3), nn.BatchNorm3d(8))
+    why = r"needs an nn.Conv2d right before .*, and the one before is a Conv3d \(0\)"
+    with pytest.raises(ValueError, match=why):
+        convert(model, "gn_ws", groups=2, example=torch.randn(2, 3, 5, 5, 5))

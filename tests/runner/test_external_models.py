@@ -363,7 +363,7 @@ def test_the_report_says_what_became_of_every_layer(own):
         (("model.options.width=3",), "needs model=torchvision, model=timm or model._target_="),
         (("model._target_=own_models.Nett",), "model._target_=own_models.Nett: own_models has no"),
         (("model._target_=Net",), "model._target_=Net must be MODULE.NAME, such as my_pkg.Net"),
-        (("model._target_=own_models.broken",), "raised RuntimeError: out of paint"),
+        (("model._target_=own_models.broken",), "raised RuntimeError (out of paint)"),
         (("model._target_=own_models.Tokens",), "convert.only=tokens includes it"),
         (("model._target_=own_models.LazyUnused",), "a lazy layer that no image reaches (extra.we"),
         (("model._target_=own_models.LazyBroken",), "does not take images of 32x32 pixels"),
