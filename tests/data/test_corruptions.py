@@ -87,18 +87,13 @@ def test_corrupting_changes_neither_the_images_nor_the_global_random_state(x_N3S
     assert torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.mark.parametrize("side", [8, 21, 40])
 @pytest.mark.parametrize("name", CORRUPTIONS)
-def test_every_size_from_8_pixels_works(name, side, x_N3SS):
-    x = torch.nn.functional.interpolate(x_N3SS[:2], size=side)
-    for severity in SEVERITIES:
+def test_every_size_from_8_pixels_works(name, x_N3SS):
+    for side, severity in ((8, 5), (21, 1), (40, 5)):
+        x = torch.nn.functional.interpolate(x_N3SS[:2], size=side)
         y = corrupt(x, name, severity, 0)
-        assert y.shape == x.shape
-        assert y.dtype == torch.uint8
-
-
-def test_no_images_stay_no_images():
-    assert corrupt(flat(0, 0), "fog", 1, 0).shape == (0, 3, 32, 32)
+        assert (y.shape, y.dtype) == (x.shape, torch.uint8)
+        assert corrupt(x[:0], name, severity, 0).shape == (0, 3, side, side)
 
 
 @pytest.mark.parametrize("severity", [1, 5])
@@ -205,12 +200,6 @@ def test_a_defocus_kernel_sums_to_one_and_is_the_answer_to_a_point():
         assert y[0, 1].sum() == y[0, 1][cut].sum()
 
 
-def test_defocus_at_4_and_5_is_a_disk_of_5_and_9_pixels():
-    for (radius, alias), pixels in zip(CORRUPTIONS["defocus_blur"].parameters[3:], (5, 9)):
-        kernel = defocus_kernel(radius, alias)
-        assert np.sort(kernel.ravel())[::-1][:pixels] == pytest.approx(1 / pixels, rel=1e-3)
-
-
 @pytest.mark.parametrize("degrees", [0.0, 90.0, 45.0])
 def test_a_streak_is_half_a_gaussian_along_its_direction(degrees):
     row = torch.rand(1, 1, 20, 20, generator=torch.Generator().manual_seed(0)).double()
@@ -281,11 +270,6 @@ def test_fog_on_white_spans_all_that_its_density_allows_and_never_exceeds_the_br
     assert (y.amax(1) <= x_N3SS.flatten(1).amax(1)).all()
 
 
-def test_fog_is_smoother_than_noise_of_the_same_spread():
-    y = corrupt(flat(255, 5), "fog", 5, 0).double()[:, 0]
-    assert y.diff(dim=2).std() < 0.6 * y.std() * 2**0.5
-
-
 def test_snow_only_lightens_and_whitens_in_patches(x_N3SS):
     for severity in SEVERITIES:
         gain = corrupt(x_N3SS, "snow", severity, 0).double() - x_N3SS.double()
@@ -338,17 +322,6 @@ def test_an_elastic_transform_is_what_scipy_makes_of_the_same_draws(severity, x_
         assert_rounded(got, exact)
 
 
-def test_elastic_transforms_do_not_shift_images_to_one_side():
-    x = flat(0, 200)
-    x[:, :, 12:20, 12:20] = 255
-    for severity in SEVERITIES:
-        y = corrupt(x, "elastic_transform", severity, 0).double()[:, 0]
-        at = torch.arange(32.0, dtype=torch.float64)
-        for along in (y.sum(1), y.sum(2)):
-            centre = (along * at).sum(1) / along.sum(1)
-            assert centre.mean().item() == pytest.approx(15.5, abs=0.4)
-
-
 @pytest.mark.parametrize(
     ("name", "severity", "sentence"),
     [
@@ -356,10 +329,8 @@ def test_elastic_transforms_do_not_shift_images_to_one_side():
         ("Brightness", 1, "corruptions=Brightness is unknown; did you mean brightness?"),
         (EXTRA[0], 1, "corruptions=speckle_noise comes only from the files of CIFAR-10-C"),
         ("fog", 6, "severity=6 must be a whole number from 1 to 5"),
-        ("fog", 0, "severity=0 must be a whole number from 1 to 5"),
         ("fog", 2.0, "severity=2.0 must be a whole number from 1 to 5"),
         ("fog", True, "severity=True must be a whole number from 1 to 5"),
-        ("fog", None, "severity=None must be a whole number from 1 to 5"),
     ],
 )
 def test_a_wrong_name_or_severity_is_refused_in_one_sentence(name, severity, sentence):
@@ -373,8 +344,5 @@ def test_a_wrong_name_or_severity_is_refused_in_one_sentence(name, severity, sen
 def test_images_of_another_shape_are_refused(shape):
     with pytest.raises(ValueError, match="S >= 8"):
         corrupt(torch.zeros(shape, dtype=torch.uint8), "fog", 1, 0)
-
-
-def test_images_that_are_not_bytes_are_refused():
     with pytest.raises(ValueError, match="uint8"):
         corrupt(torch.zeros(1, 3, 32, 32), "fog", 1, 0)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import tarfile
 import warnings
 from pathlib import Path
 
@@ -13,9 +12,6 @@ from PIL import Image
 from gnexp.data import imagefolder
 from gnexp.data.sources import load_images
 from gnexp.data.subsets import fixed_test_order
-
-ARCHIVE = Path(__file__).resolve().parents[3] / "shared" / "data" / "cifar10-jpeg.tar.xz"
-TWO_CLASSES = ("airplane", "automobile")  # the first in the archive
 
 
 @pytest.fixture(autouse=True)
@@ -74,18 +70,28 @@ def test_images_come_in_the_order_of_class_and_file_names(root):
     np.testing.assert_array_equal(images.y_test, np.repeat([0, 1, 2], 2)[order])
 
 
-def test_hidden_files_and_files_that_are_no_images_are_passed_over(root):
-    before = load_images("imagefolder", root).checksum
-    (root / "train" / "ant" / ".0.png").write_bytes(b"")
-    (root / "train" / "ant" / "notes.txt").write_text("eats sugar")
+def test_what_is_no_image_is_passed_over_and_counted(root):
+    before = load_images("imagefolder", root)
+    assert before.passed_over == ""
+    ant = root / "train" / "ant"
+    (ant / ".0.png").write_bytes(b"")
     (root / "train" / ".cache").mkdir()
     (root / "train" / "README").touch()
-    after = load_images("imagefolder", root)
-    assert after.checksum == before
-    assert after.passed_over == "2 files (1 .txt, 1 without a suffix)"
+    for name in ("a.jfif", "b.JFIF", "c"):
+        (ant / name).write_bytes((ant / "0.png").read_bytes())
+    (root / "test" / "bee" / "broken.png").symlink_to("nowhere.png")
+    save(ant / "2024" / "may" / "0.png", picture(50))
+    save(ant / "2024" / "1.png", picture(51))
+    (root / "train" / "bee" / "self").symlink_to(root / "train", target_is_directory=True)
+    for _ in range(2):  # decoded, and from the cache
+        after = load_images("imagefolder", root)
+        assert after.checksum == before.checksum
+        assert after.passed_over == (
+            "5 files (2 .jfif, 1 .png, 2 without a suffix); 2 sub-folders of classes with 2 files"
+        )
 
 
-@pytest.mark.parametrize("name", [b"sea\ncow", b"sea\rcow", b"sea\x1bcow", b"caf\xe9"])
+@pytest.mark.parametrize("name", [b"sea\ncow", b"caf\xe9"])
 def test_a_class_folder_whose_name_no_table_can_hold_is_refused(root, decoded, name):
     for part in ("train", "test"):
         os.rename(root / part / "cow", os.path.join(os.fsencode(root / part), name))
@@ -96,22 +102,7 @@ def test_a_class_folder_whose_name_no_table_can_hold_is_refused(root, decoded, n
     assert not decoded
 
 
-def test_images_of_other_suffixes_and_in_sub_folders_are_counted(root):
-    assert load_images("imagefolder", root).passed_over == ""
-    ant = root / "train" / "ant"
-    for name in ("a.jfif", "b.JFIF", "c"):
-        (ant / name).write_bytes((ant / "0.png").read_bytes())
-    (root / "test" / "bee" / "broken.png").symlink_to("nowhere.png")
-    save(ant / "2024" / "may" / "0.png", picture(50))
-    save(ant / "2024" / "1.png", picture(51))
-    (root / "train" / "bee" / "self").symlink_to(root / "train", target_is_directory=True)
-    for _ in range(2):  # decoded, and from the cache
-        assert load_images("imagefolder", root).passed_over == (
-            "4 files (2 .jfif, 1 .png, 1 without a suffix); 2 sub-folders of classes with 2 files"
-        )
-
-
-@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp"])
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
 def test_rotations_of_exif_are_counted_and_change_no_pixel(root, suffix):
     upright, turned = Image.Exif(), Image.Exif()
     upright[0x0112], turned[0x0112] = 1, 6
@@ -145,16 +136,10 @@ def test_training_says_once_what_was_passed_over_and_records_it(gnexp, root):
     assert [r["data"]["passed_over"] for r in results] == ["1 file (1 .jfif)"] * 2
 
 
-def test_equal_folders_in_two_places_have_equal_checksums(root, tmp_path):
-    before = load_images("imagefolder", root).checksum
-    root.rename(tmp_path / "menagerie")
-    after = load_images("imagefolder", tmp_path / "menagerie")
-    assert (after.checksum, after.title) == (before, "menagerie")
-
-
-def test_a_second_load_decodes_nothing(root, decoded):
+def test_a_second_load_decodes_nothing(root, decoded, cache):
     first = load_images("imagefolder", root)
     assert len(decoded) == 18
+    assert [path.suffix for path in cache.iterdir()] == [".npz"]
     decoded.clear()
     assert load_images("imagefolder", root).checksum == first.checksum
     assert not decoded
@@ -221,11 +206,6 @@ def test_a_cache_that_cannot_be_written_costs_a_warning_only(root, tmp_path, mon
         assert len(load_images("imagefolder", root).x_train) == 12
 
 
-def test_the_cache_leaves_no_partial_file(root, cache):
-    load_images("imagefolder", root)
-    assert [path.suffix for path in cache.iterdir()] == [".npz"]
-
-
 def test_gray_palette_and_transparent_images_become_rgb(root):
     folder = root / "train" / "ant"
     gray = picture(4)[:, :, 0]
@@ -238,18 +218,6 @@ def test_gray_palette_and_transparent_images_become_rgb(root):
     np.testing.assert_array_equal(images.x_train[1], picture(5).transpose(2, 0, 1))
     expected = np.asarray(palette.convert("RGB")).transpose(2, 0, 1)
     np.testing.assert_array_equal(images.x_train[2], expected)
-
-
-def test_28x28_is_padded_to_32x32_with_black(tmp_path):
-    for part in ("train", "test"):
-        for name in ("a", "b"):
-            save(tmp_path / part / name / "0.png", picture(1, (28, 28)))
-    images = load_images("imagefolder", tmp_path)
-    assert images.x_train.shape == (2, 3, 32, 32)
-    np.testing.assert_array_equal(
-        images.x_train[0, :, 2:30, 2:30], picture(1, (28, 28)).transpose(2, 0, 1)
-    )
-    assert not images.x_train[:, :, :2].any()
 
 
 def test_with_a_size_the_shorter_side_is_resized_and_the_centre_kept(root):
@@ -323,23 +291,3 @@ def test_limits_that_cannot_be_met_are_refused_before_anything_is_decoded(root, 
     with pytest.raises(ValueError, match=rf"data\.{key}={value} "):
         load_images("imagefolder", root, **values)
     assert not decoded
-
-
-@pytest.mark.skipif(not ARCHIVE.exists(), reason="the CIFAR-10 archive is not beside the checkout")
-def test_real_photographs_are_read_and_neighbouring_pixels_resemble_each_other(tmp_path):
-    wanted = {f"cifar10/{part}/{name}" for part in ("train", "test") for name in TWO_CLASSES}
-    taken = dict.fromkeys(wanted, 0)
-    with tarfile.open(ARCHIVE) as archive:
-        for member in archive:  # streamed: unpacking stops at the last one wanted
-            folder = str(Path(member.name).parent)
-            if folder in wanted and taken[folder] < 3:
-                taken[folder] += 1
-                archive.extract(member, tmp_path, filter="data")
-            if min(taken.values()) == 3:
-                break
-    images = load_images("imagefolder", tmp_path / "cifar10", train_limit=4)
-    assert images.classes == TWO_CLASSES
-    assert images.x_train.shape == (4, 3, 32, 32)
-    assert images.x_test.shape == (6, 3, 32, 32)
-    x = images.x_train.astype(np.float64)
-    assert np.abs(np.diff(x, axis=3)).mean() < 0.5 * x.std()

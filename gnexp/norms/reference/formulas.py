@@ -62,7 +62,7 @@ def instance_norm(x_NCHW, state, options, training):
 
 
 def no_norm(x_NCHW, state, options, training):
-    """Gamma and beta alone."""
+    """Gamma and beta, and no statistic."""
     return _affine(x_NCHW, state), state
 
 
