@@ -136,7 +136,12 @@ def test_a_zip_is_read_wherever_a_name_or_a_path_leads_to_it(
 
 def test_the_report_of_a_zip_lies_beside_it(zipped, gnexp):
     Path("mail").mkdir()
-    zipped.rename("mail/main.zip")
+    shutil.copy(zipped, "mail/main.zip")
+    STUDY.mkdir()
+    shutil.move(zipped, STUDY)
+    shutil.copy(STUDY / "main.zip", ZIP)
+    answer = gnexp("status")  # of two zips of one name none is chosen
+    assert (answer.code, "main/main.zip and results/main.zip" in answer.err) == (2, True)
     assert gnexp("report", "study=mail/main.zip").code == 0
     assert Path("mail/main/report/index.html").is_file()
     assert gnexp("verify", "study=mail/main.zip").code == 0
@@ -166,14 +171,6 @@ def test_a_folder_with_runs_is_read_and_the_zip_beside_it_named(command, study, 
     assert gnexp("status", f"study={ZIP}").out.endswith("2 runs; seeds: 5 complete\n")
     answer = gnexp("report", f"study={ZIP}")
     assert (answer.code, "would replace that of results/main" in answer.err) == (2, True)
-
-
-def test_two_zips_of_one_name_are_not_chosen_between(zipped, gnexp):
-    STUDY.mkdir()
-    shutil.copy(zipped, STUDY)
-    answer = gnexp("status")
-    assert (answer.code, answer.err.count("\n")) == (2, 1)
-    assert "main/main.zip and results/main.zip" in answer.err
 
 
 def test_a_changed_file_of_a_zip_is_named_although_its_checksum_in_the_zip_is_right(zipped, gnexp):
@@ -219,9 +216,6 @@ def test_a_zip_that_holds_what_the_folder_lacks_is_not_replaced(study, gnexp):
     answer = gnexp("export")
     assert (answer.code, "gn-b4, seed 0: move it away" in answer.err) == (2, True)
     assert ZIP.read_bytes() == before
-    repack(ZIP, {"photos/1.jpg": b"x"})
-    answer = gnexp("export")
-    assert (answer.code, "no study's zip: move it away" in answer.err) == (2, True)
     ZIP.write_text("a letter")
     answer = gnexp("export")
     assert (answer.code, "no study's zip: move it away" in answer.err) == (2, True)
@@ -272,10 +266,6 @@ def test_a_published_study_is_as_it_was_written(name, gnexp):
     assert answer.code == 0
     assert "all as they were written" in answer.out
     assert "without one" not in answer.out, "every file has a digest"
-
-
-def test_the_published_studies_are_found():
-    assert {"all-norms", "cifar10-first", "cifar10-lr-fair"} < set(studies(PUBLISHED))
 
 
 def test_reading_a_zip_calls_no_code_that_it_names(workdir, gnexp, monkeypatch):
@@ -354,21 +344,20 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-@pytest.mark.parametrize("command", ["status", "report", "verify", "load_study"])
-def test_a_zip_that_no_study_is_made_of_is_refused_in_one_sentence(case, command, gnexp, workdir):
+def test_a_zip_that_no_study_is_made_of_is_refused_in_one_sentence(case, gnexp, workdir):
     data, why = BAD[case]
     ZIP.parent.mkdir()
     ZIP.write_bytes(data)
     before, around = tree(workdir), set(workdir.parent.rglob("*"))
-    if command == "load_study":
-        with pytest.raises(api.Mistake) as error:
-            api.load_study(ZIP)
-        said = f"{error.value}\n"
-    else:
+    with pytest.raises(api.Mistake) as error:
+        api.load_study(ZIP)
+    told = [f"{error.value}\n"]
+    for command in ("status", "report", "verify") if case == "a bomb" else ("status",):
         answer = gnexp(command)
         assert (answer.code, answer.out) == (2, "")
-        said = answer.err
-    assert (said.count("\n"), str(ZIP) in said, why in said) == (1, True, True), said
+        told.append(answer.err)
+    for said in told:
+        assert (said.count("\n"), str(ZIP) in said, why in said) == (1, True, True), said
     assert tree(workdir) == before
     assert {p for p in workdir.parent.rglob("*") if "cache" not in p.parts} <= around
 

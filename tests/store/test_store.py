@@ -1,6 +1,5 @@
 """The run store keeps every file whole, every number exact, and says what is wrong with it."""
 
-import json
 import math
 import multiprocessing
 import os
@@ -10,9 +9,9 @@ import sys
 import numpy as np
 import pytest
 
-from gnexp.store import files
 from gnexp.store.files import write_whole
 from gnexp.store.run import Run
+from gnexp.store.run_files import TABLES
 from gnexp.store.study import load_study, studies
 
 
@@ -27,20 +26,11 @@ def metrics_row(seed=0, epoch=1, **changes):
     return {**row, "time_s": 1e-7, **changes}
 
 
-def gradients_row(**changes):
-    row = {"seed": 0, "epoch": 0, "at_batch": 2, "parameters": "all", "k": 64, "noise": 1.0}
-    row |= {"noise_lo": 0.5, "noise_hi": 1.5, "signal": -0.1, "signal_lo": -1.0, "signal_hi": 0.8}
-    return {
-        **row,
-        "relative_noise": math.inf,
-        "noise_scale": math.inf,
-        "weight_norm": 3.0,
-        **changes,
-    }
-
-
-def covariance_row(**changes):
-    return {"seed": 0, "epoch": 0, "parameters": "all", "n": 512, "trace": 2.0, **changes}
+# A row of every table, each number another.
+ROWS = {
+    name: {column: kind(number + 1) for number, (column, kind) in enumerate(table.columns.items())}
+    for name, table in TABLES.items()
+}
 
 
 def test_a_reader_never_sees_a_part_of_a_file_and_no_temporary_file_stays(tmp_path, monkeypatch):
@@ -107,18 +97,16 @@ def test_rows_are_sorted_and_equal_rows_are_equal_bytes_in_whatever_order_they_c
     assert order == [(2, 1), (2, 2), (2, 3), (10, 1), (10, 2), (10, 3)]
 
 
-def test_a_row_written_again_replaces_the_one_of_the_same_key(run):
-    run.add_rows("metrics.csv", [metrics_row(test_acc=0.1), metrics_row(seed=1)])
-    run.add_rows("metrics.csv", [metrics_row(test_acc=0.9)])
-    assert [row["test_acc"] for row in run.rows("metrics.csv")] == [0.9, 0.4]
-    run.add_rows(
-        "gradients.csv", [gradients_row(), gradients_row(at_batch=4), gradients_row(epoch=1)]
-    )
-    run.add_rows("gradients.csv", [gradients_row(noise=7.0)])
-    assert [row["noise"] for row in run.rows("gradients.csv")] == [7.0, 1.0, 1.0]
-    run.add_rows("covariance.csv", [covariance_row(), covariance_row(parameters="gamma")])
-    run.add_rows("covariance.csv", [covariance_row(trace=5.0)])
-    assert [row["trace"] for row in run.rows("covariance.csv")] == [5.0, 2.0]
+@pytest.mark.parametrize("name", ROWS)
+def test_a_row_written_again_replaces_the_one_of_the_same_key_and_no_other(name, run):
+    row, key, (*_, last) = ROWS[name], TABLES[name].key, ROWS[name]
+    others = [{**row, column: key[column](9)} for column in key]
+    run.add_rows(name, [row, *others])
+    run.add_rows(name, [{**row, last: 0.5}])
+    stored = run.rows(name)
+    assert len(stored) == 1 + len(key)
+    assert [each[last] for each in stored if all(each[c] == row[c] for c in key)] == [0.5]
+    assert all(other in stored for other in others)
 
 
 def test_a_row_with_a_missing_or_unknown_column_is_refused_by_name(run):
@@ -164,26 +152,15 @@ def test_results_are_added_seed_by_seed_and_list_the_finished_ones(run):
     assert result["seeds"]["2"]["test_acc"] is None
 
 
-def test_result_json_is_standard_json_even_when_a_loss_is_not_finite(run):
-    run.add_result(0, {"test_loss": math.inf, "train_loss": np.float32("nan"), "epochs": 2})
-
-    def refuse(constant):
-        raise AssertionError(constant)
-
-    text = (run.folder / "result.json").read_text()
-    assert json.loads(text, parse_constant=refuse)["seeds"]["0"]["epochs"] == 2
-
-
 def test_dropping_a_seed_leaves_the_others_untouched(run):
     for seed in (0, 1):
-        run.add_rows("metrics.csv", [metrics_row(seed)])
-        run.add_rows("gradients.csv", [gradients_row(seed=seed)])
-        run.add_rows("covariance.csv", [covariance_row(seed=seed)])
+        for name, row in ROWS.items():
+            run.add_rows(name, [{**row, "seed": seed}])
         run.add_logits(seed, np.full((3, 2), seed))
         run.add_result(seed, {"test_acc": 0.5})
     run.drop_seed(0)
-    for rows in (run.rows("metrics.csv"), run.rows("gradients.csv"), run.rows("covariance.csv")):
-        assert [row["seed"] for row in rows] == [1]
+    for name in ROWS:
+        assert [row["seed"] for row in run.rows(name)] == [1]
     assert run.finished_seeds() == [1]
     assert list(run.logits()) == [1]
 
@@ -198,12 +175,6 @@ def test_logits_are_float16_by_seed_and_need_no_pickle(run):
         assert arrays["seed_3"].dtype == np.float16
         np.testing.assert_array_equal(arrays["seed_3"], logits_NC.astype(np.float16))
     np.testing.assert_array_equal(run.logits()[1], -run.logits()[3])
-
-
-def test_a_checkpoint_is_the_bytes_that_were_given(run):
-    assert run.checkpoint() is None
-    run.write_checkpoint(b"\x00weights")
-    assert run.checkpoint() == b"\x00weights"
 
 
 @pytest.mark.parametrize(
@@ -314,10 +285,3 @@ def test_the_store_imports_neither_torch_nor_the_slow_libraries():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert output.stdout.strip() == "[]"
-
-
-def test_plain_values_lose_their_numpy_types_and_nothing_else():
-    value = {1: (np.float64(0.1), np.bool_(True)), "b": [None, np.int64(3)], "c": math.nan}
-    to_json_types = files.to_json_types(value, finite=True)
-    assert to_json_types == {"1": [0.1, True], "b": [None, 3], "c": None}
-    assert [type(v) for v in to_json_types["1"]] == [float, bool]
