@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gnexp.norms.base import ReplicatedNorm
-from gnexp.norms.layers import DEFAULT_EPS, DEFAULT_MOMENTUM, follow, require_momentum
+from gnexp.norms.layers import DEFAULT_EPS, DEFAULT_MOMENTUM, batch_norm_of_parts, require_momentum
 
 DEFAULT_GHOST_BATCH = 8
 
@@ -176,17 +176,12 @@ class GhostBatchNorm2d(RunningNorm):
 
     def _of_ghosts(self, x_NCHW: Tensor, count: int) -> Tensor:
         """Normalize `count` ghost batches of equal size in one call, as channels of their own."""
-        x_KGCHW = x_NCHW.unflatten(0, (count, -1))
-        x_GKCHW = x_KGCHW.transpose(0, 1).flatten(1, 2)
-        kind = self.running_mean.dtype
-        mean_KC, var_KC = x_NCHW.new_zeros(2, x_GKCHW.shape[1], dtype=kind).unbind()
-        weight_KC, bias_KC = self.weight.repeat(count), self.bias.repeat(count)
-        # With momentum 1 the "running" statistics are those of the batch, the variance unbiased.
-        y_GKCHW = F.batch_norm(x_GKCHW, mean_KC, var_KC, weight_KC, bias_KC, True, 1.0, self.eps)
-        follow(self, mean_KC.unflatten(0, (count, -1)), var_KC.unflatten(0, (count, -1)))
-        y_KGCHW = y_GKCHW.unflatten(1, (count, -1)).transpose(0, 1)
+        x_GDHW = x_NCHW.unflatten(0, (count, -1)).transpose(0, 1).flatten(1, 2)
+        y_GKCHW = batch_norm_of_parts(self, x_GDHW, count).unflatten(1, (count, -1))
         # Into the memory format of the input, which folding ghosts into the channels has lost.
-        return torch.empty_like(x_NCHW).unflatten(0, (count, -1)).copy_(y_KGCHW).flatten(0, 1)
+        y_NCHW = torch.empty_like(x_NCHW)
+        y_NCHW.unflatten(0, (count, -1)).copy_(y_GKCHW.transpose(0, 1))
+        return y_NCHW
 
 
 class FrozenBatchNorm2d(ReplicatedNorm):

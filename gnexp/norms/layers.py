@@ -4,11 +4,12 @@ Every builder returns a module on (N, C, H, W) with `weight` (gamma, ones) and `
 both (C,), and the same default eps: what differs between two norms is which values share a
 statistic, and nothing else.
 
-Shapes: N examples, C channels, H and W pixels.
+Shapes: N examples, C channels, H and W pixels; K batches of G examples.
 """
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 DEFAULT_EPS = 1e-5
 DEFAULT_GROUPS = 8  # divides every layer of the 6n+2 ResNets; the paper's 32 need width >= 32
@@ -59,18 +60,33 @@ def require_several(x_NRCHW: Tensor) -> int:
     return count
 
 
-@torch.no_grad()
-def follow(layer: nn.Module, mean_KC: Tensor, var_KC: Tensor) -> None:
-    """Move the running statistics over K batches, one after the other.
+def batch_norm_of_parts(layer: nn.Module, x_GDHW: Tensor, count: int) -> Tensor:
+    """Normalize K = `count` batches of G examples in one call, as channels of their own.
 
+    D = K * C: the channels of batch 0, then those of batch 1, and so on. The layer's running
+    statistics, if it has any, move past one batch after the other:
     r <- (1 - m) r + m s, applied to s_1 .. s_K, is (1 - m)^K r + m sum (1 - m)^(K-k) s_k.
     """
-    count, keep = len(mean_KC), 1 - layer.momentum
-    behind = torch.arange(count - 1, -1, -1, device=mean_KC.device, dtype=mean_KC.dtype)
-    weights_K1 = layer.momentum * keep ** behind[:, None]
-    for running_C, seen_KC in ((layer.running_mean, mean_KC), (layer.running_var, var_KC)):
-        # No matrix product: under autocast that would be one in bfloat16.
-        running_C.mul_(keep**count).add_((weights_K1 * seen_KC).sum(dim=0))
+    # In float32 also under bfloat16, as gamma and beta are: a CPU refuses a mixture.
+    followed = layer.running_mean is not None
+    wide = torch.promote_types(x_GDHW.dtype, torch.float32)
+    kind = layer.running_mean.dtype if followed else wide
+    mean_D, var_D = x_GDHW.new_zeros(2, x_GDHW.shape[1], dtype=kind).unbind()
+    weight_D, bias_D = (None if t is None else t.repeat(count) for t in (layer.weight, layer.bias))
+    # With momentum 1 the "running" statistics are those of the batch: the variance comes out
+    # unbiased and without the detour over 1 / sqrt(var + eps), which costs digits. They start at
+    # zero, since 0 times what memory held before may be NaN.
+    y_GDHW = F.batch_norm(x_GDHW, mean_D, var_D, weight_D, bias_D, True, 1.0, layer.eps)
+    if not followed:
+        return y_GDHW
+    behind = torch.arange(count - 1, -1, -1, device=mean_D.device, dtype=kind)
+    weights_K1 = layer.momentum * (1 - layer.momentum) ** behind[:, None]
+    with torch.no_grad():
+        for running_C, seen_D in ((layer.running_mean, mean_D), (layer.running_var, var_D)):
+            # No matrix product: under autocast that would be one in bfloat16.
+            seen_C = (weights_K1 * seen_D.view(count, -1)).sum(dim=0)
+            running_C.mul_((1 - layer.momentum) ** count).add_(seen_C)
+    return y_GDHW
 
 
 def batch_norm(

@@ -8,10 +8,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from gnexp.norms.constant_affine import held_constant, hold_constant
-from gnexp.norms.layers import ChannelAffine, follow
+from gnexp.norms.layers import ChannelAffine, batch_norm_of_parts
 
 
 def join(target: nn.Module, layers: Sequence[nn.Module]) -> nn.Module:
@@ -45,21 +44,10 @@ class ChunkedBatchNorm2d(nn.BatchNorm2d):
     def forward(self, x_NCHW: Tensor) -> Tensor:
         if self.chunks == 1 or not self.training:
             return super().forward(x_NCHW)
-        count, shape = self.chunks, x_NCHW.shape
-        x = x_NCHW.reshape(shape[0] // count, count * shape[1], *shape[2:])
-        # In float32 also under bfloat16, as gamma and beta are: a CPU refuses a mixture.
-        kind = torch.promote_types(x.dtype, torch.float32)
-        mean_KC, var_KC = x.new_zeros(2, count * shape[1], dtype=kind).unbind()
-        affine = self.weight, self.bias
-        weight, bias = (None if t is None else t.repeat(count) for t in affine)
-        # With momentum 1 the "running" statistics are those of the batch: the variance comes out
-        # unbiased and without the detour over 1 / sqrt(var + eps), which costs digits. They start
-        # at zero, since 0 times what memory held before may be NaN.
-        y = F.batch_norm(x, mean_KC, var_KC, weight, bias, True, 1.0, self.eps)
+        x_GDHW = x_NCHW.unflatten(0, (-1, self.chunks)).flatten(1, 2)
         if self.track_running_stats:
-            follow(self, mean_KC.view(count, -1), var_KC.view(count, -1))
-            self.num_batches_tracked.add_(count)
-        return y.reshape(shape)
+            self.num_batches_tracked.add_(self.chunks)
+        return batch_norm_of_parts(self, x_GDHW, self.chunks).reshape(x_NCHW.shape)
 
 
 def stack_batch_norm(layers: Sequence[nn.BatchNorm2d]) -> nn.Module:
