@@ -24,6 +24,7 @@ from gnexp.models.conversion.replace_norms import (
     try_example,
 )
 from gnexp.norms.copying import copied, lazy_tensors
+from gnexp.norms.statistic_size import evaluating
 from gnexp.norms.trials import error_text
 
 PREFIX = "convert."  # of keys on the command line
@@ -124,10 +125,8 @@ def _materialize(model: nn.Module, shape: Sequence[int], label: str) -> None:
     """Let lazy layers see images once, by which they learn their channels."""
     if not lazy_tensors(model):
         return
-    modes = [(module, module.training) for module in model.modules()]
-    _logits(model.eval(), _images(shape), label)
-    for module, training in modes:
-        module.training = training
+    with evaluating(model):
+        _logits(model, _images(shape), label)
     if left := lazy_tensors(model):
         raise ValueError(
             f"{label} has a lazy layer that no image reaches ({left[0]}), so that its shape is not"

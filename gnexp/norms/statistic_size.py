@@ -78,7 +78,7 @@ def values_per_statistic(
 
         return record
 
-    with _evaluating(model), torch.no_grad():
+    with evaluating(model), torch.no_grad():
         handles = [
             module.register_forward_pre_hook(recorder(name, pools))
             for name, module in model.named_modules()
@@ -93,7 +93,7 @@ def values_per_statistic(
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Put the model in evaluation mode; afterwards give each module its own flag back."""
     # model.train(was_training) would not do: a user may have frozen some layers.
     flags = [(module, module.training) for module in model.modules()]
