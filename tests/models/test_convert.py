@@ -496,12 +496,6 @@ def test_what_a_replacement_would_lose_is_refused(build, why):
         convert(build())
 
 
-def test_batch_norm_without_running_statistics_is_reported_to_get_them():
-    old = nn.Sequential(nn.BatchNorm2d(8, momentum=None, track_running_stats=False))
-    (row,) = convert(old, "bn").replaced
-    assert row.changed == ("momentum None -> 0.1", "track_running_stats False -> True")
-
-
 def test_norms_of_queries_and_keys_are_no_feature_maps():
     model = timm_model("vit_tiny_patch16_224", img_size=32, qk_norm=True)
     result = convert(model, only=["layer"], example=torch.randn(2, 3, 32, 32))
@@ -509,13 +503,6 @@ def test_norms_of_queries_and_keys_are_no_feature_maps():
     assert "blocks.0.attn.q_norm: LayerNorm left, since it is within an attention layer" in str(
         result
     )
-
-
-def test_an_example_of_one_image_may_be_among_the_arguments():
-    model = nn.Sequential(nn.Conv2d(3, 8, 8), nn.BatchNorm2d(8))  # one value per channel and image
-    one = torch.randn(1, 3, 8, 8)
-    for example in (one, (one,), {"input": one}):
-        assert len(convert(model, "bn", example=example).replaced) == 1
 
 
 def test_a_model_that_cannot_be_copied_is_refused_with_the_reason():
@@ -662,6 +649,9 @@ def test_eps_is_the_norms_own_unless_kept():
     assert done.replaced[0].changed == ("eps 0.001 -> 1e-05", "momentum 0.01 -> 0.1")
     assert convert(model, "bn", eps="keep").model[1].eps == 1e-3
     assert convert(model, "gn", groups=2, eps=1e-2).model[1].eps == 1e-2
+    old = nn.Sequential(nn.BatchNorm2d(8, momentum=None, track_running_stats=False))
+    (row,) = convert(old, "bn").replaced
+    assert row.changed == ("momentum None -> 0.1", "track_running_stats False -> True")
 
 
 def test_dtype_flags_and_frozen_parameters_are_those_of_the_old_layer():
@@ -773,9 +763,13 @@ def test_a_converted_model_that_does_not_take_the_example_is_refused():
         convert(Reads(), "gn", groups=1, example=images())
 
 
-def test_an_example_that_the_model_does_not_take_is_named_as_such():
+def test_an_example_is_of_any_form_and_one_that_the_model_does_not_take_is_named():
     with pytest.raises(ValueError, match=r"the model does not take the example: RuntimeError \("):
         convert(torchvision_model("resnet18"), "gn", example=torch.zeros(2, 5, 64, 64))
+    model = nn.Sequential(nn.Conv2d(3, 8, 8), nn.BatchNorm2d(8))  # one value per channel and image
+    one = torch.randn(1, 3, 8, 8)
+    for example in (one, (one,), {"input": one}):
+        assert len(convert(model, "bn", example=example).replaced) == 1
 
 
 def test_weight_standardization_is_of_the_convolutions_right_before_a_norm():

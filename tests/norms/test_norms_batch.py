@@ -29,52 +29,6 @@ def stock(layer: nn.Module) -> nn.BatchNorm2d:
     return bn
 
 
-def test_batch_renorm_is_batch_norm_until_its_warmup_ends():
-    layer = layer_of("brn", total_examples=1000, warmup=0.01)
-    bn = stock(layer)
-    for number in range(3):  # begins at 0, 4 and 8 examples of 10
-        x_NCHW = draw(4, 16, 3, 3, seed=number)
-        assert_near(layer(x_NCHW), bn(x_NCHW).detach())
-        assert_near(layer.running_var, bn.running_var)
-    x_NCHW = draw(4, 16, 3, 3, seed=9)  # at 12
-    assert (layer(x_NCHW) - bn(x_NCHW)).abs().max() > 1e-3
-    assert layer.examples_seen == 16
-
-
-def test_batch_renorm_within_its_limits_normalizes_by_the_running_statistics():
-    layer = layer_of("brn", rmax=1e6, dmax=1e6)
-    x_NCHW = draw(4, 16, 3, 3)
-    expected = layer.eval()(x_NCHW)
-    assert_near(layer.train()(x_NCHW), expected.detach())
-
-
-@pytest.mark.parametrize(
-    ("seen", "rmax", "dmax"),
-    [
-        (0, 1, 0),
-        (30, 1, 0),
-        (95, 1 + 2 * 65 / 220, 5 * 65 / 130),
-        (140, 2, 5 * 110 / 130),
-        (160, 1 + 2 * 130 / 220, 5),
-        (250, 3, 5),
-        (1000, 3, 5),
-        (5000, 3, 5),
-    ],
-)
-def test_the_limits_widen_linearly_with_the_part_of_training_that_has_passed(seen, rmax, dmax):
-    layer = build_norm("brn", 4, total_examples=1000).double()
-    layer.examples_seen.fill_(seen)
-    assert [limit.item() for limit in layer.limits()] == pytest.approx([rmax, dmax])
-
-
-def test_an_example_meets_its_ghost_batch_and_no_other():
-    layer, x_NCHW = layer_of("gbn", ghost_batch=4), draw(10, 16, 3, 3)
-    y_NCHW = layer(x_NCHW)
-    x_NCHW[4] += 1
-    same = [torch.equal(a, b) for a, b in zip(y_NCHW, layer(x_NCHW))]
-    assert same == [True] * 4 + [False] * 4 + [True] * 2
-
-
 def test_outside_of_synchronized_a_sum_is_the_tensor_itself():
     x = draw(3)
     assert all_sum(x) is x
