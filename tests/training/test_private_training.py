@@ -411,48 +411,50 @@ class Stop(BaseException):
     """What no `except Exception` catches, as a kill would not."""
 
 
-def test_a_private_run_that_was_stopped_ends_with_the_numbers_it_would_have_had(gnexp, monkeypatch):
+@pytest.fixture
+def stopped(gnexp, monkeypatch):
+    """Train until `stops` says so of a state: before it is stored, or after."""
+
+    def run(words, stops, before=False):
+        stored = trainer.save_states
+
+        def save(run, states):
+            stop = stops(states[0])
+            if not (stop and before):
+                stored(run, states)
+            if stop:
+                raise Stop
+
+        with monkeypatch.context() as patch:
+            patch.setattr(trainer, "save_states", save)
+            with pytest.raises(Stop):
+                gnexp("train", *words)
+
+    return run
+
+
+def test_a_private_run_that_was_stopped_ends_with_the_numbers_it_would_have_had(gnexp, stopped):
     words = (*QUICK, "checkpoint_minutes=0")
     assert gnexp("train", *words, "study=whole").code == 0
-    stored, saved = trainer.save_states, []
-
-    def stop(run, states):
-        stored(run, states)
-        saved.append(states[0].get("updates", 0))
-        if saved[-2:] in ([2, 0], [0, 1]):  # at the end of an epoch, and within the next
-            raise Stop
-
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer, "save_states", stop)
-        for _ in range(2):
-            with pytest.raises(Stop):
-                gnexp("train", *words, "study=stopped")
-    assert saved == [1, 2, 0, 1]
+    stopped((*words, "study=stopped"), lambda state: "updates" not in state)  # an epoch's end
+    stopped((*words, "study=stopped"), lambda state: state.get("updates") == 1)  # in the next
+    (whole,), (again,) = runs("results/whole"), runs("results/stopped")
+    state = torch.load(again / "checkpoint.pt", weights_only=True)["0"]
+    assert (state["epoch"], state["updates"]) == (1, 1)
     assert gnexp("train", *words, "study=stopped").code == 0
-    (whole,), (stopped,) = runs("results/whole"), runs("results/stopped")
-    assert rows(whole) == rows(stopped)
-    states = [torch.load(f / "checkpoint.pt", weights_only=True)["0"] for f in (whole, stopped)]
+    assert rows(whole) == rows(again)
+    states = [torch.load(f / "checkpoint.pt", weights_only=True)["0"] for f in (whole, again)]
     for name, weights in states[0]["model"].items():
         assert torch.equal(weights, states[1]["model"][name]), name
-    assert numbers(whole)["0"]["epsilon_spent"] == numbers(stopped)["0"]["epsilon_spent"]
+    assert numbers(whole)["0"]["epsilon_spent"] == numbers(again)["0"]["epsilon_spent"]
 
 
 SECRET = (*QUICK, "privacy.noise=secret", "checkpoint_minutes=0")
 
 
-def test_secret_runs_of_one_seed_differ_and_store_nothing_to_repeat_them(gnexp, monkeypatch):
+def test_secret_runs_of_one_seed_differ_and_store_nothing_to_repeat_them(gnexp, stopped):
     """Stopped within an epoch, one folder gives two ends: what it holds does not decide them."""
-
-    def stop(run, states):
-        stored(run, states)
-        if states[0].get("updates"):
-            raise Stop
-
-    stored = trainer.save_states
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer, "save_states", stop)
-        with pytest.raises(Stop):
-            gnexp("train", *SECRET, "study=first")
+    stopped((*SECRET, "study=first"), lambda state: state.get("updates"))
     (folder,) = runs("results/first")
     state = torch.load(folder / "checkpoint.pt", weights_only=True)["0"]
     assert (state["updates"], state["sums"][2:]) == (1, [20, 20]), "not how many were drawn"
@@ -478,21 +480,12 @@ def test_secret_runs_of_one_seed_differ_and_store_nothing_to_repeat_them(gnexp, 
     assert seed["epsilon_spent"] <= 8
 
 
-def test_what_a_secret_run_has_shown_is_stored_and_so_never_drawn_again(gnexp, monkeypatch):
+def test_what_a_secret_run_has_shown_is_stored_and_so_never_drawn_again(gnexp, stopped):
     """Else epsilon would count an epoch once whose accuracy was seen twice."""
-    stored = trainer.save_states
-
-    def stop(run, states):
-        if not states[0].get("updates"):  # the end of an epoch is not stored
-            raise Stop
-        stored(run, states)
-
     seen = {}
     for noise in ("seeded", "secret"):
-        with monkeypatch.context() as patch:
-            patch.setattr(trainer, "save_states", stop)
-            with pytest.raises(Stop):
-                gnexp("train", *QUICK, f"privacy.noise={noise}", f"study={noise}")
+        words = (*QUICK, f"privacy.noise={noise}", f"study={noise}")
+        stopped(words, lambda state: not state.get("updates"), before=True)
         (folder,) = runs(f"results/{noise}")
         seen[noise] = len(rows(folder)) if (folder / "metrics.csv").exists() else 0
     assert seen == {"seeded": 1, "secret": 0}
@@ -694,12 +687,11 @@ def test_a_budget_that_makes_no_sense_or_cannot_be_kept_gets_one_sentence(keys, 
     assert told in sentence
 
 
-def test_names_of_runs_that_are_not_private_are_what_they_were_and_all_budgets_have_their_own():
-    plain = run_name(resolve(config_of()), "images")
-    assert plain == "gn-g8-b32-tiny-92705598"  # as in test_run_names.py
+def test_every_budget_has_a_name_of_its_own_and_is_restored_as_it_was_stored():
     others = ({}, {"epsilon": 1.0}, {"delta": 1e-5}, {"clip": 0.5})
-    configs = [resolve(config_of(**{**DPSGD, **other})) for other in others]
-    assert len({plain, *(run_name(config, "images") for config in configs)}) == 5
+    configs = [resolve(config_of())]
+    configs += [resolve(config_of(**{**DPSGD, **other})) for other in others]
+    assert len({run_name(config, "images") for config in configs}) == 5
     assert [restore(as_dict(config)) for config in configs] == configs
 
 
