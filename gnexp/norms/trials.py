@@ -231,6 +231,11 @@ def _near(a: Tensor, b: Tensor, tolerance: float) -> bool:
     return bool(rms > 0 and (a - b).square().mean().sqrt() <= tolerance * rms)
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an exception's message, its type where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def error_text(error: Exception) -> str:
     """Return an exception's type and the first line of its message."""
     lines = str(error).strip().splitlines()

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from gnexp.norms.trials import first_line
 from gnexp.store.files import corrupt_file
 from gnexp.store.run import Run
 
@@ -58,8 +59,4 @@ def load_states(run: Run) -> dict[int, State]:
         loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         return {int(seed): dict(state) for seed, state in loaded.items()}
     except Exception as error:  # torch.load raises anything at all
-        raise corrupt_file(run.folder / "checkpoint.pt", _first_line(error)) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise corrupt_file(run.folder / "checkpoint.pt", first_line(error)) from error

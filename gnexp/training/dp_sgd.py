@@ -26,6 +26,7 @@ from torch.nn import functional as F
 
 from gnexp.data.seeding import derived_seed, secret_normal
 from gnexp.norms.copying import copied, put_state
+from gnexp.norms.trials import first_line
 from gnexp.training.lr_schedule import rate_factors
 from gnexp.training.stacked_step import Tick, no_tick
 
@@ -266,8 +267,7 @@ def why_no_private_gradient(
             if parameter.requires_grad and not _agree(parameter, torch.stack(gradients), largest):
                 return f"its gradients of {name} are not those of the images one by one"
     except Exception as error:
-        reason = str(error).strip().splitlines()
-        return reason[0] if reason else type(error).__name__
+        return first_line(error)
     return None
 
 

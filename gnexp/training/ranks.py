@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, distributed
 
 from gnexp.config.torchrun import PARENT, VARIABLES, TorchrunEnv, ending
+from gnexp.norms.trials import first_line
 
 AT_REST = timedelta(days=30)  # ranks wait while rank 0 measures or writes, or has a turn
 AT_WORK = timedelta(minutes=10)  # between ranks that are at the same update
@@ -150,12 +151,11 @@ class Ranks:
     def _cause(self, error: BaseException) -> BaseException:
         """Return what ends the training on all ranks: what came first; here `error` itself."""
         kind, key, start = _kind(error), f"fault/{self.training}", time.monotonic()
-        text = f"device {self.rank}: {type(error).__name__}: {_first_line(error)}"
-        if isinstance(error, OSError | ValueError):
-            text = f"device {self.rank}: {_first_line(error)}"
+        named = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
+        text = f"device {self.rank}: {named}{first_line(error)}"
         try:
             if kind == "lost":  # somebody else left first, and may have said why
-                text = f"the connection to another device broke: {_first_line(error)}"
+                text = f"the connection to another device broke: {first_line(error)}"
                 while not self.store.check([key]) and time.monotonic() - start < GRACE_S:
                     if ended := self._ended():
                         text = ended
@@ -206,10 +206,6 @@ def out_of_memory(error: BaseException) -> bool:
     """Return True for an out-of-memory error of CUDA, of Python, or of PyTorch's CPU allocator."""
     known = isinstance(error, torch.OutOfMemoryError | MemoryError)
     return known or "DefaultCPUAllocator: " in str(error)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [""])[0]
 
 
 def local_store() -> tuple[distributed.Store, int]:

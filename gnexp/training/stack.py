@@ -29,6 +29,7 @@ from gnexp.norms.base import ReplicatedNorm
 from gnexp.norms.copying import copied
 from gnexp.norms.registry import STACKED_FORMS
 from gnexp.norms.stacked import join
+from gnexp.norms.trials import first_line
 
 Stacker = Callable[[Sequence[Any]], nn.Module]
 
@@ -316,8 +317,7 @@ def why_not_stackable(
                 if isinstance(value, Tensor):
                     return f"{name} is a tensor, but neither a parameter nor a buffer"
     except Exception as error:
-        reason = str(error).strip().splitlines()
-        return f"torch.func refuses it: {reason[0] if reason else type(error).__name__}"
+        return f"torch.func refuses it: {first_line(error)}"
     return None
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gnexp.norms.trials import first_line
 from gnexp.store.digests import check
 from gnexp.store.files import CorruptFile
 from gnexp.store.run import Run
@@ -162,8 +163,9 @@ def _load(path: Path) -> Any:
                     raise ValueError(f"{bad} has another checksum")
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises anything at all
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        reason = reason.partition(". ")[0]  # what follows is PyTorch's advice about its own calls
+        reason = first_line(error).partition(". ")[
+            0
+        ]  # what follows is PyTorch's advice about its own calls
         raise ValueError(
             f"init_from={path} cannot be read as tensors ({reason}); save weights with"
             " torch.save(model.state_dict(), FILE)"

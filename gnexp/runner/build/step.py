@@ -13,6 +13,7 @@ from gnexp.data.sources import DataSummary
 from gnexp.data.update_blocks import update_blocks
 from gnexp.norms.copying import copied
 from gnexp.norms.registry import NORMS
+from gnexp.norms.trials import first_line
 from gnexp.runner.build import dp_sgd
 from gnexp.runner.build.data import train_settings
 from gnexp.runner.build.model import seeded_model
@@ -79,24 +80,24 @@ def training_step(
     if is_private(config):
         (model,), (seed,) = models, seeds
         return dp_sgd.step(config, model, seed, images, low_memory), ""
+    eager = functools.partial(_stacked_step, configs, models, images, low_memory)
     if ranks:
-        make = functools.partial(RankStep, ranks)
-        return _stacked_step(configs, models, images, low_memory, make=make), ""
+        return eager(make=functools.partial(RankStep, ranks)), ""
     if config.execution in ("auto", "cudagraph") and device.type == "cuda":
         if any(outside_state(config, models[0], images)):
-            note = "no CUDA graph (the model keeps state in attributes), so execution is eager"
-            return _stacked_step(configs, models, images, low_memory), note
+            why = "the model keeps state in attributes"
+            return eager(), f"no CUDA graph ({why}), so execution is eager"
         try:
             return _graph_step(configs, models, images, low_memory), ""
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
             torch.cuda.synchronize(device)
-            note = f"no CUDA graph ({_first_line(error)}), so execution fell back to eager"
-            return _stacked_step(configs, models, images, low_memory), note
+            note = f"no CUDA graph ({first_line(error)}), so execution fell back to eager"
+            return eager(), note
     if config.execution == "compile":
         try:
-            step = _stacked_step(configs, models, images, low_memory, compiled=True)
+            step = eager(compiled=True)
             states = [step.state(replica) for replica in range(step.replicas)]
             blocks = trial_block(configs, len(models), images)
             step.run(*blocks, [[0.0] * len(models)] * blocks[1].shape[1])
@@ -105,13 +106,9 @@ def training_step(
                 step.load(replica, state)
             return step, ""
         except Exception as error:
-            note = f"torch.compile failed ({_first_line(error)}), so execution fell back to eager"
-            return _stacked_step(configs, models, images, low_memory), note
-    return _stacked_step(configs, models, images, low_memory), ""
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+            note = f"torch.compile failed ({first_line(error)}), so execution fell back to eager"
+            return eager(), note
+    return eager(), ""
 
 
 def _stacked_step(
