@@ -30,6 +30,7 @@ from gnexp.norms.copying import copied
 from gnexp.norms.registry import STACKED_FORMS
 from gnexp.norms.stacked import join
 from gnexp.norms.trials import first_line
+from gnexp.training.attributes import attributes
 
 Stacker = Callable[[Sequence[Any]], nn.Module]
 
@@ -312,10 +313,10 @@ def why_not_stackable(
         after = _plain_numbers(models_apart[0])
         if changed := [key for key in before if after.get(key) != before[key]]:
             return f"{changed[0]} changes in training, and is no buffer"
-        for module in stack.modules():
-            for name, value in vars(module).items():
-                if isinstance(value, Tensor):
-                    return f"{name} is a tensor, but neither a parameter nor a buffer"
+        for name, value in attributes(stack).items():
+            if isinstance(value, Tensor):
+                name = name.rpartition(".")[2]
+                return f"{name} is a tensor, but neither a parameter nor a buffer"
     except Exception as error:
         return f"torch.func refuses it: {first_line(error)}"
     return None
@@ -323,12 +324,8 @@ def why_not_stackable(
 
 def _plain_numbers(model: nn.Module) -> dict[str, float]:
     """Return the attributes of a model's layers that are numbers of Python, by name."""
-    return {
-        f"{name}.{key}": value
-        for name, module in model.named_modules()
-        for key, value in vars(module).items()
-        if isinstance(value, int | float)
-    }
+    held = attributes(model).items()
+    return {name: value for name, value in held if isinstance(value, int | float)}
 
 
 def draws_random_numbers(model: nn.Module, shape: Sequence[int]) -> bool:
