@@ -2,7 +2,9 @@
 
 import copy
 import functools
+import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -320,6 +322,20 @@ def test_a_compiled_stack_is_the_eager_one(tmp_path, monkeypatch):
         pytest.skip(f"torch.compile does not work here: {type(error).__name__}")
     for ours, theirs in zip(states, train(step(False), x, y, LRS[:2]), strict=True):
         assert distance(ours, theirs) < FLOAT64
+
+
+def test_a_compiler_that_does_not_work_gives_way_to_eager_with_the_reason(gnexp, monkeypatch):
+    def refuse(module):
+        raise RuntimeError("no compiler here\nfurther lines")
+
+    monkeypatch.setattr(torch, "compile", refuse)
+    words = ("model=resnet8", "model.width=8", "data.train_limit=20", "data.test_limit=10")
+    words += ("epochs=1", "batch=10", "gradients=0", "execution=compile")
+    assert gnexp("train", *words).code == 0
+    (path,) = Path("results/main").glob("*/result.json")
+    seed = json.loads(path.read_text())["seeds"]["0"]
+    reason = "torch.compile failed (no compiler here), so execution fell back to eager"
+    assert (seed["execution"], seed["note"]) == ("eager", reason)
 
 
 class Drawing(StatelessNorm):
