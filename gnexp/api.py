@@ -120,14 +120,13 @@ def _quiet(output: io.StringIO) -> Iterator[None]:
 def _trained(configs: list[TrainConfig]) -> "pd.DataFrame":
     """Return the rows of the seeds that these configs ask for."""
     from gnexp.analysis.cells import run_rows
-    from gnexp.runner.build import data
-    from gnexp.runner.lr_search import folder_of, wanted
+    from gnexp.config.resolve import seed_list
+    from gnexp.runner.lr_search import run_folder, wanted
     from gnexp.store.study import load_study
 
     asked: dict[str, set[int]] = {}
     for _, each in wanted(configs):
-        resolved = data.resolved(each)
-        asked.setdefault(folder_of(resolved).name, set()).update(resolved.seeds)
+        asked.setdefault(run_folder(each).name, set()).update(seed_list(each.seeds))
     study = load_study(Path(configs[0].out) / configs[0].study)
     runs = [run for run in study.runs if run.name in asked]
     return _frame([row for row in run_rows(runs) if row["seed"] in asked[row["run"]]])

@@ -8,7 +8,6 @@ import contextlib
 import importlib
 import importlib.util
 import logging
-import math
 import os
 import tempfile
 from collections.abc import Callable, Sequence
@@ -18,7 +17,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from gnexp.config.resolve import expand, seed_list
+from gnexp.config.resolve import expand
 from gnexp.config.schema import TrainConfig, UsageError, is_tuned
 from gnexp.config.unknown import unknown
 from gnexp.store.digests import Writer
@@ -127,21 +126,9 @@ def validation_accuracy(config: TrainConfig) -> float:
 
     A diverged seed counts at chance; 0 when no seed has a result, which is worse than any.
     """
-    from gnexp.runner.build import data
-    from gnexp.runner.lr_search import folder_of
-    from gnexp.store.run import Run
+    from gnexp.runner.lr_search import validation_scores
 
-    config = data.resolved(config)
-    seeds = Run(folder_of(config)).result().get("seeds", {})
-    chance = 1 / len(data.images_of(config.data).classes)
-    found = [seeds[str(s)] for s in seed_list(config.seeds) if str(s) in seeds]
-    scores = [
-        n["test_acc"] if n.get("status") == "complete" else chance
-        for n in found
-        if n.get("status") in ("complete", "diverged")
-    ]
-    accuracy = mean(scores) if scores else 0.0
-    return accuracy if math.isfinite(accuracy) else chance
+    return mean(validation_scores(config) or [0.0])
 
 
 def optimize(name: str, typed: str, run: Callable[[Callable[[Any], float], Path], None]) -> int:

@@ -47,16 +47,26 @@ def load_states(run: Run) -> dict[int, State]:
     """Return the stored states by seed, {} without a checkpoint.
 
     Raises CorruptFile, naming the file, when it cannot be read or any byte of a tensor has changed.
-    Nothing that a file holds is executed.
     """
     data = run.checkpoint()
     if data is None:
         return {}
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            if bad := archive.testzip():  # torch.load does not look at the checksums
-                raise ValueError(f"{bad} has another checksum")
-        loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-        return {int(seed): dict(state) for seed, state in loaded.items()}
+        return {int(seed): dict(state) for seed, state in read_tensors(data).items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise corrupt_file(run.folder / "checkpoint.pt", error) from error
+
+
+def read_tensors(data: bytes) -> Any:
+    """Return what `torch.save` wrote; nothing that it holds is executed.
+
+    Raises ValueError, with the first line of the reason, for other bytes.
+    """
+    try:
+        if zipfile.is_zipfile(io.BytesIO(data)):  # torch.load does not look at the checksums
+            with zipfile.ZipFile(io.BytesIO(data)) as archive:
+                if bad := archive.testzip():
+                    raise ValueError(f"{bad} has another checksum")
+        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises anything at all
-        raise corrupt_file(run.folder / "checkpoint.pt", first_line(error)) from error
+        raise ValueError(first_line(error)) from error

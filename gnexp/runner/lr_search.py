@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gnexp.config.identity import run_name
-from gnexp.config.resolve import trial
+from gnexp.config.resolve import seed_list, trial
 from gnexp.config.schema import TrainConfig, UsageError, is_tuned
 from gnexp.config.validation import problems
 from gnexp.runner.build.code_digest import code_checksum
@@ -98,9 +98,9 @@ def _check_limit(config: TrainConfig) -> None:
 def record(configs: Iterable[TrainConfig]) -> None:
     """Write down in the study's folder which rates are chosen by now, for its report."""
     chosen: dict[Path, dict[str, LRChoice]] = {}
-    for config in configs:
-        now = lr_search_result(config) if is_tuned(config) else None
-        if now and now.chosen is not None:
+    for config in filter(is_tuned, configs):
+        now = lr_search_result(config)
+        if now.chosen is not None:
             choices = chosen.setdefault(Path(config.out) / config.study, {})
             choices[_name(config, 1.0)] = _choice(config, now)
     for study, choices in chosen.items():
@@ -116,45 +116,46 @@ def chosen_runs(configs: Iterable[TrainConfig]) -> set[str]:
 
 def _choice(config: TrainConfig, now: LRSearchState) -> LRChoice:
     untuned = None if config.tuning.untuned is None else float(config.tuning.untuned)
+    tried, run = _budget(trial(config, 1.0)), _budget(config)
     return LRChoice(
         run=_name(config, now.chosen),
         rate=now.chosen,
         untuned=None if untuned is None else _name(config, untuned),
         untuned_rate=untuned,
-        trials={rate: folder_of(resolved(trial(config, rate))).name for rate in now.scores},
+        trials={rate: run_folder(trial(config, rate)).name for rate in now.scores},
         rule=config.tuning.rule,
-        budget=_run_budget(config),
+        budget={key: value for key, value in run.items() if value != tried[key]},
     )
 
 
-def _run_budget(config: TrainConfig) -> dict[str, Any]:
-    """Return what the run has otherwise than its trials, by the names of a cell's key."""
-
-    def keys(config: TrainConfig) -> dict[str, Any]:
-        return {
-            "epochs": config.epochs,
-            "data.train_limit": config.data.train_limit,
-            "data.checksum": images_of(config.data).checksum[:8],
-        }
-
-    tried = keys(trial(config, 1.0))
-    return {key: value for key, value in keys(config).items() if value != tried[key]}
+def _budget(config: TrainConfig) -> dict[str, Any]:
+    """Return what a run may have otherwise than its trials, by the names of a cell's key."""
+    checksum = images_of(config.data).checksum[:8]
+    limit = config.data.train_limit
+    return {"epochs": config.epochs, "data.train_limit": limit, "data.checksum": checksum}
 
 
 def _name(config: TrainConfig, rate: float) -> str:
-    return folder_of(resolved(dataclasses.replace(config, lr=rate))).name
+    return run_folder(dataclasses.replace(config, lr=rate)).name
+
+
+def run_folder(config: TrainConfig) -> Path:
+    """Return the folder of the run that a typed config asks for, at one rate."""
+    config = resolved(config)
+    name = run_name(config, images_of(config.data).checksum, code_checksum(config))
+    return Path(config.out) / config.study / name
 
 
 def lr_search_result(config: TrainConfig) -> LRSearchState:
     """Return how far a tuned config's choice is, with the further rates that it has led to."""
     rates = [float(rate) for rate in config.tuning.lr]
     for _ in range(config.tuning.extend):
-        now = tuning(config, rates)
+        now = _search_state(config, rates)
         if not now.edges:
             return now
         # The larger first: by a better rate beyond it others may be no longer near the best.
         rates = extended(rates, now.edges[-1])
-    return tuning(config, rates)
+    return _search_state(config, rates)
 
 
 def extended(rates: list[float], edge: float) -> list[float]:
@@ -166,40 +167,36 @@ def extended(rates: list[float], edge: float) -> list[float]:
     return [*rates, float(f"{further:.6g}")]
 
 
-def tuning(config: TrainConfig, rates: Iterable[float]) -> LRSearchState:
+def _search_state(config: TrainConfig, rates: list[float]) -> LRSearchState:
     """Return how far the trials of a tuned config at these rates are, from their run folders."""
-    scores: dict[float, list[float]] = {}
-    rates, diverged, waiting = list(rates), [], []
-    for rate in rates:
-        each = resolved(trial(config, rate))
-        seeds = _results(Run(folder_of(each)))
-        found = [seeds[str(seed)] for seed in each.seeds if str(seed) in seeds]
-        if len(found) < len(each.seeds):
-            waiting.append(rate)
-        if any(numbers.get("status") == "diverged" for numbers in found):
-            diverged.append(rate)
-        chance = 1 / len(images_of(each.data).classes)
-        scored = [_score(numbers, chance) for numbers in found]
-        if scored := [score for score in scored if score is not None]:
-            scores[rate] = scored
+    trials = {rate: trial(config, rate) for rate in rates}
+    ended = {rate: _ended_seeds(each) for rate, each in trials.items()}
+    chance = 1 / len(images_of(config.data).classes)
+    scores = {rate: _scores(numbers, chance) for rate, numbers in ended.items()}
+    waiting = [r for r, each in trials.items() if len(ended[r]) < len(seed_list(each.seeds))]
+    diverged = [r for r in rates if any(n.get("status") == "diverged" for n in ended[r])]
+    scores = {rate: found for rate, found in scores.items() if found}
     return LRSearchState(config, rates, scores, diverged, waiting)
 
 
-def _results(run: Run) -> dict[str, dict[str, Any]]:
-    """Return the numbers of the ended seeds; corrupt files are repaired before training."""
+def _ended_seeds(config: TrainConfig) -> list[dict[str, Any]]:
+    """Return the numbers of a typed config's seeds that have ended."""
     try:
-        return run.result().get("seeds", {})
-    except CorruptFile:
-        return {}
+        found = Run(run_folder(config)).result().get("seeds", {})
+    except CorruptFile:  # which is repaired before training
+        return []
+    return [found[str(seed)] for seed in seed_list(config.seeds) if str(seed) in found]
 
 
-def _score(numbers: dict[str, Any], chance: float) -> float | None:
-    if numbers.get("status") == "complete":
-        return numbers["test_acc"] if math.isfinite(numbers["test_acc"]) else chance
-    return chance if numbers.get("status") == "diverged" else None
+def validation_scores(config: TrainConfig) -> list[float]:
+    """Return the accuracies of the ended seeds on the images held out, a diverged one at chance.
+
+    Those that failed, or are infeasible, have none.
+    """
+    return _scores(_ended_seeds(config), 1 / len(images_of(config.data).classes))
 
 
-def folder_of(config: TrainConfig) -> Path:
-    """Return the folder of a resolved config's run."""
-    checksums = images_of(config.data).checksum, code_checksum(config)
-    return Path(config.out) / config.study / run_name(config, *checksums)
+def _scores(ended: list[dict[str, Any]], chance: float) -> list[float]:
+    scored = [n for n in ended if n.get("status") in ("complete", "diverged")]
+    accuracies = [n["test_acc"] if n["status"] == "complete" else chance for n in scored]
+    return [accuracy if math.isfinite(accuracy) else chance for accuracy in accuracies]

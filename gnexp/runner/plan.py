@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from gnexp.config.identity import identity, restore, run_name
@@ -23,27 +23,24 @@ def plan(configs: list[TrainConfig], numbers: Sequence[int] | None = None) -> li
 
     numbers: of the configs among those that were typed, by default their places.
     """
-    found: list[str] = []
+    found = [
+        f"{name}= takes one value per grid: its runs share one report"
+        for name, key in KEYS.items()
+        if key.grid == "one" and len({repr(value_of(config, name)) for config in configs}) > 1
+    ]
     good = []
-    for name, key in KEYS.items():
-        if key.grid == "one" and len({repr(value_of(config, name)) for config in configs}) > 1:
-            found.append(f"{name}= takes one value per grid: its runs share one report")
     for config in configs:
-        wrong = problems(config)
-        wrong = wrong or width_problems(config.model)
+        wrong = problems(config) or width_problems(config.model)
         found += wrong
-        if not wrong:
-            try:
-                good.append(resolved(config))
-            except ValueError as error:
-                found.append(str(error))
+        with _collecting(found):
+            good += [resolved(config)] if not wrong else []
     checked: dict[str, PreparedRun | None] = {}
+    for key, config in {_built_by(config): config for config in good if not found}.items():
+        checked[key], wrong = preflight.check(config)
+        found += wrong
     if not found:
-        for key, config in {_built_by(config): config for config in good}.items():
-            checked[key], wrong = preflight.check(config)
-            found += wrong
-    if not found:
-        found += folder_problems(configs[0])
+        with _collecting(found):
+            output_folder(configs[0].out, configs[0].study)
     if found:
         raise UsageError("\n".join(dict.fromkeys(found)))
     runs: dict[str, PreparedRun] = {}
@@ -51,34 +48,49 @@ def plan(configs: list[TrainConfig], numbers: Sequence[int] | None = None) -> li
         run = checked[_built_by(config)]
         name = run_name(config, run.data.checksum, checksum_of(run.code))
         run = dataclasses.replace(run, config=config, name=name, jobs=(number,))
-        if name in runs:  # jobs may differ in their seeds alone
-            seeds = list(dict.fromkeys([*runs[name].config.seeds, *config.seeds]))
-            config = dataclasses.replace(runs[name].config, seeds=seeds)
-            run = dataclasses.replace(run, config=config, jobs=(*runs[name].jobs, number))
-        elif other := _other_config(run):
-            raise UsageError(other)
-        runs[name] = run
-    if gone := [line for run in runs.values() for line in _gone_problems(run)]:
-        raise UsageError("\n".join(dict.fromkeys(gone)))
+        runs[name] = _joined(runs[name], run) if name in runs else run
+    if found := [line for run in runs.values() for line in _folder_problems(run)]:
+        raise UsageError("\n".join(dict.fromkeys(found)))
     return list(runs.values())
 
 
-def _gone_problems(run: PreparedRun) -> list[str]:
-    """Return whether weights are gone from which a seed has still to start."""
+@contextlib.contextmanager
+def _collecting(found: list[str]) -> Iterator[None]:
+    """Add what is raised while checking to what is wrong."""
+    try:
+        yield
+    except ValueError as error:
+        found.append(str(error))
+
+
+def _joined(run: PreparedRun, other: PreparedRun) -> PreparedRun:
+    """Return the run of two jobs that differ in their seeds alone."""
+    seeds = list(dict.fromkeys([*run.config.seeds, *other.config.seeds]))
+    config = dataclasses.replace(run.config, seeds=seeds)
+    return dataclasses.replace(run, config=config, jobs=(*run.jobs, *other.jobs))
+
+
+def _folder_problems(run: PreparedRun) -> list[str]:
+    """Return whether a run's folder holds another run, or weights that it needs are gone."""
+    return [sentence for sentence in (_other_config(run), _gone_start(run)) if sentence]
+
+
+def _gone_start(run: PreparedRun) -> str:
+    """Return a sentence if weights are gone from which a seed has still to start, "" if not."""
     config = run.config
     if config.init_from is None or initial_weights.is_there(config.init_from):
-        return []
+        return ""
     try:
         begun = {*load_states(run.stored), *run.stored.finished_seeds()}
     except ValueError:  # a corrupt file: after its repair a seed may have to start again
         begun = set()
     new = [seed for seed in config.seeds if config.force or seed not in begun]
     if not new:
-        return []
-    return [
+        return ""
+    return (
         f"init_from={config.init_from} does not exist, and seed {new[0]} of {run.name} has still to"
         " start from there; put it back, or type where it is now"
-    ]
+    )
 
 
 def _other_config(run: PreparedRun) -> str:
@@ -102,32 +114,22 @@ def _built_by(config: TrainConfig) -> str:
 def output_folder(out: str, name: str, stale: Iterable[str] = ()) -> Path:
     """Make OUT/NAME, without the `stale` files of an earlier call, and return it.
 
-    Raises UsageError when that is not possible.
+    Raises UsageError when it cannot be written, and then leaves no trace.
     """
     folder = Path(out) / name
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for file in stale:
-            (folder / file).unlink(missing_ok=True)
-    except OSError as error:
-        reason = error.strerror or error
-        raise UsageError(
-            f"out={out}: {folder} cannot be written ({reason}); use another out=FOLDER"
-        ) from error
-    return folder
-
-
-def folder_problems(config: TrainConfig) -> list[str]:
-    """Make the study's folder; return what keeps it from being written, then without a trace."""
-    folder = Path(config.out) / config.study
     made = [part for part in (folder, *folder.parents) if not part.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)  # another call may do so at the same time
         with tempfile.TemporaryFile(dir=folder):
-            return []
+            pass
+        for file in stale:
+            (folder / file).unlink(missing_ok=True)
     except OSError as error:
         for part in made:
             with contextlib.suppress(OSError):  # never made, or in use by another call
                 part.rmdir()
         reason = error.strerror or error
-        return [f"out={config.out}: {folder} cannot be written ({reason}); use another out=FOLDER"]
+        raise UsageError(
+            f"out={out}: {folder} cannot be written ({reason}); use another out=FOLDER"
+        ) from error
+    return folder

@@ -5,7 +5,6 @@ from torch import nn
 
 from gnexp.config.schema import (
     CUSTOM,
-    TUNING_SEEDS_FROM,
     ShiftConfig,
     TrainConfig,
     instruments,
@@ -51,39 +50,40 @@ def check(config: TrainConfig) -> tuple[PreparedRun | None, list[str]]:
         device_images(config.data, device)
     except ValueError as error:
         return None, [str(error)]
-    data, converted, parameters, start, undefined = images.summary, [], 0, "", ""
-    found = _size_problems(config, data.train_size)
-    if config.execution == "cudagraph" and device.type != "cuda":
-        found.append(
-            f"execution=cudagraph needs a CUDA device, not {device.type}; use execution=auto"
-        )
+    data, converted, decided = images.summary, [], {}
+    found = _size_problems(config, data.train_size) + _device_problems(config, device)
     found += corruption_problems(config.shift) or _released_problems(config, images)
-    if config.precision == "tf32" and device.type != "cuda":
-        found.append(f"precision=tf32 needs a CUDA device, not {device.type}; use precision=fp32")
     try:
         groups = groups_per_layer(config, data)
         try_own_norm(config, data)
         model, converted = _tried_model(config, data)
-        parameters = sum(p.numel() for p in model.parameters())
+        decided["parameters"] = sum(p.numel() for p in model.parameters())
         found += _statistic_problems(config, model, data)
         if config.init_from is not None and not found:
-            start = _start(config, model, data)
+            decided["start"] = _start(config, model, data)
         if is_private(config) and not found:
-            found += (_same_images_problems(config, data) if start else []) or _privacy_problems(
-                config, model, device
-            )
+            found += _privacy_problems(config, model, device, bool(decided.get("start")))
         if config.devices > 1 and not found:
             found += gpu_problems(config.device, config.devices)
     except Undefined as error:
-        undefined = str(error)
+        decided["undefined"] = str(error)
     except (ValueError, TypeError) as error:
         found.append(str(error))
     if found:
         return None, found
     network = {"groups_per_layer": groups, "pools": pools(config, data)}
     network |= {"conversion": converted} if converted else {}
-    decided = {"network": network, "parameters": parameters, "code": code_digests(config)}
-    return PreparedRun(config, "", device, data, start=start, undefined=undefined, **decided), []
+    code = code_digests(config)
+    return PreparedRun(config, "", device, data, network, code=code, **decided), []
+
+
+def _device_problems(config: TrainConfig, device: torch.device) -> list[str]:
+    needs_cuda = {"execution": ("cudagraph", "auto"), "precision": ("tf32", "fp32")}
+    return [
+        f"{key}={value} needs a CUDA device, not {device.type}; use {key}={instead}"
+        for key, (value, instead) in needs_cuda.items()
+        if getattr(config, key) == value and device.type != "cuda"
+    ]
 
 
 def _tried_model(config: TrainConfig, data: DataSummary) -> tuple[nn.Module, list[str]]:
@@ -103,7 +103,7 @@ def _start(config: TrainConfig, model: nn.Module, data: DataSummary) -> str:
     if not initial_weights.is_there(config.init_from):
         return ""
     source = initial_weights.read_source(config.init_from)
-    own = [source.seed(seed, TUNING_SEEDS_FROM) is not None for seed in config.seeds]
+    own = [source.seed(seed) is not None for seed in config.seeds]
     text = load_start(config, source, model, data, config.seeds[0]).sentence()
     if config.init_statistics == "reestimate":  # tried on a few images
         reestimate(model, device_images(config.data, torch.device("cpu")), "fp32", most=2)
@@ -111,23 +111,22 @@ def _start(config: TrainConfig, model: nn.Module, data: DataSummary) -> str:
     return f"{source.name}{', seed by seed' * own[0]}: {text}"
 
 
-def _same_images_problems(config: TrainConfig, data: DataSummary) -> list[str]:
-    """Return whether private training starts from what was trained on the images it protects."""
-    source = initial_weights.read_source(config.init_from)
-    before = source.trained.get("config", {}).get("data", {}).get("name")
-    published = config.data.name not in ("npz", "imagefolder")  # which may be of any images
-    same = source.trained.get("data", {}).get("checksum") == data.checksum
-    if not (same or (published and before == config.data.name)):
-        return []
-    return [
-        f"init_from={config.init_from} excludes privacy=dpsgd: that run was trained on"
-        f" data={before}, whose images privacy is for, outside the budget; start from a run on"
-        " other data"
-    ]
-
-
-def _privacy_problems(config: TrainConfig, model: nn.Module, device: torch.device) -> list[str]:
+def _privacy_problems(
+    config: TrainConfig, model: nn.Module, device: torch.device, started: bool
+) -> list[str]:
+    """Return why a run cannot be private, such as a start from what was trained on its images."""
     images = device_images(config.data, device)
+    if started:
+        trained = initial_weights.read_source(config.init_from).trained
+        before = trained["config"].get("data", {}).get("name")
+        published = config.data.name not in ("npz", "imagefolder")  # which may be of any images
+        same = trained["data"].get("checksum") == images.summary.checksum
+        if same or (published and before == config.data.name):
+            return [
+                f"init_from={config.init_from} excludes privacy=dpsgd: that run was trained on"
+                f" data={before}, whose images privacy is for, outside the budget; start from a run"
+                " on other data"
+            ]
     x_NCHW = normalize(images.x_train[:WATCHED], images.mean, images.std).cpu()
     y_N = images.y_train[:WATCHED].cpu()
     return dp_sgd.problems(config, model, x_NCHW, y_N, len(images.x_train))

@@ -61,40 +61,53 @@ def replica_groups(
     if not todo:
         return [], {}, 1
     replicas = [Replica(run, seed) for run, seeds in todo.items() for seed in seeds]
-    config = replicas[0].config
-    names, spec, reasons = {replica.name for replica in replicas}, {}, {}
-    for run, seeds in todo.items():
-        spec |= _known_spec(run, seeds)
-        # One training shares its step with none; finding out takes longer than a few updates.
-        if len(replicas) > 1:
-            reasons[run] = why_seeds_train_apart(run.config, run.data, run.device)
-    reasons = {run: reason for run, reason in reasons.items() if reason}
-    images = sum(r.run.data.train_size * r.config.epochs for r in replicas)
-    workers = worker_count(config.workers, config.device)
-    parallel = max(run.config.devices for run in todo)
-    if parallel > 1 or (config.workers is None and images < WORTH_A_PROCESS):
-        workers = 1
-    unstackable = {run.name for run in reasons}
-
-    for known in set(spec.values()):
-        # A call that was killed while it wrote the plan has written it for some members only.
-        spec = {name: known for name in known.members if name in names} | spec
+    # One training shares its step with none; finding out takes longer than a few updates.
+    asked = todo if len(replicas) > 1 else ()
+    why = {run: why_seeds_train_apart(run.config, run.data, run.device) for run in asked}
+    reasons = {run: reason for run, reason in why.items() if reason}
+    workers = _workers(replicas)
 
     def laid_out() -> tuple[list[ReplicaGroup], int]:
-        steps = layout(replicas, spec, unstackable, workers)
+        how = _known_specs(todo), {run.name for run in reasons}, workers
+        steps = layout(replicas, *how)
         if min(workers, len(steps)) > 1:
             return steps, min(workers, len(steps))
         threads = torch.get_num_threads()
-        if parallel > 1 and not launched():  # whose launcher divides them
-            threads = max(1, threads // parallel)
-        return layout(replicas, spec, unstackable, workers, threads), 1
+        if (devices := max(run.config.devices for run in todo)) > 1 and not launched():
+            threads = max(1, threads // devices)  # which a launcher divides itself
+        return layout(replicas, *how, threads), 1
 
     _write_plan(todo, laid_out()[0])
-    for run, seeds in todo.items():  # another call may have been first
-        spec |= _known_spec(run, seeds)
-    steps, processes = laid_out()
+    steps, processes = laid_out()  # by what another call may have written first
     apart = {run: reason for run, reason in reasons.items() if len(todo[run]) > 1}
     return steps, apart, processes
+
+
+def _workers(replicas: list[Replica]) -> int:
+    config = replicas[0].config
+    images = sum(r.run.data.train_size * r.config.epochs for r in replicas)
+    few = config.workers is None and images < WORTH_A_PROCESS
+    if few or any(replica.config.devices > 1 for replica in replicas):
+        return 1
+    return worker_count(config.workers, config.device)
+
+
+def _known_specs(todo: dict[PreparedRun, list[int]]) -> dict[str, ReplicaGroupSpec]:
+    """Return the replica groups in which earlier calls began or planned trainings, by name.
+
+    A call that was killed while it wrote the plan has written it for some members only.
+    """
+    names = {Replica(run, seed).name for run, seeds in todo.items() for seed in seeds}
+    found: dict[str, ReplicaGroupSpec] = {}
+    for run, seeds in todo.items():
+        found |= _known_spec(run, seeds)
+    others = {
+        name: spec
+        for spec in dict.fromkeys(found.values())
+        for name in spec.members
+        if name in names
+    }
+    return others | found
 
 
 def _known_spec(run: PreparedRun, seeds: list[int]) -> dict[str, ReplicaGroupSpec]:

@@ -92,12 +92,6 @@ def read_checked(path: Path) -> bytes | None:
     return None
 
 
-def check(path: Path) -> None:
-    """Raise CorruptFile where a file has a digest, and is not as it was written."""
-    if path.name in stored_digests(path.parent):
-        read_checked(path)
-
-
 def repair(folder: Path) -> str:
     """Move a corrupt digests.json aside; return a sentence about it, "" if it is whole.
 

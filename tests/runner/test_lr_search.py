@@ -112,6 +112,13 @@ def test_every_rate_is_tried_and_the_best_is_trained_on_the_whole_set_with_other
     again = gnexp("train", *TUNED, "tuning.lr=[0.05,0.4]", "tuning.untuned=0.2")
     assert f": {len(configs())} complete |" in again.out
     assert "to train" not in again.out
+    one = ("shift.corruptions=[contrast]", "shift.severities=[1]")
+    answer = gnexp("measure", "what=[shift]", *one, "workers=1")
+    assert answer.code == 0
+    assert "measuring shift: 1 run\n" in answer.out, "trials and other rates are left out"
+    (measured,) = Path("results/main").glob("gn-*/shift.csv")
+    config = json.loads((measured.parent / "result.json").read_text())["config"]
+    assert (config["lr"], config["data"]["validation"]) == (chosen, None)
 
 
 def test_the_report_shows_the_chosen_rate_as_the_norms_accuracy_and_the_trials_apart(gnexp):
@@ -138,18 +145,6 @@ def test_the_report_shows_the_chosen_rate_as_the_norms_accuracy_and_the_trials_a
     tuning_rows = table(report / "tuning.csv")
     assert len(tuning_rows) == 4
     assert sum(row["chosen"] == "true" for row in tuning_rows) == 2
-
-
-def test_measuring_a_tuned_study_leaves_out_trials_and_rates_that_were_not_chosen(gnexp):
-    assert gnexp("train", *TUNED, "tuning.lr=[0.05,0.4]", "tuning.untuned=0.2").code == 0
-    one = ("shift.corruptions=[contrast]", "shift.severities=[1]")
-    answer = gnexp("measure", "what=[shift]", *one, "workers=1")
-    assert answer.code == 0
-    assert "measuring shift: 1 run\n" in answer.out
-    (measured,) = Path("results/main").glob("gn-*/shift.csv")
-    config = json.loads((measured.parent / "result.json").read_text())["config"]
-    (choice,) = table("results/main/report/chosen_rates.csv")
-    assert (config["lr"], config["data"]["validation"]) == (float(choice["lr"]), None)
 
 
 def test_results_at_other_rates_stay_in_the_report_until_the_chosen_rate_has_one(gnexp):
@@ -250,13 +245,6 @@ def test_one_se_is_written_down_with_the_choice_and_told_in_the_report(gnexp):
     assert "as the smallest within one standard error of the best" in page
 
 
-def test_an_untuned_rate_of_ones_own_is_what_the_gap_is_measured_against(gnexp):
-    words = ("tuning.lr=[0.1,0.4]", "tuning.untuned=0.03")
-    assert gnexp("train", *TUNED, *words).code == 0
-    (row,) = table("results/main/report/chosen_rates.csv")
-    assert (float(row["untuned_lr"]), row["n_gap"]) == (0.03, "2")
-
-
 def test_a_study_that_is_tuned_in_part_says_which_norms_are_not(gnexp):
     common = [word for word in TUNED if not word.startswith(("lr=", "norm=", "groups=", "tuning."))]
     assert gnexp("train", *common, "norm=bn").code == 0
@@ -350,16 +338,13 @@ def test_a_failed_trial_leaves_the_rate_unchosen_and_is_listed(gnexp, monkeypatc
     [
         (["lr=fair"], "lr=fair must be a positive number, such as lr=0.1, or lr=tuned"),
         (["tuning.lr=[0.1]"], "tuning.lr=[0.1] must be a list of two or more rates"),
-        (["tuning.lr=[0.1,0.1]"], "tuning.lr=[0.1, 0.1] must be a list of two or more rates"),
         (["tuning.lr=[0.1,-1]"], "tuning.lr=[0.1, -1] must be a list of two or more rates"),
         (["tuning.seeds=1"], "tuning.seeds=1 must be at least 2 seeds"),
         (["seeds=[3,1001]"], "tuning.seeds and seeds= share seed 1001"),
         (["tuning.validation=null"], "tuning.validation=null holds out no image"),
         (["tuning.validation=1.5"], "tuning.validation=1.5 must be a fraction below 1"),
         (["tuning.validation=3"], "tuning.validation=3 holds out 3 of 100 training images"),
-        (["tuning.epochs=0"], "tuning.epochs=0 must be a whole number of at least 1"),
         (["tuning.epochs=2"], "tuning.epochs=2 must be at most epochs=1: a trial has the run's"),
-        (["tuning.train_limit=0"], "tuning.train_limit=0 must be a whole number of at least 1"),
         (["tuning.train_limit=101"], "tuning.train_limit=101 must be at most data.train_limit=100"),
         (["tuning.train_limit=4"], "tuning.train_limit=4 must be 10 to 50000 for shapes10"),
         (["tuning.epochs=1", "updates=3"], "tuning.epochs=1 excludes updates=3"),
@@ -368,8 +353,6 @@ def test_a_failed_trial_leaves_the_rate_unchosen_and_is_listed(gnexp, monkeypatc
             "tuning.train_limit=6000 must be at most 5120, the training images of the run",
         ),
         (["tuning.rule=first"], "tuning.rule=first is not one of best, one_se"),
-        (["tuning.extend=-1"], "tuning.extend=-1 must be a whole number of 0 or more"),
-        (["tuning.untuned=0"], "tuning.untuned=0 must be a rate"),
         (["data.validation=0.1"], "leave data.validation= out"),
         (["privacy=dpsgd"], "lr=tuned excludes privacy=dpsgd"),
     ],
@@ -429,7 +412,6 @@ def test_the_good_region_ends_where_accuracy_has_fallen_by_two_points():
     ("means", "rates", "octaves"),
     [
         ({0.1: 0.5, 0.2: 0.5, 0.8: 0.1}, "<= 0.1 to 0.21", ">= 1.1"),
-        ({0.025: 0.1, 0.1: 0.5, 0.2: 0.5}, "0.093 to >= 0.2", ">= 1.1"),
         ({0.1: 0.5, 0.4: 0.5}, "<= 0.1 to >= 0.4", ">= 2.0"),
         ({0.05: 0.4, 0.1: 0.5, 0.2: 0.4}, "0.087 to 0.11", "0.4"),
     ],

@@ -1,8 +1,10 @@
 """What every run says of its last weights, and what `gnexp measure` adds without training again."""
 
 import base64
+import contextlib
 import csv
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 import torch
 
 from gnexp.analysis.cells import cells
+from gnexp.cli import app
 from gnexp.config.identity import restore
 from gnexp.config.schema import DataConfig
 from gnexp.data.device_images import DeviceDataset
@@ -26,6 +29,22 @@ OTHERS = ("population_augmented", "population", "batch", "example")
 SHIFT = ("shift.corruptions=[fog,pure_contrast]", "shift.severities=[1,5]", "shift.images=20")
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A study of one run under batch norm, of two seeds."""
+    here = tmp_path_factory.mktemp("trained")
+    with contextlib.chdir(here):
+        assert app.main(["train", "norm=bn", "seeds=2", *SMALL, "device=cpu"]) == 0
+    return here / "results"
+
+
+@pytest.fixture
+def run(trained, workdir) -> Run:
+    """That run, copied to results/main."""
+    shutil.copytree(trained, workdir / "results")
+    return only_run(workdir)
+
+
 def only_run(workdir) -> Run:
     (folder,) = [p.parent for p in (workdir / "results" / "main").glob("*/result.json")]
     return Run(folder)
@@ -35,8 +54,7 @@ def numbers(workdir, seed=0):
     return only_run(workdir).result()["seeds"][str(seed)]
 
 
-def test_every_result_says_what_other_statistics_would_have_given(gnexp, workdir):
-    assert gnexp("train", "norm=bn", *SMALL).code == 0
+def test_every_result_says_what_other_statistics_would_have_given(run, workdir):
     found = numbers(workdir)
     losses = [found[f"test_loss{end}"] for end in ("", *(f"_{name}" for name in OTHERS))]
     assert all(np.isfinite(losses))
@@ -45,22 +63,12 @@ def test_every_result_says_what_other_statistics_would_have_given(gnexp, workdir
     assert 0 <= found["ece"] <= 1
 
 
-@pytest.mark.parametrize("norm", ["gn", "ln", "in", "none"])
-def test_without_running_statistics_all_evaluations_are_one(norm, gnexp, workdir):
-    assert gnexp("train", f"norm={norm}", *SMALL).code == 0
+def test_without_running_statistics_all_evaluations_are_one(gnexp, workdir):
+    assert gnexp("train", "norm=gn", *SMALL).code == 0
     found = numbers(workdir)
     for name in OTHERS:
         assert found[f"test_acc_{name}"] == found["test_acc"]
         assert found[f"test_loss_{name}"] == pytest.approx(found["test_loss"], rel=1e-6)  # float32
-
-
-def test_a_decomposition_without_augmented_images_is_completed_by_measure(gnexp, workdir):
-    assert gnexp("train", "norm=bn", *SMALL).code == 0
-    run, before = only_run(workdir), numbers(workdir)
-    run.add_result(0, {k: v for k, v in before.items() if not k.endswith("_augmented")})
-    assert gnexp("measure", "what=[decomposition]", "workers=1").code == 0
-    for key in ("test_acc_population_augmented", "test_loss_population_augmented", "correct"):
-        assert numbers(workdir)[key] == before[key]
 
 
 def test_without_augmentation_both_kinds_of_population_statistics_agree(gnexp, workdir):
@@ -70,24 +78,24 @@ def test_without_augmentation_both_kinds_of_population_statistics_agree(gnexp, w
     assert found["test_loss_population"] != found["test_loss"]
 
 
-def test_every_result_says_which_test_images_are_right(gnexp, workdir):
-    assert gnexp("train", "norm=bn", "seeds=2", *SMALL).code == 0
-    run = only_run(workdir)
+def test_every_result_says_which_test_images_are_right_and_the_accuracy_of_each_class(run, workdir):
     (cell,) = cells(load_study(run.folder.parent).runs)
     found = cell.correct
     assert set(found) == {0, 1}
+    images = data.images_of(restore(run.result()["config"]).data)
     for seed, right in found.items():
         assert (right.dtype, right.shape) == (bool, (60,))
         assert right.mean() == numbers(workdir, seed)["test_acc"]
-    classes = {
-        seed: [row for row in run.rows("classes.csv") if row["seed"] == seed] for seed in found
-    }
-    images = data.images_of(restore(run.result()["config"]).data)
-    for seed, rows in classes.items():
+        rows = [row for row in run.rows("classes.csv") if row["seed"] == seed]
+        assert len(rows) == 10
         for row in rows:
-            its = found[seed][images.y_test == images.classes.index(row["class"])]
-            assert its.mean() == pytest.approx(row["accuracy"], abs=1e-12)
+            its = right[images.y_test == images.classes.index(row["class"])]
+            assert (its.mean(), len(its)) == (pytest.approx(row["accuracy"], abs=1e-12), row["n"])
     assert not np.array_equal(found[0], found[1])
+    assert 0 < run.result()["classes"]["chance_gap"] <= 1
+    run.add_result(1, {k: v for k, v in numbers(workdir, 1).items() if k != "correct"})
+    (cell,) = cells(load_study(run.folder.parent).runs)
+    assert set(cell.correct) == {0}, "a seed without a record of its images is left out"
 
 
 def test_images_that_do_not_give_the_reported_accuracy_are_not_recorded():
@@ -101,29 +109,7 @@ def test_images_that_do_not_give_the_reported_accuracy_are_not_recorded():
     assert right_images(scores, images, 0.7) == {}
 
 
-def test_a_seed_without_a_record_of_its_images_is_left_out(gnexp, workdir):
-    assert gnexp("train", "norm=gn", "seeds=2", *SMALL).code == 0
-    run = only_run(workdir)
-    run.add_result(1, {k: v for k, v in numbers(workdir, 1).items() if k != "correct"})
-    (cell,) = cells(load_study(run.folder.parent).runs)
-    assert set(cell.correct) == {0}
-
-
-def test_the_classes_of_every_run_are_stored_with_the_gap_that_chance_would_give(gnexp, workdir):
-    assert gnexp("train", "norm=gn", "seeds=2", *SMALL).code == 0
-    run = only_run(workdir)
-    rows = run.rows("classes.csv")
-    assert len(rows) == 2 * 10
-    for seed in (0, 1):
-        its = [row for row in rows if row["seed"] == seed]
-        accuracy = sum(row["n"] * row["accuracy"] for row in its) / sum(row["n"] for row in its)
-        assert accuracy == pytest.approx(numbers(workdir, seed)["test_acc"])
-    assert 0 < run.result()["classes"]["chance_gap"] <= 1
-
-
-def test_what_a_result_lacks_is_measured_later_with_the_same_digits(gnexp, workdir):
-    assert gnexp("train", "norm=bn", "seeds=2", *SMALL).code == 0
-    run = only_run(workdir)
+def test_what_a_result_lacks_is_measured_later_with_the_same_digits(gnexp, run):
     before = run.result()
     kept = {"test_acc", "test_loss", "status", "train_loss", "train_acc", "epochs", "examples_seen"}
     seeds = {s: {k: v for k, v in n.items() if k in kept} for s, n in before["seeds"].items()}
@@ -141,19 +127,14 @@ def test_what_a_result_lacks_is_measured_later_with_the_same_digits(gnexp, workd
     assert (run.folder / "checkpoint.pt").read_bytes() == checkpoint
 
 
-def test_corruptions_are_added_to_a_study_without_training_and_only_once(gnexp, workdir):
-    assert gnexp("train", "norm=gn", "seeds=2", *SMALL).code == 0
-    run = only_run(workdir)
+def test_corruptions_are_added_to_a_study_without_training_and_only_once(gnexp, run):
     metrics = (run.folder / "metrics.csv").read_bytes()
     answer = gnexp("measure", "what=[shift,batches]", *SHIFT, "workers=1")
     assert answer.code == 0, answer.out
     rows = run.rows("shift.csv")
-    found = {(row["seed"], row["corruption"], row["severity"]) for row in rows}
-    assert found == {
-        (seed, *point)
-        for seed in (0, 1)
-        for point in [("clean", 0), ("fog", 1), ("fog", 5), ("pure_contrast", 1)]
-        + [("pure_contrast", 5)]
+    points = {("clean", 0), *((c, s) for c in ("fog", "pure_contrast") for s in (1, 5))}
+    assert {(row["seed"], row["corruption"], row["severity"]) for row in rows} == {
+        (seed, *point) for seed in (0, 1) for point in points
     }
     assert {row["n"] for row in rows} == {20}
     assert {row["seed"] for row in run.rows("batches.csv")} == {0, 1}
@@ -173,22 +154,18 @@ def test_corruptions_can_be_measured_at_the_end_of_training(gnexp, workdir):
     assert only_run(workdir).rows("shift.csv") == at_once
 
 
-def test_asking_for_instruments_does_not_change_the_name_of_a_run(gnexp, workdir):
-    assert gnexp("train", "norm=gn", *SMALL).code == 0
-    name = only_run(workdir).name
-    assert gnexp("train", "norm=gn", "measure=[shift]", *SHIFT, *SMALL).code == 0
-    assert only_run(workdir).name == name
-
-
-def test_a_run_without_a_checkpoint_is_named_and_the_others_are_measured(gnexp, workdir):
-    assert gnexp("train", "-m", "norm=gn,ln", *SMALL, "workers=1").code == 0
-    folders = sorted(p.parent for p in (workdir / "results" / "main").glob("*/result.json"))
-    (folders[0] / "checkpoint.pt").unlink()
+def test_a_run_without_a_checkpoint_is_named_and_the_others_are_measured(gnexp, run):
+    # Asking for instruments does not change the name of a run.
+    words = ("norm=bn", "seeds=2", "measure=[shift]", *SHIFT, *SMALL)
+    assert "1 epoch" not in gnexp("train", *words).out
+    assert gnexp("train", "norm=ln", *SMALL).code == 0
+    (other,) = run.folder.parent.glob("ln-*")
+    (run.folder / "checkpoint.pt").unlink()
     answer = gnexp("measure", "what=[shift]", *SHIFT, "workers=1")
     assert answer.code == 1
-    gone = f"failed: {folders[0].name}: there is no checkpoint of seed 0, so its weights are gone"
+    gone = f"failed: {run.name}: there is no checkpoint of seed 0, so its weights are gone"
     assert gone in answer.out
-    assert len(Run(folders[1]).rows("shift.csv")) == 5
+    assert len(Run(other).rows("shift.csv")) == 5
 
 
 @pytest.mark.parametrize(
@@ -202,17 +179,12 @@ def test_a_run_without_a_checkpoint_is_named_and_the_others_are_measured(gnexp, 
         (["shift.root=nowhere"], "nowhere"),
     ],
 )
-@pytest.mark.parametrize("command", ["train", "measure"])
-def test_bad_keys_of_a_shift_get_one_sentence_before_anything_is_done(
-    command, words, sentence, gnexp, workdir
-):
-    if command == "train":
-        answer = gnexp("train", "norm=gn", "measure=[shift]", *words, *SMALL)
-    else:
-        answer = gnexp("measure", "what=[shift]", *words)
-    assert answer.code == 2
-    assert sentence in answer.err
-    assert len(answer.err.splitlines()) == 1
+def test_bad_keys_of_a_shift_get_one_sentence_before_anything_is_done(words, sentence, gnexp):
+    for typed in (("train", "norm=gn", "measure=[shift]", *SMALL), ("measure", "what=[shift]")):
+        answer = gnexp(*typed, *words)
+        assert answer.code == 2
+        assert sentence in answer.err
+        assert len(answer.err.splitlines()) == 1
 
 
 @pytest.mark.parametrize(

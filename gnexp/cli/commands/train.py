@@ -54,7 +54,8 @@ def train(
     are done or given up. Raises UsageError, one sentence per problem, before anything is written.
     """
     forget()
-    if path := only_zip(Path(configs[0].out) / configs[0].study):
+    study = Path(configs[0].out) / configs[0].study
+    if path := only_zip(study):
         require_folder(path, "gnexp train")
     call = _Call(command, now(), launch)
     grid = grid or any(map(is_tuned, configs))
@@ -65,28 +66,39 @@ def train(
     try:
         for fresh in _rounds(configs):
             if not runs:
-                print(*tuning_lines(configs), sep="\n", end="\n" * any(map(is_tuned, configs)))
-                for line in passed_over_lines(run.data for run in fresh):
+                for line in tuning_lines(configs) + passed_over_lines(run.data for run in fresh):
                     print(line)
             runs += fresh
             failed += _train(fresh, call, grid)
     except OSError as error:  # nothing more can be written
-        study = Path(configs[0].out) / configs[0].study
         if why := error.args[0] if isinstance(error, _DiskFailed) else disk_failure(error, study):
             return _conclude(runs, {f"study={study.name}": why}, grid)
         raise
+    failed += _close(configs, runs, {name for name, _ in failed}, grid)
+    for line in viewing_lines(study, runs[0].config.logger):
+        print(line)
+    return _conclude(runs, dict(failed), grid)
+
+
+def _close(
+    configs: list[TrainConfig], runs: list[PreparedRun], failed: set[str], grid: bool
+) -> list[tuple[str, str]]:
+    """Measure at shared weights, export and report; return (which, why) of failures."""
     config = runs[0].config
     for line in choice_lines(configs):
         print(line)
-    failed += _measure_shared(configs, runs, {name for name, _ in failed})
-    failed += export_all([run.folder for run in runs], config.logger)
+    more = _measure_shared(configs, [run for run in runs if run.name not in failed])
+    more += export_all([run.folder for run in runs], config.logger)
     if grid:
-        failed += _report(config)
-    elif runs[0].name not in dict(failed) and not runs[0].undefined:
+        try:
+            print(
+                make_report(Path(config.out), config.study, config.reference_batch, config.report)
+            )
+        except UsageError as error:  # what keeps a study from being reported is a failure too
+            more.append(("report", str(error)))
+    elif runs[0].name not in {*failed, *dict(more)} and not runs[0].undefined:
         print(closing_line(runs[0]))
-    for line in viewing_lines(Path(config.out) / config.study, config.logger):
-        print(line)
-    return _conclude(runs, dict(failed), grid)
+    return more
 
 
 class _DiskFailed(OSError):
@@ -123,8 +135,12 @@ def _train(runs: list[PreparedRun], call: _Call, grid: bool) -> list[tuple[str, 
         todo = missing(runs)
         for run in [run for run in todo if run.undefined]:
             record_undefined(run, todo.pop(run), call.command, call.started)
-        here = call.launch is None
-        steps, reasons, workers = replica_groups(todo) if here else _announce(todo)
+        if call.launch is None:
+            steps, reasons, workers = replica_groups(todo)
+        else:  # jobs elsewhere lay out their own steps
+            steps, reasons, workers = [], {}, 0
+            for run in todo:
+                Run.create(run.folder).write_config(as_dict(run.config))
     except LockLost:
         raise
     except OSError as error:
@@ -161,31 +177,12 @@ def train_job(configs: list[TrainConfig], command: str) -> None:
             _execute(todo, [Task(step, command, now()) for step in steps], workers)
 
 
-def _announce(
-    todo: dict[PreparedRun, list[int]],
-) -> tuple[list[ReplicaGroup], dict[PreparedRun, str], int]:
-    """Write the configs of what jobs elsewhere are to train; they lay out their own steps."""
-    for run in todo:
-        Run.create(run.folder).write_config(as_dict(run.config))
-    return [], {}, 0
-
-
 def _launch(launch: Launch, todo: dict[PreparedRun, list[int]]) -> list[tuple[str, str]]:
     """Let a launcher train what is to do, and return (run, reason) for what it left undone."""
     if todo:
         launch(sorted({job for run in todo for job in run.jobs}), todo)
     left = {run.name: seed_progress(run).todo for run in todo}
     return [(name, f"seeds {seeds}: no result came back") for name, seeds in left.items() if seeds]
-
-
-def _report(config: TrainConfig) -> list[tuple[str, str]]:
-    """Report the study; what keeps it from being reported is a failure of what was asked for."""
-    try:
-        out = Path(config.out)
-        print(make_report(out, config.study, config.reference_batch, config.report))
-    except UsageError as error:
-        return [("report", str(error))]
-    return []
 
 
 def _execute(
@@ -274,11 +271,8 @@ def _conclude(runs: list[PreparedRun], failed: dict[str, str], grid: bool) -> in
     return 1 if failed else 0
 
 
-def _measure_shared(
-    configs: list[TrainConfig], runs: list[PreparedRun], failed: set[str]
-) -> list[tuple[str, str]]:
+def _measure_shared(configs: list[TrainConfig], runs: list[PreparedRun]) -> list[tuple[str, str]]:
     """Measure at shared weights where asked for: at those of each family's largest batch."""
-    runs = [run for run in runs if run.name not in failed]
     if any(map(is_tuned, configs)):  # trials, and rates that were not chosen, are in no table of it
         chosen = chosen_runs(configs)
         runs = [run for run in runs if run.name in chosen]

@@ -116,9 +116,10 @@ def problems(
     model: as it is initialized. x_NCHW, y_N: some normalized training images and their labels, on
     the model's device.
     """
-    if config.privacy.delta >= 1 / train_size:
+    delta, epsilon = config.privacy.delta, config.privacy.epsilon
+    if delta >= 1 / train_size:
         return [
-            f"privacy.delta={config.privacy.delta:g} must be below 1 / {train_size:,} training"
+            f"privacy.delta={delta:g} must be below 1 / {train_size:,} training"
             f" images = {1 / train_size:.3g}: at that delta, publishing one of them as it is would"
             f" count as private; leave it out for {default_delta(train_size):g}"
         ]
@@ -126,29 +127,35 @@ def problems(
         importlib.import_module("opacus")
     except ImportError as error:
         return [f"privacy=dpsgd needs Opacus ({error}): pip install 'gnexp[dp]'"]
-    from gnexp.training.dp_sgd import why_no_private_gradient
-
-    norm = norm_label(config.norm)
-    if layer := find_mixing_layer(model, x_NCHW):
-        return [
-            f"norm={norm} excludes privacy=dpsgd: a per-example gradient, which DP-SGD clips, does"
-            f" not exist, since the output of {layer} for one example depends on the others in its"
-            " batch; use a norm that treats each example alone, such as norm=gn, ln or in"
-        ]
-    trial = model, x_NCHW[:TRIAL], y_N[:TRIAL]
-    if (hooks := why_no_private_gradient(*trial)) and (
-        func := why_no_private_gradient(*trial, mapped=True)
-    ):
-        also = "" if func == hooks else f", nor torch.func ({func})"
-        return [
-            f"norm={norm} excludes privacy=dpsgd: Opacus cannot take the per-example gradients of"
-            f" this model ({hooks}){also}; use another model or another norm"
-        ]
+    if why := _why_no_gradients(model, x_NCHW, y_N):
+        return [f"norm={norm_label(config.norm)} excludes privacy=dpsgd: {why}"]
     try:
         budget(config, train_size).noise_multiplier()
     except ValueError as error:
         return [
-            f"privacy.epsilon={config.privacy.epsilon:g} at delta {config.privacy.delta:.2e}"
-            f" cannot be kept ({error}); use a larger privacy.epsilon, such as 1"
+            f"privacy.epsilon={epsilon:g} at delta {delta:.2e} cannot be kept ({error}); use a"
+            " larger privacy.epsilon, such as 1"
         ]
     return []
+
+
+def _why_no_gradients(model: nn.Module, x_NCHW: Tensor, y_N: Tensor) -> str:
+    """Return why the gradient of each example cannot be taken, "" if it can."""
+    from gnexp.training.dp_sgd import why_no_private_gradient
+
+    if layer := find_mixing_layer(model, x_NCHW):
+        return (
+            "a per-example gradient, which DP-SGD clips, does not exist, since the output of"
+            f" {layer} for one example depends on the others in its batch; use a norm that treats"
+            " each example alone, such as norm=gn, ln or in"
+        )
+    trial = model, x_NCHW[:TRIAL], y_N[:TRIAL]
+    hooks = why_no_private_gradient(*trial)
+    mapped = hooks and why_no_private_gradient(*trial, mapped=True)
+    if not mapped:
+        return ""
+    also = "" if mapped == hooks else f", nor torch.func ({mapped})"
+    return (
+        f"Opacus cannot take the per-example gradients of this model ({hooks}){also}; use another"
+        " model or another norm"
+    )

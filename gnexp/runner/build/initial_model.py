@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import nn
 
-from gnexp.config.schema import TUNING_SEEDS_FROM, TrainConfig
+from gnexp.config.schema import TrainConfig
 from gnexp.data.device_images import DeviceDataset
 from gnexp.data.sources import DataSummary
 from gnexp.measure.initial_statistics import frozen_without_statistics, reestimate
@@ -29,7 +29,7 @@ def load_initial_model(
         record = {
             "source": source.name,
             "checksum": source.checksum,
-            "seed": source.seed(seed, TUNING_SEEDS_FROM),
+            "seed": source.seed(seed),
             "statistics": config.init_statistics,
             **moved.record(),
         }
@@ -53,7 +53,7 @@ def load_start(
         raise ValueError(
             f"{source_text}: the weights are no longer those that this run is named by"
         )
-    weights = source.weights(seed, TUNING_SEEDS_FROM)
+    weights = source.weights(seed)
     try:
         moved = transfer(model, weights, list(norm_sites(config, data)), len(data.classes))
     except ValueError as error:

@@ -8,7 +8,6 @@ import functools
 import hashlib
 import os
 import re
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gnexp.norms.trials import first_line
-from gnexp.store.digests import check
+from gnexp.config.schema import TUNING_SEEDS_FROM
+from gnexp.runner.checkpoint import read_tensors
+from gnexp.store.digests import read_checked
 from gnexp.store.files import CorruptFile
 from gnexp.store.run import Run
 
@@ -34,39 +34,38 @@ class NotFound(ValueError):
 
 @dataclass(frozen=True)
 class Source:
-    """Weights to start from: `one` for every seed, or those of `each`; `name` is for people.
+    """Weights to start from, by seed; those of None are for every seed. `name` is for people.
 
-    checksum: of the weights, wherever they lie. Of `each` it is that of the first seed's, so that
-    seeds which are trained later do not change it. trained: the config and the data of their run.
+    checksum: of the weights, wherever they lie. Of weights by seed it is that of the first seed's,
+    so that seeds which are trained later do not change it. trained: config and data of their run.
     """
 
     name: str
     checksum: str
-    one: Weights | None = None
-    each: dict[int, Weights] = field(default_factory=dict)
+    by_seed: dict[int | None, Weights]
     trained: dict[str, Any] = field(default_factory=dict)
 
-    def seed(self, seed: int, trials_from: int) -> int | None:
+    def seed(self, seed: int) -> int | None:
         """Return from whose weights a seed starts, None where all start from the same.
 
-        Trials, whose seeds count from `trials_from`, take the seeds that there are in turn. Raises
-        ValueError, naming those, for another seed.
+        Trials take the seeds that there are in turn. Raises ValueError, naming those, for another.
         """
-        if self.one is not None or seed in self.each:
-            return None if self.one is not None else seed
-        have = sorted(self.each)
-        if seed >= trials_from:
-            return have[(seed - trials_from) % len(have)]
+        if None in self.by_seed:
+            return None
+        have = sorted(self.by_seed)
+        if seed in have:
+            return seed
+        if seed >= TUNING_SEEDS_FROM:
+            return have[(seed - TUNING_SEEDS_FROM) % len(have)]
         shown = ",".join(map(str, have))
         raise ValueError(
             f"init_from=.../{self.name} has finished seeds {shown}, and not seed {seed}; type"
             f" seeds=[{shown}], or start all from one by init_from=.../{self.name}/seed-{have[0]}"
         )
 
-    def weights(self, seed: int, trials_from: int) -> Weights:
+    def weights(self, seed: int) -> Weights:
         """Return what a seed starts from; see `seed`."""
-        whose = self.seed(seed, trials_from)
-        return self.one if whose is None else self.each[whose]
+        return self.by_seed[self.seed(seed)]
 
 
 def read_source(path: str) -> Source:
@@ -76,7 +75,7 @@ def read_source(path: str) -> Source:
     """
     file, seed = _located(path)
     state = file.stat()
-    return _read(str(file), seed, state.st_mtime_ns, state.st_size)
+    return _read(file, seed, state.st_mtime_ns, state.st_size)
 
 
 def is_there(path: str) -> bool:
@@ -105,12 +104,10 @@ def _located(path: str) -> tuple[Path, int | None]:
         return place, seed
     if (place / CHECKPOINT).is_file():
         return place / CHECKPOINT, seed
-    inner = sorted(each.name for each in place.glob("*/") if (each / CHECKPOINT).is_file())
-    if inner:
-        near = os.path.join(path, inner[0])
+    if inner := sorted(each.parent.name for each in place.glob(f"*/{CHECKPOINT}")):
         raise ValueError(
             f"init_from={path} is a study, not a run; name one of its {len(inner)}, such as"
-            f" init_from={near}"
+            f" init_from={os.path.join(path, inner[0])}"
         )
     raise ValueError(
         f"init_from={path} holds no {CHECKPOINT}: a run's folder has one from its first epoch on"
@@ -118,9 +115,17 @@ def _located(path: str) -> tuple[Path, int | None]:
 
 
 @functools.lru_cache(maxsize=2)
-def _read(file: str, seed: int | None, mtime_ns: int, size: int) -> Source:
-    path = Path(file)
-    loaded = _load(path)
+def _read(path: Path, seed: int | None, mtime_ns: int, size: int) -> Source:
+    try:
+        loaded = read_tensors(read_checked(path))  # of a run: the bytes that were written
+    except CorruptFile as error:
+        raise ValueError(f"init_from={error}") from error
+    except ValueError as error:
+        reason = str(error).partition(". ")[0]  # what follows is PyTorch's advice on its own calls
+        raise ValueError(
+            f"init_from={path} cannot be read as tensors ({reason}); save weights with"
+            " torch.save(model.state_dict(), FILE)"
+        ) from error
     seeds = isinstance(loaded, Mapping) and loaded and all(str(key).isdigit() for key in loaded)
     if seeds and all(
         isinstance(s, Mapping) and isinstance(s.get("model"), Mapping) for s in loaded.values()
@@ -129,47 +134,25 @@ def _read(file: str, seed: int | None, mtime_ns: int, size: int) -> Source:
     if seed is not None:
         raise ValueError(f"init_from={path}/seed-{seed}: {path} is not a run of gnexp")
     weights = _state_dict(path, loaded)
-    return Source(path.name, digest(weights), one=weights)
+    return Source(path.name, digest(weights), {None: weights})
 
 
 def _of_run(path: Path, states: dict[int, Any], seed: int | None) -> Source:
     """Return what a run's checkpoint offers; only seeds that have ended have no momentum in it."""
-    run = Run(path.parent)
-    name = run.name if path.name == CHECKPOINT else path.name
     each = {s: state["model"] for s, state in states.items() if "momentum" not in state}
     if not each:
         raise ValueError(f"init_from={path}: no seed of that run has finished; train it first")
-    result = run.result() if path.name == CHECKPOINT else {}
+    of_run = path.name == CHECKPOINT  # and no copy of its checkpoint
+    name, result = (path.parent.name, Run(path.parent).result()) if of_run else (path.name, {})
     trained = {"config": result.get("config", {}), "data": result.get("data", {})}
     if seed is None:
         first = digest(each[min(each)])
         checksum = hashlib.sha256(f"each {first}".encode()).hexdigest()[:16]
-        return Source(name, checksum, each=each, trained=trained)
+        return Source(name, checksum, each, trained)
     if seed not in each:
         have = ", ".join(f"seed-{s}" for s in sorted(each))
         raise ValueError(f"init_from={path.parent}/seed-{seed}: of that run have finished {have}")
-    return Source(f"{name}/seed-{seed}", digest(each[seed]), each[seed], trained=trained)
-
-
-def _load(path: Path) -> Any:
-    try:
-        check(path)  # of a run: the bytes that were written
-    except CorruptFile as error:
-        raise ValueError(f"init_from={error}") from error
-    try:
-        if zipfile.is_zipfile(path):  # torch.load does not look at the checksums
-            with zipfile.ZipFile(path) as archive:
-                if bad := archive.testzip():
-                    raise ValueError(f"{bad} has another checksum")
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises anything at all
-        reason = first_line(error).partition(". ")[
-            0
-        ]  # what follows is PyTorch's advice about its own calls
-        raise ValueError(
-            f"init_from={path} cannot be read as tensors ({reason}); save weights with"
-            " torch.save(model.state_dict(), FILE)"
-        ) from error
+    return Source(f"{name}/seed-{seed}", digest(each[seed]), {None: each[seed]}, trained)
 
 
 def _state_dict(path: Path, loaded: Any) -> Weights:
