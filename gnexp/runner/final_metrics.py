@@ -6,12 +6,13 @@ first two are cheap and belong to every run; the others are asked for.
 """
 
 import base64
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
+from torch import nn
 
 from gnexp.config.schema import ShiftConfig, TrainConfig
 from gnexp.data.corruptions.cifar_c import load_cifar_c
@@ -27,11 +28,57 @@ from gnexp.training.evaluate import Scores
 from gnexp.training.precision import matrix_precision
 
 ALWAYS = ("decomposition", "classes")
-ASKED_FOR = ("shift", "batches")
-INSTRUMENTS = (*ALWAYS, *ASKED_FOR)
-
-
+INSTRUMENTS = (*ALWAYS, "shift", "batches")
 OTHER_SCORES = [f"test_{kind}_{name}" for name in STATISTICS for kind in ("acc", "loss")]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One seed's model at its last weights, and its scores on the test images."""
+
+    run: Run
+    config: TrainConfig
+    model: nn.Module
+    images: DeviceDataset
+    seed: int
+    scores: Scores
+
+
+def measure(what: str, trained: Trained, shift: ShiftConfig) -> dict[str, Any]:
+    """Run one of INSTRUMENTS and store its rows; return its numbers for result.json."""
+    model, images, precision = trained.model, trained.images, trained.config.precision
+    numbers = {}
+    with matrix_precision(precision):
+        if what == "decomposition":
+            return {"ece": _calibration_error(trained), **_other_scores(trained)}
+        if what == "classes":
+            rows = class_accuracies(trained.scores.logits_NK, images.y_test, images.classes)
+            numbers = {"ece": _calibration_error(trained)}
+        elif what == "shift":
+            names = corruption_names(shift)
+            released = load_cifar_c(shift.root, names) if shift.root else None
+            how = {"limit": shift.images, "cifar_c": released, "precision": precision}
+            rows = measure_shift(model, images, names, shift.severities, **how)
+        else:
+            rows = measure_batches(model, images, limit=shift.images, precision=precision)
+    trained.run.add_rows(f"{what}.csv", [{"seed": trained.seed, **row} for row in rows])
+    return numbers
+
+
+def _calibration_error(trained: Trained) -> float:
+    return calibration_error(trained.scores.logits_NK, trained.images.y_test)
+
+
+def _other_scores(trained: Trained) -> dict[str, float | None]:
+    """Return accuracies and losses under other statistics, None where one is not defined."""
+    config = trained.config
+    how = {"augment": config.data.augment, "seed": trained.seed, "plain": trained.scores}
+    scores = other_scores(trained.model, trained.images, config.batch, config.precision, **how)
+    numbers: dict[str, float | None] = {}
+    for name, score in scores.items():
+        numbers[f"test_acc_{name}"] = None if score is None else score.accuracy
+        numbers[f"test_loss_{name}"] = None if score is None else score.loss
+    return numbers
 
 
 @contextmanager
@@ -56,23 +103,6 @@ def corruption_names(shift: ShiftConfig) -> list[str]:
     return list(every) if shift.corruptions is None else list(shift.corruptions)
 
 
-def end_numbers(
-    config: TrainConfig, model: nn.Module, images: DeviceDataset, seed: int, plain: Scores
-) -> dict[str, Any]:
-    """Return what result.json holds beside the plain scores: under other statistics, calibration.
-
-    An evaluation that is not defined for the model is None.
-    """
-    how = {"augment": config.data.augment, "seed": seed, "plain": plain}
-    with matrix_precision(config.precision):
-        scores = other_scores(model, images, config.batch, config.precision, **how)
-    numbers: dict[str, Any] = {"ece": calibration_error(plain.logits_NK, images.y_test)}
-    for name, score in scores.items():
-        numbers[f"test_acc_{name}"] = None if score is None else score.accuracy
-        numbers[f"test_loss_{name}"] = None if score is None else score.loss
-    return numbers
-
-
 def right_images(plain: Scores, images: DeviceDataset, accuracy: float) -> dict[str, str]:
     """Return {"correct": which test images are right}: one bit each, in stored order, in base64.
 
@@ -84,12 +114,6 @@ def right_images(plain: Scores, images: DeviceDataset, accuracy: float) -> dict[
     if abs(right_N.sum() - accuracy * len(right_N)) > 0.5:
         return {}
     return {"correct": base64.b64encode(np.packbits(right_N)).decode("ascii")}
-
-
-def class_rows(logits_NK: Tensor, images: DeviceDataset, seed: int) -> list[dict[str, Any]]:
-    """Return the rows of classes.csv of one seed."""
-    rows = class_accuracies(logits_NK, images.y_test, images.classes)
-    return [{"seed": seed, **row} for row in rows]
 
 
 def class_head(run: Run, images: DeviceDataset) -> dict[str, Any]:
@@ -106,31 +130,3 @@ def class_head(run: Run, images: DeviceDataset) -> dict[str, Any]:
         return {"classes": chance_gap(hits_SN, labels)}
     except ValueError as error:  # a test set of one class
         return {"classes": {"note": f"no chance gap: {error}"}}
-
-
-def measure_asked_for(
-    run: Run,
-    config: TrainConfig,
-    model: nn.Module,
-    images: DeviceDataset,
-    seed: int,
-    what: Iterable[str],
-    shift: ShiftConfig,
-) -> None:
-    """Measure and store what is asked for beyond what belongs to every run."""
-    with matrix_precision(config.precision):
-        if "shift" in what:
-            names = corruption_names(shift)
-            rows = measure_shift(
-                model,
-                images,
-                names,
-                shift.severities,
-                limit=shift.images,
-                cifar_c=load_cifar_c(shift.root, names) if shift.root else None,
-                precision=config.precision,
-            )
-            run.add_rows("shift.csv", [{"seed": seed, **row} for row in rows])
-        if "batches" in what:
-            rows = measure_batches(model, images, limit=shift.images, precision=config.precision)
-            run.add_rows("batches.csv", [{"seed": seed, **row} for row in rows])

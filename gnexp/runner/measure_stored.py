@@ -10,23 +10,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
 from gnexp.config.identity import identity, restore
 from gnexp.config.schema import ShiftConfig, is_private
 from gnexp.data.device_images import normalize
-from gnexp.measure.class_accuracy import calibration_error
 from gnexp.measure.per_example import find_mixing_layer, per_example_covariance
 from gnexp.norms.statistic_size import values_per_statistic
 from gnexp.runner.build.data import worker_count
 from gnexp.runner.final_metrics import (
     INSTRUMENTS,
+    Trained,
     class_head,
-    class_rows,
     corruption_names,
-    end_numbers,
-    measure_asked_for,
+    measure,
 )
 from gnexp.runner.measure_gradients import gradients_at
 from gnexp.runner.process_pool import Emit, WorkerDied, run_tasks
@@ -35,7 +30,7 @@ from gnexp.store.disk import disk_failure
 from gnexp.store.files import CorruptFile
 from gnexp.store.lr_choices import LRChoice, recorded_choices
 from gnexp.store.run import Run
-from gnexp.training.evaluate import Scores, evaluate
+from gnexp.training.evaluate import evaluate
 from gnexp.training.malloc import keep_malloc_arena
 from gnexp.training.precision import matrix_precision
 
@@ -202,38 +197,19 @@ def _measure_last(stored: StoredRun, task: MeasureTask, seed: int, emit: Emit) -
     what = [name for name in instruments if not _is_measured(stored, seed, name, task.shift)]
     if not what:
         return
-    if set(what) - {"classes"}:
-        model = stored.model(seed)
-        if "decomposition" in what:
-            numbers = end_numbers(config, model, images, seed, _plain(stored, model))
-            run.add_result(seed, {**stored.numbers[seed], **numbers})
-        measure_asked_for(run, config, model, images, seed, what, task.shift)
-    if "classes" in what:
-        _measure_classes(stored, seed)
-    numbers = run.result()["seeds"][str(seed)]
+    model = stored.model(seed)
+    with matrix_precision(config.precision):
+        scores = evaluate(model, images, precision=config.precision)
+    trained, numbers = Trained(run, config, model, images, seed, scores), stored.numbers[seed]
     reasons = numbers.pop("unmeasured", {})
+    for name in what:
+        numbers |= measure(name, trained, task.shift)
     if left := {name: why for name, why in reasons.items() if name not in what}:
         numbers["unmeasured"] = left
-    run.add_result(seed, numbers)
+    if "classes" in what:
+        run.add_logits(seed, scores.logits_NK.cpu().numpy())
+    run.add_result(seed, numbers, **(class_head(run, images) if "classes" in what else {}))
     emit({"text": f"{run.name}, seed {seed}: measured {', '.join(what)}"})
-
-
-def _plain(stored: StoredRun, model: nn.Module) -> Scores:
-    with matrix_precision(stored.config.precision):
-        return evaluate(model, stored.images, precision=stored.config.precision)
-
-
-def _measure_classes(stored: StoredRun, seed: int) -> None:
-    """Store the classes of one seed, from its logits where they are, else from its weights."""
-    run, images = stored.run, stored.images
-    if seed not in run.logits():
-        logits_NK = _plain(stored, stored.model(seed)).logits_NK
-        run.add_logits(seed, logits_NK.cpu().numpy())
-    logits_NK = torch.from_numpy(run.logits()[seed]).float().to(images.y_test.device)
-    run.add_rows("classes.csv", class_rows(logits_NK, images, seed))
-    ece = calibration_error(logits_NK, images.y_test)
-    numbers = run.result()["seeds"][str(seed)]
-    run.add_result(seed, {"ece": ece, **numbers}, **class_head(run, images))
 
 
 def _is_measured(stored: StoredRun, seed: int, name: str, shift: ShiftConfig) -> bool:

@@ -22,12 +22,12 @@ from gnexp.runner.build.model import seeded_model
 from gnexp.runner.build.step import outside_state, training_step
 from gnexp.runner.checkpoint import State, load_states, save_states
 from gnexp.runner.final_metrics import (
+    ALWAYS,
     OTHER_SCORES,
+    Trained,
     class_head,
-    class_rows,
-    end_numbers,
     keeping_the_result,
-    measure_asked_for,
+    measure,
     right_images,
 )
 from gnexp.runner.loggers import follow
@@ -288,9 +288,10 @@ class GroupTrainer:
             numbers |= right_images(scores, self.images, numbers["test_acc"])
             unmeasured = dict(*self.rows[place].get("unmeasured", ()))
             numbers |= dict.fromkeys(["ece", *OTHER_SCORES])
-            with keeping_the_result("decomposition", unmeasured):
-                numbers |= end_numbers(config, model, self.images, replica.seed, scores)
-            self._measure_end(replica, model, scores, unmeasured)
+            trained = Trained(run, config, model, self.images, replica.seed, scores)
+            for what in (*ALWAYS, *instruments(config.measure)):
+                with keeping_the_result(what, unmeasured):
+                    numbers |= measure(what, trained, config.shift)
             if unmeasured:
                 numbers["unmeasured"] = unmeasured
             for what, reason in unmeasured.items():
@@ -303,16 +304,6 @@ class GroupTrainer:
             self.emit({"kind": "note", "text": f"{replica.name}: {note}"})
         run.set_status(replica.seed, status, why)
         run.drop_traceback(replica.seed)
-
-    def _measure_end(
-        self, replica: Replica, model: nn.Module, scores: Scores, unmeasured: dict[str, str]
-    ) -> None:
-        run, config, seed = replica.run.stored, replica.config, replica.seed
-        with keeping_the_result("classes", unmeasured):
-            run.add_rows("classes.csv", class_rows(scores.logits_NK, self.images, seed))
-        for what in instruments(config.measure):
-            with keeping_the_result(what, unmeasured):
-                measure_asked_for(run, config, model, self.images, seed, [what], config.shift)
 
     def _ticker(self) -> Callable[[int], None]:
         """Return a tick that reports the images of each replica, at most every TICK_S."""

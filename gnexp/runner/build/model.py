@@ -63,22 +63,23 @@ def try_own_norm(config: TrainConfig, data: DataSummary) -> None:
     """
     if config.norm["name"] != CUSTOM:
         return
-    build = norm_factory(config)
+    build, examples = norm_factory(config), min(config.batch, 2)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         for channels in dict.fromkeys(norm_sites(config, data).values()):
-            if trouble := _trouble(build(channels), channels, min(config.batch, 2)):
-                only_single = config.batch == 1 and not _trouble(build(channels), channels, 2)
-                kind = Undefined if only_single else ValueError
-                raise kind(f"{norm_text(config.norm['_target_'])} {trouble}")
+            try:
+                try_norm(build(channels), channels, examples)
+            except ValueError as error:
+                kind = Undefined if examples == 1 and _takes_two(build, channels) else ValueError
+                raise kind(f"{norm_text(config.norm['_target_'])} {error}") from error
 
 
-def _trouble(layer: nn.Module, channels: int, examples: int) -> str:
+def _takes_two(build: Callable[[int], nn.Module], channels: int) -> bool:
     try:
-        try_norm(layer, channels, examples)
-    except ValueError as error:
-        return str(error)
-    return ""
+        try_norm(build(channels), channels, 2)
+    except ValueError:
+        return False
+    return True
 
 
 class _Site(nn.Module):
@@ -166,19 +167,15 @@ def network_start(config: TrainConfig) -> dict[str, Any]:
 
 def _new_external(model: ModelConfig, num_classes: int, shape: tuple[int, ...]) -> nn.Module:
     """Return a library's or the user's model as its constructor builds it for (C, H, W)."""
-    if model._target_ is not None:
+    if own := model._target_ is not None:
         construct = import_target(model._target_, "model._target_")
     else:
         construct = constructor(model.library, model.name)
-    own = model._target_ is not None
-    options = model.options or {}
-    return build_external(
-        construct, num_classes, options, _typed_name(model), shape, always=not own
-    )
+    options, name = model.options or {}, _typed_name(model)
+    return build_external(construct, num_classes, options, name, shape, always=not own)
 
 
 def _typed_name(model: ModelConfig) -> str:
-    """Return the typed choice of an external model."""
     if model._target_ is not None:
         return f"model._target_={model._target_}"
     return f"model={model.library} model.name={model.name}"
@@ -245,13 +242,7 @@ def seeded_and_converted(
     return model, lines
 
 
-@dataclasses.dataclass(frozen=True)
-class _Asked:
-    """A network to build; two are equal if their values of the keys that build it are."""
-
-    values: str
-    data: DataSummary
-    config: TrainConfig = dataclasses.field(compare=False)
+_outlines: dict[tuple[str, DataSummary], nn.Module] = {}
 
 
 def model_without_weights(config: TrainConfig, data: DataSummary) -> nn.Module:
@@ -259,20 +250,16 @@ def model_without_weights(config: TrainConfig, data: DataSummary) -> nn.Module:
 
     Configs that differ in their batch size get the same one, which is to be looked at alone.
     """
-    values = [value_of(config, name) for name, key in KEYS.items() if key.builds == "network"]
-    return _without_weights(_Asked(str(values), data, config))
-
-
-@functools.lru_cache(maxsize=8)
-def _without_weights(asked: _Asked) -> nn.Module:
-    config, data = asked.config, asked.data
-    with torch.device("meta"):
-        model = _model_of_table(config, data)
-    start(model, None, norms=norm_sites(config, data), **network_start(config))
-    # Not `to_empty`, which spends half a second on imports.
-    zeros = {name: torch.zeros(t.shape, dtype=t.dtype) for name, t in model.state_dict().items()}
-    model.load_state_dict(zeros, assign=True)
-    return model
+    built_by = [value_of(config, name) for name, key in KEYS.items() if key.builds == "network"]
+    if (asked := (str(built_by), data)) not in _outlines:
+        with torch.device("meta"):
+            model = _model_of_table(config, data)
+        start(model, None, norms=norm_sites(config, data), **network_start(config))
+        # Not `to_empty`, which spends half a second on imports.
+        zeros = {n: torch.zeros(t.shape, dtype=t.dtype) for n, t in model.state_dict().items()}
+        model.load_state_dict(zeros, assign=True)
+        _outlines[asked] = model
+    return _outlines[asked]
 
 
 def _model_of_table(config: TrainConfig, data: DataSummary) -> nn.Module:
