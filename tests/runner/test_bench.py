@@ -1,14 +1,12 @@
 """`gnexp bench` times two ways of training the same network, and says so in its files."""
 
 import contextlib
-import copy
 import csv
 import multiprocessing
 import os
 from pathlib import Path
 
 import bench_work
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -24,7 +22,6 @@ from gnexp.runner.benchmark import machine, measurement
 from gnexp.runner.benchmark.loops import (
     PilImages,
     gnexp_loop,
-    plain_loader,
     plain_optimizer,
     plain_transform,
     plain_update,
@@ -232,31 +229,6 @@ def test_both_ways_show_the_network_the_same_pixels():
     )
     distance = (normalize(all_N, held.mean, held.std) - moved[0][0]).abs().amax(dim=(1, 2, 3))
     assert distance.min() < FLOAT32
-
-
-def test_the_plain_loop_learns_and_leaves_no_loader_worker():
-    run = small_run(batch=10)
-    images = build.images_of(run.data)
-    model = seeded(run, 0).train()
-    data = PilImages(
-        images.x_train, images.y_train, plain_transform(32, 0, False, *[[0.5] * 3] * 2)
-    )
-    loader = plain_loader(data, 10, seed=0, device=torch.device("cpu"))
-    optimizer = plain_optimizer(model, 0.05, 0.9, 5e-4)
-    losses = []
-    for _ in range(12):
-        before = copy.deepcopy(model.state_dict())
-        seen = []
-        for x, y in loader:
-            seen += y.tolist()
-            plain_update(model, optimizer, x, y)
-        assert sorted(seen) == sorted(images.y_train.tolist())
-        with torch.no_grad():
-            losses.append(F.cross_entropy(model(x), y).item())
-    assert any(not torch.equal(before[k], v) for k, v in model.state_dict().items())
-    assert np.mean(losses[-3:]) < 0.7 * np.mean(losses[:3])
-    del loader
-    assert not multiprocessing.active_children()
 
 
 @pytest.mark.parametrize("norm", ["bn", "gn"])

@@ -110,11 +110,10 @@ def metrics(study):
     [
         ("model._target_=stateful.Counted", "seeds=2"),
         ("model._target_=stateful.Averaged",),
-        ("model._target_=stateful.Listed",),
-        ("model._target_=stateful.Counted", "norm=ln", "update_batch=16"),
+        ("model._target_=stateful.Listed", "norm=ln", "update_batch=16"),
         ("norm._target_=stateful.WarmingNorm", "model=resnet8", "model.width=8"),
     ],
-    ids=["counter", "average", "list", "accumulated", "norm"],
+    ids=["counter", "average", "list", "norm"],
 )
 def test_an_interrupted_run_goes_on_with_what_plain_attributes_held(gnexp, own, monkeypatch, words):
     words = (*words, "epochs=2", *FEW)

@@ -112,7 +112,7 @@ class Stop(BaseException):
     """What no `except Exception` catches, as a kill would not."""
 
 
-@pytest.mark.parametrize("at", [2, 3, 4])
+@pytest.mark.parametrize("at", [2, 3])
 def test_runs_that_share_a_step_and_stop_at_different_epochs_end_as_if_they_had_not(
     gnexp, monkeypatch, at
 ):

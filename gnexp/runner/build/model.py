@@ -242,6 +242,7 @@ def seeded_and_converted(
     return model, lines
 
 
+MOST_OUTLINES = 8
 _outlines: dict[tuple[str, DataSummary], nn.Module] = {}
 
 
@@ -258,6 +259,8 @@ def model_without_weights(config: TrainConfig, data: DataSummary) -> nn.Module:
         # Not `to_empty`, which spends half a second on imports.
         zeros = {n: torch.zeros(t.shape, dtype=t.dtype) for n, t in model.state_dict().items()}
         model.load_state_dict(zeros, assign=True)
+        if len(_outlines) == MOST_OUTLINES:
+            _outlines.pop(next(iter(_outlines)))
         _outlines[asked] = model
     return _outlines[asked]
 
