@@ -59,7 +59,7 @@ def _collecting(found: list[str]) -> Iterator[None]:
     """Add what is raised while checking to what is wrong."""
     try:
         yield
-    except ValueError as error:
+    except (ValueError, UsageError) as error:
         found.append(str(error))
 
 
