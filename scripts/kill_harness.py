@@ -1,16 +1,19 @@
 #!/usr/bin/env python
 """Proves that a study killed at any instant, and simply called again, ends as if it had not been.
 
-    python scripts/kill_harness.py                  everything, about an hour on two cores
-    python scripts/kill_harness.py --instants 10 --every 20 --only seeds
+    python scripts/kill_harness.py                  everything, more than an hour on two cores
+    python scripts/kill_harness.py --instants 10 --every 20 --only seeds devices
 
-For each configuration it trains a reference (twice: a reference must be repeatable), then kills
-other trainings of it with SIGKILL, the whole process group: at random instants of the reference's
-duration, and between every two of its operations on files. The same command is called again, now
-and then killed once or twice more, and what it leaves is compared with the reference, to the last
-bit but for times. The last line says how many instants were tried; exit code 1 with any mismatch.
+For each configuration it makes a reference (twice: a reference must be repeatable), then kills
+other calls of it with SIGKILL: at random instants of the reference's duration, the first process
+alone, its process group or one of the others, and between every two of its operations on files.
+The same command is called again, now and then killed once or twice more, and what it leaves is
+compared with the reference, to the last bit but for times and the tracebacks of processes that were
+killed. An orphan is a process with the call's working folder that is alive 5 s after the call is
+gone. The last line says how many instants were tried; exit code 1 with any mismatch or orphan.
 
-Every training is a real process: a fork of this one, which has imported all that is slow to.
+Every first process is a fork of this one, which has imported all that is slow to; those that it
+starts are fresh ones.
 """
 
 import argparse
@@ -38,8 +41,11 @@ import numpy as np
 import torch
 
 STUDY = Path("results/main")
+ORPHAN_S = 5.0  # in which what a call started must have ended
 TINY = ("model=resnet8", "model.width=8", "data.test_limit=40", "gradients=4", "device=cpu")
 SMALL = (*TINY, "data.train_limit=60", "batch=10")
+TUNING = ("tuning.lr=[0.1,0.3]", "tuning.extend=0", "tuning.untuned=null")
+TUNING += ("tuning.validation=0.2",)
 LONG = (*TINY, "data.train_limit=600", "checkpoint_minutes=0")  # several blocks in an epoch
 
 NORM_MODULE = "kill_harness_norm"
@@ -66,13 +72,17 @@ class Noisy(nn.Module):
 
 @dataclass(frozen=True)
 class Setup:
-    """A configuration to be killed: its command line, and how much of the instants it gets."""
+    """A configuration to be killed: its command line, and how much of the instants it gets.
+
+    RUN in the words stands for the run of a study `source`, which is there before if `trained`.
+    """
 
     name: str
     what: str
     words: tuple[str, ...]
     share: int  # of the random instants
     between_writes: bool = True
+    trained: bool = False
 
 
 SETUPS = (
@@ -113,10 +123,50 @@ SETUPS = (
         "workers",
         "a grid over two processes, and a report",
         ("train", "-m", *SMALL, "epochs=3", "norm=bn,gn", "seeds=2", "workers=2"),
-        share=1,
+        share=3,
         between_writes=False,  # they are made in other processes
     ),
+    Setup(
+        "tuned",
+        "rates chosen on images held out, and a report",
+        ("train", *SMALL, "epochs=2", "norm=gn", "lr=tuned", *TUNING, "workers=1"),
+        share=3,
+        between_writes=False,
+    ),
+    Setup(
+        "devices",
+        "one run on two devices",
+        ("train", *TINY, "data.train_limit=60", "epochs=2", "norm=gn", "batch=5", "devices=2"),
+        share=3,
+        between_writes=False,
+    ),
+    Setup(
+        "fine-tune",
+        "a start from stored weights",
+        ("train", *SMALL, "epochs=2", "norm=gn", "workers=1", "init_from=results/source/RUN"),
+        share=2,
+        between_writes=False,
+        trained=True,
+    ),
+    Setup(
+        "measure",
+        "instruments on a stored run, and a report",
+        ("measure", "study=source", "what=[gradients,shift]", "shift.images=8", "gradients=8")
+        + ("gradients_at=[2,5]", "shift.severities=[1]", "device=cpu", "workers=1"),
+        share=2,
+        between_writes=False,
+        trained=True,
+    ),
+    Setup(
+        "report",
+        "the report of a stored run",
+        ("report", "study=source"),
+        share=1,
+        between_writes=False,
+        trained=True,
+    ),
 )
+SOURCE = ("train", *SMALL, "epochs=2", "norm=gn", "seeds=2", "workers=1", "study=source")
 
 
 def preload() -> None:
@@ -139,17 +189,16 @@ def preload() -> None:
 class Call:
     """What became of a call: its exit code (-9 after SIGKILL), what it said, how long it took.
 
-    writes: the names of its operations on files, as far as they were watched.
+    killed: one of its processes was. writes: the names of its operations on files, as far as they
+    were watched. orphans: the command lines of processes that outlived it.
     """
 
     code: int
     said: str
     seconds: float
+    killed: bool
     writes: list[str]
-
-    @property
-    def killed(self) -> bool:
-        return self.code == -signal.SIGKILL
+    orphans: list[str]
 
 
 def call(
@@ -157,33 +206,69 @@ def call(
     folder: Path,
     *,
     after_s: float | None = None,
+    target: str = "group",
     before_write: int | None = None,
     limit_s: float = 120.0,
-    prepare: Callable[[], None] | None = None,
 ) -> Call:
     """Run gnexp with these words in `folder`, and kill it where that is asked for.
 
-    after_s: seconds after which its whole process group is killed. before_write: it kills itself
-    before its operation on files of this number, counted from 1. limit_s: a call that has not ended
-    by then is killed and has the exit code 124. prepare: what the process does first.
+    after_s: seconds after which the target is killed: its "group", the "first" process alone or a
+    "member". before_write: it kills itself before its operation on files of this number, counted
+    from 1. limit_s: a call that has not ended by then is killed and has the exit code 124.
     """
     said, writes = folder / "said.txt", folder / "writes.txt"
     for file in (said, writes):  # a process may be killed before it has opened them
         file.write_text("")
-    with _started(words, folder, before_write, prepare) as pid:
-        start = time.monotonic()
-        late = False
+    with _started(words, folder, before_write) as pid:
+        start, late, killed = time.monotonic(), False, False
         while (ended := os.waitpid(pid, os.WNOHANG))[0] == 0:
             seconds = time.monotonic() - start
-            late = seconds > limit_s
-            if late or (after_s is not None and seconds >= after_s):
+            if late := seconds > limit_s:
                 kill_group(pid)
                 ended = os.waitpid(pid, 0)
                 break
+            if after_s is not None and seconds >= after_s and not killed:
+                _kill(pid, target, folder)
+                killed = True
             time.sleep(0.002)
         seconds = time.monotonic() - start
+        left = orphans(folder)
     code = 124 if late else os.waitstatus_to_exitcode(ended[1])
-    return Call(code, said.read_text(), seconds, writes.read_text().splitlines())
+    killed = killed or code == -signal.SIGKILL
+    return Call(code, said.read_text(), seconds, killed, writes.read_text().splitlines(), left)
+
+
+def _kill(pid: int, target: str, folder: Path) -> None:
+    others = [each for each in members(folder) if each != pid]
+    if target == "group":
+        kill_group(pid)
+        return
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(random.choice(others) if target == "member" and others else pid, signal.SIGKILL)
+
+
+def members(folder: Path) -> list[int]:
+    """Return the living processes whose working folder this is."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has just ended, or is somebody else's
+            state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
+            if state not in "ZX" and os.readlink(entry / "cwd") == str(folder.resolve()):
+                found.append(int(entry.name))
+    return found
+
+
+def orphans(folder: Path) -> list[str]:
+    """Return the command lines of processes that do not end; none of them is left alive."""
+    end = time.monotonic() + ORPHAN_S
+    while (left := members(folder)) and time.monotonic() < end:
+        time.sleep(0.02)
+    found = []
+    for pid in left:
+        with contextlib.suppress(OSError):
+            found.append(Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ").strip())
+            os.kill(pid, signal.SIGKILL)
+    return found
 
 
 @contextlib.contextmanager
@@ -191,14 +276,13 @@ def _started(
     words: Sequence[str],
     folder: Path,
     before_write: int | None = None,
-    prepare: Callable[[], None] | None = None,
 ) -> Iterator[int]:
     """Start a call and yield its process; however this is left, nothing of its group lives on."""
     sys.stdout.flush()
     sys.stderr.flush()
     pid = os.fork()
     if pid == 0:
-        _be_gnexp(words, folder, before_write, prepare)
+        _be_gnexp(words, folder, before_write)
     with contextlib.suppress(OSError):  # whoever of the two is first
         os.setpgid(pid, pid)
     try:
@@ -229,7 +313,6 @@ def _be_gnexp(
     words: Sequence[str],
     folder: Path,
     before_write: int | None,
-    prepare: Callable[[], None] | None,
 ) -> None:
     """Be a call of gnexp: runs in the forked process and never returns."""
     code = 70
@@ -245,10 +328,11 @@ def _be_gnexp(
             for stream in (1, 2)
         )
         Writes(Path.cwd() / STUDY.parent, Path("writes.txt"), before_write).watch()
-        if prepare:
-            prepare()
+        import gnexp.__main__
         from gnexp.cli import app
 
+        # What this process starts imports what it would after `python -m gnexp`, not this file.
+        sys.modules["__main__"] = gnexp.__main__
         code = app.main(list(words))
     except BaseException:
         traceback.print_exc()
@@ -474,10 +558,13 @@ class Reference:
 def reference(setup: Setup, folder: Path, limit_s: float = 300.0) -> Reference:
     """Train a configuration twice without a kill; raises SystemExit where the two differ."""
     calls, held = [], []
+    if setup.trained:
+        place, words = _place(folder / "source", SOURCE)
+        call(words, place, limit_s=limit_s)
     for name in ("one", "two"):
-        place = _place(folder / name)
-        calls.append(call(setup.words, place, limit_s=limit_s))
-        held.append(contents(place / STUDY))
+        place, words = _place(folder / name, setup.words)
+        calls.append(call(words, place, limit_s=limit_s))
+        held.append(_held(place))
         if calls[-1].code:
             raise SystemExit(f"{setup.name}: exit code {calls[-1].code}:\n{calls[-1].said}")
     if wrong := differences(*held):
@@ -487,12 +574,24 @@ def reference(setup: Setup, folder: Path, limit_s: float = 300.0) -> Reference:
     return Reference(held[0], max(c.seconds for c in calls), calls[0].writes, seeds)
 
 
-def _place(folder: Path) -> Path:
-    """Make an empty working folder that holds the norm of its own."""
+def _place(folder: Path, words: tuple[str, ...]) -> tuple[Path, tuple[str, ...]]:
+    """Make a working folder with the norm of its own, and a trained study if there is one beside.
+
+    Return it with the words, in which RUN is named.
+    """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     (folder / f"{NORM_MODULE}.py").write_text(NORM)
-    return folder
+    for run in (folder.parent / "source" / "results" / "source").glob("gn-*"):
+        shutil.copytree(folder.parent / "source" / "results", folder / "results")
+        words = tuple(word.replace("RUN", run.name) for word in words)
+    return folder, words
+
+
+def _held(place: Path) -> dict[str, Any]:
+    """Return what all studies of a folder hold, but tracebacks of processes that were killed."""
+    parts = contents(place / STUDY.parent)
+    return {name: part for name, part in parts.items() if "/traceback-" not in name}
 
 
 @dataclass
@@ -515,8 +614,8 @@ def try_instant(
     after_s: float | None = None,
     before_write: int | None = None,
 ) -> Instant:
-    """Kill a training, call it again, now and then kill that too, and compare the end."""
-    place, wrong, killed = _place(folder), [], 0
+    """Kill a call, call it again, now and then kill that too, and compare the end."""
+    (place, words), wrong, killed = _place(folder, setup.words), [], 0
     kills: list[dict[str, Any]] = [{"after_s": after_s, "before_write": before_write}]
     while len(kills) < 3 and rng.random() < 0.3:
         if setup.between_writes and rng.random() < 0.5:
@@ -525,17 +624,18 @@ def try_instant(
             kills.append({"after_s": rng.uniform(0, known.seconds)})
     texts, hit = [], ""
     for kill in kills:
-        one = call(setup.words, place, limit_s=_limit_s(known), **kill)
+        target = rng.choice(["first", "first", "group", "member"])
+        one = call(words, place, limit_s=_limit_s(known), target=target, **kill)
         killed += one.killed
-        where = f"{after_s:.3f} s" if before_write is None else f"write {before_write}"
+        where = f"{target} at {after_s:.3f} s" if before_write is None else f"write {before_write}"
         if one.killed and "before_write" in kill and kill["before_write"]:
             where += f" ({one.writes[-1]})"
         texts.append(where)
         hit = hit or stage(place / STUDY, known.seeds)
         wrong += _complaints(one, killed_is_fine=True)
-    last = call(setup.words, place, limit_s=_limit_s(known))
+    last = call(words, place, limit_s=_limit_s(known))
     wrong += _complaints(last, killed_is_fine=False)
-    wrong += differences(known.holds, contents(place / STUDY))
+    wrong += differences(known.holds, _held(place))
     if not wrong:
         shutil.rmtree(place)
     return Instant(", then ".join(texts), hit, killed, last.code == 0, wrong)
@@ -554,7 +654,8 @@ def _complaints(one: Call, killed_is_fine: bool) -> list[str]:
         wrong.append(f"a call {ended}: {tail}")
     lines = one.said.splitlines()
     # A kill leaves nothing half: a file that has to be repaired is a fault too.
-    return wrong + [line for line in lines if line.startswith(("corrupt:", "Traceback"))]
+    wrong += [line for line in lines if line.startswith(("corrupt:", "repaired:", "Traceback"))]
+    return wrong + [f"orphan: {line}" for line in one.orphans]
 
 
 @dataclass
@@ -594,7 +695,9 @@ def table(tallies: list[Tally]) -> str:
     everything = [instant for tally in tallies for instant in tally.instants]
     resumed = sum(instant.resumed for instant in everything)
     wrong = sum(bool(instant.wrong) for instant in everything)
+    orphaned = sum(line.startswith("orphan: ") for each in everything for line in each.wrong)
     last = f"instants tried: {len(everything)}, resumed: {resumed}, mismatches: {wrong}"
+    last += f", orphans: {orphaned}"
     return "\n".join([*lines, last])
 
 
@@ -625,7 +728,7 @@ def _tally(
 ) -> Tally:
     tally, start = Tally(name), time.monotonic()
     for number, kill in enumerate(tries):
-        place = folder / f"{setup.name}-{len(tally.instants)}-{'-'.join(kill)}"
+        place = folder / setup.name / f"{len(tally.instants)}-{'-'.join(kill)}"
         instant = try_instant(setup, known, place, rng, **kill)
         tally.instants.append(instant)
         for line in instant.wrong:
@@ -648,10 +751,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME")
     typed = parser.parse_args(argv)
     preload()
+    os.environ["OMP_NUM_THREADS"] = "1"  # for what a call starts
+    random.seed(typed.seed)
     rng, tallies = random.Random(typed.seed), []
     setups = [setup for setup in SETUPS if setup.name in typed.only]
     shares = sum(setup.share for setup in setups)
     folder = Path(tempfile.mkdtemp(prefix="gnexp-kills-"))
+    os.environ["XDG_STATE_HOME"] = str(folder / "state")
     for setup in setups:
         known = reference(setup, folder / setup.name)
         print(

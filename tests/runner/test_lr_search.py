@@ -29,20 +29,31 @@ def table(path):
         return list(csv.DictReader(file))
 
 
-def configs(study="results/main"):
-    found = {p.name: json.loads((p / "result.json").read_text()) for p in Path(study).glob("*-*")}
-    return [result["config"] | {"seeds": [int(s) for s in result["seeds"]]} for result in
-            found.values()]  # fmt: skip
+REPORT = Path("results/main/report")
 
 
-def accuracies(study="results/main"):
+def results(study="results/main"):
+    """Return the folders of a study's runs with what result.json holds."""
+    files = sorted(Path(study).glob("*/result.json"))
+    return [(path.parent, json.loads(path.read_text())) for path in files]
+
+
+def runs(trial: bool):
+    """Return sorted (rate, seeds) of the trials, or of the runs that are judged."""
+    return sorted(
+        (result["config"]["lr"], [int(seed) for seed in result["seeds"]])
+        for _, result in results()
+        if (result["config"]["data"]["validation"] is not None) == trial
+    )
+
+
+def accuracies():
     """Return {rate: last validation accuracies} of the trials, read with nothing of gnexp."""
     found: dict[float, list[float]] = {}
-    for folder in Path(study).glob("*-*"):
-        config = json.loads((folder / "result.json").read_text())["config"]
-        if config["data"]["validation"] is not None:
+    for folder, result in results():
+        if result["config"]["data"]["validation"] is not None:
             last = {row["seed"]: float(row["test_acc"]) for row in table(folder / "metrics.csv")}
-            found[config["lr"]] = list(last.values())
+            found[result["config"]["lr"]] = list(last.values())
     return found
 
 
@@ -96,21 +107,14 @@ def test_a_trial_gives_the_same_numbers_whatever_the_test_images_are(gnexp, work
 def test_every_rate_is_tried_and_the_best_is_trained_on_the_whole_set_with_other_seeds(gnexp):
     answer = gnexp("train", *TUNED, "tuning.lr=[0.05,0.4]", "tuning.untuned=0.2")
     assert answer.code == 0
-    trials = [c for c in configs() if c["data"]["validation"] is not None]
-    judged = [c for c in configs() if c["data"]["validation"] is None]
-    assert sorted((c["lr"], c["seeds"]) for c in trials) == [
-        (0.05, [1000, 1001]),
-        (0.4, [1000, 1001]),
-    ]
+    assert runs(trial=True) == [(0.05, [1000, 1001]), (0.4, [1000, 1001])]
     scores = accuracies()
     chosen = max(sorted(scores), key=lambda lr: np.mean(scores[lr]))
-    assert sorted((c["lr"], c["seeds"]) for c in judged) == sorted(
-        [(0.2, [0, 1]), (chosen, [0, 1])]
-    )
+    assert runs(trial=False) == sorted([(0.2, [0, 1]), (chosen, [0, 1])])
     assert f"lr={chosen:g} of 2 rates, at the edge" in answer.out
     assert "| shapes10: 90 training and 10 validation images" in answer.out
     again = gnexp("train", *TUNED, "tuning.lr=[0.05,0.4]", "tuning.untuned=0.2")
-    assert f": {len(configs())} complete |" in again.out
+    assert ": 4 complete |" in again.out
     assert "to train" not in again.out
     one = ("shift.corruptions=[contrast]", "shift.severities=[1]")
     answer = gnexp("measure", "what=[shift]", *one, "workers=1")
@@ -122,27 +126,23 @@ def test_every_rate_is_tried_and_the_best_is_trained_on_the_whole_set_with_other
 
 
 def test_the_report_shows_the_chosen_rate_as_the_norms_accuracy_and_the_trials_apart(gnexp):
-    grid = ("-m", *TUNED, "norm=bn,gn", "tuning.lr=[0.05,0.4]", "tuning.untuned=0.2")
-    assert gnexp("train", *[w for w in grid if w not in ("norm=gn", "groups=4")]).code == 0
-    report = Path("results/main/report")
-    accuracy = table(report / "accuracy.csv")
-    choices = table(report / "chosen_rates.csv")
-    assert [row["norm"] for row in accuracy] == ["bn", "gn"]
+    grid = [word for word in TUNED if word not in ("norm=gn", "groups=4")]
+    words = ("norm=bn,gn", "tuning.lr=[0.05,0.4]", "tuning.untuned=0.2")
+    assert gnexp("train", "-m", *grid, *words).code == 0
+    accuracy, choices = table(REPORT / "accuracy.csv"), table(REPORT / "chosen_rates.csv")
+    assert [row["norm"] for row in accuracy] == [row["norm"] for row in choices] == ["bn", "gn"]
     assert "lr" not in accuracy[0]  # a rate of its own is what every cell was given
-    assert [row["norm"] for row in choices] == ["bn", "gn"]
     assert all(row["n"] == "2" for row in accuracy)
     for choice in choices:
-        finals = {
-            c["lr"]: json.loads((p / "result.json").read_text())["seeds"]
-            for p in Path("results/main").glob(f"{choice['norm']}-*")
-            for c in [json.loads((p / "result.json").read_text())["config"]]
-            if c["data"]["validation"] is None
+        means = {
+            result["config"]["lr"]: np.mean([n["test_acc"] for n in result["seeds"].values()])
+            for folder, result in results()
+            if result["config"]["data"]["validation"] is None
+            and folder.name.startswith(f"{choice['norm']}-")
         }
-        tuned, untuned = (
-            [finals[lr][s]["test_acc"] for s in ("0", "1")] for lr in (float(choice["lr"]), 0.2)
-        )
-        assert float(choice["gap"]) == pytest.approx(np.mean(tuned) - np.mean(untuned), abs=1e-12)
-    tuning_rows = table(report / "tuning.csv")
+        gap = means[float(choice["lr"])] - means[0.2]
+        assert float(choice["gap"]) == pytest.approx(gap, abs=1e-12)
+    tuning_rows = table(REPORT / "tuning.csv")
     assert len(tuning_rows) == 4
     assert sum(row["chosen"] == "true" for row in tuning_rows) == 2
 
@@ -155,7 +155,7 @@ def test_results_at_other_rates_stay_in_the_report_until_the_chosen_rate_has_one
     answer = gnexp("report")
     assert "GN(4)" in answer.out
     assert "no seed is finished" not in answer.out
-    (row,) = table("results/main/report/accuracy.csv")
+    (row,) = table(REPORT / "accuracy.csv")
     assert row["n"] == "2"
 
 
@@ -163,16 +163,13 @@ def test_two_ways_of_tuning_in_one_study_never_share_their_trials(gnexp):
     for part in ("0.1", "0.3"):
         words = ("tuning.lr=[0.05,0.4]", "tuning.untuned=null", f"tuning.validation={part}")
         assert gnexp("train", *TUNED, *words).code == 0
-    (row,) = table("results/main/report/chosen_rates.csv")
-    last = {
-        c["lr"]: [
-            n["test_acc"] for n in json.loads((p / "result.json").read_text())["seeds"].values()
-        ]
-        for p in Path("results/main").glob("gn-*")
-        for c in [json.loads((p / "result.json").read_text())["config"]]
-        if c["data"]["validation"] == 0.3
-    }
-    assert float(row["validation"]) == pytest.approx(max(map(np.mean, last.values())), abs=1e-12)
+    (row,) = table(REPORT / "chosen_rates.csv")
+    means = [
+        np.mean([numbers["test_acc"] for numbers in result["seeds"].values()])
+        for _, result in results()
+        if result["config"]["data"]["validation"] == 0.3
+    ]
+    assert float(row["validation"]) == pytest.approx(max(means), abs=1e-12)
 
 
 BUDGET = ("epochs=3", "tuning.epochs=2", "tuning.train_limit=60", "tuning.validation=20")
@@ -184,50 +181,35 @@ def test_trials_have_their_part_of_the_budget_and_the_chosen_rate_is_trained_at_
     answer = gnexp("train", *typed)
     assert answer.code == 0
     assert "2 seeds of 2 epochs and 60 training images on 20 images held out" in answer.out
-    for folder in Path("results/main").glob("gn-*"):
-        result = json.loads((folder / "result.json").read_text())
+    for folder, result in results():
         trial = result["config"]["data"]["validation"] is not None
         rows = [row for row in table(folder / "metrics.csv") if row["seed"] in ("0", "1000")]
         seen = [int(row["examples_seen"]) for row in rows]
         assert seen == ([40, 80] if trial else [100, 200, 300])
-        assert (result["data"]["train"], result["data"]["test"]) == (
-            (40, 20) if trial else (100, 40)
-        )
+        sizes = result["data"]["train"], result["data"]["test"]
+        assert sizes == ((40, 20) if trial else (100, 40))
         # The schedule is that of the trial: the last update's rate is near 0 at its own end.
         assert float(rows[-1]["lr"]) < 0.35 * max(float(row["lr"]) for row in rows)
-    (row,) = table("results/main/report/chosen_rates.csv")
-    assert [row[c] for c in ("trial_epochs", "trial_images", "run_epochs", "run_images")] == [
-        *("2", "40", "3", "100")
-    ]
-    assert (row["n_test"], row["n_untuned"]) == ("2", "2")
-    assert {row["trial_images"] for row in table("results/main/report/tuning.csv")} == {"40"}
-    page = Path("results/main/report/index.html").read_text()
+    (row,) = table(REPORT / "chosen_rates.csv")
+    columns = ("trial_epochs", "trial_images", "run_epochs", "run_images", "n_test", "n_untuned")
+    assert [row[column] for column in columns] == ["2", "40", "3", "100", "2", "2"]
+    assert {row["trial_images"] for row in table(REPORT / "tuning.csv")} == {"40"}
+    page = (REPORT / "index.html").read_text()
     assert "with a part of the budget (2 epochs of 40 images)" in page
-    (accuracy,) = table("results/main/report/accuracy.csv")
+    (accuracy,) = table(REPORT / "accuracy.csv")
     assert not {"epochs", "data.train_limit", "data.checksum"} & {*accuracy}
     assert "to train" not in gnexp("train", *typed).out
 
 
-def test_trials_at_a_part_of_the_budget_serve_runs_of_every_budget_and_never_those_at_another(
-    gnexp,
-):
+def test_trials_at_a_part_of_the_budget_serve_runs_of_every_budget(gnexp):
     common = [word for word in TUNED if word != "epochs=1"]
     common += ["tuning.lr=[0.05,0.4]", "tuning.untuned=null"]
     assert gnexp("train", "-m", *common, "epochs=2,3", "tuning.epochs=1").code == 0
-    trials = [c for c in configs() if c["data"]["validation"] is not None]
-    assert sorted((c["lr"], c["epochs"]) for c in trials) == [(0.05, 1), (0.4, 1)]
-    accuracy = table("results/main/report/accuracy.csv")
-    assert sorted(row["epochs"] for row in accuracy) == ["2", "3"]
-    chosen = table("results/main/report/chosen_rates.csv")
-    assert sorted((row["epochs"], row["run_epochs"], row["n_test"]) for row in chosen) == [
-        ("2", "2", "2"),
-        ("3", "3", "2"),
-    ]
-    assert gnexp("train", *common, "epochs=3").code == 0
-    trials = [c for c in configs() if c["data"]["validation"] is not None]
-    assert sorted({(c["lr"], c["epochs"]) for c in trials}) == [
-        *((0.05, 1), (0.05, 3), (0.4, 1), (0.4, 3))
-    ]
+    assert runs(trial=True) == [(0.05, [1000, 1001]), (0.4, [1000, 1001])]
+    assert sorted(row["epochs"] for row in table(REPORT / "accuracy.csv")) == ["2", "3"]
+    chosen = table(REPORT / "chosen_rates.csv")
+    assert sorted(row["run_epochs"] for row in chosen) == ["2", "3"]
+    assert [row["n_test"] for row in chosen] == ["2", "2"]
 
 
 def test_one_se_is_written_down_with_the_choice_and_told_in_the_report(gnexp):
@@ -239,9 +221,9 @@ def test_one_se_is_written_down_with_the_choice_and_told_in_the_report(gnexp):
     (choice,) = recorded_choices(Path("results/main"))
     scores = accuracies()
     assert (choice.rule, choice.rate) == ("one_se", chosen_rate("one_se", scores))
-    (row,) = table("results/main/report/chosen_rates.csv")
+    (row,) = table(REPORT / "chosen_rates.csv")
     assert (row["rule"], float(row["lr"])) == ("one_se", choice.rate)
-    page = Path("results/main/report/index.html").read_text()
+    page = (REPORT / "index.html").read_text()
     assert "as the smallest within one standard error of the best" in page
 
 
@@ -250,7 +232,7 @@ def test_a_study_that_is_tuned_in_part_says_which_norms_are_not(gnexp):
     assert gnexp("train", *common, "norm=bn").code == 0
     tuned = ("norm=gn", "groups=4", "lr=tuned", "tuning.lr=[0.1,0.4]", "tuning.extend=0")
     assert gnexp("train", *common, *tuned).code == 0
-    assert "The rates of BN were not tuned" in Path("results/main/report/index.html").read_text()
+    assert "The rates of BN were not tuned" in (REPORT / "index.html").read_text()
 
 
 def test_a_best_rate_at_the_edge_adds_rates_beyond_it_until_it_is_none_or_no_more_may_be(gnexp):
@@ -283,8 +265,7 @@ def test_a_rate_at_which_a_trial_diverged_is_scored_at_chance_and_not_chosen(gne
     (cell,) = study_analysis(study).tuned
     assert cell.trials[1e30].scored == [0.1, 0.1]
     assert cell.rate == 0.2
-    judged = [c["lr"] for c in configs() if c["data"]["validation"] is None]
-    assert judged == [0.2]
+    assert runs(trial=False) == [(0.2, [0, 1])]
 
 
 def test_an_interrupted_choice_goes_on_and_ends_with_the_numbers_it_would_have_had(
@@ -310,11 +291,9 @@ def test_an_interrupted_choice_goes_on_and_ends_with_the_numbers_it_would_have_h
 
     def numbers(study):
         return {
-            (c["lr"], c["data"]["validation"], seed): n["test_acc"]
-            for p in Path(f"results/{study}").glob("*-*")
-            for r in [json.loads((p / "result.json").read_text())]
-            for c in [r["config"]]
-            for seed, n in r["seeds"].items()
+            (folder.name, seed): n["test_acc"]
+            for folder, result in results(f"results/{study}")
+            for seed, n in result["seeds"].items()
         }
 
     assert numbers("cut") == numbers("whole")
@@ -427,14 +406,11 @@ def test_a_good_region_that_ends_where_the_grid_does_is_shown_as_a_lower_bound(
 def test_a_fixed_number_of_updates_gives_every_batch_size_as_many(gnexp):
     words = (word for word in QUICK if not word.startswith("epochs="))
     assert gnexp("train", "-m", *words, "updates=7", "batch=5,10,40", "norm=gn").code == 0
-    for config, folder in [
-        (json.loads((p / "result.json").read_text())["config"], p)
-        for p in Path("results/main").glob("*-*")
-    ]:
+    for folder, result in results():
         rows = table(folder / "metrics.csv")
-        assert int(rows[-1]["examples_seen"]) == 7 * config["batch"]
-        assert config["updates"] == 7
-    cells = table("results/main/report/accuracy.csv")
+        assert int(rows[-1]["examples_seen"]) == 7 * result["config"]["batch"]
+        assert result["config"]["updates"] == 7
+    cells = table(REPORT / "accuracy.csv")
     assert "epochs" not in cells[0]  # which follow from the updates, and split no series
 
 
