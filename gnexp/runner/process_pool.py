@@ -18,27 +18,24 @@ from gnexp.config.torchrun import ending
 LOOK_S = 0.5  # how often a process looks whether the one that it ends with is there
 Emit = Callable[[dict[str, Any]], None]
 Work = Callable[[Any, Emit], Any]
+Stopped = Callable[[], bool]
 
 
 def run_tasks(
-    tasks: Sequence[Any],
-    work: Work,
-    emit: Emit,
-    workers: int,
-    stopped: Callable[[], bool] = lambda: False,
+    tasks: Sequence[Any], work: Work, emit: Emit, workers: int, stopped: Stopped = lambda: False
 ) -> Iterator[tuple[int, Any]]:
     """Do the tasks, in this process or on several workers, yielding (index, result) as they end.
 
-    Workers are single-threaded processes. stopped: once it returns true no further task is begun;
-    those that were, end. The result of a task whose process died is a WorkerDied; a fresh process
-    takes its place. However the loop is left, by the end, an error or Ctrl-C, no process stays.
+    Workers are single-threaded processes. stopped: once it returns true no further task is begun.
+    The result of a task whose process died is a WorkerDied; a fresh process takes its place.
+    However the loop is left, by the end, an error or Ctrl-C, no process stays behind.
     """
+    if workers <= 1:
+        yield from ((i, work(task, emit)) for i, task in enumerate(tasks) if not stopped())
+        return
     waiting = list(range(len(tasks)))[::-1]
     idle: list[_Worker] = []
     busy: dict[_Worker, int] = {}
-    while workers <= 1 and waiting and not stopped():
-        index = waiting.pop()
-        yield index, work(tasks[index], emit)
     try:
         while True:
             while waiting and len(busy) < workers and not stopped():
@@ -55,8 +52,7 @@ def run_tasks(
                 if kind == "event":
                     emit(payload)
                     continue
-                if kind == "done":
-                    idle.append(worker)
+                idle += [worker] if kind == "done" else []
                 yield busy.pop(worker), payload
     finally:
         for worker in busy:

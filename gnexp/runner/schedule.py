@@ -131,7 +131,7 @@ def layout(
     models cannot share a step. With several workers, steps are halved until each worker has about
     as much to do. threads: of one process that trains a step which is new.
     """
-    steps, device_type = [], replicas[0].run.device.type
+    device_type = replicas[0].run.device.type
     by_spec: dict[ReplicaGroupSpec, list[Replica]] = {}
     by_kind: dict[str, list[Replica]] = {}
     for replica in replicas:
@@ -140,9 +140,10 @@ def layout(
         else:
             kind = replica.name if replica.run.name in unstackable else _kind(replica.run)
             by_kind.setdefault(kind, []).append(replica)
-    for known, some in by_spec.items():
-        places = tuple(known.members.index(replica.name) for replica in some)
-        steps.append(ReplicaGroup(tuple(some), places, known))
+    steps = [
+        ReplicaGroup(tuple(some), tuple(known.members.index(r.name) for r in some), known)
+        for known, some in by_spec.items()
+    ]
     fresh = []
     for some in by_kind.values():
         # Equal rates side by side share an optimizer step.
@@ -151,14 +152,21 @@ def layout(
         most = first.stack or max_stack_size(device_type, first.update_batch // first.devices)
         fresh += _slices(some, most, threads)
     everything = sum(step.cost for step in (*steps, *fresh))
-    while fresh:
-        step = max(fresh, key=lambda step: step.cost)
-        # A share and a half: the halves of a step that is a little too large would be as slow.
-        if step.size == 1 or step.cost * workers <= 1.5 * everything:
-            break
-        fresh.remove(step)
-        fresh += _slices(list(step.replicas), ceil(step.size / 2), threads)
+    fresh = _halved(fresh, everything / workers, threads)
     return sorted([*steps, *fresh], key=lambda step: -step.cost)
+
+
+def _halved(steps: list[ReplicaGroup], share: float, threads: int) -> list[ReplicaGroup]:
+    """Return the steps with the longest halved, until none is much longer than a worker's share."""
+    steps = list(steps)
+    while steps:
+        step = max(steps, key=lambda step: step.cost)
+        # A share and a half: the halves of a step that is a little too large would be as slow.
+        if step.size == 1 or step.cost <= 1.5 * share:
+            break
+        steps.remove(step)
+        steps += _slices(list(step.replicas), ceil(step.size / 2), threads)
+    return steps
 
 
 def _slices(replicas: list[Replica], most: int, threads: int) -> list[ReplicaGroup]:
