@@ -63,6 +63,8 @@ def passed_over_lines(data: Iterable[DataSummary]) -> list[str]:
 def single_line(run: PreparedRun, steps: list[ReplicaGroup], workers: int) -> str:
     """Return the first line of a single run: config, device, data."""
     config = run.config
+    used = train_settings(config).examples_per_epoch(run.data.train_size)
+    updates = config.updates or config.epochs * used // config.update_batch
     accumulated = f" on each of {config.devices} devices" if config.devices > 1 else ""
     if config.update_batch != config.batch:
         accumulated += f" in updates of {config.update_batch}"
@@ -70,13 +72,8 @@ def single_line(run: PreparedRun, steps: list[ReplicaGroup], workers: int) -> st
         f"{_device_text(run, workers)} | {_data_text(run)} | {config.model.name} with"
         f" {describe_norm(config)}, {run.parameters:,} parameters | batch {config.batch}"
         f"{accumulated}, {config.epochs} epoch{'s' * (config.epochs > 1)},"
-        f" {_updates(run):,} updates{_seeds_text(steps)}"
+        f" {updates:,} updates{_seeds_text(steps)}"
     )
-
-
-def _updates(run: PreparedRun) -> int:
-    used = train_settings(run.config).examples_per_epoch(run.data.train_size)
-    return run.config.updates or run.config.epochs * used // run.config.update_batch
 
 
 def _seeds_text(steps: list[ReplicaGroup]) -> str:
@@ -147,15 +144,7 @@ def _spent_text(seeds: list[dict[str, Any]]) -> str:
 
 def grid_line(runs: list[PreparedRun], todo: list[PreparedRun], workers: int) -> str:
     """Return the first line of a grid: runs complete and to train; no workers: a launcher."""
-    counts: Counter[str] = Counter()
-    for run in runs:
-        states = set() if run in todo else set(seed_progress(run).ended.values())
-        if run in todo:
-            counts["to train"] += 1
-        elif "failed" in states:
-            counts["failed"] += 1
-        else:
-            counts[states.pop() if len(states) == 1 else "complete"] += 1
+    counts = Counter("to train" if run in todo else _run_status(run) for run in runs)
     kinds = ("complete", "diverged", "infeasible", "failed", "to train")
     parts = [f"{counts[k]} {k}" for k in kinds if counts[k]]
     where = f"{_device_text(runs[0], workers)} | " if workers else ""
@@ -163,34 +152,33 @@ def grid_line(runs: list[PreparedRun], todo: list[PreparedRun], workers: int) ->
     return f"{len(runs)} run{'s' * (len(runs) > 1)}: {', '.join(parts)} | {where}"
 
 
+def _run_status(run: PreparedRun) -> str:
+    states = {*seed_progress(run).ended.values()}
+    if "failed" in states:
+        return "failed"
+    return states.pop() if len(states) == 1 else "complete"
+
+
 def tuning_lines(configs: list[TrainConfig]) -> list[str]:
     """Return what will be done to choose the learning rates, once per way of choosing."""
-    texts = Counter(_tuning_key(c.tuning) for c in configs if is_tuned(c))
-    return [
-        f"lr=tuned: {cells} cell{'s' * (cells > 1)}, {trials}; then {chosen} on the whole set with"
-        " other seeds"
-        for (trials, chosen), cells in texts.items()
-    ]
+    texts = Counter(_tuning_text(config.tuning) for config in configs if is_tuned(config))
+    return [f"lr=tuned: {n} cell{'s' * (n > 1)}, {text}" for text, n in texts.items()]
 
 
-def _tuning_key(tuning: TuningConfig) -> tuple[str, str]:
-    """Return (how the rates are tried, which of them is chosen), in words."""
-    more, seeds = tuning.extend, len(seed_list(tuning.seeds))
+def _tuning_text(tuning: TuningConfig) -> str:
     budget = [f"{tuning.epochs} epoch{'s' * (tuning.epochs > 1)}"] if tuning.epochs else []
     budget += [f"{tuning.train_limit:,} training images"] if tuning.train_limit else []
-    each = f"{seeds} seeds of {' and '.join(budget)}" if budget else f"{seeds} seeds"
-    trials = (
-        f"each at {len(tuning.lr)} rates x {each} on"
-        f" {_held_out_text(tuning.validation)} held out of the training set"
-        f"{f', up to {more} rates more where the best is at the edge' * (more > 0)}"
+    each = f"{len(seed_list(tuning.seeds))} seeds{' of ' * bool(budget)}{' and '.join(budget)}"
+    part = tuning.validation
+    held_out = f"{100 * part:g} % of the images" if part < 1 else f"{part:,} images"
+    more = f", up to {tuning.extend} rates more where the best is at the edge"
+    chosen = "the chosen rate"
+    if tuning.rule != "best":
+        chosen = "the smallest rate within one standard error of the best"
+    return (
+        f"each at {len(tuning.lr)} rates x {each} on {held_out} held out of the training set"
+        f"{more * (tuning.extend > 0)}; then {chosen} on the whole set with other seeds"
     )
-    if tuning.rule == "best":
-        return trials, "the chosen rate"
-    return trials, "the smallest rate within one standard error of the best"
-
-
-def _held_out_text(part: float) -> str:
-    return f"{100 * part:g} % of the images" if part < 1 else f"{part:,} images"
 
 
 def choice_lines(configs: list[TrainConfig]) -> list[str]:
@@ -224,16 +212,10 @@ def ended_line(run: PreparedRun, now: SeedProgress, status: str) -> str:
     return f"{status}: {run.name}: {named} of {len(run.config.seeds)}{f': {whys}' * bool(whys)}"
 
 
-def _numbers(run: PreparedRun) -> dict[int, dict[str, Any]]:
-    """Return the final numbers of the seeds asked for, as far as they have any."""
-    seeds = run.stored.result().get("seeds", {}).items()
-    return {int(seed): v for seed, v in seeds if int(seed) in run.config.seeds}
-
-
 def closing_line(run: PreparedRun) -> str:
     """Return the last line: the result with its interval, and its folder."""
-    config = run.config
-    seeds = _numbers(run)
+    config, stored = run.config, run.stored.result().get("seeds", {})
+    seeds = {seed: stored[str(seed)] for seed in config.seeds if str(seed) in stored}
     good = [v["test_acc"] for v in seeds.values() if v["status"] == "complete"]
     lost = Counter(v["status"] for v in seeds.values() if v["status"] != "complete")
     lost.update({"unfinished": len(config.seeds) - len(seeds)})
