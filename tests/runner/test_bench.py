@@ -141,6 +141,12 @@ def test_both_ways_train_the_same_network_on_as_many_images(results):
         assert float(row["examples_per_s"]) == pytest.approx(measured)
 
 
+def test_the_plain_loop_is_timed_on_one_thread_and_on_one_per_core(monkeypatch):
+    monkeypatch.setattr(machine, "cores", lambda: 4)
+    here = machine.Machine(torch.device("cpu"), 1.0)
+    assert (here.plain_threads, here.gnexp_threads, here.processes) == ((1, 4), 1, 4)
+
+
 def timing(way, batch, repeat, rate, threads=1, norm="bn"):
     values = dict.fromkeys(aggregate.TIMING_COLUMNS, 1)
     mine = {"norm": norm, "groups": None, "batch": batch, "way": way, "threads": threads}
