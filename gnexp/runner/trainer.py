@@ -250,8 +250,7 @@ class GroupTrainer:
 
     def _finish(self, place: int, replica: Replica, last: Epoch | None) -> None:
         """Store a training's end; `last` is None when it was killed just before that."""
-        run, config = replica.run.stored, replica.config
-        model = self.step.model(place)
+        run, config, model = replica.run.stored, replica.config, self.step.model(place)
         if last is None:
             with matrix_precision(config.precision):
                 scores = evaluate(model, self.images, precision=config.precision)
@@ -259,11 +258,49 @@ class GroupTrainer:
             scores = Scores(last.test_acc, last.test_loss, last.logits_NK)
         run.add_logits(replica.seed, scores.logits_NK.cpu().numpy())
         diverged = last is not None and last.diverged
+        why = f"the loss was not finite in epoch {last.epoch}" if diverged else ""
         status = "diverged" if diverged else "complete"
+        numbers = {"status": status, **self._numbers(place, config)}
+        if diverged:
+            numbers["why"] = why
+        else:
+            trained = Trained(run, config, model, self.images, replica.seed, scores)
+            numbers |= right_images(scores, self.images, numbers["test_acc"])
+            numbers |= self._measured(place, replica, trained)
+        head = result_head(replica.run) | {"parameters": replica.run.parameters}
+        with run.writing():  # the classes are of all seeds so far
+            classes = class_head(run, self.images)
+            run.add_result(replica.seed, numbers, **head, **classes)
+        if note := classes.get("classes", {}).get("note"):
+            self.emit({"kind": "note", "text": f"{replica.name}: {note}"})
+        run.set_status(replica.seed, status, why)
+        run.drop_traceback(replica.seed)
+
+    def _measured(self, place: int, replica: Replica, trained: Trained) -> dict[str, Any]:
+        """Return what is measured at the end; where an instrument fails, and why."""
+        unmeasured = dict(*self.rows[place].get("unmeasured", ()))
+        numbers: dict[str, Any] = dict.fromkeys(["ece", *OTHER_SCORES])
+        for what in (*ALWAYS, *instruments(replica.config.measure)):
+            with keeping_the_result(what, unmeasured):
+                numbers |= measure(what, trained, replica.config.shift)
+        for what, reason in unmeasured.items():
+            text = f"{replica.name}: {what} could not be measured: {reason}"
+            self.emit({"kind": "note", "text": text})
+        return numbers | ({"unmeasured": unmeasured} if unmeasured else {})
+
+    def _numbers(self, place: int, config: TrainConfig) -> dict[str, Any]:
+        """Return the final numbers of a seed; the last epoch counts, none is selected."""
+        rows = self.rows[place]["metrics"]
+        kept = ("test_acc", "test_loss", "train_loss", "train_acc", "examples_seen")
         used = train_settings(config).examples_per_epoch(len(self.images.x_train))
-        numbers = _numbers(self.rows[place]["metrics"], status)
-        numbers["decay_per_epoch"] = _decay_per_epoch(config, used)
-        numbers |= {
+        rate = peak_rate(config.lr, config.lr_rule, config.update_batch)
+        numbers = {
+            **{key: rows[-1][key] for key in kept},
+            "test_acc_median5": statistics.median(row["test_acc"] for row in rows[-5:]),
+            "epochs": rows[-1]["epoch"],
+            "train_time_s": sum(row["time_s"] for row in rows),
+            # Rate x decay x updates: only the linear rule keeps it over batch sizes.
+            "decay_per_epoch": rate * config.weight_decay * used / config.update_batch,
             "device": self.device.type,
             "execution": self.step.execution,
             "stack": self.step.replicas,
@@ -280,30 +317,7 @@ class GroupTrainer:
             numbers["note"] = self.note
         if start := self.rows[place].get("initial_weights"):
             numbers["initial_weights"] = start[0]
-        head = result_head(replica.run) | {"parameters": replica.run.parameters}
-        why = f"the loss was not finite in epoch {last.epoch}" if diverged else ""
-        if why:
-            numbers["why"] = why
-        else:
-            numbers |= right_images(scores, self.images, numbers["test_acc"])
-            unmeasured = dict(*self.rows[place].get("unmeasured", ()))
-            numbers |= dict.fromkeys(["ece", *OTHER_SCORES])
-            trained = Trained(run, config, model, self.images, replica.seed, scores)
-            for what in (*ALWAYS, *instruments(config.measure)):
-                with keeping_the_result(what, unmeasured):
-                    numbers |= measure(what, trained, config.shift)
-            if unmeasured:
-                numbers["unmeasured"] = unmeasured
-            for what, reason in unmeasured.items():
-                text = f"{replica.name}: {what} could not be measured: {reason}"
-                self.emit({"kind": "note", "text": text})
-        with run.writing():  # the classes are of all seeds so far
-            classes = class_head(run, self.images)
-            run.add_result(replica.seed, numbers, **head, **classes)
-        if note := classes.get("classes", {}).get("note"):
-            self.emit({"kind": "note", "text": f"{replica.name}: {note}"})
-        run.set_status(replica.seed, status, why)
-        run.drop_traceback(replica.seed)
+        return numbers
 
     def _ticker(self) -> Callable[[int], None]:
         """Return a tick that reports the images of each replica, at most every TICK_S."""
@@ -332,28 +346,6 @@ def _row(epoch: Epoch, seed: int) -> dict[str, Any]:
     keys = ("epoch", "examples_seen", "lr", "train_loss", "train_acc")
     keys += ("test_loss", "test_acc", "time_s")
     return {"seed": seed, **{key: getattr(epoch, key) for key in keys}}
-
-
-def _numbers(rows: list[dict[str, Any]], status: str) -> dict[str, Any]:
-    """Return the final numbers of a seed; the last epoch counts, none is selected."""
-    last = rows[-1]
-    return {
-        "status": status,
-        "test_acc": last["test_acc"],
-        "test_acc_median5": statistics.median(row["test_acc"] for row in rows[-5:]),
-        "test_loss": last["test_loss"],
-        "train_loss": last["train_loss"],
-        "train_acc": last["train_acc"],
-        "epochs": last["epoch"],
-        "examples_seen": last["examples_seen"],
-        "train_time_s": sum(row["time_s"] for row in rows),
-    }
-
-
-def _decay_per_epoch(config: TrainConfig, used: float) -> float:
-    """Return peak rate x weight decay x updates: only the linear rule keeps it over batch sizes."""
-    peak = peak_rate(config.lr, config.lr_rule, config.update_batch)
-    return peak * config.weight_decay * used / config.update_batch
 
 
 def result_head(run: PreparedRun) -> dict[str, Any]:
