@@ -74,6 +74,14 @@ def rows(folder):
     return [{**row, "time_s": 0} for row in Run(folder).rows("metrics.csv")]
 
 
+def refused(gnexp, *words):
+    """Return the one sentence with which a training is refused."""
+    answer = gnexp("train", *words)
+    assert answer.code == 2, answer.out
+    (line,) = answer.err.strip().splitlines()
+    return line
+
+
 def test_under_the_same_norm_training_goes_on_where_the_source_ended(source):
     seed = 1
     model, record, images = started(plan(source), seed)
@@ -124,9 +132,8 @@ def test_a_norm_that_was_not_trained_with_statistics_has_none_to_freeze(gnexp, s
     bare = {n: v for n, v in stored(source).items() if not n.endswith(RUNNING)}
     torch.save(bare, "gn.pt")
     words = (*TUNE, "init_from=gn.pt")
-    answer = gnexp("train", *words, "norm=bn_frozen")
-    assert answer.code == 2
-    assert "no running statistics for norm=bn_frozen to freeze (layer norm1)" in answer.err
+    why = "no running statistics for norm=bn_frozen to freeze (layer norm1)"
+    assert why in refused(gnexp, *words, "norm=bn_frozen")
     assert gnexp("train", *words, "norm=bn_frozen", "init_statistics=reestimate").code == 0
     answer = gnexp("train", *words, "norm=bn")
     assert "running statistics of 7 layers not stored, as in a new network" in answer.out
@@ -147,17 +154,12 @@ def test_for_other_classes_the_last_layer_alone_is_as_it_was_drawn():
 
 
 def test_weights_of_another_network_are_refused_in_one_sentence_before_any_work(gnexp, source):
-    def sentence(*words):
-        answer = gnexp("train", *words, f"init_from={source}")
-        assert answer.code == 2
-        assert not Path("results/other").exists() or not list(Path("results/other").iterdir())
-        (line,) = answer.err.strip().splitlines()
-        return line
-
-    wider = [w.replace("width=8", "width=16").replace("study=tuned", "study=other") for w in TUNE]
-    assert "stored conv1.weight has shape (8, 3, 3, 3), and (16, 3, 3, 3)" in sentence(*wider)
-    deeper = [w.replace("resnet8", "resnet20").replace("study=tuned", "study=other") for w in TUNE]
-    assert "the stored weights lack: stage1.1.conv1.weight, stage1.1.conv2" in sentence(*deeper)
+    start = f"init_from={source}"
+    shape = "stored conv1.weight has shape (8, 3, 3, 3), and (16, 3, 3, 3)"
+    assert shape in refused(gnexp, *TUNE, start, "model.width=16")
+    lack = "the stored weights lack: stage1.1.conv1.weight, stage1.1.conv2"
+    assert lack in refused(gnexp, *TUNE, start, "model=resnet20")
+    assert not Path("results/tuned").exists() or not list(Path("results/tuned").iterdir())
 
 
 @pytest.mark.parametrize("wrap", ["plain", "state_dict", "model", "module."])
@@ -206,11 +208,8 @@ def test_what_is_no_file_of_tensors_is_refused_without_running_anything_in_it(gn
 
     torch.save({"conv1.weight": Evil()}, "evil.pt")
     torch.save({"epoch": 3}, "numbers.pt")
-    for file, said in (("evil.pt", "cannot be read as tensors"), ("numbers.pt", "no state dict")):
-        answer = gnexp("train", *TUNE, f"init_from={file}")
-        assert answer.code == 2
-        assert f"init_from={file} " in answer.err
-        assert said.replace("no state", "not a state") in answer.err
+    for file, said in (("evil.pt", "cannot be read as"), ("numbers.pt", "is not a state dict")):
+        assert f"init_from={file} {said}" in refused(gnexp, *TUNE, f"init_from={file}")
     assert not Path("ran").exists()
 
 
@@ -218,16 +217,13 @@ def test_a_damaged_file_of_weights_is_refused_and_named(gnexp, source):
     data = bytearray((source / "checkpoint.pt").read_bytes())
     data[len(data) // 2] ^= 1
     (source / "checkpoint.pt").write_bytes(data)
-    answer = gnexp("train", *TUNE, f"init_from={source}")
-    assert answer.code == 2
-    assert f"init_from={source}/checkpoint.pt was changed since it was written" in answer.err
+    start = f"init_from={source}"
+    changed = f"{start}/checkpoint.pt was changed since it was written"
+    assert changed in refused(gnexp, *TUNE, start)
     (source / "digests.json").unlink()
-    answer = gnexp("train", *TUNE, f"init_from={source}")
-    assert answer.code == 2
-    assert f"{source}/checkpoint.pt cannot be read as tensors" in answer.err
-    answer = gnexp("train", *TUNE, f"init_from={source}/result.json")
-    assert answer.code == 2
-    assert "cannot be read as tensors (Weights only load failed); save weights" in answer.err
+    assert f"{start}/checkpoint.pt cannot be read as tensors" in refused(gnexp, *TUNE, start)
+    why = "cannot be read as tensors (Weights only load failed); save weights"
+    assert why in refused(gnexp, *TUNE, f"{start}/result.json")
 
 
 def test_a_run_is_named_by_the_weights_and_not_by_where_they_lie(gnexp, source):
@@ -290,24 +286,22 @@ def test_a_seed_that_has_yet_to_start_needs_the_source(gnexp, source):
     assert gnexp("train", *words).code == 0
     shutil.rmtree(source)
     assert gnexp("train", *words).code == 0  # complete
-    answer = gnexp("train", *words, "seeds=2")
-    assert answer.code == 2
-    assert f"init_from={source} does not exist, and seed 1 of {only_run().name}" in answer.err
-    assert gnexp("train", *words, "force=true").code == 2
-    assert gnexp("train", *TUNE, "init_from=nowhere").code == 2
+    gone = f"init_from={source} does not exist, and seed 1 of {only_run().name}"
+    assert gone in refused(gnexp, *words, "seeds=2")
+    assert "seed 0 of" in refused(gnexp, *words, "force=true")
+    assert "init_from=nowhere does not exist" in refused(gnexp, *TUNE, "init_from=nowhere")
 
 
 def test_a_seed_that_the_source_lacks_is_refused_and_one_can_stand_for_all(gnexp, source):
-    answer = gnexp("train", *TUNE, f"init_from={source}", "seeds=[1,4]")
-    assert answer.code == 2
-    assert "has finished seeds 0,1, and not seed 4; type seeds=[0,1]" in answer.err
+    why = "has finished seeds 0,1, and not seed 4; type seeds=[0,1]"
+    assert why in refused(gnexp, *TUNE, f"init_from={source}", "seeds=[1,4]")
     one = f"init_from={source}/seed-1"
     assert gnexp("train", *TUNE, one, "seeds=[1,4]").code == 0
     assert "/seed-1: " in gnexp("train", *TUNE, one, "seeds=[1,4]", "force=true").out
-    answer = gnexp("train", *TUNE, f"init_from={source}/seed-3")
-    assert "have finished seed-0, seed-1" in answer.err
-    answer = gnexp("train", *TUNE, f"init_from={source.parent}")
-    assert "is a study, not a run; name one of its 1" in answer.err
+    other = refused(gnexp, *TUNE, f"init_from={source}/seed-3")
+    assert "have finished seed-0, seed-1" in other
+    study = refused(gnexp, *TUNE, f"init_from={source.parent}")
+    assert "is a study, not a run; name one of its 1" in study
 
 
 def test_reestimated_statistics_are_those_of_the_training_images(source):
@@ -386,11 +380,10 @@ def test_what_is_measured_at_the_start_is_measured_at_the_loaded_weights(gnexp, 
 
 def test_private_training_does_not_start_from_what_was_trained_on_its_images(gnexp, source):
     words = (*SMALL, "epochs=1", "batch=40", "norm=gn", "privacy=dpsgd", "privacy.epsilon=50")
-    answer = gnexp("train", *words, f"init_from={source}")
-    assert answer.code == 2
-    assert "excludes privacy=dpsgd: that run was trained on data=shapes10" in answer.err
-    answer = gnexp("train", *words, f"init_from={source}", "init_statistics=reestimate")
-    assert "init_statistics=reestimate excludes privacy=dpsgd" in answer.err
+    why = "excludes privacy=dpsgd: that run was trained on data=shapes10"
+    assert why in refused(gnexp, *words, f"init_from={source}")
+    both = refused(gnexp, *words, f"init_from={source}", "init_statistics=reestimate")
+    assert "init_statistics=reestimate excludes privacy=dpsgd" in both
     torch.save(stored(source), "public.pt")  # of which nothing is known
     answer = gnexp("train", *words, "init_from=public.pt")
     assert answer.code == 0, answer.err
@@ -409,6 +402,4 @@ def test_private_training_does_not_start_from_what_was_trained_on_its_images(gne
     ],
 )
 def test_what_contradicts_a_start_from_stored_weights_is_refused(gnexp, words, said):
-    answer = gnexp("train", *words)
-    assert answer.code == 2
-    assert said in answer.err
+    assert said in refused(gnexp, *words)
