@@ -156,9 +156,9 @@ def test_for_other_classes_the_last_layer_alone_is_as_it_was_drawn():
 def test_weights_of_another_network_are_refused_in_one_sentence_before_any_work(gnexp, source):
     start = f"init_from={source}"
     shape = "stored conv1.weight has shape (8, 3, 3, 3), and (16, 3, 3, 3)"
-    assert shape in refused(gnexp, *TUNE, start, "model.width=16")
+    assert shape in refused(gnexp, start, *(w.replace("width=8", "width=16") for w in TUNE))
     lack = "the stored weights lack: stage1.1.conv1.weight, stage1.1.conv2"
-    assert lack in refused(gnexp, *TUNE, start, "model=resnet20")
+    assert lack in refused(gnexp, start, *(w.replace("resnet8", "resnet20") for w in TUNE))
     assert not Path("results/tuned").exists() or not list(Path("results/tuned").iterdir())
 
 
