@@ -64,7 +64,7 @@ def _collecting(found: list[str]) -> Iterator[None]:
 
 
 def _joined(run: PreparedRun, other: PreparedRun) -> PreparedRun:
-    """Return the run of two jobs that differ in their seeds alone."""
+    """Return the run of two jobs that differ only in their seeds."""
     seeds = list(dict.fromkeys([*run.config.seeds, *other.config.seeds]))
     config = dataclasses.replace(run.config, seeds=seeds)
     return dataclasses.replace(run, config=config, jobs=(*run.jobs, *other.jobs))

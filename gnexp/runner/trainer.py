@@ -64,6 +64,30 @@ def stored_states(replicas: Sequence[Replica]) -> dict[str, State]:
     }
 
 
+def _filled(group: ReplicaGroup) -> list[Replica]:
+    """Return a training for every place of a group.
+
+    A place that nobody trains at is filled by a copy of the first, at the rate it had: equal digits
+    need equal spans of equal rates in the optimizer.
+    """
+    first = group.replicas[0]
+    rates = [dataclasses.replace(first.config, lr=lr) for lr in group.spec.lrs]
+    copies = [dataclasses.replace(first.run, config=config) for config in rates]
+    filled = [dataclasses.replace(first, run=run) for run in copies]
+    for place, replica in zip(group.places, group.replicas, strict=True):
+        filled[place] = replica
+    return filled
+
+
+def _unseen(lost: list[str]) -> str:
+    if not lost:
+        return ""
+    return (
+        f"{', '.join(lost)} change{'s' * (len(lost) == 1)} in training, and no checkpoint holds it:"
+        " if the run is interrupted, it goes on to other digits; keep it in a buffer or in a number"
+    )
+
+
 class GroupTrainer:
     """The trainings of one replica group that resume at the same point, to their ends.
 
@@ -88,16 +112,10 @@ class GroupTrainer:
         self.images = device_images(self.config.data, self.device)
         if self.images.summary != first.run.data:
             raise ValueError("its images were changed after this call had begun: call again")
-        # A place that nobody trains at is filled by a copy of the first, at the rate it had: equal
-        # digits need equal spans of equal rates in the optimizer.
-        rates = [dataclasses.replace(self.config, lr=lr) for lr in self.spec.lrs]
-        copies = [dataclasses.replace(first.run, config=config) for config in rates]
-        self.filled = [dataclasses.replace(first, run=run) for run in copies]
-        for place, replica in zip(self.places, self.replicas, strict=True):
-            self.filled[place] = replica
+        self.filled = _filled(step)
         self.models, starts = self._models()
         self.outside, lost = outside_state(self.config, self.models[0], self.images)
-        self.step, self.note = training_step(
+        self.step, note = training_step(
             [r.config for r in self.filled],
             self.models,
             self.images,
@@ -105,13 +123,7 @@ class GroupTrainer:
             [replica.seed for replica in self.filled],
             ranks,
         )
-        if lost:
-            unseen = (
-                f"{', '.join(lost)} change{'s' * (len(lost) == 1)} in training, and no checkpoint"
-                " holds it: if the run is interrupted, it goes on to other digits; keep it in a"
-                " buffer or in a number"
-            )
-            self.note = "; ".join(filter(None, (self.note, unseen)))
+        self.note = "; ".join(filter(None, (note, _unseen(lost))))
         if self.note:
             names = ", ".join(replica.name for replica in self.replicas)
             emit({"kind": "note", "text": f"{names}: {self.note}"})

@@ -74,41 +74,53 @@ def training_step(
     eager, with the reason. seeds: of the models; only the noise of private training needs them.
     ranks: that train them together with this process.
     """
-    config, device = configs[0], images.x_train.device
+    config, device, note = configs[0], images.x_train.device, ""
+    what = configs, models, images, low_memory
     if device.type == "cpu":
         keep_malloc_arena()
     if is_private(config):
         (model,), (seed,) = models, seeds
         return dp_sgd.step(config, model, seed, images, low_memory), ""
-    eager = functools.partial(_stacked_step, configs, models, images, low_memory)
     if ranks:
-        return eager(make=functools.partial(RankStep, ranks)), ""
+        return _stacked_step(*what, make=functools.partial(RankStep, ranks)), ""
+    step = None
     if config.execution in ("auto", "cudagraph") and device.type == "cuda":
-        if any(outside_state(config, models[0], images)):
-            why = "the model keeps state in attributes"
-            return eager(), f"no CUDA graph ({why}), so execution is eager"
-        try:
-            return _graph_step(configs, models, images, low_memory), ""
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:
-            torch.cuda.synchronize(device)
-            note = f"no CUDA graph ({first_line(error)}), so execution fell back to eager"
-            return eager(), note
-    if config.execution == "compile":
-        try:
-            step = eager(compiled=True)
-            states = [step.state(replica) for replica in range(step.replicas)]
-            blocks = trial_block(configs, len(models), images)
-            step.run(*blocks, [[0.0] * len(models)] * blocks[1].shape[1])
-            step.take_sums()
-            for replica, state in enumerate(states):
-                step.load(replica, state)
-            return step, ""
-        except Exception as error:
-            note = f"torch.compile failed ({first_line(error)}), so execution fell back to eager"
-            return eager(), note
-    return eager(), ""
+        step, note = _captured(*what)
+    elif config.execution == "compile":
+        step, note = _compiled(*what)
+    return step or _stacked_step(*what), note
+
+
+def _captured(
+    configs: list[TrainConfig], models: list[nn.Module], images: DeviceDataset, low_memory: bool
+) -> tuple[Step | None, str]:
+    """Return the step as a CUDA graph, or None and why there is none."""
+    if any(outside_state(configs[0], models[0], images)):
+        return None, "no CUDA graph (the model keeps state in attributes), so execution is eager"
+    try:
+        return _graph_step(configs, models, images, low_memory), ""
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        torch.cuda.synchronize(images.x_train.device)
+        return None, f"no CUDA graph ({first_line(error)}), so execution fell back to eager"
+
+
+def _compiled(
+    configs: list[TrainConfig], models: list[nn.Module], images: DeviceDataset, low_memory: bool
+) -> tuple[Step | None, str]:
+    """Return the step compiled, as it was before its trial; or None and why there is none."""
+    try:
+        step = _stacked_step(configs, models, images, low_memory, compiled=True)
+        states = [step.state(replica) for replica in range(step.replicas)]
+        blocks = trial_block(configs, len(models), images)
+        step.run(*blocks, [[0.0] * len(models)] * blocks[1].shape[1])
+        step.take_sums()
+        for replica, state in enumerate(states):
+            step.load(replica, state)
+        return step, ""
+    except Exception as error:
+        return None, f"torch.compile failed ({first_line(error)}), so execution fell back to eager"
 
 
 def _stacked_step(
