@@ -131,20 +131,19 @@ class GroupTrainer:
         self.going = dict(zip(self.places, self.replicas, strict=True))
         # What a seed gave so far goes with its checkpoint: a corrupt table is filled from there.
         self.rows: dict[int, dict[str, list[dict[str, Any]]]] = {
-            place: {"metrics": [], "gradients": []} for place in self.going
+            place: {"metrics": [], "gradients": [], "initial_weights": starts[place]}
+            for place in self.going
         }
-        for place in self.going:
-            if starts[place]:
-                self.rows[place]["initial_weights"] = [starts[place]]
         self.stored_at = time.monotonic()
 
-    def _models(self) -> tuple[list[nn.Module], list[dict[str, Any] | None]]:
+    def _models(self) -> tuple[list[nn.Module], list[list[dict[str, Any]]]]:
         """Return the models, and what new ones start from; the weights of others are to come."""
         if (self.epoch, self.updates) == (0, 0):
             started = [load_initial_model(r.config, self.images, r.seed) for r in self.filled]
-            return [model for model, _ in started], [record for _, record in started]
+            starts = [[record] if record else [] for _, record in started]
+            return [model for model, _ in started], starts
         models = [seeded_model(r.config, r.run.data, r.seed) for r in self.filled]
-        return [model.to(self.device) for model in models], [None] * len(models)
+        return [model.to(self.device) for model in models], [[] for _ in models]
 
     def run(self) -> None:
         """Train, measure and store epoch after epoch; then the results."""
