@@ -125,8 +125,9 @@ class GroupTrainer:
         )
         self.note = "; ".join(filter(None, (note, _unseen(lost))))
         if self.note:
-            names = ", ".join(replica.name for replica in self.replicas)
-            emit({"kind": "note", "text": f"{names}: {self.note}"})
+            emit(
+                {"kind": "note", "text": f"{', '.join(r.name for r in self.replicas)}: {self.note}"}
+            )
         self.secret = self.config.privacy.noise == "secret"
         self.going = dict(zip(self.places, self.replicas, strict=True))
         # What a seed gave so far goes with its checkpoint: a corrupt table is filled from there.
