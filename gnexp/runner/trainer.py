@@ -124,10 +124,7 @@ class GroupTrainer:
             ranks,
         )
         self.note = "; ".join(filter(None, (note, _unseen(lost))))
-        if self.note:
-            emit(
-                {"kind": "note", "text": f"{', '.join(r.name for r in self.replicas)}: {self.note}"}
-            )
+        self._announce(self.note, *self.replicas)
         self.secret = self.config.privacy.noise == "secret"
         self.going = dict(zip(self.places, self.replicas, strict=True))
         # What a seed gave so far goes with its checkpoint: a corrupt table is filled from there.
@@ -136,6 +133,11 @@ class GroupTrainer:
             for place in self.going
         }
         self.stored_at = time.monotonic()
+
+    def _announce(self, note: str, *replicas: Replica) -> None:
+        if note:
+            names = ", ".join(replica.name for replica in replicas)
+            self.emit({"kind": "note", "text": f"{names}: {note}"})
 
     def _models(self) -> tuple[list[nn.Module], list[list[dict[str, Any]]]]:
         """Return the models, and what new ones start from; the weights of others are to come."""
@@ -193,7 +195,7 @@ class GroupTrainer:
                     f"noise and sampling were drawn anew from epoch {self.epoch + 1}, update"
                     f" {self.updates + 1} on: privacy.noise=secret stores none of what it drew"
                 )
-                self.emit({"kind": "note", "text": f"{replica.name}: {self.note}"})
+                self._announce(self.note, replica)
 
     def _resumed(self) -> ResumePoint | None:
         if not self.updates:
@@ -283,8 +285,7 @@ class GroupTrainer:
         with run.writing():  # the classes are of all seeds so far
             classes = class_head(run, self.images)
             run.add_result(replica.seed, numbers, **head, **classes)
-        if note := classes.get("classes", {}).get("note"):
-            self.emit({"kind": "note", "text": f"{replica.name}: {note}"})
+        self._announce(classes.get("classes", {}).get("note", ""), replica)
         run.set_status(replica.seed, status, why)
         run.drop_traceback(replica.seed)
 
@@ -296,8 +297,7 @@ class GroupTrainer:
             with keeping_the_result(what, unmeasured):
                 numbers |= measure(what, trained, replica.config.shift)
         for what, reason in unmeasured.items():
-            text = f"{replica.name}: {what} could not be measured: {reason}"
-            self.emit({"kind": "note", "text": text})
+            self._announce(f"{what} could not be measured: {reason}", replica)
         return numbers | ({"unmeasured": unmeasured} if unmeasured else {})
 
     def _numbers(self, place: int, config: TrainConfig) -> dict[str, Any]:
