@@ -118,9 +118,9 @@ def _privacy_problems(
     images = device_images(config.data, device)
     if started:
         trained = initial_weights.read_source(config.init_from).trained
-        before = trained["config"].get("data", {}).get("name")
+        before = trained.get("config", {}).get("data", {}).get("name")
         published = config.data.name not in ("npz", "imagefolder")  # which may be of any images
-        same = trained["data"].get("checksum") == images.summary.checksum
+        same = trained.get("data", {}).get("checksum") == images.summary.checksum
         if same or (published and before == config.data.name):
             return [
                 f"init_from={config.init_from} excludes privacy=dpsgd: that run was trained on"
