@@ -10,8 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gnexp.report.figures import style
-from gnexp.report.figures.style import LEGEND_LINE_IN, PAGE_IN
+from gnexp.report.figures.panels import (
+    band_line,
+    heat_map,
+    key_entry,
+    legend_below,
+    panel_grid,
+    size_axis,
+)
+from gnexp.report.figures.style import LINES, Style, drawing, save, style_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,7 +27,6 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 
 ROUNDING = 1e-14  # what float64 numbers of size 1 differ by, after some sums
-PANEL_IN = 2.3
 MARKED = 16  # points of a line up to which each has a marker
 
 
@@ -39,8 +45,12 @@ class Panel:
     x_scale: str = "log2"
     y_scale: str = "log"
     series: tuple[str, ...] = ()
-    relative: bool = False
     y_limits: tuple[float, float] | None = None
+    relative: bool = False
+
+    def draws(self, point: Row) -> bool:
+        """Return whether a point belongs to this panel."""
+        return point["panel"] == self.name and (not self.series or point["series"] in self.series)
 
 
 SCOPES = {
@@ -51,114 +61,63 @@ SCOPES = {
     "the whole batch": "batch",
 }
 
+_DISTANCE = ("Groups", "Distance (rel. RMS)", "log2", "linear")
+_DEPTH = ("Depth (fraction)", "Gradient norm / last block's", "linear", "log")
+_BLOCKS = ("Block", "Variance of the signal", "linear", "log")
+_GAMMAS = (("gamma 1, depth 56", "gamma 0, depth 56"), (0.05, 100.0))
+_LOSSES = ("Update", "Loss (nats)", "linear", "linear", (), (2.0, 3.5))
+_FACTOR = ("Input sd sigma", "|dx| / |dy|", "log", "log", ("measured",))
+_RANK = ("Rank from the smallest (fraction)", "Relative singular value", "linear", "log")
+_SMALLEST = ("Times the smallest number", "Relative variance")
+_NOISE, _RATIO = ("Batch size", "Gradient noise"), ("Batch size", "Noise / signal")
+_CHANGE = ("Batch size", "Relative RMS change")
+
 PANELS: dict[str, tuple[Panel, ...]] = {
     "core": (Panel("eps", "What eps leaves", "Variance s / eps", "Output variance", "log"),),
     "spectrum": (
-        Panel("distance", "Alike channels", "Groups", "Distance (rel. RMS)", y_scale="linear"),
-        Panel(
-            "distance, unlike channels",
-            "Unlike channels",
-            *("Groups", "Distance (rel. RMS)"),
-            y_scale="linear",
-        ),
+        Panel("distance", "Alike channels", *_DISTANCE),
+        Panel("distance, unlike channels", "Unlike channels", *_DISTANCE),
     ),
     "batch_independence": (
-        Panel("output", "Output of one example", "Batch size", "Relative RMS change"),
-        Panel("gradient", "Its input gradient", "Batch size", "Relative RMS change"),
+        Panel("output", "Output of one example", *_CHANGE),
+        Panel("gradient", "Its input gradient", *_CHANGE),
     ),
     "train_test": (
         Panel("gap", "Training against evaluation", "Batch size", "Gap (relative RMS)"),
     ),
     "geometry": (
-        Panel(
-            "singular values",
-            "Jacobian, two examples",
-            *("Rank from the smallest (fraction)", "Relative singular value"),
-            x_scale="linear",
-            series=("N = 2",),
-        ),
+        Panel("singular values", "Jacobian, two examples", *_RANK, ("N = 2",)),
         Panel("radius", "Radius", "Variance s / eps", "Radius / sqrt(n)", "log"),
     ),
     "flow": (
-        Panel(
-            "backward scale",
-            "Factor on the gradient",
-            *("Input sd sigma", "|dx| / |dy|"),
-            x_scale="log",
-            series=("measured",),
-        ),
+        Panel("backward scale", "Factor on the gradient", *_FACTOR),
         Panel("scaled weights", "Weights times a", "a", "Gradient norm (ratio)", "log"),
         Panel(
-            "batch size", "One example's factor", "Batch size", "Over that at 32", y_scale="log2"
+            "batch size", "One example's factor", "Batch size", "Over that at 32", "log2", "log2"
         ),
-        Panel(
-            "gradient by depth",
-            "ResNet-110",
-            *("Depth (fraction)", "Gradient norm / last block's"),
-            x_scale="linear",
-            series=("resnet110",),
-            y_limits=(0.1, 1e3),
-        ),
-        Panel(
-            "gradient by depth",
-            "The same without shortcuts",
-            *("Depth (fraction)", "Gradient norm / last block's"),
-            x_scale="linear",
-            series=("plain110",),
-        ),
+        Panel("gradient by depth", "ResNet-110", *_DEPTH, ("resnet110",), (0.1, 1e3)),
+        Panel("gradient by depth", "The same without shortcuts", *_DEPTH, ("plain110",)),
     ),
     "initialization": (
-        Panel(
-            "article's block",
-            "Branch ends with the norm, depth 56",
-            *("Block", "Variance of the signal"),
-            x_scale="linear",
-            series=("gamma 1, depth 56", "gamma 0, depth 56"),
-            y_limits=(0.05, 100.0),
-        ),
-        Panel(
-            "post-activation",
-            "ResNet-56",
-            *("Block", "Variance of the signal"),
-            x_scale="linear",
-            series=("gamma 1, depth 56", "gamma 0, depth 56"),
-            y_limits=(0.05, 100.0),
-        ),
-        Panel(
-            "first updates, rate 0.0125",
-            "Protocol's rate",
-            *("Update", "Loss (nats)"),
-            x_scale="linear",
-            y_scale="linear",
-            y_limits=(2.0, 3.5),
-        ),
-        Panel(
-            "first updates, rate 0.1",
-            "8 times that rate",
-            *("Update", "Loss (nats)"),
-            x_scale="linear",
-            y_scale="linear",
-            y_limits=(2.0, 3.5),
-        ),
+        Panel("article's block", "Branch ends with the norm, depth 56", *_BLOCKS, *_GAMMAS),
+        Panel("post-activation", "ResNet-56", *_BLOCKS, *_GAMMAS),
+        Panel("first updates, rate 0.0125", "Protocol's rate", *_LOSSES),
+        Panel("first updates, rate 0.1", "8 times that rate", *_LOSSES),
     ),
     "stability": (
-        Panel(
-            "one layer, gamma",
-            "One layer, gamma",
-            *("Times the smallest number", "Relative variance"),
-            relative=True,
-        ),
-        Panel("network, gamma", "ResNet-8, gamma", "Batch size", "Gradient noise"),
-        Panel("network, beta", "ResNet-8, beta", "Batch size", "Gradient noise"),
-        Panel("relative, gamma", "ResNet-8, gamma", "Batch size", "Noise / signal"),
-        Panel("relative, beta", "ResNet-8, beta", "Batch size", "Noise / signal"),
+        Panel("one layer, gamma", "One layer, gamma", *_SMALLEST, relative=True),
+        Panel("network, gamma", "ResNet-8, gamma", *_NOISE),
+        Panel("network, beta", "ResNet-8, beta", *_NOISE),
+        Panel("relative, gamma", "ResNet-8, gamma", *_RATIO),
+        Panel("relative, beta", "ResNet-8, beta", *_RATIO),
     ),
     "isolation": (
-        Panel("cross-example", "Others' logits", "Batch size", "Relative RMS change"),
+        Panel("cross-example", "Others' logits", *_CHANGE),
         Panel(
             "sensitivity",
             "Clipped gradient sum",
-            *("Batch size", "Sensitivity / clip"),
+            "Batch size",
+            "Sensitivity / clip",
             y_scale="log2",
         ),
     ),
@@ -195,68 +154,55 @@ def draw_check(
 ) -> dict[str, Path]:
     """Write the figures that have points to show; return {claim's key: path of its SVG}."""
     written = {}
-    with style.drawing():
+    with drawing():
         for number, key, _ in claims:
             here = [point for point in points if point["key"] == key]
-            figure = None
-            if here and key == "invariance":
-                figure = matrix_figure(here, norms)
-            elif here and key in PANELS:
-                figure = line_figure(PANELS[key], here, norms)
-            if figure is not None:
-                written[key] = style.save(figure, folder / f"claim{number:02d}_{key}")
+            if here and key in CAPTIONS:
+                is_matrix = key == "invariance"
+                figure = matrix_figure(here, norms) if is_matrix else line_figure(key, here, norms)
+                written[key] = save(figure, folder / f"claim{number:02d}_{key}")
     return written
 
 
-def line_figure(panels: Sequence[Panel], points: list[Row], norms: Sequence[str]) -> "Figure":
-    """Return a figure of panels, two to a row, with one legend under them."""
-    shown = [p for p in panels if any(point["panel"] == p.name for point in points)]
-    columns = min(len(shown), 2 if len(shown) in (2, 4) else 3)
-    rows = -(-len(shown) // columns)
-    width = PAGE_IN if columns > 1 else PAGE_IN * 0.6
-    figure, axes = style.axes_grid(rows, columns, width, PANEL_IN * rows)
-    used: list[str] = []
-    for axis, panel in zip(axes, shown):
-        here = [q for q in points if _chosen(panel, q) is not None]
-        here = [{**q, "series": q["series"].split(",")[0]} for q in here]  # "gamma 1, depth 56"
-        series = list(dict.fromkeys(q["series"] for q in here))
-        used += [name for name in series if len(series) > 1 and name not in used]
-        _draw(axis, panel, here, norms, used if len(series) > 1 else series)
-    for axis in axes[len(shown) :]:
-        axis.set_axis_off()
-    _legend(figure, [n for n in norms if any(q["norm"] == n for q in points)], used)
+def line_figure(key: str, points: list[Row], norms: Sequence[str]) -> "Figure":
+    """Return the figure of a claim's panels, with one legend under them."""
+    shown = [(p, [q for q in points if p.draws(q)]) for p in PANELS[key]]
+    shown = [(panel, found) for panel, found in shown if found]
+    figure, axes = panel_grid(len(shown), 2 if len(shown) in (2, 4) else 3, 2.3)
+    keys = [norm_key(norm) for norm in norms]
+    looks = {n: dict(zip(("color", "marker"), style_of(norm_key(n), keys))) for n in norms}
+    dashes: dict[str, str] = {}
+    for axis, (panel, found) in zip(axes, shown):
+        found = [{**q, "series": q["series"].split(",")[0]} for q in found]  # "gamma 1, depth 56"
+        series = list(dict.fromkeys(q["series"] for q in found))
+        for name in series if len(series) > 1 else ():
+            dashes.setdefault(name, LINES[len(dashes) % len(LINES)])
+        _draw(axis, panel, found, looks, dashes if len(series) > 1 else {series[0]: "-"})
+    used = [norm for norm in norms if any(q["norm"] == norm for q in points)]
+    entries = [key_entry(norm, **looks[norm], markerfacecolor="none") for norm in used]
+    entries += [key_entry(name, color="#333333", linestyle=dash) for name, dash in dashes.items()]
+    legend_below(figure, entries)
     return figure
 
 
 def matrix_figure(points: list[Row], norms: Sequence[str]) -> "Figure":
     """Return the departure from invariance as a matrix, norm x scope, with its numbers."""
-    import numpy as np
-
     scopes = [name for name in SCOPES if any(q["series"] == name for q in points)]
     found = {(q["norm"], q["series"]): q["y"] for q in points if q["panel"] == "matrix"}
-    values = np.array([[found.get((n, s), math.nan) for s in scopes] for n in norms])
-    figure, (axis,) = style.axes_grid(1, 1, PAGE_IN * 0.75, 0.9 + 0.34 * len(norms))
-    shades = np.log10(np.maximum(values, ROUNDING))
-    image = axis.imshow(shades, cmap="cividis", aspect="auto", vmin=-6, vmax=0.5)
-    for row, column in np.ndindex(values.shape):
-        dark = shades[row, column] < -2.5
-        text, colour = f"{values[row, column]:.1g}", "white" if dark else "black"
-        axis.text(column, row, text, ha="center", va="center", color=colour)
-    axis.set_xticks(range(len(scopes)), [SCOPES[s] for s in scopes])
+    values = [[found.get((norm, scope), math.nan) for scope in scopes] for norm in norms]
+    shades = [[math.log10(max(value, ROUNDING)) for value in row] for row in values]
+    figure, (axis,) = panel_grid(1, 1, 0.9 + 0.34 * len(norms))
+    figure.set_figwidth(5.25)
+    texts = [[f"{value:.1g}" for value in row] for row in values]
+    scale = {"cmap": "cividis", "vmin": -6, "vmax": 0.5}
+    image = heat_map(axis, shades, texts, (-math.inf, -2.5), **scale)
+    axis.set_xticks(range(len(scopes)), [SCOPES[scope] for scope in scopes])
     axis.set_yticks(range(len(norms)), norms)
     axis.set_title("Change of the standardized output under a x + b, one a > 0 and b for each ...")
-    axis.tick_params(length=0)
     bar = figure.colorbar(image, ax=axis, ticks=[-6, -4, -2, 0])
     bar.ax.set_yticklabels(["1e-6", "1e-4", "1e-2", "1"])
     bar.set_label("relative RMS")
     return figure
-
-
-def _chosen(panel: Panel, point: Row) -> str | None:
-    """Return a point's series if it is drawn in this panel."""
-    if point["panel"] != panel.name or (panel.series and point["series"] not in panel.series):
-        return None
-    return point["series"]
 
 
 def norm_key(label: str) -> str:
@@ -266,27 +212,25 @@ def norm_key(label: str) -> str:
 
 
 def _draw(
-    axis: "Axes", panel: Panel, points: list[Row], norms: Sequence[str], series: Sequence[str]
+    axis: "Axes",
+    panel: Panel,
+    points: list[Row],
+    looks: dict[str, Style],
+    dashes: dict[str, str],
 ) -> None:
-    keys = [norm_key(norm) for norm in norms]
-    for turn, norm in enumerate(norms):
-        colour, marker = style.style_of(norm_key(norm), keys)
-        for name in series:
+    """Draw a line for each norm and series. Lines that agree lie on each other: later: thinner."""
+    for turn, (norm, look) in enumerate(looks.items()):
+        width = 2.2 - 1.4 * turn / max(1, len(looks) - 1)
+        for name, dash in dashes.items():
             line = [q for q in points if (q["norm"], q["series"]) == (norm, name)]
             if not line:
                 continue
             line.sort(key=lambda q: q["x"])
             first = line[0]["x"] if panel.relative else 1
-            x = [q["x"] / first for q in line]
-            look = {"color": colour, "linestyle": style.LINES[series.index(name) % 4]}
-            if len(line) <= MARKED:
-                look |= {"marker": marker, "markerfacecolor": "none", "markersize": 3.5}
-            # Lines of norms that agree lie on each other: the later ones are thinner.
-            width = 2.2 - 1.4 * turn / max(1, len(norms) - 1)
-            axis.plot(x, [_seen(q["y"]) for q in line], linewidth=width, **look)
-            bounds = [(_seen(q["lo"]), _seen(q["hi"])) for q in line]
-            if all(math.isfinite(lo) and math.isfinite(hi) for lo, hi in bounds):
-                axis.fill_between(x, *zip(*bounds), color=colour, alpha=0.15, linewidth=0)
+            band = [[_seen(q[end]) for q in line] for end in ("y", "lo", "hi")]
+            dots = {"marker": look["marker"] if len(line) <= MARKED else "", "markersize": 3.5}
+            style = {**look, **dots, "markerfacecolor": "none", "linestyle": dash}
+            band_line(axis, [q["x"] / first for q in line], band, {**style, "linewidth": width})
     _axes(axis, panel, points)
 
 
@@ -299,7 +243,7 @@ def _axes(axis: "Axes", panel: Panel, points: list[Row]) -> None:
 
     if panel.x_scale == "log2":
         ticks = [line.get_xdata() for line in axis.get_lines()]
-        style.size_axis(axis, [round(x) for xs in ticks for x in xs], panel.x_label)
+        size_axis(axis, [round(x) for xs in ticks for x in xs], panel.x_label)
     else:
         axis.set_xscale(panel.x_scale)
         axis.set_xlabel(panel.x_label)
@@ -321,25 +265,3 @@ def _axes(axis: "Axes", panel: Panel, points: list[Row]) -> None:
         axis.set_ylim(-0.15 * threshold, 2 * max(positive))
     if panel.y_limits:
         axis.set_ylim(*panel.y_limits)
-
-
-def _legend(figure: "Figure", norms: Sequence[str], series: Sequence[str]) -> None:
-    """Draw one legend: colours for norms, line styles for series."""
-    from matplotlib.lines import Line2D
-
-    keys = [norm_key(norm) for norm in norms]
-    handles = []
-    for norm in norms:
-        colour, marker = style.style_of(norm_key(norm), keys)
-        handles.append(
-            Line2D([], [], color=colour, marker=marker, markerfacecolor="none", label=norm)
-        )
-    if series:
-        for turn, name in enumerate(series):
-            line = style.LINES[turn % len(style.LINES)]
-            handles.append(Line2D([], [], color="#333333", linestyle=line, label=name))
-    longest = max(len(handle.get_label()) for handle in handles)
-    rows = -(-len(handles) // max(1, int(figure.get_figwidth() * 17 / (longest + 7))))
-    columns = -(-len(handles) // rows)
-    figure.set_figheight(figure.get_figheight() + LEGEND_LINE_IN * rows)
-    figure.legend(handles=handles, loc="outside lower center", ncols=columns)

@@ -4,14 +4,28 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gnexp.analysis.cells import Cell, Series
+from gnexp.analysis.cells import Cell, Series, series_label
 from gnexp.analysis.gradient_noise import KINDS
 from gnexp.analysis.statistics import Interval
 from gnexp.analysis.study_analysis import StudyAnalysis
-from gnexp.report.figures import style as drawing
 from gnexp.report.figures.gradient_noise import noise_vs_batch
-from gnexp.report.figures.line_labels import name_lines
-from gnexp.report.figures.style import COLUMN_IN, PAGE_HEIGHT_IN, PAGE_IN, Maker
+from gnexp.report.figures.panels import (
+    against_batch,
+    band_line,
+    interval_lines,
+    legend_below,
+    panel_grid,
+    size_axis,
+)
+from gnexp.report.figures.style import (
+    PAGE_HEIGHT_IN,
+    Maker,
+    Style,
+    drawing,
+    image_bytes,
+    sequence_styles,
+    series_styles,
+)
 from gnexp.store.files import write_whole
 
 if TYPE_CHECKING:
@@ -54,21 +68,20 @@ def makers(analysis: StudyAnalysis) -> dict[str, Maker]:
     }
 
 
+def accuracy_points(lines: Sequence[Series]) -> list[Row]:
+    """Return the accuracy of each cell with its interval, by series and batch."""
+    return [
+        {"series": line.label, **cell.key, **cell.accuracy[0].columns("accuracy")}
+        for line in lines
+        for cell in line.cells
+        if cell.accuracies
+    ]
+
+
 def accuracy_vs_batch(lines: Sequence[Series]) -> "Figure | None":
     """Mean test accuracy and 95 % interval against batch size, a line per series."""
-    lines = [line for line in lines if any(cell.accuracies for cell in line.cells)]
-    if not lines:
-        return None
-    figure, axes = drawing.axes_grid(1, 1, COLUMN_IN, 2.4)
-    for index, line in enumerate(lines):
-        points = [(c.key["batch"], c.accuracy[0]) for c in line.cells if c.accuracies]
-        x = drawing.dodge([batch for batch, _ in points], index, len(lines))
-        _intervals(axes[0], x, [i for _, i in points], 100, drawing.line_style(line, lines))
-    drawing.size_axis(axes[0], [c.key["batch"] for line in lines for c in line.cells])
-    axes[0].set_ylabel("Test accuracy (%)")
-    drawing.percent_axis(axes[0])
-    name_lines(figure, axes[0])
-    return figure
+    points, styles = accuracy_points(lines), series_styles(lines)
+    return against_batch(points, "accuracy", styles, "Test accuracy (%)", within=(0, 101))
 
 
 def curves(
@@ -82,21 +95,32 @@ def curves(
     if not runs:
         return None
     batches = sorted({cell.key["batch"] for _, cell in runs})
-    height = min(0.5 + 1.5 * len(batches), PAGE_HEIGHT_IN)
-    figure, axes = drawing.axes_grid(len(batches), 2, PAGE_IN, height, sharex=True, sharey="col")
+    height = min(1.5 + 0.5 / len(batches), PAGE_HEIGHT_IN / len(batches))
+    figure, axes = panel_grid(2 * len(batches), 2, height, sharex=True, sharey="col")
+    styles = series_styles(lines)
     for row, batch in enumerate(batches):
-        for column, (name, scale) in enumerate((("train_loss", 1), ("test_acc", 100))):
-            axis = axes[2 * row + column]
-            for line, cell in runs:
+        for axis, name, scale, title in (
+            (axes[2 * row], "train_loss", 1, "Train\nloss (nats)"),
+            (axes[2 * row + 1], "test_acc", 100, "Test\naccuracy (%)"),
+        ):
+            for turn, (line, cell) in enumerate(runs):
                 if cell.key["batch"] == batch and name in known[id(cell)]:
-                    _curve(axis, known[id(cell)][name], scale, line, lines)
+                    _curve(axis, known[id(cell)][name], scale, styles[line.label], turn)
             axis.set_title(f"batch {batch}", loc="right")
-            axis.set_ylabel("Train\nloss (nats)" if column == 0 else "Test\naccuracy (%)")
+            axis.set_ylabel(title)
             axis.grid(True)
     for axis in axes[-2:]:
         axis.set_xlabel("Images seen (thousands)")
-    drawing.legend_below(figure, axes)
+    legend_below(figure)
     return figure
+
+
+def _curve(axis: "Axes", curve: "pd.DataFrame", scale: float, style: Style, turn: int) -> None:
+    x = curve.index.to_numpy() / 1000
+    # A few markers, which another line's do not cover: for those who print in grey.
+    step = max(1, len(x) // 6)
+    look = {**style, "markersize": 3.2, "linewidth": 1.0, "markevery": (turn % step, step)}
+    band_line(axis, x, [scale * curve[name] for name in ("mean", "low", "high")], look)
 
 
 def accuracy_vs_groups(cells: Sequence[Cell]) -> "Figure | None":
@@ -109,22 +133,27 @@ def accuracy_vs_groups(cells: Sequence[Cell]) -> "Figure | None":
     if not panels:
         return None
     names = _names_without_groups([cell for _, _, chosen in panels for cell in chosen])
-    order = list(dict.fromkeys(names.values()))
-    width = COLUMN_IN if len(panels) == 1 else PAGE_IN
-    figure, axes = drawing.axes_grid(1, len(panels), width, 2.3, sharey=True)
+    styles = sequence_styles(list(dict.fromkeys(names.values())))
+    figure, axes = panel_grid(len(panels), 2, 2.3, sharey=True)
     for axis, (column, title, chosen) in zip(axes, panels):
-        for index, name in enumerate(order):
-            members = sorted(
-                (c for c in chosen if names[id(c)] == name), key=lambda c: c.key[column]
-            )
-            x = drawing.dodge([c.key[column] for c in members], index, len(order))
-            style = {**drawing.sequence_style(index), "label": name}
-            if members:
-                _intervals(axis, x, [c.accuracy[0] for c in members], 100, style)
-        drawing.size_axis(axis, [c.key[column] for c in chosen], title)
+        points = [
+            {"series": names[id(c)], **c.key, **c.accuracy[0].columns("accuracy")} for c in chosen
+        ]
+        interval_lines(axis, points, column, "accuracy", styles)
+        size_axis(axis, [c.key[column] for c in chosen], title)
     axes[0].set_ylabel("Test accuracy (%)")
-    drawing.legend_below(figure, axes)
+    legend_below(figure)
     return figure
+
+
+def _names_without_groups(cells: Sequence[Cell]) -> dict[int, str]:
+    """Name each cell (by id) by its norm and batch size and whatever else varies, groups apart."""
+    keys = []
+    for cell in cells:
+        key = {k: v for k, v in cell.key.items() if k not in ("groups", "channels_per_group")}
+        update = key.pop("update_batch")
+        keys.append({**key, "update": "= batch" if update == key["batch"] else str(update)})
+    return {id(cell): series_label(key, keys) for cell, key in zip(cells, keys)}
 
 
 def cost(lines: Sequence[Series], known: Mapping[int, Interval]) -> "Figure | None":
@@ -132,18 +161,15 @@ def cost(lines: Sequence[Series], known: Mapping[int, Interval]) -> "Figure | No
 
     known: the seconds by id(cell).
     """
-    times = [[(c.key["batch"], known[id(c)]) for c in line.cells] for line in lines]
-    if not any(interval.n for points in times for _, interval in points):
-        return None
-    figure, axes = drawing.axes_grid(1, 1, COLUMN_IN, 2.4)
-    for index, (line, points) in enumerate(zip(lines, times)):
-        points = [(batch, interval) for batch, interval in points if interval.n]
-        x = drawing.dodge([batch for batch, _ in points], index, len(lines))
-        _intervals(axes[0], x, [i for _, i in points], 1, drawing.line_style(line, lines))
-    drawing.size_axis(axes[0], [c.key["batch"] for line in lines for c in line.cells])
-    axes[0].set_ylim(bottom=0)
-    axes[0].set_ylabel("Seconds per 1,000 images")
-    name_lines(figure, axes[0])
+    points = [
+        {"series": line.label, **cell.key, **known[id(cell)].columns("seconds")}
+        for line in lines
+        for cell in line.cells
+    ]
+    title = "Seconds per 1,000 images"
+    figure = against_batch(points, "seconds", series_styles(lines), title, scale=1)
+    if figure is not None:
+        figure.axes[0].set_ylim(bottom=0)
     return figure
 
 
@@ -157,9 +183,8 @@ def plot_preview(
     import numpy as np
 
     shown = list(classes)[:PREVIEW_CLASSES]
-    with drawing.drawing():
-        figure, _ = drawing.axes_grid(1, 1, 4.2, 0.35 + 0.36 * len(shown))
-        axis = figure.axes[0]
+    with drawing():
+        figure, (axis,) = panel_grid(1, 1, 0.35 + 0.36 * len(shown))
         height, width = x_NCHW.shape[2:]
         sheet = np.full((len(shown) * (height + 2), 10 * (width + 2), 3), 255, dtype=np.uint8)
         for row in range(len(shown)):
@@ -172,50 +197,4 @@ def plot_preview(
         axis.tick_params(length=0)
         axis.spines[:].set_visible(False)
         axis.set_title(title)
-        write_whole(path, drawing.image_bytes(figure, "png"))
-
-
-def _intervals(
-    axis: "Axes",
-    x: Sequence[float],
-    intervals: Sequence[Interval],
-    scale: float,
-    style: dict[str, Any],
-) -> None:
-    """Draw means with error bars, or without where there is no interval."""
-    mean = [scale * i.mean for i in intervals]
-    down = [scale * (i.mean - i.lo) if i.lo == i.lo else 0.0 for i in intervals]
-    up = [scale * (i.hi - i.mean) if i.hi == i.hi else 0.0 for i in intervals]
-    axis.errorbar(x, mean, [down, up], elinewidth=0.9, **style)
-
-
-def _curve(
-    axis: "Axes", curve: "pd.DataFrame", scale: float, line: Series, lines: Sequence[Series]
-) -> None:
-    x = curve.index.to_numpy() / 1000
-    # A few markers, which another line's do not cover: for those who print in grey.
-    step, turn = max(1, len(x) // 6), [id(other) for other in lines].index(id(line))
-    style = {**drawing.line_style(line, lines), "markersize": 3.2, "linewidth": 1.0}
-    axis.plot(x, scale * curve["mean"], markevery=(turn % step, step), **style)
-    low, high = scale * curve["low"], scale * curve["high"]
-    axis.fill_between(x, low, high, color=style["color"], alpha=0.18, linewidth=0)
-
-
-def _names_without_groups(cells: Sequence[Cell]) -> dict[int, str]:
-    """Name each cell (by id) by its batch size and whatever else varies, groups apart."""
-
-    def line_key(cell: Cell) -> Row:
-        key = {k: v for k, v in cell.key.items() if k not in ("groups", "channels_per_group")}
-        same = key.pop("update_batch") == key["batch"]
-        return {**key, "update": "= batch" if same else str(cell.key["update_batch"])}
-
-    keys = [line_key(cell) for cell in cells]
-    varies = [k for k in keys[0] if len({str(key.get(k)) for key in keys}) > 1]
-    varies = [k for k in varies if k not in ("batch", "norm")]
-    norms = {key["norm"] for key in keys}
-    return {
-        id(cell): (f"{key['norm']}, " if len(norms) > 1 else "")
-        + f"batch {key['batch']}"
-        + "".join(f", {k}{' ' if k == 'update' else '='}{key.get(k)}" for k in varies)
-        for cell, key in zip(cells, keys)
-    }
+        write_whole(path, image_bytes(figure, "png"))

@@ -1,16 +1,23 @@
 """The figure of two batch sizes apart: accuracies under both rules, and the parts of the fall."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from gnexp.analysis.batch_vs_update_batch import PRECISE, RUNNING
+from gnexp.analysis.batch_vs_update_batch import ENDS, PRECISE, RUNNING
 from gnexp.analysis.study_analysis import StudyAnalysis
 from gnexp.analysis.tables.table import Row
-from gnexp.report.figures import style as drawing
-from gnexp.report.figures.style import PAGE_IN, Maker
+from gnexp.report.figures.panels import (
+    interval_lines,
+    key_entry,
+    legend_below,
+    limit,
+    panel_grid,
+    size_axis,
+    steady_limits,
+)
+from gnexp.report.figures.style import Maker, norm_styles
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 CAPTIONS = {
@@ -36,81 +43,37 @@ def two_batches(rows: Sequence[Row]) -> "Figure | None":
     """
     if not rows:
         return None
-    figure, axes = drawing.axes_grid(1, 3, PAGE_IN, 2.3)
-    axes[2].sharey(axes[1])
-    names = list(dict.fromkeys(row["series"] for row in rows))
-    styles = _styles(rows, names)
-    for index, name in enumerate(names):
-        running = [r for r in rows if (r["series"], r["statistics"]) == (name, RUNNING)]
-        others = [r for r in rows if (r["series"], r["statistics"]) == (name, PRECISE)]
-        turn, style = (index, len(names)), styles[name]
-        around = [*running, {**_reference(running[0])}]
-        open_style = {**style, "markerfacecolor": "white"}
-        _line(axes[0], around, "fixed", turn, {**style, "label": name})
-        _line(axes[0], around, "equal", turn, {**open_style, "linestyle": "--"})
-        _line(axes[1], others, "norm_part", turn, {**open_style, "linestyle": ":"})
-        _line(axes[1], running, "norm_part", turn, style)
-        _line(axes[2], others, "optimizer_part", turn, {**open_style, "linestyle": ":"})
-        _line(axes[2], running, "optimizer_part", turn, style)
-    _furnish(axes, rows)
-    drawing.legend_below(figure, axes)
+    figure, (levels, *parts) = panel_grid(3, 3, 2.3)
+    parts[1].sharey(parts[0])
+    # Line and filling tell the rules apart here, so variants of a norm differ in lightness.
+    styles = norm_styles({row["series"]: row["norm"] for row in rows}, step=2)
+    styles = {name: {**style, "linestyle": "-"} for name, style in styles.items()}
+    running = [row for row in rows if row["statistics"] == RUNNING]
+    precise = [row for row in rows if row["statistics"] == PRECISE]
+    shared = {row["series"]: _shared_point(row) for row in reversed(running)}
+    around = [*running, *shared.values()]
+    other = {"markerfacecolor": "white", "label": None}
+    interval_lines(levels, around, "batch", "fixed", styles)
+    interval_lines(levels, around, "batch", "equal", styles, linestyle="--", **other)
+    for axis, column in zip(parts, ("norm_part", "optimizer_part")):
+        interval_lines(axis, running, "batch", column, styles)
+        interval_lines(axis, precise, "batch", column, styles, linestyle=":", **other)
+        axis.axhline(0, color="black", linewidth=0.7)
+    sizes, updates = ({row[key] for row in rows} for key in ("batch", "update_batch"))
+    titles = ("Test accuracy (%)", "Lost by the norm (points)", "Lost by the optimizer (points)")
+    for axis, title in zip((levels, *parts), titles):
+        size_axis(axis, sizes if axis in parts else sizes | updates)
+        axis.set_ylabel(title)
+    limit(levels, 0, 101)
+    parts[0].set_ylim(steady_limits(rows, ("norm_part", "optimizer_part")))
+    keys = [key_entry(f"update batch {', '.join(map(str, sorted(updates)))}")]
+    keys.append(key_entry("update batch = batch", linestyle="--"))
+    keys += [key_entry("population statistics", linestyle=":")] * bool(precise)
+    legend_below(figure, keys)
     return figure
 
 
-def _furnish(axes: "Sequence[Axes]", rows: Sequence[Row]) -> None:
-    sizes = [row["batch"] for row in rows]
-    updates = sorted({row["update_batch"] for row in rows})
-    fixed = f"update batch {', '.join(map(str, updates))}"
-    keys = {"color": "#555555", "linewidth": 1.0}
-    axes[0].plot([], [], "-", **keys, label=fixed)
-    axes[0].plot([], [], "--", **keys, label="update batch = batch")
-    if any(row["statistics"] == PRECISE for row in rows):
-        axes[1].plot([], [], ":", **keys, label="population statistics")
-    titles = ("Test accuracy (%)", "Lost by the norm (points)", "Lost by the optimizer (points)")
-    for axis, title in zip(axes, titles):
-        drawing.size_axis(axis, [*sizes, *updates])
-        axis.set_ylabel(title)
-    for axis in axes[1:]:
-        axis.axhline(0, color="black", linewidth=0.7)
-        drawing.size_axis(axis, sizes)
-    drawing.percent_axis(axes[0])
-    axes[1].set_ylim(_limits(rows))
-
-
-def _styles(rows: Sequence[Row], names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    norm = {row["series"]: row["norm"] for row in rows}
-    styles = {}
-    for name in names:
-        turn = [other for other in names if norm[other] == norm[name]].index(name)
-        # Line and filling tell the rules apart here, so variants of a norm differ in lightness.
-        styles[name] = drawing.variant_style(norm[name], list(norm.values()), 2 * turn)
-        styles[name]["linestyle"] = "-"
-    return styles
-
-
-def _reference(row: Row) -> Row:
+def _shared_point(row: Row) -> Row:
     """Return the point that both rules share: batch = update batch."""
-    ends = ("", "_lo", "_hi")
-    levels = {f"{k}{e}": row[f"reference{e}"] for k in ("fixed", "equal") for e in ends}
-    return {"batch": row["update_batch"], **levels}
-
-
-def _line(
-    axis: "Axes", rows: Sequence[Row], column: str, turn: tuple[int, int], style: dict[str, Any]
-) -> None:
-    if rows:
-        x = drawing.dodge([row["batch"] for row in rows], *turn)
-        y = [100 * row[column] for row in rows]
-        axis.errorbar(x, y, drawing.error_bars(rows, column), elinewidth=0.9, **style)
-
-
-def _limits(rows: Sequence[Row]) -> tuple[float, float]:
-    """Return limits in points that hold zero, every mean, and the intervals without divergence."""
-    parts = ("norm_part", "optimizer_part")
-    ends = [row[part] for row in rows for part in parts]
-    steady = [row for row in rows if not row["n_at_chance"]]
-    ends += [row[f"{part}{end}"] for row in steady for part in parts for end in ("_lo", "_hi")]
-    finite = [100 * value for value in ends if value == value]
-    low, high = min(0.0, *finite), max(0.0, *finite)
-    margin = 0.06 * (high - low) or 1.0
-    return low - margin, high + margin
+    levels = {f"{k}{e}": row[f"reference{e}"] for k in ("fixed", "equal") for e in ENDS}
+    return {"series": row["series"], "batch": row["update_batch"], **levels}
