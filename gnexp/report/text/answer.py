@@ -13,15 +13,17 @@ from typing import Any
 from gnexp.analysis.comparisons import ComparisonGroup, NormComparison
 from gnexp.analysis.eval_split import for_split
 from gnexp.analysis.inference import ALPHA, TOO_FEW
-from gnexp.analysis.leaders import NOT_TESTED, BatchVerdict, typical_errors, untested_lead
+from gnexp.analysis.leaders import LARGE, NOT_TESTED, BatchVerdict, typical_errors, untested_lead
 from gnexp.analysis.study_analysis import StudyAnalysis
 from gnexp.report.text import phrases
-from gnexp.report.text.answer_sentences import lead_sentences
 from gnexp.report.text.gaps import gaps
+from gnexp.report.text.sentences import write
+from gnexp.report.text.stretch_facts import lead_facts
 from gnexp.report.text.training_length import training, update_rule
 
 SEEDS = 5  # as many as a first study should have
 MOST_SETTINGS = 3  # that are answered one by one
+MOST_WORDS = 45  # of a sentence
 
 
 def answer(analysis: StudyAnalysis) -> list[str]:
@@ -80,14 +82,13 @@ def _of_setting(
     setting: ComparisonGroup, found: Sequence[BatchVerdict], analysis: StudyAnalysis
 ) -> _Answer:
     names = phrases.names(setting)
-    if not any(cell.scored for line in setting.lines for cell in line.cells):
-        return _Answer(["No seed is finished yet."], [], [], 0, 0)
-    if not _any_complete(setting):
-        return _Answer([_diverged(setting)], [], [], 0, 0)
-    if len(setting.lines) == 1:
-        return _Answer(_single_norm(setting, names[0], analysis.flatness), [], [], 0, 0)
+    facts = {"names": names, "batches": _batches(setting), "kind": _without_rivals(setting)}
+    if facts["kind"]:
+        if facts["kind"] == "one norm":
+            facts |= _lost(setting, analysis.flatness)
+        return _Answer(write("answer.j2", **facts), [], [], 0, 0)
     if not found:
-        return _Answer([_nothing_in_common(setting, names)], [], [], 0, 0)
+        return _Answer(_nothing_in_common(setting, names), [], [], 0, 0)
     compared = [place for place in found if place.kind != NOT_TESTED]
     beside = gaps(setting, found if compared else [], names)
     if not compared:
@@ -97,9 +98,11 @@ def _of_setting(
         for place in found
         for (i, j), one in place.over.items()
     }
-    bn = _number(setting)
+    bn = next((i for i, line in enumerate(setting.lines) if line is setting.bn), None)
     with_bn = sum(bn in (i, j) for _, i, j in tested)
-    leads = lead_sentences(compared, names, bn)
+    facts |= {"LARGE": LARGE, "MOST_WORDS": MOST_WORDS}
+    facts["stretches"], facts["in_tables"] = lead_facts(compared, names, bn)
+    leads = write("answer.j2", **facts)
     return _Answer(leads, beside, [*tested.values()], with_bn, len(tested) - with_bn)
 
 
@@ -107,81 +110,43 @@ def _any_complete(setting: ComparisonGroup) -> bool:
     return any(cell.of("complete") for line in setting.lines for cell in line.cells)
 
 
-def _number(setting: ComparisonGroup) -> int | None:
-    return next((i for i, line in enumerate(setting.lines) if line is setting.bn), None)
+def _batches(setting: ComparisonGroup) -> list[int]:
+    return sorted({cell.key["batch"] for line in setting.lines for cell in line.cells})
 
 
-def _diverged(setting: ComparisonGroup) -> str:
-    batches = sorted({cell.key["batch"] for line in setting.lines for cell in line.cells})
-    who = "every norm" if len(setting.lines) > 1 else phrases.names(setting)[0]
-    return (
-        f"Every seed of {who} diverged at batch {phrases.spelled(batches)}, so there is no "
-        "accuracy to compare; a smaller lr is the first thing to try."
-    )
+def _without_rivals(setting: ComparisonGroup) -> str:
+    """Return why no norms can be compared at all, "" where they can."""
+    if not any(cell.scored for line in setting.lines for cell in line.cells):
+        return "no accuracy"
+    if not _any_complete(setting):
+        return "diverged"
+    return "one norm" if len(setting.lines) == 1 else ""
+
+
+def _lost(setting: ComparisonGroup, flatness: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return of a study of one norm the difference at its smallest batch, where it was tested."""
+    (line,) = setting.lines
+    key = line.cells[0].key
+    rows = (row for row in flatness if all(row.get(k) == v for k, v in key.items()))
+    lost = next((row for row in rows if row["p_holm"] == row["p_holm"]), None)
+    moved = lost is not None and lost["p_holm"] <= ALPHA
+    return {"is_bn": line.norm == "bn", "lost": lost, "moved": moved}
 
 
 def _untested(
     found: Sequence[BatchVerdict], setting: ComparisonGroup, names: Sequence[str]
 ) -> list[str]:
     """Return sentences on why nothing was tested: one seed each, or no spread."""
-    first, rival, one = untested_lead(setting, found)
-    lead = (
-        f"{names[first]} has the highest mean, {phrases.points(one.difference)} above "
-        f"{names[rival]} at batch {found[0].batch} ({phrases.seeds(one.n_a, one.n_b)})"
-    )
-    if one.why == TOO_FEW:
-        return [
-            f"One seed decides nothing: {lead}, and nothing says how far another seed would move "
-            "it.",
-            f"Train seeds={SEEDS} of each, which adds the missing ones.",
-        ]
-    return [
-        f"The data do not decide: {lead}, but all seeds agree exactly, which tells nothing of "
-        "their spread.",
-        "Train more seeds of each.",
-    ]
+    leader, rival, one = untested_lead(setting, found)
+    facts = {"leader": leader, "rival": rival, "one": one, "batch": found[0].batch}
+    return write("answer.j2", kind="untested", names=names, SEEDS=SEEDS, TOO_FEW=TOO_FEW, **facts)
 
 
-def _nothing_in_common(setting: ComparisonGroup, names: Sequence[str]) -> str:
+def _nothing_in_common(setting: ComparisonGroup, names: Sequence[str]) -> list[str]:
     """Return a sentence for norms without a common batch size."""
-    sizes = [
-        f"{name} at batch {phrases.spelled([cell.key['batch'] for cell in line.cells])}"
-        for name, line in zip(names, setting.lines)
-    ]
-    first = phrases.spelled([cell.key["batch"] for cell in setting.lines[0].cells])
-    return (
-        f"Nothing can be compared: {phrases.some(sizes)} have no batch size in common; train all "
-        f"of them at batch {first}."
-    )
-
-
-def _single_norm(
-    setting: ComparisonGroup, name: str, flatness: Sequence[dict[str, Any]]
-) -> list[str]:
-    """Return sentences for a study of one norm, with the accuracy lost at its smallest batch."""
-    (line,) = setting.lines
-    which = "other norms" if line.norm == "bn" else "norm=bn"
-    batches = phrases.spelled([cell.key["batch"] for cell in line.cells])
-    sentences = [f"Only {name} was trained; train {which} at batch {batches} to compare."]
-    for row in flatness:
-        here = all(row.get(key) == value for key, value in line.cells[0].key.items())
-        if here and row["p_holm"] == row["p_holm"]:
-            return [*sentences, _lost(row)]
-    return sentences
-
-
-def _lost(row: dict[str, Any]) -> str:
-    verb = "does not clearly move"
-    if row["p_holm"] <= ALPHA:
-        verb = "loses accuracy" if row["difference"] < 0 else "gains accuracy"
-    bounds = phrases.bounds(row["lo_simultaneous"], row["hi_simultaneous"])
-    family = f"simultaneous over {row['family']} comparisons (Holm)"
-    return (
-        f"From batch {row['reference_batch']} to {row['batch']} it {verb}: "
-        f"{100 * row['difference']:+.1f} points (95 % interval {bounds}, "
-        f"{phrases.seeds(row['n'], row['n_reference'])}), "
-        f"{family if row['family'] > 1 else 'the only comparison'}."
-    )
+    batches = [[cell.key["batch"] for cell in line.cells] for line in setting.lines]
+    at = [f"{name} at batch {phrases.spelled(of)}" for name, of in zip(names, batches)]
+    return write("answer.j2", kind="nothing in common", trained_at=at, first=batches[0])
 
 
 def _method(answers: Sequence[_Answer], margin: float) -> list[str]:
@@ -189,18 +154,14 @@ def _method(answers: Sequence[_Answer], margin: float) -> list[str]:
     tested = [one for each in answers for one in each.tested]
     if not tested:
         return []
-    over = " within each setting"
-    if len(answers) == 1:
-        n, m = answers[0].with_bn, answers[0].others
-        counted = [f"{n} comparison{'s' * (n != 1)} with BN"] * bool(n)
-        counted += [f"{m} between {'other ' * bool(n)}norms"] * bool(m)
-        over = f" over {' and '.join(counted)}"
     seeds, images, is_bound = typical_errors(tested)
-    sources = f"a typical standard error is {100 * seeds:.2f} points from seeds"
-    if images is not None:
-        bound = " (an upper bound)" * is_bound
-        sources += f" and {100 * images:.2f} from test images{bound}"
-    return [
-        f"Intervals are simultaneous{over} (Holm); {sources}; a lead counts beyond "
-        f"{phrases.margin(margin)}."
-    ]
+    return write(
+        "method.j2",
+        settings=len(answers),
+        with_bn=answers[0].with_bn,
+        others=answers[0].others,
+        seeds=seeds,
+        images=images,
+        is_bound=is_bound,
+        least=margin,
+    )

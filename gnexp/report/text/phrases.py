@@ -1,11 +1,13 @@
 """The words of the answer: names of norms and settings, lists, differences with n."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from typing import Any
 
-from gnexp.analysis.cells import NORM_LABELS, Cell, Series, chosen, telling
+from gnexp.analysis.cells import NORM_LABELS, Cell, Series, chosen, norm_label, telling
 from gnexp.analysis.comparisons import ComparisonGroup, NormComparison
+from gnexp.analysis.tables import table
+from gnexp.analysis.tables.compare_studies import signed
 
 MOST_BATCHES = 4  # that are spelled out
 
@@ -140,13 +142,6 @@ def would_decide(one: NormComparison) -> str:
     return f"{lo if lo == hi else f'{lo} to {hi}'} seeds each would decide it"
 
 
-def scatters(one: NormComparison, first: str, second: str) -> str:
-    """Return which of the two scatters more from seed to seed, "" if both about alike."""
-    if one.scattering is None:
-        return ""
-    return first if one.scattering is one.cell else second
-
-
 def percents(values: Iterable[float]) -> str:
     """Return '20 to 95 %' of values 0..1, '90 %' where they are alike."""
     lo, hi = (f"{100 * value:.0f}" for value in (min(values), max(values)))
@@ -156,6 +151,16 @@ def percents(values: Iterable[float]) -> str:
 def chance(cell: Cell) -> str:
     """Return '10 %': the accuracy of guessing."""
     return f"{100 / cell.classes:.3g} %"
+
+
+def plural(n: int, noun: str, many: str = "") -> str:
+    """Return '1 seed', '2 seeds', '2 passes'."""
+    return f"{n} {noun if n == 1 else many or noun + 's'}"
+
+
+def verb(items: Sized, one: str, many: str) -> str:
+    """Return the verb of one item, or of many."""
+    return one if len(items) == 1 else many
 
 
 def capital(text: str) -> str:
@@ -168,3 +173,40 @@ def lowered(text: str) -> str:
 
 
 _STARTS = ("At ", "From ", "Up ", "One ", "Every ", "Each ", "Only ", "Nothing ", "Train")
+
+
+def level(cell: Cell) -> str:
+    """Return 'A % [lo, hi] at batch B (n = 3)', with diverged seeds counted at chance."""
+    mean = cell.scored_mean
+    if mean.n == 1 and not cell.of("diverged"):
+        mean, _ = cell.accuracy
+    ends = mean.within(0.0, 1.0)  # of few seeds, t may leave [0, 1]
+    shown = f" {table.bounds(ends.lo, ends.hi, table.percent)}".rstrip()
+    one = ", interval over test images" if mean.n == 1 and shown else ""
+    where = f"at batch {cell.key['batch']} (n = {mean.n}{one}{diverged(cell)})"
+    return f"{table.percent(mean.mean)} %{shown} {where}"
+
+
+def diverged(*cells: Cell) -> str:
+    """Return ', 2 diverged and counted at chance', or nothing."""
+    n = sum(len(cell.of("diverged")) for cell in cells)
+    return f", {n} diverged and counted at chance" * bool(n)
+
+
+def adjusted(difference: float, lo: float, hi: float) -> str:
+    """Return '+1.20 points, simultaneous 95 % interval [0.50, 1.90]'."""
+    shown = table.bounds(lo, hi)
+    interval = f"simultaneous 95 % interval {shown}" if shown else "no interval"
+    return f"{signed(difference)} points, {interval}"
+
+
+def at_chance(row: Mapping[str, Any]) -> str:
+    """Return ', 1 counted at chance', or nothing."""
+    return f", {row['n_at_chance']} counted at chance" * bool(row["n_at_chance"])
+
+
+_FUNCTIONS = (spelled, some, either, interval, seeds, points, margin, bounds, would_decide)
+_FUNCTIONS += (percents, chance, plural, verb, capital, level, diverged, signed, adjusted)
+_FUNCTIONS += (at_chance, norm_label, table.percent, table.estimate)
+FILTERS = {function.__name__: function for function in _FUNCTIONS}
+FILTERS["table_bounds"] = table.bounds  # "[10.9, 13.7]"
