@@ -13,50 +13,12 @@ from gnexp.analysis.eval_split import TEST, VALIDATION, for_split
 from gnexp.analysis.study_analysis import StudyAnalysis
 from gnexp.analysis.tables.table import Table
 from gnexp.report.page.check_summary import verdict_counts
-from gnexp.report.page.sections import MAIN_FIGURE, layout
 from gnexp.store.study import Study
 
 LONG, HEAVY = 400, 600_000  # rows that a table on the page has at most; bytes of a packed one
 WIDE_TEXT = 42  # letters beyond which a cell breaks its line
-PRIVATE = (
-    "runs with an epsilon were trained with DP-SGD: each training's weights, and what follows from "
-    "them, as test accuracy, are (epsilon, delta)-private for one image added to or removed "
-    "from those that were trained on, whose number and choice count as public; where noise is "
-    "seeded (privacy.noise), against anyone who does not know the seed; "
-    "releasing several adds up, and train loss and accuracy are not covered"
-)
+MAIN_FIGURE = "accuracy_vs_batch"  # above the sections
 VERSION_KEYS = ("gnexp", "commit", "python", "torch", "numpy", "device", "threads", "determinism")
-MEANINGS = {
-    "batch": "images that share one forward pass, hence one set of batch statistics",
-    "update batch": "images per optimizer update; more than the batch means accumulation",
-    "n": "seeds: independently initialized and shuffled trainings",
-    "accuracy": "on the test images after the last epoch; no epoch is selected on the test set",
-    "95 % interval": "for the mean over seeds, by Student's t; with one seed, Wilson's binomial "
-    "interval over the test images, which says nothing about other seeds",
-    "simultaneous": "of a family of comparisons: all its intervals together hold the true "
-    "differences in 95 % of studies",
-    "statistically tied": "which of two norms is better is not decided: their interval, which is "
-    "simultaneous, holds 0; it may still be wide",
-    "leads": "is better by a difference that is decided, and larger than report.margin (0.5 points "
-    "unless typed)",
-    "false by chance": "where all norms are equal, an answer names one of them, or calls a batch "
-    "size flat, lower or higher wrongly, in at most 10 % of studies (upper 95 % bound; simulated, "
-    "2,000 studies of each kind, 3 or 5 seeds; scripts/answer_errors.py); of a study with several "
-    "settings this holds for each",
-    "short training": "under thirty passes over the training images: a lead may shrink or turn "
-    "with more of them",
-    "undecided": "the interval leaves both open: neither a difference nor its absence is shown",
-    "diverged": "a training whose loss stopped being finite: a result, counted at chance in "
-    "comparisons, left out of means, and always shown",
-    "infeasible": "a training that ran out of memory, or whose norm is undefined at its batch and "
-    "image size",
-    "noise": "trace of the covariance of a mini-batch gradient at fixed weights",
-    "signal": "squared norm of the expected gradient; unbiased, so it may be negative",
-    "noise scale": "batch x noise / signal: the batch size at which noise equals signal, in images",
-    "exponent": "a in noise = c x batch^a; -1 when images contribute independently",
-    "shared weights": "the same network measured at every batch size",
-    "own weights": "each network measured at the batch size it was trained with",
-}
 
 
 def render_page(
@@ -72,24 +34,22 @@ def render_page(
     context: answer, summary, matrix.
     """
     study, on, checks = analysis.study, analysis.eval_split, analysis.noise_check
-    rows = {name for name, table in tables.items() if table.rows}
     return render(
         "page.html.j2",
         figures,
         study=study,
         on=on,
-        sections=layout(figures, sorted(rows)),
         tables=tables,
         main_figure=MAIN_FIGURE,
         formats=formats,
         reference_batch=analysis.reference_batch,
-        about=_about(analysis),
+        trained=_trained(analysis),
+        private=any(epsilon(record.config) != NOT_PRIVATE for record in study.runs),
         unfinished=[row for row in analysis.runs if row["status"] != "complete"],
         warnings=_mixed(study),
         commands=distinct(study, "command"),
         versions={key: distinct(study, key) for key in VERSION_KEYS if distinct(study, key)},
         started=_span(study),
-        meanings={word: for_split(meaning, on) for word, meaning in MEANINGS.items()},
         verdicts=tally(analysis.article_claims, lambda row: row["verdict"]),
         check_counts=verdict_counts(study.out),
         agreed=(sum(bool(row["agree"]) for row in checks), len(checks)),
@@ -184,21 +144,20 @@ def _figure(svg: bytes, caption: str) -> Mapping[str, str]:
     }
 
 
-def _about(analysis: StudyAnalysis) -> list[str]:
+def _trained(analysis: StudyAnalysis) -> list[dict[str, Any]]:
     """Return what was trained on what, once per data set and model."""
-    parts: dict[str, None] = {}
+    found = []
     for record in analysis.study.runs:
         data, config = record.result.get("data", {}), record.config
-        title = data.get("title") or config.get("data", {}).get("name")
-        on = VALIDATION if is_trial(record) else TEST
-        size = f": {data['train']} training, {data['test']} {on} images" if "test" in data else ""
-        checksum = f", checksum {str(data['checksum'])[:8]}" if data.get("checksum") else ""
-        model = config.get("model", {}).get("name")
-        if record.result or not analysis.cells:
-            parts[f"{model} on {title}{size}{checksum}"] = None
-        if epsilon(config) != NOT_PRIVATE:
-            parts[for_split(PRIVATE, analysis.eval_split)] = None
-    return list(parts)
+        one = {
+            "model": config.get("model", {}).get("name"),
+            "title": data.get("title") or config.get("data", {}).get("name"),
+            "judged_on": VALIDATION if is_trial(record) else TEST,
+            **{key: data.get(key) for key in ("train", "test", "checksum")},
+        }
+        if one not in found and (record.result or not analysis.cells):
+            found.append(one)
+    return found
 
 
 def _mixed(study: Study) -> list[str]:
