@@ -1,13 +1,24 @@
 """The tables of a bench: raw CSV files, and the page and the lines that people read."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from gnexp.analysis.cells import norm_label
-from gnexp.analysis.tables.table import Column, Table, format_number, percent, to_csv, to_markdown
+from gnexp.analysis.tables.table import (
+    Column,
+    Table,
+    Unit,
+    format_number,
+    number,
+    percent,
+    to_csv,
+    to_markdown,
+    words,
+)
 from gnexp.report.benchmark.aggregate import (
     BENCH_COLUMNS,
+    CELL,
     GNEXP,
     PLAIN,
     RATIO_COLUMNS,
@@ -16,35 +27,9 @@ from gnexp.report.benchmark.aggregate import (
     bench_rows,
     ratio_rows,
 )
+from gnexp.report.templates import render
+from gnexp.report.text.phrases import plural
 from gnexp.store.files import write_whole
-
-HOW = """\
-Plain: a loop as PyTorch's tutorials have it, one seed after the other: a `DataLoader` with two
-workers over PIL images (crop, flip, `ToTensor`, `Normalize`), stock layers, `torch.optim.SGD`, no
-`.item()`. It is given what a user might not have: PIL images that are decoded beforehand, workers
-that outlive an epoch. On a CPU it runs with one thread and with one per core; the faster counts,
-both are in `bench.csv`.
-
-gnexp: what `gnexp train` does with these seeds in a grid. On a CPU one single-threaded process per
-core, all timed at the same moments, each with a stack of seeds of its own, rates added up; on CUDA
-one process whose updates of all seeds are one captured graph, in the faster of two layouts.
-
-Both read the same images, train the same network and prepare their data within the time. The start
-(processes, loader workers, first updates, capturing) is not counted, nor is evaluation. The two
-take turns, and nothing else of the bench works meanwhile. A number is the median over n repeats;
-brackets hold the smallest and the largest."""
-
-CPU_MEMORY = (
-    "Memory: the largest resident sizes (VmHWM, since their start) of all processes at work, added "
-    "up: the loop and its loader workers; the training processes, and the process that waits for "
-    "them at its size of that moment. Pages that processes share count in each."
-)
-CUDA_MEMORY = (
-    "Memory: the largest that PyTorch reserved on the device while training "
-    "(`torch.cuda.max_memory_reserved`), one seed at a time for the plain loop, all of them for "
-    "gnexp. `peak_allocated_bytes` in `bench.csv` is `torch.cuda.max_memory_allocated`, which does "
-    "not see what a captured graph keeps."
-)
 
 
 def write_tables(folder: Path, timings: Sequence[Row], about: dict[str, Any]) -> None:
@@ -61,12 +46,9 @@ def write_tables(folder: Path, timings: Sequence[Row], about: dict[str, Any]) ->
 
 def page(rows: Sequence[Row], ratios: Sequence[Row], about: dict[str, Any]) -> str:
     """Return bench.md. about: title, then one line of facts each, as {name: text}."""
-    facts = "\n".join(f"- {name}: {text}" for name, text in about["facts"].items())
-    tables = [_sweeps(ratios), _throughput(rows, ratios), _cost(rows)]
-    memory = CUDA_MEMORY if about["cuda"] else CPU_MEMORY
-    parts = [f"# {about['title']}", facts, to_markdown(tables[0]), to_markdown(tables[1])]
-    parts += [to_markdown(tables[2]), "## How it was measured", HOW, memory]
-    return "\n\n".join(part.rstrip() for part in parts) + "\n"
+    counted = [row for row in rows if row["counted"]]
+    tables = (_sweeps(ratios), _throughput(counted, ratios), _cost(counted))
+    return render("benchmark/bench.md.j2", tables=[to_markdown(t) for t in tables], **about)
 
 
 def _number(value: float) -> str:
@@ -74,92 +56,74 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else format_number(float(value))
 
 
-def _spread(value: float, low: float, high: float, text: Callable[[float], str] = _number) -> str:
+def _median(row: Row, column: str, text: Unit = _number) -> str:
     """Return a median with its extremes; a single repeat has none."""
-    return text(value) if low == high else f"{text(value)} [{text(low)}, {text(high)}]"
-
-
-def _rate(row: Row) -> str:
-    return _spread(*(row[f"examples_per_s{end}"] for end in ("", "_min", "_max")))
+    middle, low, high = (row[f"{column}{end}"] for end in ("", "_min", "_max"))
+    return text(middle) if low == high else f"{text(middle)} [{text(low)}, {text(high)}]"
 
 
 def _times(row: Row) -> str:
-    return _spread(row["ratio"], row["ratio_min"], row["ratio_max"], "{:.2f}".format)
+    return _median(row, "ratio", "{:.2f}".format)
 
 
 def setup(row: Row) -> str:
     """Return in words how a set-up ran."""
     if row["way"] == PLAIN:
-        return f"{row['threads']} thread{'s' * (row['threads'] > 1)}"
-    if row["execution"] == "cudagraph":
-        text = f"graph of {row['stack']} seed{'s' * (row['stack'] > 1)}"
-    else:
-        text = (
-            f"{row['processes']} process{'es' * (row['processes'] > 1)}"
-            f" x {row['stack']} seed{'s' * (row['stack'] > 1)}"
-        )
+        return plural(row["threads"], "thread")
+    stack, processes = plural(row["stack"], "seed"), row["processes"]
+    parallel = f"{plural(processes, 'process', 'processes')} x {stack}"
+    text = f"graph of {stack}" if row["execution"] == "cudagraph" else parallel
     return text + (f", {row['layout']}" if row["layout"] != "contiguous" else "")
+
+
+_NORM, _BATCH, _N = Column("Norm", norm_label, False), number("Batch", "batch"), number("n", "n")
+_TIMES = Column("gnexp / plain", _times)
 
 
 def _sweeps(ratios: Sequence[Row]) -> Table:
     shown = [
         Column("Norm", lambda row: norm_label(row) if row["norm"] else "all", False),
-        Column("Batch sizes", lambda row: row["batches"], False),
-        Column("Plain (images/s)", lambda row: _number(row["plain_examples_per_s"])),
-        Column("gnexp (images/s)", lambda row: _number(row["gnexp_examples_per_s"])),
-        Column("gnexp / plain", _times),
-        Column("n", lambda row: str(row["n"])),
+        words("Batch sizes", "batches"),
+        number("Plain (images/s)", "plain_examples_per_s", _number),
+        number("gnexp (images/s)", "gnexp_examples_per_s", _number),
+        *(_TIMES, _N),
     ]
     rows = [row for row in ratios if row["scope"] != "cell"]
     caption = "One pass over equally many images at every batch size; rates are harmonic means."
     return Table("sweeps", "The whole sweep", caption, RATIO_COLUMNS, shown, rows)
 
 
-def _throughput(rows: Sequence[Row], ratios: Sequence[Row]) -> Table:
-    merged = [
-        {
-            **ratio,
-            **{row["way"]: row for row in rows if row["counted"] and _same_cell(row, ratio)},
-        }
-        for ratio in ratios
-        if ratio["scope"] == "cell"
+def _throughput(counted: Sequence[Row], ratios: Sequence[Row]) -> Table:
+    ways = {(*(row[key] for key in CELL), row["way"]): row for row in counted}
+    cells = [row for row in ratios if row["scope"] == "cell"]
+    rows = [
+        {**cell, **{way: ways[*(cell[key] for key in CELL), way] for way in (PLAIN, GNEXP)}}
+        for cell in cells
     ]
     shown = [
-        *(Column("Norm", norm_label, False), Column("Batch", lambda row: str(row["batch"]))),
-        Column("Plain (images/s)", lambda row: _rate(row[PLAIN])),
-        Column("gnexp (images/s)", lambda row: _rate(row[GNEXP])),
-        Column("gnexp / plain", _times),
-        Column("n", lambda row: str(row["n"])),
+        *(_NORM, _BATCH),
+        Column("Plain (images/s)", lambda row: _median(row[PLAIN], "examples_per_s")),
+        Column("gnexp (images/s)", lambda row: _median(row[GNEXP], "examples_per_s")),
+        *(_TIMES, _N),
         Column("Plain", lambda row: setup(row[PLAIN]), False),
         Column("gnexp", lambda row: setup(row[GNEXP]), False),
     ]
     caption = "Images of all seeds together, per second."
-    return Table("throughput", "Throughput", caption, RATIO_COLUMNS, shown, merged)
+    return Table("throughput", "Throughput", caption, RATIO_COLUMNS, shown, rows)
 
 
-def _same_cell(row: Row, other: Row) -> bool:
-    return all(row[key] == other[key] for key in ("norm", "groups", "batch"))
-
-
-def _cost(rows: Sequence[Row]) -> Table:
-    ends = ("", "_min", "_max")
+def _cost(counted: Sequence[Row]) -> Table:
     shown = [
-        *(Column("Norm", norm_label, False), Column("Batch", lambda row: str(row["batch"]))),
-        Column("Way", lambda row: row["way"], False),
-        Column("Set-up", setup, False),
-        Column(
-            "Update of all seeds (ms)",
-            lambda row: _spread(*(row[f"ms_per_update{end}"] for end in ends)),
-        ),
-        Column("Of a matrix product's FLOP/s (%)", lambda row: percent(row["fraction_of_matmul"])),
-        Column("Peak memory (MB)", lambda row: _megabytes(row["peak_memory_bytes"])),
+        *(_NORM, _BATCH, words("Way", "way"), Column("Set-up", setup, False)),
+        Column("Update of all seeds (ms)", lambda row: _median(row, "ms_per_update")),
+        number("Of a matrix product's FLOP/s (%)", "fraction_of_matmul", percent),
+        number("Peak memory (MB)", "peak_memory_bytes", _megabytes),
     ]
     caption = (
         "The time in which every seed is updated once; what convolutions and linear layers do per "
         "second, forward and backward, over what a large matrix product does on the same threads "
         "or device; peak memory, as below."
     )
-    counted = [row for row in rows if row["counted"]]
     return Table("cost", "Time, arithmetic and memory", caption, BENCH_COLUMNS, shown, counted)
 
 

@@ -123,31 +123,6 @@ PANELS: dict[str, tuple[Panel, ...]] = {
     ),
 }
 
-CAPTIONS = {
-    "core": "What is left of a variance s around eps; measured at nine variances.",
-    "spectrum": "Distance between the outputs of GN and of LN and IN, for channels alike in"
-    " distribution and for halves of the channels that differ.",
-    "batch_independence": "How far the output of one example, and its gradient, move when one or"
-    " all of its batch-mates are replaced; 95 % intervals.",
-    "train_test": "Gap between the two modes once running statistics were collected at each batch"
-    " size (same data), and after the very batch passed alone (same batch), which leaves what"
-    " PyTorch's unbiased running variance adds.",
-    "invariance": "0 but for eps where a norm is invariant; in training mode.",
-    "geometry": "Singular values of the layer's Jacobian: the lost directions are the steps on the"
-    " left; and the radius of the standardized output.",
-    "flow": "The factor on a gradient that passes the layer; what scaling the weights before the"
-    " norm does to gradients; the factor of one example against the batch size; and gradient norms"
-    " at initialization from the first block (0) to the last (1), with the range of"
-    " initializations. Lines without a norm may leave a panel.",
-    "initialization": "Variance of the signal behind each block at initialization, and the loss of"
-    " the first updates; 95 % intervals. Lines without a norm may leave a panel.",
-    "stability": "Variance of gradients, with 95 % intervals where they are bounded; noise / signal"
-    " has none.",
-    "isolation": "How far replacing one example moves the others' logits; how far it moves the sum"
-    " of clipped gradients: the largest move that was found, a lower bound, and the proven upper"
-    " bound.",
-}
-
 
 def draw_check(
     folder: Path, norms: Sequence[str], claims: Sequence[tuple[int, str, str]], points: list[Row]
@@ -157,7 +132,7 @@ def draw_check(
     with drawing():
         for number, key, _ in claims:
             here = [point for point in points if point["key"] == key]
-            if here and key in CAPTIONS:
+            if here and key in (*PANELS, "invariance"):
                 is_matrix = key == "invariance"
                 figure = matrix_figure(here, norms) if is_matrix else line_figure(key, here, norms)
                 written[key] = save(figure, folder / f"claim{number:02d}_{key}")

@@ -1,21 +1,14 @@
 """The check as files: all rows, a table of verdicts, a page, and figures."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from gnexp.analysis.check_result import POINT_COLUMNS, ROW_COLUMNS, CheckResult, Row
-from gnexp.analysis.tables.table import Column, Table, to_csv, to_markdown
-from gnexp.report.check.figures import CAPTIONS, draw_check
+from gnexp.analysis.tables.table import Column, Table, to_csv, to_markdown, words
+from gnexp.report.check.figures import draw_check
+from gnexp.report.templates import render
 from gnexp.store.files import write_whole
-
-READING = """\
-A verdict is what a number says, never what a norm is called: a number without chance in it is held
-against the tolerance of its row; one with chance in it *holds* only when its whole 95 % interval
-lies inside the tolerance, *fails* when none of it does, and is *undecided* between. *holds only
-when ...* names the condition under which the sentence is true; *holds vacuously* says that the norm
-has nothing of what the sentence speaks of, as its note tells. Layers are measured in float64 and
-training mode, as black boxes; a network's claim says what it was measured on."""
 
 
 def write_check(folder: Path, result: CheckResult, made: Mapping[str, Any]) -> None:
@@ -43,8 +36,8 @@ def verdict_table(result: CheckResult, main: bool = False) -> Table:
         head = {"claim": number, "title": f"{number}. {first['title']}" if begins else ""}
         rows.append({**head, "text": first["text"], **verdicts})
     shown = [
-        Column("Claim", lambda row: row["title"], False),
-        Column("In a sentence", lambda row: row["text"], False),
+        words("Claim", "title"),
+        words("In a sentence", "text"),
         *(Column(n, lambda row, n=n: row.get(n, "not measured"), False) for n in result.norms),
     ]
     title = "What the article claims, what was measured"
@@ -63,66 +56,33 @@ def _by_statement(rows: list[Row]) -> dict[tuple[int, str], list[Row]]:
 
 def page(result: CheckResult, figures: Mapping[str, Path], made: Mapping[str, Any]) -> str:
     """Return check.md."""
-    parts = [
-        f"# Norm check: {', '.join(result.norms)}",
-        _facts(made),
-        READING,
-        *result.trouble_lines(),
-        to_markdown(verdict_table(result)),
-    ]
+    claims = []
     for number, key, title in result.claims:
         rows = [row for row in result.rows if row["claim"] == number]
-        parts.append(_claim_part(number, title, rows))
-        if key in figures:
-            picture = f"![{title}]({figures[key].with_suffix('.png').name})"
-            parts.append(f"{picture}\n\n{CAPTIONS[key]}")
-    return "\n\n".join(part.rstrip() for part in parts if part) + "\n"
+        picture = figures[key].with_suffix(".png").name if key in figures else ""
+        claim = {"number": number, "key": key, "title": title, "picture": picture}
+        claim["section"] = rows[0]["section"] if rows else ""
+        claim["statements"] = [_statement(of) for of in _by_statement(rows).values()]
+        claims.append(claim)
+    verdicts = to_markdown(verdict_table(result))
+    return render("check/check.md.j2", result=result, made=made, verdicts=verdicts, claims=claims)
 
 
-def _facts(made: Mapping[str, Any]) -> str:
-    changed = ", with changes" if made.get("dirty") else ""
-    commit = f" ({str(made['commit'])[:10]}{changed})" if made.get("commit") else ""
-    return (
-        f"`{made['command']}`\n\ngnexp {made['gnexp']}{commit}, Python {made['python']}, PyTorch"
-        f" {made['torch']}, {made['device']}."
-    )
+def _statement(rows: Sequence[Row]) -> dict[str, Any]:
+    """Return a statement's table, a row per norm, and {note: the norms that it is of}."""
+    tolerances = dict.fromkeys(row["tolerance"] for row in rows if row["tolerance"])
+    caption = _sentence("; or ".join(dict.fromkeys(row["what"] for row in rows)))
+    caption += f" Tolerance: {'; or '.join(tolerances)}." if tolerances else ""
+    table = Table("", rows[0]["text"], caption, (), _SHOWN, rows)
+    notes: dict[str, list[str]] = {}
+    for row in rows:
+        if row["note"]:
+            notes.setdefault(_sentence(row["note"]), []).append(row["norm"])
+    return {"table": to_markdown(table), "notes": notes}
 
 
-def _claim_part(number: int, title: str, rows: list[Row]) -> str:
-    """Return the section of one claim: a table per statement, a row per norm."""
-    parts = [f"## {number}. {title}"]
-    if rows:
-        parts[0] += f" [{rows[0]['section']}]"
-    for its_rows in _by_statement(rows).values():
-        first = its_rows[0]
-        shown = [
-            Column("Norm", lambda row: row["norm"], False),
-            Column("Expected", lambda row: row["expected"], False),
-            Column("Measured", lambda row: row["measured"], False),
-            Column("Verdict", lambda row: row["verdict"], False),
-        ]
-        tolerances = list(dict.fromkeys(row["tolerance"] for row in its_rows if row["tolerance"]))
-        whats = list(dict.fromkeys(row["what"] for row in its_rows))
-        caption = f"{_sentence('; or '.join(whats))}"
-        if tolerances:
-            caption += f" Tolerance: {'; or '.join(tolerances)}."
-        table = to_markdown(Table("", first["text"], caption, (), shown, its_rows))
-        parts.append("#" + table.rstrip())
-        parts += [_note(note, norms) for note, norms in _notes(its_rows).items()]
-    return "\n\n".join(parts)
+_SHOWN = [words(name.capitalize(), name) for name in ("norm", "expected", "measured", "verdict")]
 
 
 def _sentence(text: str) -> str:
     return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
-
-
-def _notes(rows: list[Row]) -> dict[str, list[str]]:
-    notes: dict[str, list[str]] = {}
-    for row in rows:
-        if row["note"]:
-            notes.setdefault(row["note"], []).append(row["norm"])
-    return notes
-
-
-def _note(note: str, norms: list[str]) -> str:
-    return f"*{', '.join(norms)}*: {_sentence(note)}"

@@ -9,10 +9,12 @@ from urllib.parse import quote
 
 from gnexp.analysis.article_claims import tally
 from gnexp.analysis.cells import NOT_PRIVATE, epsilon, is_trial
-from gnexp.analysis.eval_split import TEST, VALIDATION, for_split
+from gnexp.analysis.eval_split import TEST, VALIDATION
 from gnexp.analysis.study_analysis import StudyAnalysis
 from gnexp.analysis.tables.table import Table
+from gnexp.report import templates
 from gnexp.report.page.check_summary import verdict_counts
+from gnexp.report.templates import pretty
 from gnexp.store.study import Study
 
 LONG, HEAVY = 400, 600_000  # rows that a table on the page has at most; bytes of a packed one
@@ -75,13 +77,6 @@ def pack(table: Table) -> str:
     return text if len(text) <= HEAVY else ""
 
 
-def pretty(text: str) -> str:
-    """Turn the ASCII of captions and cells into the signs that a browser has."""
-    for plain, sign in (("+-", "\u00b1"), ("^2", "\u00b2"), (" x ", " \u00d7 ")):
-        text = text.replace(plain, sign)
-    return "\u221e" if text == "inf" else text.replace("inf]", "\u221e]")
-
-
 def distinct(study: Study, key: str) -> list[str]:
     """Return the values of a provenance key, in the order of the runs, once each."""
     values = []
@@ -99,18 +94,8 @@ def render(template: str, figures: Mapping[str, tuple[bytes, str]], **context: A
 
     figures: {name: (its SVG, its caption)}.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {"pretty": pretty, "for_split": for_split}
-    return environment.get_template(template).render(
+    return templates.render(
+        f"page/{template}",
         figures={name: _figure(*found) for name, found in figures.items()},
         css=_source("page.css"),
         js=_source("page.js"),

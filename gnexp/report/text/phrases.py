@@ -208,5 +208,5 @@ def at_chance(row: Mapping[str, Any]) -> str:
 _FUNCTIONS = (spelled, some, either, interval, seeds, points, margin, bounds, would_decide)
 _FUNCTIONS += (percents, chance, plural, verb, capital, level, diverged, signed, adjusted)
 _FUNCTIONS += (at_chance, norm_label, table.percent, table.estimate)
-FILTERS = {function.__name__: function for function in _FUNCTIONS}
-FILTERS["table_bounds"] = table.bounds  # "[10.9, 13.7]"
+FUNCTIONS = {function.__name__: function for function in _FUNCTIONS}
+FUNCTIONS["table_bounds"] = table.bounds  # "[10.9, 13.7]"
