@@ -7,18 +7,16 @@ from pathlib import Path
 from gnexp.analysis.compare_studies import StudyComparison, labelled, varies
 from gnexp.analysis.tables.compare_studies import comparison_tables
 from gnexp.analysis.tables.table import write_table_files
-from gnexp.report.figures.compare_studies import (
-    CAPTIONS,
-    accuracy_side_by_side,
-    difference_vs_batch,
-)
-from gnexp.report.figures.style import write_figures
+from gnexp.report.figures.compare_studies import accuracy_side_by_side, difference_vs_batch
+from gnexp.report.figures.style import captions_of, write_figures
 from gnexp.report.fingerprint import FORMATS, formats_kept
 from gnexp.report.page.render import render
 from gnexp.report.text.answer import answer
 from gnexp.report.text.compare_studies import sentences, warnings
 from gnexp.store.files import write_whole
 from gnexp.store.run import exclusive
+
+CAPTIONS = captions_of("compare_captions.txt")
 
 
 def comparison_folder(out: Path, names: Sequence[str]) -> Path:

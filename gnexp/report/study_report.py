@@ -12,7 +12,7 @@ from gnexp.analysis.tables.shift_and_decomposition import WHY_TABLES
 from gnexp.analysis.tables.table import Table, write_table_files
 from gnexp.report.figures import accuracy, batch_vs_update_batch, lr_search, shift
 from gnexp.report.figures.select_series import to_draw
-from gnexp.report.figures.style import write_figures
+from gnexp.report.figures.style import captions_of, write_figures
 from gnexp.report.fingerprint import FORMATS, files_of, fingerprint, formats_kept, is_fresh, stamp
 from gnexp.report.page.render import render_page
 from gnexp.report.text.accuracy_matrix import accuracy_matrix
@@ -22,7 +22,7 @@ from gnexp.store.files import write_whole
 from gnexp.store.run import exclusive
 
 FIGURES = (accuracy, shift, lr_search, batch_vs_update_batch)
-CAPTIONS = {name: caption for module in FIGURES for name, caption in module.CAPTIONS.items()}
+CAPTIONS = captions_of("captions.txt")
 OPTIONAL = (
     *WHY_TABLES,
     *LR_TABLES,

@@ -18,7 +18,6 @@ from gnexp.analysis.corruption_robustness import STANDARD, condition_rows, summa
 from gnexp.analysis.decomposition import ACCURACY, LOSS, decomposition_rows
 from gnexp.analysis.statistics import jackknife
 from gnexp.analysis.tables.shift_and_decomposition import WHY_TABLES
-from gnexp.report.figures.shift import CAPTIONS
 from gnexp.report.text.decomposition import decomposition_sentences
 from gnexp.store.run import Run
 from gnexp.store.study import load_study
@@ -26,6 +25,8 @@ from gnexp.store.study import load_study
 REL = 1e-9  # float64
 ABS = 1e-12  # float64, of numbers of order 1
 CLASSES = list("abcdefghij")
+
+FIGURES = ("decomposition", "shift", "shift_share", "shift_by_corruption", "classes", "batches")
 
 
 def settings(norm, batch, **changes):
@@ -556,7 +557,7 @@ def report(tmp_path_factory):
 def test_the_report_has_every_table_and_figure_that_was_measured(report):
     for name in WHY_TABLES:
         assert {f"{name}.csv", f"{name}.md", f"{name}.tex"} <= set(report)
-    for name in CAPTIONS:
+    for name in FIGURES:
         ElementTree.parse(report[f"{name}.svg"])
     page = report["index.html"].read_text()
     assert "Where the small batch hurts" in page
@@ -602,7 +603,7 @@ def test_a_study_that_measured_nothing_has_none_of_these_and_what_went_is_remove
     for batch in (2, 32):
         add(tmp_path / "s", "gn", batch, {s: {"test_acc": 0.7} for s in (0, 1)})
     files = build_report(tmp_path / "s")
-    assert not [n for n in files if n.split(".")[0] in {*WHY_TABLES, *CAPTIONS}]
+    assert not [n for n in files if n.split(".")[0] in {*WHY_TABLES, *FIGURES}]
     left = {path.name.split(".")[0] for path in (tmp_path / "s" / "report").iterdir()}
-    assert not left & {*WHY_TABLES, *CAPTIONS}
+    assert not left & {*WHY_TABLES, *FIGURES}
     assert "Where the small batch hurts" not in files["index.html"].read_text()

@@ -20,6 +20,7 @@ from gnexp.norms.registry import NORMS
 from gnexp.report.figures import accuracy, style
 from gnexp.report.figures.batch_vs_update_batch import two_batches
 from gnexp.report.figures.lr_search import accuracy_vs_lr, good_region
+from gnexp.report.study_report import CAPTIONS
 
 ROOT = Path(__file__).resolve().parents[2]
 BATCHES = (1, 2, 4, 8, 32)
@@ -177,7 +178,7 @@ def test_only_the_formats_asked_for_are_written_and_the_page_gets_its_svg(tmp_pa
     for line in shown:
         for cell in line.cells:
             cell.record.metrics = pd.DataFrame()
-    makers, captions = accuracy.makers(analysis_of(shown)), accuracy.CAPTIONS
+    makers, captions = accuracy.makers(analysis_of(shown)), CAPTIONS
     drawn, _ = style.write_figures(makers, captions, tmp_path, ["pdf"])
     assert [p.name for p in tmp_path.iterdir()] == ["accuracy_vs_batch.pdf"]
     assert drawn["accuracy_vs_batch"][0].startswith(b"<?xml")

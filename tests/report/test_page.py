@@ -9,10 +9,12 @@ from page_browser import CHROMIUM, Browser
 from study_reports import build_report
 from test_report import add_gradients, add_run, config
 
+from gnexp.analysis.study_analysis import study_analysis
+from gnexp.analysis.tables.accuracy import build_tables
 from gnexp.analysis.tables.table import Column, Table
 from gnexp.report.page import render as page
 from gnexp.report.page.render import LONG, pack
-from gnexp.report.page.sections import SECTIONS, layout
+from gnexp.store.study import load_study
 
 needs_browser = pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this machine")
 TABLE = "document.querySelector('table[aria-label=\"{}\"]')"
@@ -258,13 +260,21 @@ def test_every_figure_and_table_that_exists_is_on_the_page_once(study):
     for name in (name for name in files if name.endswith((".svg", ".csv"))):
         if name not in ("noise_check.csv",):
             assert text.count(f'href="{name}"') >= (name != "runs.csv"), name
-    found = layout(["new_figure"], ["new_table"])
-    assert [p.name for s in found if s.anchor == "more" for p in s.parts] == [
-        "new_figure",
-        "new_table",
-    ]
-    anchors = [section.anchor for section in SECTIONS]
-    assert len(anchors) == len(set(anchors))
+    anchors = re.findall(r'<h[23] id="([^"]*)"', text)
+    assert len(anchors) == len({*anchors}) > 10
+
+
+def test_a_figure_and_a_table_of_no_section_come_under_more(study):
+    analysis = study_analysis(load_study(study))
+    new = Table("new", "New", "", ["x"], [Column("x", lambda row: "7")], [{"x": 7}])
+    tables, figures = {**build_tables(analysis), "new": new}, {"other": (b"<svg/>", "Other.")}
+    tables["exponents_of_all"] = tables["exponents"]
+    parts = {"answer": [], "summary": [], "matrix": ((), ())}
+    text = page.render_page(analysis, tables, figures, ("svg",), **parts)
+    more = text.partition('<h2 id="more">')[2].partition("<h2")[0]
+    assert 'href="other.svg"' in more
+    assert 'href="new.csv"' in more
+    assert '<a href="#more">More</a>' in text
 
 
 def test_the_figures_are_in_the_page_whatever_files_are_asked_for(tmp_path):

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 from gnexp.analysis.cells import norm_label
 from gnexp.analysis.tables.table import format_number
 from gnexp.report.benchmark.aggregate import GNEXP, PLAIN, Row
-from gnexp.report.figures.panels import interval_lines, legend_below, panel_grid, size_axis
-from gnexp.report.figures.style import drawing, norm_styles, save
+from gnexp.report.figures import panels, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,26 +17,26 @@ def draw_bench(rows: Sequence[Row], ratios: Sequence[Row], stem: Path, title: st
     """Write STEM.png and STEM.svg from the rows of bench.csv and ratios.csv."""
     counted = [row for row in rows if row["counted"]]
     # A norm's own colour and marker: filled and solid for gnexp, else open and dashed.
-    styles = norm_styles(
+    styles = style.norm_styles(
         {f"{norm_label(row)}, {way}": row["norm"] for way in (GNEXP, PLAIN) for row in counted}
     )
     sweeps = [row for row in ratios if row["scope"] == "norm"]
     shown = ", ".join(f"{norm_label(row)} {format_number(row['ratio'])}" for row in sweeps)
-    with drawing():
-        figure, (rates, times) = panel_grid(2, 2, 2.5)
+    with style.drawing():
+        figure, (rates, times) = panels.panel_grid(2, 2, 2.5)
         points = [_point(row, "examples_per_s", row["way"]) for row in counted]
-        interval_lines(rates, points, "batch", "examples_per_s", styles, 1)
+        panels.interval_lines(rates, points, "batch", "examples_per_s", styles, 1)
         points = [_point(row, "ratio", GNEXP) for row in ratios if row["scope"] == "cell"]
-        interval_lines(times, points, "batch", "ratio", styles, 1)
+        panels.interval_lines(times, points, "batch", "ratio", styles, 1)
         times.axhline(1, color="#777777", linewidth=0.8)
         times.set_title(f"whole sweep: {shown}", loc="right")
         for axis, label in ((rates, "Images per second, all seeds"), (times, "gnexp / plain")):
-            size_axis(axis, [row["batch"] for row in counted])
+            panels.size_axis(axis, [row["batch"] for row in counted])
             axis.set_ylabel(label)
             _log_scale(axis)
         figure.suptitle(title, fontsize=7, color="#444444")
-        legend_below(figure)
-        save(figure, stem)
+        panels.legend_below(figure)
+        style.save(figure, stem)
 
 
 def _point(row: Row, key: str, way: str) -> Row:

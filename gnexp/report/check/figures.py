@@ -10,15 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gnexp.report.figures.panels import (
-    band_line,
-    heat_map,
-    key_entry,
-    legend_below,
-    panel_grid,
-    size_axis,
-)
-from gnexp.report.figures.style import LINES, Style, drawing, save, style_of
+from gnexp.report.figures import panels, style
+from gnexp.report.figures.style import Style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -129,13 +122,13 @@ def draw_check(
 ) -> dict[str, Path]:
     """Write the figures that have points to show; return {claim's key: path of its SVG}."""
     written = {}
-    with drawing():
+    with style.drawing():
         for number, key, _ in claims:
             here = [point for point in points if point["key"] == key]
             if here and key in (*PANELS, "invariance"):
                 is_matrix = key == "invariance"
                 figure = matrix_figure(here, norms) if is_matrix else line_figure(key, here, norms)
-                written[key] = save(figure, folder / f"claim{number:02d}_{key}")
+                written[key] = style.save(figure, folder / f"claim{number:02d}_{key}")
     return written
 
 
@@ -143,20 +136,20 @@ def line_figure(key: str, points: list[Row], norms: Sequence[str]) -> "Figure":
     """Return the figure of a claim's panels, with one legend under them."""
     shown = [(p, [q for q in points if p.draws(q)]) for p in PANELS[key]]
     shown = [(panel, found) for panel, found in shown if found]
-    figure, axes = panel_grid(len(shown), 2 if len(shown) in (2, 4) else 3, 2.3)
+    figure, axes = panels.panel_grid(len(shown), 2 if len(shown) in (2, 4) else 3, 2.3)
     keys = [norm_key(norm) for norm in norms]
-    looks = {n: dict(zip(("color", "marker"), style_of(norm_key(n), keys))) for n in norms}
+    looks = {n: dict(zip(("color", "marker"), style.style_of(norm_key(n), keys))) for n in norms}
     dashes: dict[str, str] = {}
     for axis, (panel, found) in zip(axes, shown):
         found = [{**q, "series": q["series"].split(",")[0]} for q in found]  # "gamma 1, depth 56"
         series = list(dict.fromkeys(q["series"] for q in found))
         for name in series if len(series) > 1 else ():
-            dashes.setdefault(name, LINES[len(dashes) % len(LINES)])
+            dashes.setdefault(name, style.LINES[len(dashes) % len(style.LINES)])
         _draw(axis, panel, found, looks, dashes if len(series) > 1 else {series[0]: "-"})
     used = [norm for norm in norms if any(q["norm"] == norm for q in points)]
-    entries = [key_entry(norm, **looks[norm], markerfacecolor="none") for norm in used]
-    entries += [key_entry(name, color="#333333", linestyle=dash) for name, dash in dashes.items()]
-    legend_below(figure, entries)
+    entries = [panels.key_entry(norm, **looks[norm], markerfacecolor="none") for norm in used]
+    entries += [panels.key_entry(name, linestyle=dash) for name, dash in dashes.items()]
+    panels.legend_below(figure, entries)
     return figure
 
 
@@ -166,11 +159,11 @@ def matrix_figure(points: list[Row], norms: Sequence[str]) -> "Figure":
     found = {(q["norm"], q["series"]): q["y"] for q in points if q["panel"] == "matrix"}
     values = [[found.get((norm, scope), math.nan) for scope in scopes] for norm in norms]
     shades = [[math.log10(max(value, ROUNDING)) for value in row] for row in values]
-    figure, (axis,) = panel_grid(1, 1, 0.9 + 0.34 * len(norms))
+    figure, (axis,) = panels.panel_grid(1, 1, 0.9 + 0.34 * len(norms))
     figure.set_figwidth(5.25)
     texts = [[f"{value:.1g}" for value in row] for row in values]
     scale = {"cmap": "cividis", "vmin": -6, "vmax": 0.5}
-    image = heat_map(axis, shades, texts, (-math.inf, -2.5), **scale)
+    image = panels.heat_map(axis, shades, texts, (-math.inf, -2.5), **scale)
     axis.set_xticks(range(len(scopes)), [SCOPES[scope] for scope in scopes])
     axis.set_yticks(range(len(norms)), norms)
     axis.set_title("Change of the standardized output under a x + b, one a > 0 and b for each ...")
@@ -204,8 +197,9 @@ def _draw(
             first = line[0]["x"] if panel.relative else 1
             band = [[_seen(q[end]) for q in line] for end in ("y", "lo", "hi")]
             dots = {"marker": look["marker"] if len(line) <= MARKED else "", "markersize": 3.5}
-            style = {**look, **dots, "markerfacecolor": "none", "linestyle": dash}
-            band_line(axis, [q["x"] / first for q in line], band, {**style, "linewidth": width})
+            own = {**look, **dots, "markerfacecolor": "none", "linestyle": dash}
+            x = [q["x"] / first for q in line]
+            panels.band_line(axis, x, band, {**own, "linewidth": width})
     _axes(axis, panel, points)
 
 
@@ -218,7 +212,7 @@ def _axes(axis: "Axes", panel: Panel, points: list[Row]) -> None:
 
     if panel.x_scale == "log2":
         ticks = [line.get_xdata() for line in axis.get_lines()]
-        size_axis(axis, [round(x) for xs in ticks for x in xs], panel.x_label)
+        panels.size_axis(axis, [round(x) for xs in ticks for x in xs], panel.x_label)
     else:
         axis.set_xscale(panel.x_scale)
         axis.set_xlabel(panel.x_label)

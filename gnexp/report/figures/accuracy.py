@@ -8,24 +8,9 @@ from gnexp.analysis.cells import Cell, Series, series_label
 from gnexp.analysis.gradient_noise import KINDS
 from gnexp.analysis.statistics import Interval
 from gnexp.analysis.study_analysis import StudyAnalysis
+from gnexp.report.figures import panels, style
 from gnexp.report.figures.gradient_noise import noise_vs_batch
-from gnexp.report.figures.panels import (
-    against_batch,
-    band_line,
-    interval_lines,
-    legend_below,
-    panel_grid,
-    size_axis,
-)
-from gnexp.report.figures.style import (
-    PAGE_HEIGHT_IN,
-    Maker,
-    Style,
-    drawing,
-    image_bytes,
-    sequence_styles,
-    series_styles,
-)
+from gnexp.report.figures.style import Maker, Style
 from gnexp.store.files import write_whole
 
 if TYPE_CHECKING:
@@ -36,27 +21,11 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 
-CAPTIONS = {
-    "accuracy_vs_batch": "Test accuracy of the last epoch against batch size: mean of the seeds "
-    "that did not diverge, with its 95 % interval (one seed: over test images). Points are moved "
-    "sideways a little so that intervals stay visible.",
-    "accuracy_vs_groups": "Test accuracy against the number of groups (or channels per group), "
-    "with 95 % intervals.",
-    "gradient_variance_vs_batch": "Gradient noise against batch size on logarithmic axes, mean "
-    "over seeds with 95 % interval, and fitted exponents; grey: slope -1. An open BN marker at "
-    "batch 1 is instance norm and not part of the fit.",
-    "gradient_variance_by_kind": "The same for each kind of parameter.",
-    "curves": "Train loss and test accuracy against images seen: mean over the "
-    "complete seeds, and their range.",
-    "cost": "Training time as recorded, per seed and 1,000 images, with 95 % intervals over seeds. "
-    "Seeds trained in one step share its time; see execution, seeds per step and device among the "
-    "runs.",
-}
 PREVIEW_CLASSES = 100  # more rows than that no picture viewer likes
 
 
 def makers(analysis: StudyAnalysis) -> dict[str, Maker]:
-    """Return {name: maker} of the figures of CAPTIONS."""
+    """Return {name: maker} of the figures of this file."""
     lines, gradients, exponents = analysis.series, analysis.gradient_variance, analysis.exponents
     return {
         "accuracy_vs_batch": lambda: accuracy_vs_batch(lines),
@@ -80,8 +49,8 @@ def accuracy_points(lines: Sequence[Series]) -> list[Row]:
 
 def accuracy_vs_batch(lines: Sequence[Series]) -> "Figure | None":
     """Mean test accuracy and 95 % interval against batch size, a line per series."""
-    points, styles = accuracy_points(lines), series_styles(lines)
-    return against_batch(points, "accuracy", styles, "Test accuracy (%)", within=(0, 101))
+    points, styles = accuracy_points(lines), style.series_styles(lines)
+    return panels.against_batch(points, "accuracy", styles, "Test accuracy (%)", within=(0, 101))
 
 
 def curves(
@@ -95,9 +64,9 @@ def curves(
     if not runs:
         return None
     batches = sorted({cell.key["batch"] for _, cell in runs})
-    height = min(1.5 + 0.5 / len(batches), PAGE_HEIGHT_IN / len(batches))
-    figure, axes = panel_grid(2 * len(batches), 2, height, sharex=True, sharey="col")
-    styles = series_styles(lines)
+    height = min(1.5 + 0.5 / len(batches), style.PAGE_HEIGHT_IN / len(batches))
+    figure, axes = panels.panel_grid(2 * len(batches), 2, height, sharex=True, sharey="col")
+    styles = style.series_styles(lines)
     for row, batch in enumerate(batches):
         for axis, name, scale, title in (
             (axes[2 * row], "train_loss", 1, "Train\nloss (nats)"),
@@ -111,7 +80,7 @@ def curves(
             axis.grid(True)
     for axis in axes[-2:]:
         axis.set_xlabel("Images seen (thousands)")
-    legend_below(figure)
+    panels.legend_below(figure)
     return figure
 
 
@@ -120,29 +89,29 @@ def _curve(axis: "Axes", curve: "pd.DataFrame", scale: float, style: Style, turn
     # A few markers, which another line's do not cover: for those who print in grey.
     step = max(1, len(x) // 6)
     look = {**style, "markersize": 3.2, "linewidth": 1.0, "markevery": (turn % step, step)}
-    band_line(axis, x, [scale * curve[name] for name in ("mean", "low", "high")], look)
+    panels.band_line(axis, x, [scale * curve[name] for name in ("mean", "low", "high")], look)
 
 
 def accuracy_vs_groups(cells: Sequence[Cell]) -> "Figure | None":
     """Accuracy against the number of groups, or channels per group, a line per batch size."""
-    panels = []
+    found = []
     for column, title in (("groups", "Groups"), ("channels_per_group", "Channels per group")):
         chosen = [c for c in cells if c.key.get(column) is not None and c.accuracies]
         if len({c.key[column] for c in chosen}) > 1:
-            panels.append((column, title, chosen))
-    if not panels:
+            found.append((column, title, chosen))
+    if not found:
         return None
-    names = _names_without_groups([cell for _, _, chosen in panels for cell in chosen])
-    styles = sequence_styles(list(dict.fromkeys(names.values())))
-    figure, axes = panel_grid(len(panels), 2, 2.3, sharey=True)
-    for axis, (column, title, chosen) in zip(axes, panels):
+    names = _names_without_groups([cell for _, _, chosen in found for cell in chosen])
+    styles = style.sequence_styles(list(dict.fromkeys(names.values())))
+    figure, axes = panels.panel_grid(len(found), 2, 2.3, sharey=True)
+    for axis, (column, title, chosen) in zip(axes, found):
         points = [
             {"series": names[id(c)], **c.key, **c.accuracy[0].columns("accuracy")} for c in chosen
         ]
-        interval_lines(axis, points, column, "accuracy", styles)
-        size_axis(axis, [c.key[column] for c in chosen], title)
+        panels.interval_lines(axis, points, column, "accuracy", styles)
+        panels.size_axis(axis, [c.key[column] for c in chosen], title)
     axes[0].set_ylabel("Test accuracy (%)")
-    legend_below(figure)
+    panels.legend_below(figure)
     return figure
 
 
@@ -167,7 +136,7 @@ def cost(lines: Sequence[Series], known: Mapping[int, Interval]) -> "Figure | No
         for cell in line.cells
     ]
     title = "Seconds per 1,000 images"
-    figure = against_batch(points, "seconds", series_styles(lines), title, scale=1)
+    figure = panels.against_batch(points, "seconds", style.series_styles(lines), title, scale=1)
     if figure is not None:
         figure.axes[0].set_ylim(bottom=0)
     return figure
@@ -183,8 +152,8 @@ def plot_preview(
     import numpy as np
 
     shown = list(classes)[:PREVIEW_CLASSES]
-    with drawing():
-        figure, (axis,) = panel_grid(1, 1, 0.35 + 0.36 * len(shown))
+    with style.drawing():
+        figure, (axis,) = panels.panel_grid(1, 1, 0.35 + 0.36 * len(shown))
         height, width = x_NCHW.shape[2:]
         sheet = np.full((len(shown) * (height + 2), 10 * (width + 2), 3), 255, dtype=np.uint8)
         for row in range(len(shown)):
@@ -197,4 +166,4 @@ def plot_preview(
         axis.tick_params(length=0)
         axis.spines[:].set_visible(False)
         axis.set_title(title)
-        write_whole(path, image_bytes(figure, "png"))
+        write_whole(path, style.image_bytes(figure, "png"))

@@ -5,27 +5,11 @@ from typing import TYPE_CHECKING
 
 from gnexp.analysis.cells import Series, norm_label, norm_rank
 from gnexp.analysis.tables.table import Row
+from gnexp.report.figures import panels, style
 from gnexp.report.figures.accuracy import accuracy_points
-from gnexp.report.figures.panels import (
-    against_batch,
-    interval_lines,
-    legend_below,
-    panel_grid,
-    size_axis,
-)
-from gnexp.report.figures.style import norm_styles, series_styles
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-CAPTIONS = {
-    "accuracy_vs_batch": "Test accuracy of the last epoch against batch size in either study: mean "
-    "of the seeds that did not diverge, with its 95 % interval (one seed: over test images). "
-    "Points are moved sideways a little so that intervals stay visible.",
-    "difference_vs_batch": "Difference of test accuracy against batch size, with the 95 % interval "
-    "of each comparison alone (all together: the table has simultaneous ones); a diverged seed "
-    "counts at chance.",
-}
 
 
 def accuracy_side_by_side(
@@ -35,14 +19,14 @@ def accuracy_side_by_side(
     sides = [accuracy_points(lines) for lines in (first, second)]
     if not any(sides):
         return None
-    styles = series_styles(sorted((*first, *second), key=lambda line: norm_rank(line.norm)))
-    figure, axes = panel_grid(2, 2, 2.4, sharey=True)
+    styles = style.series_styles(sorted((*first, *second), key=lambda line: norm_rank(line.norm)))
+    figure, axes = panels.panel_grid(2, 2, 2.4, sharey=True)
     for axis, points, name in zip(axes, sides, names):
-        interval_lines(axis, points, "batch", "accuracy", styles)
-        size_axis(axis, [point["batch"] for side in sides for point in side])
+        panels.interval_lines(axis, points, "batch", "accuracy", styles)
+        panels.size_axis(axis, [point["batch"] for side in sides for point in side])
         axis.set_title(name)
     axes[0].set_ylabel("Test accuracy (%)")
-    legend_below(figure)
+    panels.legend_below(figure)
     return figure
 
 
@@ -58,9 +42,9 @@ def difference_vs_batch(
         | {"difference_hi": row["hi95"]}
         for row in rows
     ]
-    styles = norm_styles({point["series"]: point["norm"] for point in points})
+    styles = style.norm_styles({point["series"]: point["norm"] for point in points})
     title = f"{names[1]} minus {names[0]}\n(points of test accuracy)"
-    figure = against_batch(points, "difference", styles, title)
+    figure = panels.against_batch(points, "difference", styles, title)
     if figure is not None:
         figure.axes[0].axhline(0, color="#999999", linewidth=0.8, zorder=0)
     return figure

@@ -6,16 +6,8 @@ from typing import TYPE_CHECKING
 from gnexp.analysis.cells import Series
 from gnexp.analysis.decomposition import PARTS
 from gnexp.analysis.tables.table import Row
-from gnexp.report.figures.panels import (
-    edge_labels,
-    error_bars,
-    folded,
-    key_entry,
-    legend_below,
-    panel_grid,
-    steady_limits,
-)
-from gnexp.report.figures.style import Style, series_styles
+from gnexp.report.figures import panels, style
+from gnexp.report.figures.style import Style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,18 +34,18 @@ def decomposition(
         return None
     apart = [r for r in split if r["apart"] or r["n_at_chance"]]
     usual = [r for r in split if r not in apart]
-    styles = series_styles(lines)
+    styles = style.series_styles(lines)
     shown = [label for label in styles if any(r["series"] == label for r in usual)]
-    figure, axes = panel_grid(len(shown) + bool(apart), COLUMNS, 1.9)
-    edge_labels(axes, "Batch size", f"Points lost\nagainst batch {reference_batch}")
+    figure, axes = panels.panel_grid(len(shown) + bool(apart), COLUMNS, 1.9)
+    panels.edge_labels(axes, "Batch size", f"Points lost\nagainst batch {reference_batch}")
     for axis, label in zip(axes, shown):
         here = [r for r in usual if r["series"] == label]
         _bars(axis, here, [str(r["batch"]) for r in here], styles)
-        axis.set_ylim(steady_limits(usual, DAMAGES))
-        axis.set_title(folded(label, 36))
+        axis.set_ylim(panels.steady_limits(usual, DAMAGES))
+        axis.set_title(panels.folded(label, 36))
     if apart:
         _apart(axes[-1], apart, styles)
-    legend_below(figure, _keys())
+    panels.legend_below(figure, _keys())
     return figure
 
 
@@ -61,12 +53,12 @@ def _apart(axis: "Axes", rows: Sequence[Row], styles: Mapping[str, Style]) -> No
     letters = 20 // len(rows) if len(rows) <= UPRIGHT else 24
     diverged = [f"\n{r['n_at_chance']} diverged" * bool(r["n_at_chance"]) for r in rows]
     ticks = [
-        f"{folded(r['series'], letters)}\nbatch {r['batch']}{lost}"
+        f"{panels.folded(r['series'], letters)}\nbatch {r['batch']}{lost}"
         for r, lost in zip(rows, diverged)
     ]
     _bars(axis, rows, ticks, styles)
     axis.tick_params(axis="x", rotation=0 if len(rows) <= UPRIGHT else 90)
-    axis.set_ylim(steady_limits(rows, DAMAGES))
+    axis.set_ylim(panels.steady_limits(rows, DAMAGES))
     axis.set(title="apart, own scale", facecolor="#F3F3F3", xlabel="")
 
 
@@ -82,11 +74,10 @@ def _bars(
         ):
             bar = {"width": 0.32, "edgecolor": colour, "linewidth": 0.8, **look}
             axis.bar(x + left, 100 * row[column], **bar)
-            axis.errorbar(
-                x + left, 100 * row[column], error_bars([row], column), fmt="none", **whiskers
-            )
+            bars = panels.error_bars([row], column)
+            axis.errorbar(x + left, 100 * row[column], bars, fmt="none", **whiskers)
         total = 100 * row["total_damage"]
-        axis.errorbar(x, total, error_bars([row], "total_damage"), **TOTAL, **whiskers)
+        axis.errorbar(x, total, panels.error_bars([row], "total_damage"), **TOTAL, **whiskers)
     axis.set_xticks(range(len(rows)), ticks)
     axis.set_xlim(-0.6, len(rows) - 0.4)
     axis.axhline(0, color="black", linewidth=0.7)
@@ -100,5 +91,5 @@ def _keys() -> list[object]:
     return [
         Patch(label="in training", facecolor="#777777", **grey),
         Patch(label="in evaluation", **HATCHED, **grey),
-        key_entry("total", **TOTAL),
+        panels.key_entry("total", **TOTAL),
     ]

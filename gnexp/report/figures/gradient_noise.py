@@ -7,14 +7,8 @@ from typing import TYPE_CHECKING, Any
 from gnexp.analysis.cells import norm_label
 from gnexp.analysis.gradient_noise import OWN, SHARED
 from gnexp.analysis.tables.table import Row
-from gnexp.report.figures.panels import (
-    SMALL_PT,
-    interval_lines,
-    legend_below,
-    panel_grid,
-    size_axis,
-)
-from gnexp.report.figures.style import Style, norm_styles
+from gnexp.report.figures import panels, style
+from gnexp.report.figures.style import Style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,7 +35,7 @@ def noise_vs_batch(
         return None
     shown_keys = _distinguishing_keys(rows, shared)
     rows = [{**row, "series": _noise_label(row, shown_keys)} for row in rows]
-    styles = norm_styles({row["series"]: row["norm"] for row in rows})
+    styles = style.norm_styles({row["series"]: row["norm"] for row in rows})
     fits = {
         (_noise_label(f, shown_keys), f["parameters"], f["epoch"]): _fit_text(f)
         for f in exponents
@@ -49,18 +43,18 @@ def noise_vs_batch(
     }
     epochs = sorted({min(r["epoch"] for r in rows), max(r["epoch"] for r in rows)})
     kinds = [kind for kind in kinds if any(row["parameters"] == kind for row in rows)]
-    panels = [(kind, epoch) for epoch in epochs for kind in kinds]
+    shown = [(kind, epoch) for epoch in epochs for kind in kinds]
     columns = len(kinds) if len(kinds) > 1 else len(epochs)
-    figure, axes = panel_grid(len(panels), columns, 2.1 + 0.14 * len(styles))
-    for axis, (kind, epoch) in zip(axes, panels):
+    figure, axes = panels.panel_grid(len(shown), columns, 2.2 + 0.14 * len(styles))
+    for axis, (kind, epoch) in zip(axes, shown):
         here = [r for r in rows if (r["parameters"], r["epoch"]) == (kind, epoch)]
         _noise_panel(axis, here, styles, {name: fits.get((name, kind, epoch)) for name in styles})
         when = "initialization" if epoch == 0 else f"epoch {epoch}"
         axis.set_title(f"{_KIND_TITLES[kind]},\n{when}")
         axis.set_xlabel(f"Batch size ({weights})")
-        axis.tick_params(axis="x", labelsize=SMALL_PT)
+        axis.tick_params(axis="x", labelsize=panels.SMALL_PT)
     axes[0].set_ylabel("Gradient noise\n(loss/parameter)\u00b2")
-    legend_below(figure)
+    panels.legend_below(figure)
     return figure
 
 
@@ -74,20 +68,24 @@ def _noise_panel(
     rows = [{**r, "noise_lo": max(r["noise_lo"], r["noise"] / 10)} for r in rows]
     apart = [r for r in rows if r["norm"] == "bn" and r["at_batch"] == 1]
     fitted = [r for r in rows if r not in apart]
-    interval_lines(axis, fitted, "at_batch", "noise", styles, 1)
+    panels.interval_lines(axis, fitted, "at_batch", "noise", styles, 1)
     look = {"markerfacecolor": "white", "zorder": 5, "label": None}
-    interval_lines(axis, apart, "at_batch", "noise", styles, 1, **look)
+    panels.interval_lines(axis, apart, "at_batch", "noise", styles, 1, **look)
     batches = sorted({row["at_batch"] for row in rows})
     top = max(r["noise"] * r["at_batch"] for r in rows) * 1.8
     guide = {"color": "#999999", "linewidth": 0.8, "label": "slope -1"}
     axis.plot(batches, [top / b for b in batches], **guide)
     axis.set_yscale("log")
-    size_axis(axis, batches)
+    panels.size_axis(axis, batches)
     # The exponents differ from panel to panel, so each panel has its own below it.
     handles = {c.get_label(): c for c in axis.containers}
     told = {name: text for name, text in fits.items() if text and name in handles}
     if told:
-        place = {"loc": "upper center", "bbox_to_anchor": (0.45, -0.24), "fontsize": SMALL_PT}
+        place = {
+            "loc": "upper center",
+            "bbox_to_anchor": (0.45, -0.24),
+            "fontsize": panels.SMALL_PT,
+        }
         axis.legend([handles[name] for name in told], told.values(), **place)
 
 

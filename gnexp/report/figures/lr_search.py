@@ -8,42 +8,20 @@ from gnexp.analysis.cells import BASE, norm_rank, series_label
 from gnexp.analysis.lr_search import octaves
 from gnexp.analysis.study_analysis import StudyAnalysis
 from gnexp.analysis.tables.table import Row
-from gnexp.report.figures.panels import (
-    SMALL_PT,
-    edge_labels,
-    folded,
-    interval_lines,
-    key_entry,
-    legend_below,
-    panel_grid,
-    size_axis,
-)
-from gnexp.report.figures.style import Maker, Style, norm_styles
+from gnexp.report.figures import panels, style
+from gnexp.report.figures.style import Maker, Style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-CAPTIONS = {
-    "accuracy_vs_lr": "Accuracy on images held out of training, after a trial's budget, against "
-    "the learning rate (times update batch / 128), a panel per batch size: mean over the tuning "
-    "seeds, diverged ones at chance, with 95 % t intervals, which may leave the panel where seeds "
-    "are few. Large: the chosen rate; large and open: chosen, but it or the best is the smallest "
-    "or largest tried, so a better one may lie beyond. Crosses: rates at which a seed diverged. "
-    "The interval is not adjusted for choosing the best.",
-    "good_region": "Learning rates within 2 points of the best mean accuracy on images held out, "
-    "by norm and batch size, and how many octaves they span; of means over the tuning seeds, "
-    "without an interval. Marker: the chosen rate (open: it or the best is the smallest or largest "
-    "tried). An arrow, and >= beside the octaves: the region reaches the last rate tried and may "
-    "go on, so that its octaves are a lower bound.",
-}
 PANELS = 4  # beside one another
 BAR_IN = 0.135
 DIVERGED = {"marker": "x", "color": "black", "markersize": 3.5, "linestyle": "none"}
 
 
 def makers(analysis: StudyAnalysis) -> dict[str, Maker]:
-    """Return {name: maker} of the figures of CAPTIONS."""
+    """Return {name: maker} of the figures of this file."""
     return {
         "accuracy_vs_lr": lambda: accuracy_vs_lr(analysis.tuning),
         "good_region": lambda: good_region(analysis.chosen_rates),
@@ -61,17 +39,17 @@ def accuracy_vs_lr(rows: Sequence[Row]) -> "Figure | None":
     rows, styles = _lines_of(rows)
     rows = [{**row, "mean_lo": row["lo"], "mean_hi": row["hi"]} for row in rows]
     batches = sorted({row["batch"] for row in rows})
-    figure, axes = panel_grid(len(batches), PANELS, 2.1, sharey=True)
+    figure, axes = panels.panel_grid(len(batches), PANELS, 2.1, sharey=True)
     small = {"markersize": 2.6, "linewidth": 1.0, "elinewidth": 0.7, "capsize": 1.8}
     for axis, batch in zip(axes, batches):
         here = [row for row in rows if row["batch"] == batch]
-        for name, drawn in interval_lines(axis, here, "lr", "mean", styles, **small).items():
+        for name, drawn in panels.interval_lines(axis, here, "lr", "mean", styles, **small).items():
             _mark(axis, *drawn, styles[name])
         _rate_axis(axis, [row["lr"] for row in rows])
         axis.set_title(f"batch {batch}")
-    edge_labels(axes, "Learning rate", "Validation accuracy (%)")
+    panels.edge_labels(axes, "Learning rate", "Validation accuracy (%)")
     axes[0].set_ylim(_limits(rows))
-    legend_below(figure, _marker_keys(rows))
+    panels.legend_below(figure, _marker_keys(rows))
     return figure
 
 
@@ -94,15 +72,15 @@ def _chosen(row: Row, style: Style) -> Style:
 def _marker_keys(rows: Sequence[Row]) -> list[Any]:
     look = {"linestyle": "none", "marker": "o", "markeredgecolor": "black", "markersize": 5}
     edged = {row["at_edge"] for row in rows if row["chosen"]}
-    keys = [key_entry("chosen", **look, color="#777777")] * (False in edged)
-    keys += [key_entry("chosen, at the edge", **look, color="white")] * (True in edged)
+    keys = [panels.key_entry("chosen", **look, color="#777777")] * (False in edged)
+    keys += [panels.key_entry("chosen, at the edge", **look, color="white")] * (True in edged)
     diverged = any(row["n_diverged"] for row in rows)
-    return keys + [key_entry("a seed diverged", **DIVERGED)] * diverged
+    return keys + [panels.key_entry("a seed diverged", **DIVERGED)] * diverged
 
 
 def _rate_axis(axis: "Axes", rates: Sequence[float]) -> None:
-    size_axis(axis, rates)
-    axis.tick_params(axis="x", labelsize=SMALL_PT, rotation=90)
+    panels.size_axis(axis, rates)
+    axis.tick_params(axis="x", labelsize=panels.SMALL_PT, rotation=90)
 
 
 def _limits(rows: Sequence[Row]) -> tuple[float, float]:
@@ -124,7 +102,7 @@ def good_region(rows: Sequence[Row]) -> "Figure | None":
     rows, styles = _lines_of(rows)
     members = {name: [row for row in rows if row["series"] == name] for name in styles}
     heights = [2 + len(of) for of in members.values()]
-    figure, axes = panel_grid(
+    figure, axes = panels.panel_grid(
         len(styles), 1, BAR_IN * sum(heights) / len(styles), sharex=True, height_ratios=heights
     )
     figure.set_figheight(figure.get_figheight() + 0.5)  # of the axis of rates
@@ -132,11 +110,11 @@ def good_region(rows: Sequence[Row]) -> "Figure | None":
         of.sort(key=lambda row: row["batch"])
         for y, row in enumerate(of):
             _bar(axis, y, row, styles[name])
-        axis.set_yticks(range(len(of)), [str(row["batch"]) for row in of], fontsize=SMALL_PT)
+        axis.set_yticks(range(len(of)), [str(row["batch"]) for row in of], fontsize=panels.SMALL_PT)
         axis.set_ylim(len(of) - 0.4, -0.6)
-        axis.set_title(folded(name, 50), loc="left", color=styles[name]["color"], fontsize=7)
-    axes[0].set_title("octaves", loc="right", fontsize=SMALL_PT)
-    axes[0].set_ylabel("batch", fontsize=SMALL_PT)
+        axis.set_title(panels.folded(name, 50), loc="left", color=styles[name]["color"], fontsize=7)
+    axes[0].set_title("octaves", loc="right", fontsize=panels.SMALL_PT)
+    axes[0].set_ylabel("batch", fontsize=panels.SMALL_PT)
     ends = [math.log2(10 * row[k]) for row in rows for k in ("lr", "good_lo", "good_hi")]
     _rate_axis(
         axes[-1], [0.1 * 2**k for k in range(math.floor(min(ends)), math.ceil(max(ends)) + 1)]
@@ -155,7 +133,7 @@ def _bar(axis: "Axes", y: float, row: Row, style: Style) -> None:
             axis.plot(row[column], y, arrow, color=style["color"], markersize=4)
     axis.plot(row["lr"], y, style["marker"], **_chosen(row, style), zorder=4)
     text, beside = octaves(row["good_octaves"], row["good_open"]), axis.get_yaxis_transform()
-    axis.text(1.02, y, text, transform=beside, va="center", fontsize=SMALL_PT)
+    axis.text(1.02, y, text, transform=beside, va="center", fontsize=panels.SMALL_PT)
 
 
 def _lines_of(rows: Sequence[Row]) -> tuple[list[Row], Mapping[str, Style]]:
@@ -172,4 +150,4 @@ def _lines_of(rows: Sequence[Row]) -> tuple[list[Row], Mapping[str, Style]]:
         keys.append({**base, **extras, "update": update})
     named = [{**row, "series": series_label(key, keys)} for row, key in zip(rows, keys)]
     ordered = sorted(named, key=lambda row: norm_rank(row["norm"]))
-    return named, norm_styles({row["series"]: row["norm"] for row in ordered})
+    return named, style.norm_styles({row["series"]: row["norm"] for row in ordered})

@@ -10,64 +10,32 @@ from gnexp.analysis.corruption_robustness import NOT_MEASURED, STANDARD
 from gnexp.analysis.statistics import Interval
 from gnexp.analysis.study_analysis import StudyAnalysis
 from gnexp.analysis.tables.table import Row
+from gnexp.report.figures import panels, style
 from gnexp.report.figures.decomposition import decomposition
-from gnexp.report.figures.panels import (
-    SMALL_PT,
-    against_batch,
-    edge_labels,
-    folded,
-    heat_map,
-    interval_lines,
-    key_entry,
-    legend_below,
-    limit,
-    of_series,
-    panel_grid,
-    size_axis,
-)
-from gnexp.report.figures.style import PAGE_IN, SEQUENCE, Maker, Style, series_styles
+from gnexp.report.figures.style import Maker, Style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-CAPTIONS = {
-    "decomposition": "Accuracy lost against the reference batch: training damage (filled), "
-    "evaluation damage (hatched) and their sum (diamond), paired means over seeds with 95 % "
-    "intervals (one seed: none); below zero the batch size helps. Apart, on its own scale: batch 1 "
-    "of norms that pool over the batch, which trains on single images, as instance norm, and what "
-    "contains diverged seeds, counted at chance, whose intervals may leave the panel.",
-    "shift": "Rise of the error on corrupted images over the clean error of the same networks, "
-    "mean over the standard corruptions measured, against batch size, with 95 % intervals over "
-    "seeds (one seed: none). A network whose clean accuracy is near chance has little to lose.",
-    "shift_share": "The same rise as a share of the clean accuracy above chance (1 / classes), all "
-    "that a network has to lose: sums over seeds with Fieller's 95 % interval (one seed: none). "
-    "Cells whose clean accuracy is not decidedly above chance are left out.",
-    "shift_by_corruption": "The rise in points under each corruption, mean over its severities, "
-    "at the smallest and at the reference batch; small: half of the 95 % interval over seeds "
-    "(absent: one seed). Below the line: corruptions that are not standard.",
-    "classes": "Gap between best and worst class, each averaged over seeds first, against batch "
-    "size. Dotted, of the same colour: the 95 % quantile of the gap by chance alone, if all "
-    "classes were equally hard. A gap is an extreme and has no interval.",
-    "batches": "Accuracy of the same test images evaluated in batches of other sizes and "
-    "compositions, with running and with the batch's own statistics; 95 % intervals over seeds "
-    "(one seed: over test images). Lines that coincide are moved sideways a little.",
-}
 COMPOSITION_COLUMNS = 5  # panels beside one another
 HEAT_COLUMNS = 5  # norms beyond which the heat maps stand below one another
 UPRIGHT = 10  # letters of a name that still stands beside others
 
 
 def makers(analysis: StudyAnalysis) -> dict[str, Maker]:
-    """Return {name: maker} of the figures of CAPTIONS."""
+    """Return {name: maker} of the figures of this file."""
     lines, reference = analysis.series, analysis.reference_batch
-    rises, robustness = analysis.corruption_rises, of_series(analysis.shift_summary, lines)
-    classes, batches = of_series(analysis.classes, lines), of_series(analysis.batches, lines)
+    robustness = panels.of_series(analysis.shift_summary, lines)
+    classes = panels.of_series(analysis.classes, lines)
+    batches = panels.of_series(analysis.batches, lines)
     return {
         "decomposition": lambda: decomposition(analysis.decomposition, lines, reference),
         "shift": lambda: shift(robustness, lines),
         "shift_share": lambda: shift_share(robustness, lines),
-        "shift_by_corruption": lambda: shift_by_corruption(lines, rises, reference),
+        "shift_by_corruption": lambda: shift_by_corruption(
+            lines, analysis.corruption_rises, reference
+        ),
         "classes": lambda: class_gaps(classes, lines),
         "batches": lambda: in_other_batches(batches, lines, reference),
     }
@@ -76,24 +44,26 @@ def makers(analysis: StudyAnalysis) -> dict[str, Maker]:
 def shift(rows: Sequence[Row], lines: Sequence[Series]) -> "Figure | None":
     """Rise of the error under the standard corruptions against batch size, a line per series."""
     title = "Rise of the error under\ncorruption (points)"
-    return against_batch(rows, "rise", series_styles(lines), title)
+    return panels.against_batch(rows, "rise", style.series_styles(lines), title)
 
 
 def shift_share(rows: Sequence[Row], lines: Sequence[Series]) -> "Figure | None":
     """Share of the accuracy above chance that the standard corruptions take, against batch size."""
     bounded = [row for row in rows if row["n"] == 1 or math.isfinite(row["share_lost_lo"])]
     title = "Accuracy above chance lost\nunder corruption (%)"
-    return against_batch(bounded, "share_lost", series_styles(lines), title, within=(-20, 120))
+    return panels.against_batch(
+        bounded, "share_lost", style.series_styles(lines), title, within=(-20, 120)
+    )
 
 
 def class_gaps(rows: Sequence[Row], lines: Sequence[Series]) -> "Figure | None":
     """Gap between best and worst class against batch size, with the level reached by chance."""
-    keys = [key_entry("95 % by chance", linestyle=":")]
-    styles = series_styles(lines)
-    figure = against_batch(rows, "gap", styles, "Best minus worst class (points)", keys=keys)
+    keys = [panels.key_entry("95 % by chance", linestyle=":")]
+    styles = style.series_styles(lines)
+    figure = panels.against_batch(rows, "gap", styles, "Best minus worst class (points)", keys=keys)
     if figure is not None:
         look = {"linestyle": ":", "linewidth": 0.9, "marker": "_", "label": None}
-        interval_lines(figure.axes[0], rows, "batch", "chance_gap_95", styles, **look)
+        panels.interval_lines(figure.axes[0], rows, "batch", "chance_gap_95", styles, **look)
         figure.axes[0].set_ylim(bottom=0)
     return figure
 
@@ -108,25 +78,27 @@ def shift_by_corruption(
     measured = [(line.label, c) for line in lines for c in line.cells if id(c) in known]
     sizes = sorted({cell.key["batch"] for _, cell in measured})
     sizes = list(dict.fromkeys([*sizes[:1], *(b for b in sizes if b == reference_batch)]))
-    panels = [[(label, c) for label, c in measured if c.key["batch"] == size] for size in sizes]
-    found = {name for panel in panels for _, cell in panel for name in known[id(cell)]}
+    maps = [[(label, c) for label, c in measured if c.key["batch"] == size] for size in sizes]
+    found = {name for panel in maps for _, cell in panel for name in known[id(cell)]}
     names = [n for n in STANDARD if n in found] + sorted(found - set(STANDARD))
     rises = [
         [[known[id(cell)].get(name, NOT_MEASURED) for _, cell in panel] for name in names]
-        for panel in panels
+        for panel in maps
     ]
     means = [i.mean for panel in rises for row in panel for i in row if i.n]
     if not means:
         return None
-    wide = max(map(len, panels)) <= HEAT_COLUMNS
+    wide = max(map(len, maps)) <= HEAT_COLUMNS
     height = 0.8 + 0.27 * len(names)
-    figure, axes = panel_grid(len(panels), 2 if wide else 1, height, sharey=wide)
-    figure.set_figwidth(PAGE_IN)
-    upright = wide and all(len(label) <= UPRIGHT for panel in panels for label, _ in panel)
-    for axis, size, panel, values in zip(axes, sizes, panels, rises):
+    figure, axes = panels.panel_grid(len(maps), 2 if wide else 1, height, sharey=wide)
+    figure.set_figwidth(style.PAGE_IN)
+    upright = wide and all(len(label) <= UPRIGHT for panel in maps for label, _ in panel)
+    for axis, size, panel, values in zip(axes, sizes, maps, rises):
         _rises(axis, values, max(means))
-        labels = [folded(label, 24) for label, _ in panel]
-        axis.set_xticks(range(len(panel)), labels, fontsize=SMALL_PT, rotation=0 if upright else 90)
+        labels = [panels.folded(label, 24) for label, _ in panel]
+        axis.set_xticks(
+            range(len(panel)), labels, fontsize=panels.SMALL_PT, rotation=0 if upright else 90
+        )
         axis.set_yticks(range(len(names)), [n.replace("_", " ") for n in names])
         axis.set_title(f"batch {size}" + " (reference)" * (size == reference_batch))
         standard = sum(n in STANDARD for n in names)
@@ -139,7 +111,7 @@ def _rises(axis: "Axes", values: Sequence[Sequence[Interval]], top: float) -> No
     shades = [[100 * interval.mean for interval in row] for row in values]
     texts = [[_rise(interval) for interval in row] for row in values]
     scale = {"cmap": "Blues", "vmin": 0, "vmax": max(100 * top, 1.0)}
-    heat_map(axis, shades, texts, (60 * top, math.inf), **scale)
+    panels.heat_map(axis, shades, texts, (60 * top, math.inf), **scale)
 
 
 def _rise(interval: Interval) -> str:
@@ -163,24 +135,24 @@ def in_other_batches(
         line.label: sorted({r["batch"] for r in rows if r["series"] == line.label})
         for line in lines
     }
-    panels = [(label, found[0]) for label, found in batches.items() if found]
-    columns = min(len(panels), COMPOSITION_COLUMNS)
-    panels += [
+    shown = [(label, found[0]) for label, found in batches.items() if found]
+    columns = min(len(shown), COMPOSITION_COLUMNS)
+    shown += [
         (label, reference_batch) for label, found in batches.items() if reference_batch in found[1:]
     ]
-    if not panels:
+    if not shown:
         return None
-    figure, axes = panel_grid(len(panels), columns, 1.75, sharey=True)
-    for axis, (label, batch) in zip(axes, panels):
+    figure, axes = panels.panel_grid(len(shown), columns, 1.75, sharey=True)
+    for axis, (label, batch) in zip(axes, shown):
         here = [r for r in rows if (r["series"], r["batch"]) == (label, batch)]
         here = [{**r, "series": (r["statistics"], r["composition"])} for r in here]
         look = {"markersize": 3.2, "linewidth": 1.0}
-        interval_lines(axis, here, "at_batch", "accuracy", _COMPOSITIONS, **look)
-        size_axis(axis, [r["at_batch"] for r in here], most=5)
-        axis.set_title(f"{folded(label, 90 // columns)}\ntrained at {batch}")
-    edge_labels(axes, "Evaluated at batch", "Test accuracy (%)")
-    limit(axes[0], -2, 102)  # shared
-    legend_below(figure)
+        panels.interval_lines(axis, here, "at_batch", "accuracy", _COMPOSITIONS, **look)
+        panels.size_axis(axis, [r["at_batch"] for r in here], most=5)
+        axis.set_title(f"{panels.folded(label, 90 // columns)}\ntrained at {batch}")
+    panels.edge_labels(axes, "Evaluated at batch", "Test accuracy (%)")
+    panels.limit(axes[0], -2, 102)  # shared
+    panels.legend_below(figure)
     return figure
 
 
@@ -188,10 +160,10 @@ def _composition_style(kind: str, composition: str) -> Style:
     """Statistics by colour, line and filling, compositions by marker."""
     own = kind != "running"
     return {
-        "color": SEQUENCE[own],
+        "color": style.SEQUENCE[own],
         "marker": "so^"[SAME_IMAGES.index(composition)],
         "linestyle": "--" if own else "-",
-        "markerfacecolor": "white" if own else SEQUENCE[own],
+        "markerfacecolor": "white" if own else style.SEQUENCE[own],
         "label": f"{'the batch' if own else kind}, {composition.replace('_', ' ')}",
     }
 

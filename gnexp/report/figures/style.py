@@ -112,6 +112,13 @@ def write_figures(
     return drawn, written
 
 
+def captions_of(name: str) -> dict[str, str]:
+    """Return {figure: its caption} of a file of this folder: names, and indented texts."""
+    text = (Path(__file__).parent / name).read_text(encoding="utf-8")
+    parts = (part.partition("\n") for part in text.split("\n\n"))
+    return {figure: " ".join(caption.split()) for figure, _, caption in parts}
+
+
 def image_bytes(figure: "Figure", kind: str) -> bytes:
     """Return the figure as a file of one of FORMATS without dates or versions in it.
 
