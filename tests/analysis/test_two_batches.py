@@ -15,7 +15,7 @@ from gnexp.analysis.tables.batch_vs_update_batch import two_batches_table
 from gnexp.data.seeding import generator
 from gnexp.models.resnet import build_model, initialize
 from gnexp.norms.registry import build_norm
-from gnexp.report.text.decomposition import two_batches_sentences
+from gnexp.report.text.summary import two_batches_sentences
 from gnexp.training.stacked_step import StackedStep
 
 UPDATE = 8

@@ -18,7 +18,7 @@ from gnexp.analysis.corruption_robustness import STANDARD, condition_rows, summa
 from gnexp.analysis.decomposition import ACCURACY, LOSS, decomposition_rows
 from gnexp.analysis.statistics import jackknife
 from gnexp.analysis.tables.shift_and_decomposition import WHY_TABLES
-from gnexp.report.text.decomposition import decomposition_sentences
+from gnexp.report.text.summary import decomposition_sentences
 from gnexp.store.run import Run
 from gnexp.store.study import load_study
 

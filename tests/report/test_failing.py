@@ -5,7 +5,7 @@ import re
 import pytest
 from evidence_series import analysis_of, draw, make_series
 
-from gnexp.report.text.failing_norms import failing_sentences
+from gnexp.report.text.summary import failing_sentences
 
 NORMS = ("bn", "gn", "ln", "in", "rms", "frn", "gbn", "dyt")
 
