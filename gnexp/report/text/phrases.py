@@ -1,15 +1,13 @@
 """The words of the answer: names of norms and settings, lists, differences with n."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence, Sized
+from collections.abc import Mapping, Sequence, Sized
 from typing import Any
 
-from gnexp.analysis.cells import NORM_LABELS, Cell, Series, chosen, norm_label, telling
-from gnexp.analysis.comparisons import ComparisonGroup, NormComparison
+from gnexp.analysis.cells import NORM_LABELS, Series, chosen, norm_label, telling
+from gnexp.analysis.comparisons import ComparisonGroup
 from gnexp.analysis.tables import table
 from gnexp.analysis.tables.compare_studies import signed
-
-MOST_BATCHES = 4  # that are spelled out
 
 
 def names(setting: ComparisonGroup) -> list[str]:
@@ -77,35 +75,6 @@ def either(items: Sequence[str], most: int = 3, among_them: str = "") -> str:
     return f"{parts}, {among_them} among them" if hidden else parts
 
 
-def where(batches: Iterable[int], all_batches: Sequence[int]) -> str:
-    """Return 'At every batch size (1 and 2)', 'Up to batch 4', 'From batch 8 up', ..."""
-    batches = sorted(batches)
-    if len(batches) == len(all_batches) > 1:
-        parts = spelled(all_batches)
-        if len(all_batches) > MOST_BATCHES:
-            parts = f"{all_batches[0]} to {all_batches[-1]}"
-        return f"At every batch size ({parts})"
-    n = len(batches)
-    if n > 1 and batches == list(all_batches[:n]):
-        return f"Up to batch {batches[-1]}"
-    if n > 1 and batches == list(all_batches[-n:]):
-        return f"From batch {batches[0]} up"
-    return f"At batch {spelled(batches)}"
-
-
-def interval(one: NormComparison, first: str, second: str) -> str:
-    """Return '(95 % interval 10.9 to 13.7, n = 5 each)', and which of the two diverged."""
-    a, b = one.difference.n_a, one.difference.n_b
-    lost = [
-        f"; {who} diverged in {len(cell.of('diverged'))} of {len(cell.scored)}, counted at chance"
-        for who, cell in ((first, one.cell), (second, one.other))
-        if cell.of("diverged")
-    ]
-    known = f"95 % interval {bounds(one.adjusted.lo, one.adjusted.hi)}, "
-    known *= one.adjusted.lo == one.adjusted.lo
-    return f"({known}{seeds(a, b)}{''.join(lost)})"
-
-
 def seeds(a: int, b: int) -> str:
     """Return 'n = 5 each', or 'n = 5 and 3'."""
     return f"n = {a} each" if a == b else f"n = {a} and {b}"
@@ -125,32 +94,6 @@ def bounds(lo: float, hi: float) -> str:
     """Return '10.9 to 13.7', in points; 'above 0 to 5.2' where the end at 0 is Holm's decision."""
     below, above = ("0.0" if abs(end) < 5e-4 else f"{100 * end:.1f}" for end in (lo, hi))
     return f"{'above 0' if lo == 0 else below} to {'below 0' if hi == 0 else above}"
-
-
-def would_decide(one: NormComparison) -> str:
-    """Return how many seeds, or what else, would decide a difference of this size."""
-    lo, hi = one.seeds_to_decide
-    if lo != lo:
-        return "more seeds would tell"
-    if math.isinf(lo):
-        if one.images_are_too_few:
-            images = min(one.cell.test_images, one.other.test_images)
-            return f"{images:,} test images are too few to decide it"
-        return "more than 30 seeds each would be needed"
-    if math.isinf(hi):
-        return f"{lo} to more than 30 seeds each would decide it"
-    return f"{lo if lo == hi else f'{lo} to {hi}'} seeds each would decide it"
-
-
-def percents(values: Iterable[float]) -> str:
-    """Return '20 to 95 %' of values 0..1, '90 %' where they are alike."""
-    lo, hi = (f"{100 * value:.0f}" for value in (min(values), max(values)))
-    return f"{lo} %" if lo == hi else f"{lo} to {hi} %"
-
-
-def chance(cell: Cell) -> str:
-    """Return '10 %': the accuracy of guessing."""
-    return f"{100 / cell.classes:.3g} %"
 
 
 def plural(n: int, noun: str, many: str = "") -> str:
@@ -175,38 +118,7 @@ def lowered(text: str) -> str:
 _STARTS = ("At ", "From ", "Up ", "One ", "Every ", "Each ", "Only ", "Nothing ", "Train")
 
 
-def level(cell: Cell) -> str:
-    """Return 'A % [lo, hi] at batch B (n = 3)', with diverged seeds counted at chance."""
-    mean = cell.scored_mean
-    if mean.n == 1 and not cell.of("diverged"):
-        mean, _ = cell.accuracy
-    ends = mean.within(0.0, 1.0)  # of few seeds, t may leave [0, 1]
-    shown = f" {table.bounds(ends.lo, ends.hi, table.percent)}".rstrip()
-    one = ", interval over test images" if mean.n == 1 and shown else ""
-    where = f"at batch {cell.key['batch']} (n = {mean.n}{one}{diverged(cell)})"
-    return f"{table.percent(mean.mean)} %{shown} {where}"
-
-
-def diverged(*cells: Cell) -> str:
-    """Return ', 2 diverged and counted at chance', or nothing."""
-    n = sum(len(cell.of("diverged")) for cell in cells)
-    return f", {n} diverged and counted at chance" * bool(n)
-
-
-def adjusted(difference: float, lo: float, hi: float) -> str:
-    """Return '+1.20 points, simultaneous 95 % interval [0.50, 1.90]'."""
-    shown = table.bounds(lo, hi)
-    interval = f"simultaneous 95 % interval {shown}" if shown else "no interval"
-    return f"{signed(difference)} points, {interval}"
-
-
-def at_chance(row: Mapping[str, Any]) -> str:
-    """Return ', 1 counted at chance', or nothing."""
-    return f", {row['n_at_chance']} counted at chance" * bool(row["n_at_chance"])
-
-
-_FUNCTIONS = (spelled, some, either, interval, seeds, points, margin, bounds, would_decide)
-_FUNCTIONS += (percents, chance, plural, verb, capital, level, diverged, signed, adjusted)
-_FUNCTIONS += (at_chance, norm_label, table.percent, table.estimate)
+_FUNCTIONS = (spelled, some, either, seeds, points, margin, bounds, plural, verb, signed)
+_FUNCTIONS += (norm_label, table.percent, table.estimate)
 FUNCTIONS = {function.__name__: function for function in _FUNCTIONS}
-FUNCTIONS["table_bounds"] = table.bounds  # "[10.9, 13.7]"
+FUNCTIONS |= {"table_bounds": table.bounds, "is_finite": math.isfinite}

@@ -42,7 +42,7 @@ class StretchFacts:
     """A stretch and what is said of it; lines are numbers, until `named`."""
 
     of: Stretch
-    batches: Sequence[int]
+    every: Sequence[int]
     names: Sequence[str]
     bn: int | None
 
@@ -56,8 +56,8 @@ class StretchFacts:
         return self.of.places[::-1] if self.of.from_end else self.of.places
 
     @property
-    def where(self) -> str:
-        return phrases.where([place.batch for place in self.places], self.batches)
+    def batches(self) -> list[int]:
+        return [place.batch for place in self.of.places]
 
     @property
     def leader(self) -> str:
