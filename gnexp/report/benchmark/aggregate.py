@@ -39,31 +39,32 @@ def bench_rows(timings: Sequence[Row]) -> list[Row]:
     counted: whether ratios use it; of the plain loop's numbers of threads the faster one.
     ms_per_update: the time in which every seed is updated once.
     """
-    rows = []
-    for repeats in _grouped(timings, SETUP):
-        one = repeats[0]
-        rates = [row["examples_per_s"] for row in repeats]
-        middle = {"": median(rates), "_min": min(rates), "_max": max(rates)}
-        ms = {end: 1000 * one["seeds"] * one["batch"] / rate for end, rate in middle.items()}
-        rows.append(
-            {
-                **{key: one[key] for key in (*SETUP, *FACTS, *SETTINGS)},
-                "layout": " or ".join(sorted({row["layout"] for row in repeats})),
-                "counted": _counted(timings, one),
-                "n": len(repeats),
-                **{f"examples_per_s{end}": rate for end, rate in middle.items()},
-                "ms_per_update": ms[""],
-                **{"ms_per_update_min": ms["_max"], "ms_per_update_max": ms["_min"]},
-                "fraction_of_matmul": middle[""]
-                * one["flop_per_example"]
-                / one["matmul_flop_per_s"],
-                **{key: _largest(repeats, key) for key in _MEMORY},
-            }
-        )
+    rows = [_set_up(repeats) for repeats in _grouped(timings, SETUP)]
+    for rivals in _grouped(rows, (*CELL, "way")):
+        fastest = max(rivals, key=lambda row: row["examples_per_s"])
+        for row in rivals:
+            row["counted"] = row is fastest
     return rows
 
 
-_MEMORY = ("peak_memory_bytes", "peak_allocated_bytes")
+def _set_up(repeats: Sequence[Row]) -> Row:
+    one = repeats[0]
+    rates = [row["examples_per_s"] for row in repeats]
+    low, middle, high = min(rates), median(rates), max(rates)
+    ms = [1000 * one["seeds"] * one["batch"] / rate for rate in (middle, high, low)]
+    return {
+        **{key: one[key] for key in (*SETUP, *FACTS, *SETTINGS)},
+        "layout": " or ".join(sorted({row["layout"] for row in repeats})),
+        "n": len(repeats),
+        **_extremes("examples_per_s", (middle, low, high)),
+        **_extremes("ms_per_update", ms),
+        "fraction_of_matmul": middle * one["flop_per_example"] / one["matmul_flop_per_s"],
+        **{key: _largest(repeats, key) for key in ("peak_memory_bytes", "peak_allocated_bytes")},
+    }
+
+
+def _extremes(name: str, values: Sequence[float]) -> Row:
+    return dict(zip((name, f"{name}_min", f"{name}_max"), values))
 
 
 def _largest(rows: Sequence[Row], key: str) -> Any:
@@ -77,21 +78,6 @@ def _grouped(rows: Iterable[Row], keys: Sequence[str]) -> list[list[Row]]:
     return list(groups.values())
 
 
-def _rates(timings: Iterable[Row], like: Row) -> list[float]:
-    """Return the rates of all repeats of one set-up."""
-    return [t["examples_per_s"] for t in timings if all(t[key] == like[key] for key in SETUP)]
-
-
-def _counted(timings: Sequence[Row], row: Row) -> bool:
-    ways = [t for t in timings if all(t[key] == row[key] for key in (*CELL, "way"))]
-    best = max((repeats[0] for repeats in _grouped(ways, SETUP)), key=lambda t: _median(ways, t))
-    return best["threads"] == row["threads"]
-
-
-def _median(timings: Iterable[Row], like: Row) -> float:
-    return median(_rates(timings, like))
-
-
 def ratio_rows(timings: Sequence[Row]) -> list[Row]:
     """Return how many times as many examples gnexp trains: per cell, per norm, over everything.
 
@@ -100,10 +86,11 @@ def ratio_rows(timings: Sequence[Row]) -> list[Row]:
     repeats, each of which timed both ways one after the other, so that a machine whose speed drifts
     slows both. Cells that lack a way are left out.
     """
+    counted = {tuple(row[key] for key in SETUP) for row in bench_rows(timings) if row["counted"]}
+    timings = [row for row in timings if tuple(row[key] for key in SETUP) in counted]
     pairs = []
     for cell in _grouped(timings, CELL):
-        counted = [t for t in cell if _counted(timings, t)]
-        rates = [[t["examples_per_s"] for t in counted if t["way"] == w] for w in (PLAIN, GNEXP)]
+        rates = [[t["examples_per_s"] for t in cell if t["way"] == w] for w in (PLAIN, GNEXP)]
         if all(rates):
             pairs.append((cell[0], *rates))
     rows = [_ratio("cell", [pair]) for pair in pairs]
@@ -115,10 +102,11 @@ def ratio_rows(timings: Sequence[Row]) -> list[Row]:
 def _ratio(scope: str, pairs: Sequence[tuple[Row, list[float], list[float]]]) -> Row:
     plain, ours = (_harmonic([median(pair[way]) for pair in pairs]) for way in (1, 2))
     repeats = min(len(rates) for pair in pairs for rates in pair[1:])
-    each = []
-    for index in range(repeats):
-        one = [_harmonic([pair[way][index] for pair in pairs]) for way in (1, 2)]
-        each.append(one[1] / one[0])
+    by_repeat = [
+        [_harmonic([pair[way][index] for pair in pairs]) for index in range(repeats)]
+        for way in (1, 2)
+    ]
+    ratios = [other / one for one, other in zip(*by_repeat)]
     first = pairs[0][0]
     batches = sorted({pair[0]["batch"] for pair in pairs})
     return {
@@ -130,9 +118,7 @@ def _ratio(scope: str, pairs: Sequence[tuple[Row, list[float], list[float]]]) ->
         "n": repeats,
         "plain_examples_per_s": plain,
         "gnexp_examples_per_s": ours,
-        "ratio": median(each),
-        "ratio_min": min(each),
-        "ratio_max": max(each),
+        **_extremes("ratio", (median(ratios), min(ratios), max(ratios))),
     }
 
 
