@@ -4,7 +4,6 @@ The Chrome DevTools Protocol over --remote-debugging-pipe: JSON messages that en
 read by the browser from descriptor 3 and written to descriptor 4.
 """
 
-import base64
 import json
 import os
 import select
@@ -91,15 +90,6 @@ class Browser:
 
     def type(self, text):
         self.send("Input.insertText", text=text)
-
-    def screenshot(self, path, whole=False):
-        data = self.send("Page.captureScreenshot", captureBeyondViewport=whole)["data"]
-        path.write_bytes(base64.b64decode(data))
-
-    def pdf(self, path):
-        path.write_bytes(
-            base64.b64decode(self.send("Page.printToPDF", printBackground=True)["data"])
-        )
 
     @property
     def complaints(self):

@@ -235,10 +235,6 @@ def test_what_tells_a_norm_from_another_of_its_kind_is_said_and_nothing_else():
     assert told(*lines)[0].startswith("Up to batch 4, use BN (momentum_rule=examples): it leads BN")
 
 
-def test_one_seed_decides_nothing():
-    assert told(bn(n=1), gn(n=1))[0].startswith("One seed decides nothing: GN with 8 groups has")
-
-
 def test_equal_accuracies_of_all_seeds_decide_nothing():
     lines = [make_series("bn", {1: [60.0] * 3}), make_series("gn", {1: [70.0] * 3})]
     first, second, *_ = told(*lines)

@@ -3,8 +3,6 @@
 import itertools
 import re
 import struct
-import subprocess
-import sys
 import zlib
 from pathlib import Path
 
@@ -126,29 +124,6 @@ def _streams(pdf):
             continue
 
 
-def test_the_same_figure_gives_the_same_bytes_in_another_process():
-    code = (
-        "import sys, hashlib; sys.path[:0] = ['tests', 'tests/report']\n"
-        "from test_figures import MAKERS; from gnexp.report.figures import style\n"
-        "with style.drawing():\n"
-        "    figure = MAKERS['accuracy_vs_batch']()\n"
-        "    for kind in style.FORMATS:\n"
-        "        print(hashlib.sha256(style.image_bytes(figure, kind)).hexdigest())"
-    )
-    run = [
-        subprocess.run(
-            [sys.executable, "-c", code],
-            capture_output=True,
-            text=True,
-            check=True,
-            env={"PYTHONHASHSEED": seed, "OMP_NUM_THREADS": "1", "PATH": ""},
-        ).stdout
-        for seed in ("1", "2")
-    ]
-    assert run[0] == run[1]
-    assert len(set(run[0].split())) == 3
-
-
 def test_the_legend_covers_nothing_and_stays_within_the_figure(named_figure):
     name, figure = named_figure
     figure.draw_without_rendering()
@@ -206,6 +181,14 @@ def test_every_rate_has_a_tick_and_the_labels_have_room():
     boxes = [t.get_window_extent() for t in axis.get_xticklabels() if t.get_text()]
     assert len(boxes) == len(RATES)
     assert all(a.x1 < b.x0 for a, b in itertools.pairwise(boxes))
+
+
+def test_a_norm_keeps_its_colour_and_marker_whatever_else_is_drawn():
+    alone, among = (style.style_of("gn", norms) for norms in (["gn"], ["mine", "bn", "gn"]))
+    assert alone == among == style.STYLES["gn"]
+    names = ["bn", "gn", "ln", "in", "none", "mine", "yours"]
+    styles = [style.style_of(name, names) for name in names]
+    assert len({colour for colour, _ in styles}) == len({marker for _, marker in styles}) == 7
 
 
 def test_every_norm_of_the_table_has_a_short_name_and_a_style_of_its_own():

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 from urllib.parse import unquote, urlparse
 
 import pytest
@@ -19,15 +20,13 @@ from gnexp.store.study import load_study
 needs_browser = pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this machine")
 TABLE = "document.querySelector('table[aria-label=\"{}\"]')"
 SHOWN = "[...{}.tBodies[0].rows].filter((r) => !r.hidden).map((r) => r.cells[{}].textContent)"
-ODD = [
-    "78.3 \u00b1 0.4",
-    "",
-    "9.1 \u00b1 2.0",
-    "[-3.2, 1.0]",
-    "\u221e",
-    "9.1 \u00b1 7.0",
-    "100.0 \u00b1 0.1",
-]
+PM = "\u00b1"
+NUMBERS = [f"78.3 {PM} 0.4", "", f"9.1 {PM} 2.0", "[-3.2, 1.0]", "\u221e", f"9.1 {PM} 7.0", "100.0"]
+TIED = [f"9.1 {PM} 2.0", f"9.1 {PM} 7.0"]  # stable
+LOW, HIGH = "[-3.2, 1.0]", f"78.3 {PM} 0.4"
+MIXED = ["-2.1 [-3, -1]", "same rate", "10 %", "", "3 diverged", "-12.5", "2 of 3", "0.4 (paired)"]
+FIRST_NUMBERS = ["-12.5", "-2.1 [-3, -1]", "0.4 (paired)", "2 of 3", "10 %"]
+MATRIX = ["78.3<small>n = 1</small>", "9.1<small>n = 1</small>", "3 diverged"]
 
 
 @pytest.fixture(scope="module")
@@ -102,59 +101,39 @@ def test_a_header_sorts_by_number_from_the_keyboard_and_back_again(browser, url,
 
 
 @needs_browser
-def test_sorting_reads_means_intervals_and_infinity_is_stable_and_leaves_the_empty_last(
-    browser, url, tmp_path
+@pytest.mark.parametrize(
+    ("cells", "rising", "falling"),
+    [
+        (
+            NUMBERS,
+            [LOW, *TIED, HIGH, "100.0", "\u221e", ""],
+            ["\u221e", "100.0", HIGH, *TIED, LOW, ""],
+        ),
+        (
+            MIXED,
+            [*FIRST_NUMBERS, "3 diverged", "same rate", ""],
+            [*FIRST_NUMBERS[::-1], "same rate", "3 diverged", ""],
+        ),
+        (
+            MATRIX,  # by the means and not by the seeds beside them
+            ["9.1n = 1", "78.3n = 1", "3 diverged"],
+            ["78.3n = 1", "9.1n = 1", "3 diverged"],
+        ),
+    ],
+)
+def test_sorting_reads_numbers_among_signs_and_words(
+    browser, url, tmp_path, cells, rising, falling
 ):
-    rows = "".join(f"<tr><td>{text}</td></tr>" for text in ODD)
-    table = '<div class="scroll"><table aria-label="odd"><thead><tr><th>x</th></tr></thead>'
-    table += f"<tbody>{rows}</tbody></table></div>"
-    text = re.sub(r"<h2 id=\"accuracy\">", lambda m: table + m.group(), browser_text(url))
-    odd = tmp_path / "odd.html"
-    odd.write_text(text)
-    browser.open(odd.as_uri())
-    press_header(browser, "odd", 0, "Enter")
-    low, alike, high = "[-3.2, 1.0]", ["9.1 \u00b1 2.0", "9.1 \u00b1 7.0"], "78.3 \u00b1 0.4"
-    hundred = "100.0 \u00b1 0.1"
-    assert shown(browser, "odd", 0) == [low, *alike, high, hundred, "\u221e", ""]
-    press_header(browser, "odd", 0, "Enter")
-    assert shown(browser, "odd", 0) == ["\u221e", hundred, high, *alike, low, ""]
-
-
-MIXED = ["-2.1 [-3, -1]", "same rate", "10 %", "", "3 diverged", "-12.5", "2 of 3", "0.4 (paired)"]
-
-
-@needs_browser
-def test_numbers_sort_as_such_among_words_which_follow_them(browser, url, tmp_path):
-    rows = "".join(f"<tr><td>{text}</td></tr>" for text in MIXED)
-    table = '<div class="scroll"><table aria-label="odd"><thead><tr><th>x</th></tr></thead>'
-    table += f"<tbody>{rows}</tbody></table></div>"
-    page = tmp_path / "mixed.html"
-    page.write_text(browser_text(url).replace('<h2 id="accuracy">', table + '<h2 id="accuracy">'))
-    browser.open(page.as_uri())
-    numbers = ["-12.5", "-2.1 [-3, -1]", "0.4 (paired)", "2 of 3", "10 %"]
-    words = ["3 diverged", "same rate"]
-    press_header(browser, "odd", 0, "Enter")
-    assert shown(browser, "odd", 0) == [*numbers, *words, ""]
-    press_header(browser, "odd", 0, "Enter")
-    assert shown(browser, "odd", 0) == [*numbers[::-1], *words[::-1], ""]
-
-
-@needs_browser
-def test_the_matrix_sorts_by_its_means_and_not_by_the_seeds_beside_them(browser, url, tmp_path):
-    cells = ("78.3<small>n = 1</small>", "9.1<small>n = 1</small>", "3 diverged")
     rows = "".join(f"<tr><td>{text}</td></tr>" for text in cells)
     table = '<div class="scroll"><table aria-label="odd"><thead><tr><th>x</th></tr></thead>'
     table += f"<tbody>{rows}</tbody></table></div>"
-    page = tmp_path / "matrix.html"
-    page.write_text(browser_text(url).replace('<h2 id="accuracy">', table + '<h2 id="accuracy">'))
-    browser.open(page.as_uri())
-    press_header(browser, "odd", 0, "Enter")
-    assert shown(browser, "odd", 0) == ["9.1n = 1", "78.3n = 1", "3 diverged"]
-
-
-def browser_text(url):
-    with open(unquote(urlparse(url).path), encoding="utf-8") as file:
-        return file.read()
+    here = '<h2 id="accuracy">'
+    odd = tmp_path / "odd.html"
+    odd.write_text(Path(unquote(urlparse(url).path)).read_text().replace(here, table + here))
+    browser.open(odd.as_uri())
+    for wanted in (rising, falling):
+        press_header(browser, "odd", 0, "Enter")
+        assert shown(browser, "odd", 0) == wanted
 
 
 @needs_browser
@@ -299,7 +278,7 @@ def test_a_format_asked_for_once_is_kept_up_to_date_with_the_study(tmp_path):
     assert f'href="{name}"' in second["index.html"].read_text()
 
 
-def test_the_order_in_which_formats_were_asked_for_changes_no_byte(tmp_path):
+def test_the_order_in_which_formats_were_asked_for_changes_no_byte_and_deleted_ones_go(tmp_path):
     for study, asked in (("a/s", ("pdf", "png")), ("b/s", ("png",))):
         add_run(tmp_path / study, "gn", config("gn", 2))
         build_report(tmp_path / study, formats=asked)
@@ -307,14 +286,10 @@ def test_the_order_in_which_formats_were_asked_for_changes_no_byte(tmp_path):
     other = build_report(tmp_path / "b/s", formats=("pdf", "png"))
     assert set(one) == set(other)
     assert all(one[name].read_bytes() == other[name].read_bytes() for name in one)
-
-
-def test_a_format_whose_files_were_deleted_is_no_longer_made(tmp_path):
-    add_run(tmp_path / "s", "gn", config("gn", 2))
-    for name, path in build_report(tmp_path / "s", formats=("pdf", "png")).items():
+    for name, path in one.items():
         if name.endswith(".pdf"):
             path.unlink()
-    assert not any(name.endswith(".pdf") for name in build_report(tmp_path / "s"))
+    assert not any(name.endswith(".pdf") for name in build_report(tmp_path / "a/s"))
 
 
 def test_what_check_found_beside_the_study_is_counted_and_makes_the_report_anew(tmp_path):
