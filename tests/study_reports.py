@@ -6,12 +6,13 @@ from gnexp.analysis.compare_studies import StudyComparison
 from gnexp.analysis.leaders import MARGIN
 from gnexp.analysis.study_analysis import study_analysis
 from gnexp.report import comparison_report, study_report
-from gnexp.report.fingerprint import FORMATS
 from gnexp.report.text import accuracy_matrix
 from gnexp.store.study import load_study
 
+SVG = ("svg",)  # the page is made of it, and PNG files take longest
 
-def build_report(folder, formats=FORMATS, margin=MARGIN):
+
+def build_report(folder, formats=SVG, margin=MARGIN):
     analysis = study_analysis(load_study(folder), margin=margin)
     return study_report.build_report(analysis, formats)
 
@@ -25,5 +26,5 @@ def compare(out, names, reference_batch=32):
     return StudyComparison(sides)
 
 
-def build_comparison(out, names, formats=FORMATS):
+def build_comparison(out, names, formats=SVG):
     return comparison_report.build_comparison(compare(out, names), Path(out), formats)
