@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gnexp.analysis.comparisons import NormComparison
-from gnexp.analysis.inference import UNDECIDED
 from gnexp.analysis.leaders import (
     APART,
     BEATEN,
@@ -47,32 +46,12 @@ class StretchFacts:
     bn: int | None
 
     @property
-    def kind(self) -> str:
-        return self.of.kind
-
-    @property
     def places(self) -> list[BatchVerdict]:
         """The batch verdicts from the outer end inwards; the numbers shown are of the first."""
         return self.of.places[::-1] if self.of.from_end else self.of.places
 
-    @property
-    def batches(self) -> list[int]:
-        return [place.batch for place in self.of.places]
-
-    @property
-    def leader(self) -> str:
-        return self.names[self.of.leader]
-
-    @property
-    def margin(self) -> float:
-        return self.places[0].margin
-
     def named(self, lines: Sequence[int]) -> list[str]:
         return [self.names[i] for i in lines]
-
-    @property
-    def near(self) -> list[int]:
-        return self.of.near
 
     @property
     def beaten(self) -> list[int]:
@@ -98,23 +77,19 @@ class StretchFacts:
         return self.bn if self.bn in others else others[0]
 
     @property
-    def rival_is_far(self) -> bool:
-        return self.rival in self.of.throughout(APART)
+    def far(self) -> list[int]:
+        """The lines that are far from the leader throughout, which is not decided."""
+        return self.of.throughout(APART)
 
     @property
     def bn_is_far(self) -> bool:
-        """BN is far from the leader throughout, undecided, and led by nobody."""
-        return self.bn in self.of.throughout(APART) and self.bn not in self.of.out
+        return self.bn in self.far and self.bn not in self.of.out
 
     @property
     def no_lead_counts(self) -> bool:
         """All that were compared are decided, within the margin."""
         states = {p.state(self.of.leader, i) for p in self.places for i in p.compared}
         return states - {UNKNOWN} == {CLOSE}  # a line beside itself is unknown
-
-    @property
-    def undecided(self) -> bool:
-        return self.versus(self.rival).adjusted.verdict == UNDECIDED
 
     @property
     def compared(self) -> list[str]:
@@ -125,8 +100,8 @@ class StretchFacts:
     @property
     def tie(self) -> list[str]:
         """The ways in which the near lines are near."""
-        states = {place.state(self.of.leader, i) for place in self.places for i in self.near}
-        close = f"within {phrases.margin(self.margin)}"
+        states = {place.state(self.of.leader, i) for place in self.places for i in self.of.near}
+        close = f"within {phrases.margin(self.places[0].margin)}"
         return ["statistically tied"] * (TIED in states) + [close] * (CLOSE in states)
 
     @property
@@ -138,7 +113,7 @@ class StretchFacts:
         at: dict[int, list[int]] = {}
         for place in self.of.places:
             for i in place.near(self.of.leader):
-                if i not in self.near:
+                if i not in self.of.near:
                     at.setdefault(i, []).append(place.batch)
         batches = {tuple(of) for of in at.values()}
         return {"lines": self.named([*at]), "batches": batches.pop() if len(batches) == 1 else ()}
@@ -170,4 +145,4 @@ class StretchFacts:
         one = self.versus(rival)
         if one.scattering is None:
             return ""
-        return self.leader if one.scattering is one.cell else self.names[rival]
+        return self.names[self.of.leader if one.scattering is one.cell else rival]
