@@ -1,5 +1,6 @@
 """The check on a terminal: one norm in full, several as a table of verdicts."""
 
+import itertools
 import shutil
 import textwrap
 from collections.abc import Sequence
@@ -62,11 +63,7 @@ def _wrapped(cells: Sequence[str], widths: Sequence[int]) -> list[str]:
         textwrap.wrap(cell, w, subsequent_indent="  " if cell.startswith("  ") else "") or [""]
         for cell, w in zip(cells, widths, strict=True)
     ]
-    height = max(len(column) for column in columns)
     return [
-        GAP.join(
-            (column[line] if line < len(column) else "").ljust(w)
-            for column, w in zip(columns, widths, strict=True)
-        ).rstrip()
-        for line in range(height)
+        GAP.join(text.ljust(w) for text, w in zip(line, widths)).rstrip()
+        for line in itertools.zip_longest(*columns, fillvalue="")
     ]

@@ -20,6 +20,7 @@ from gnexp.store.study import Study
 LONG, HEAVY = 400, 600_000  # rows that a table on the page has at most; bytes of a packed one
 WIDE_TEXT = 42  # letters beyond which a cell breaks its line
 MAIN_FIGURE = "accuracy_vs_batch"  # above the sections
+_OF_A_MACHINE = ("commit", "torch", "gnexp", "device", "determinism")  # should be one
 VERSION_KEYS = ("gnexp", "commit", "python", "torch", "numpy", "device", "threads", "determinism")
 
 
@@ -48,7 +49,7 @@ def render_page(
         trained=_trained(analysis),
         private=any(epsilon(record.config) != NOT_PRIVATE for record in study.runs),
         unfinished=[row for row in analysis.runs if row["status"] != "complete"],
-        warnings=_mixed(study),
+        distinct={key: distinct(study, key) for key in _OF_A_MACHINE},
         commands=distinct(study, "command"),
         versions={key: distinct(study, key) for key in VERSION_KEYS if distinct(study, key)},
         started=_span(study),
@@ -143,17 +144,6 @@ def _trained(analysis: StudyAnalysis) -> list[dict[str, Any]]:
         if one not in found and (record.result or not analysis.cells):
             found.append(one)
     return found
-
-
-def _mixed(study: Study) -> list[str]:
-    names = {"commit": "commits", "torch": "torch versions", "gnexp": "gnexp versions"}
-    names |= {"device": "devices", "determinism": "determinism settings"}
-    found = {name: distinct(study, key) for key, name in names.items()}
-    return [
-        f"The runs were made with different {name}: {'; '.join(values)}."
-        for name, values in found.items()
-        if len(values) > 1
-    ]
 
 
 def _span(study: Study) -> str:

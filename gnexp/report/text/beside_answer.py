@@ -139,12 +139,4 @@ def update_rule(lines: Sequence[Series]) -> list[str]:
     if len({cell.key["batch"] for line in lines for cell in line.cells}) < 2:
         return []
     rules = {line.key.get("update") for line in lines}
-    if rules == {"= batch"}:
-        return [
-            "Each update used one batch, so effects of batch size are those of norm and optimizer "
-            "together."
-        ]
-    if len(rules) == 1:
-        of = f"Every update used {rules.pop()} images"
-        return [f"{of}, so effects of batch size are the norm's alone."]
-    return []
+    return write("update_rule.j2", rule=rules.pop()) if len(rules) == 1 else []
