@@ -86,7 +86,7 @@ PANELS: dict[str, tuple[Panel, ...]] = {
         Panel("backward scale", "Factor on the gradient", *_FACTOR),
         Panel("scaled weights", "Weights times a", "a", "Gradient norm (ratio)", "log"),
         Panel(
-            "batch size", "One example's factor", "Batch size", "Over that at 32", "log2", "log2"
+            "batch size", "One example's factor", "Batch size", "Over that at 32", "log2", "linear"
         ),
         Panel("gradient by depth", "ResNet-110", *_DEPTH, ("resnet110",), (0.1, 1e3)),
         Panel("gradient by depth", "The same without shortcuts", *_DEPTH, ("plain110",)),

@@ -122,6 +122,7 @@ def good_region(rows: Sequence[Row]) -> "Figure | None":
     axes[-1].set_xlabel("Learning rate")
     for axis in axes:
         axis.grid(True, axis="x")
+        axis.grid(False, axis="y")
     return figure
 
 
