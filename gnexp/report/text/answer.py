@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gnexp.analysis.cells import Series
 from gnexp.analysis.comparisons import ComparisonGroup, NormComparison
 from gnexp.analysis.eval_split import for_split
 from gnexp.analysis.inference import ALPHA, TOO_FEW
@@ -36,13 +37,12 @@ def answer(analysis: StudyAnalysis) -> list[str]:
     both = zip(groups, analysis.leaders)
     both = sorted(both, key=lambda one: -sum(len(line.cells) for line in one[0].lines))
     order = [group for group, _ in both]
-    answers = [_of_setting(group, found, analysis) for group, found in both]
-    shown = answers[:MOST_SETTINGS]
+    shown = [_of_setting(group, found, analysis) for group, found in both[:MOST_SETTINGS]]
     trained = training([one.lines for one in order[:MOST_SETTINGS]], bool(analysis.tuned))
     for setting, one, sentence in zip(order, shown, trained):
         if _any_complete(setting):
             one.beside.extend([*sentence, *update_rule(setting.lines)])
-    sentences = _joined(order, groups, shown, len(answers) - len(shown))
+    sentences = _joined(order, groups, shown, len(groups) - len(shown))
     sentences += _method(shown, analysis.margin)
     return [for_split(text, analysis.eval_split) for text in sentences]
 
@@ -68,63 +68,72 @@ def _joined(
 
 @dataclass(frozen=True)
 class _Answer:
-    """A setting's sentences: who leads, and what stands beside it; tested: its comparisons."""
+    """A setting's sentences: who leads, and what stands beside it.
+
+    tested: its comparisons, by batch and the numbers of both lines; bn: the number of BN.
+    """
 
     leads: list[str]
     beside: list[str]
-    tested: list[NormComparison]
-    with_bn: int
-    others: int
+    tested: dict[tuple[int, int, int], NormComparison]
+    bn: int | None
 
 
 def _of_setting(
     setting: ComparisonGroup, found: Sequence[BatchVerdict], analysis: StudyAnalysis
 ) -> _Answer:
-    names = phrases.names(setting)
-    facts = {"names": names, "batches": _batches(setting), "kind": _without_rivals(setting)}
-    if facts["kind"]:
-        if facts["kind"] == "one norm":
-            facts |= _lost(setting, analysis.flatness)
-        return _Answer(write("answer.j2", **facts), [], [], 0, 0)
-    if not found:
-        return _Answer(_nothing_in_common(setting, names), [], [], 0, 0)
+    names, lines = phrases.names(setting), setting.lines
+    bn = next((i for i, line in enumerate(lines) if line is setting.bn), None)
     compared = [place for place in found if place.kind != NOT_TESTED]
-    beside = gaps(setting, found if compared else [], names)
-    if not compared:
-        return _Answer(_untested(found, setting, names), beside, [], 0, 0)
+    kind = _kind(setting, found, compared)
+    facts = {"kind": kind, "names": names, **_CONSTANTS}
+    facts["batches"] = sorted({cell.key["batch"] for line in lines for cell in line.cells})
+    beside: list[str] = []
+    if kind == "one norm":
+        facts |= _lost(lines[0], analysis.flatness)
+    elif kind == "nothing in common":
+        batches = [[cell.key["batch"] for cell in line.cells] for line in lines]
+        at = [f"{name} at batch {phrases.spelled(of)}" for name, of in zip(names, batches)]
+        facts |= {"trained_at": at, "first": batches[0]}
+    elif kind == "untested":
+        facts |= dict(zip(("leader", "rival", "one"), untested_lead(setting, found)))
+        facts["batch"] = found[0].batch
+        beside = gaps(setting, [], names)
+    elif kind == "compared":
+        facts["stretches"], facts["in_tables"] = lead_facts(compared, names, bn)
+        beside = gaps(setting, found, names)
     tested = {
         (place.batch, min(i, j), max(i, j)): one
-        for place in found
+        for place in (compared if kind == "compared" else ())
         for (i, j), one in place.over.items()
     }
-    bn = next((i for i, line in enumerate(setting.lines) if line is setting.bn), None)
-    with_bn = sum(bn in (i, j) for _, i, j in tested)
-    facts |= {"LARGE": LARGE, "MOST_WORDS": MOST_WORDS}
-    facts["stretches"], facts["in_tables"] = lead_facts(compared, names, bn)
-    leads = write("answer.j2", **facts)
-    return _Answer(leads, beside, [*tested.values()], with_bn, len(tested) - with_bn)
+    return _Answer(write("answer.j2", **facts), beside, tested, bn)
+
+
+_CONSTANTS = {"LARGE": LARGE, "MOST_WORDS": MOST_WORDS, "SEEDS": SEEDS, "TOO_FEW": TOO_FEW}
 
 
 def _any_complete(setting: ComparisonGroup) -> bool:
     return any(cell.of("complete") for line in setting.lines for cell in line.cells)
 
 
-def _batches(setting: ComparisonGroup) -> list[int]:
-    return sorted({cell.key["batch"] for line in setting.lines for cell in line.cells})
-
-
-def _without_rivals(setting: ComparisonGroup) -> str:
-    """Return why no norms can be compared at all, "" where they can."""
+def _kind(
+    setting: ComparisonGroup, found: Sequence[BatchVerdict], compared: Sequence[BatchVerdict]
+) -> str:
+    """Return which kind of answer a setting has: the first that fits."""
     if not any(cell.scored for line in setting.lines for cell in line.cells):
         return "no accuracy"
     if not _any_complete(setting):
         return "diverged"
-    return "one norm" if len(setting.lines) == 1 else ""
+    if len(setting.lines) == 1:
+        return "one norm"
+    if not found:
+        return "nothing in common"
+    return "compared" if compared else "untested"
 
 
-def _lost(setting: ComparisonGroup, flatness: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _lost(line: Series, flatness: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return of a study of one norm the difference at its smallest batch, where it was tested."""
-    (line,) = setting.lines
     key = line.cells[0].key
     rows = (row for row in flatness if all(row.get(k) == v for k, v in key.items()))
     lost = next((row for row in rows if row["p_holm"] == row["p_holm"]), None)
@@ -132,35 +141,13 @@ def _lost(setting: ComparisonGroup, flatness: Sequence[dict[str, Any]]) -> dict[
     return {"is_bn": line.norm == "bn", "lost": lost, "moved": moved}
 
 
-def _untested(
-    found: Sequence[BatchVerdict], setting: ComparisonGroup, names: Sequence[str]
-) -> list[str]:
-    """Return sentences on why nothing was tested: one seed each, or no spread."""
-    leader, rival, one = untested_lead(setting, found)
-    facts = {"leader": leader, "rival": rival, "one": one, "batch": found[0].batch}
-    return write("answer.j2", kind="untested", names=names, SEEDS=SEEDS, TOO_FEW=TOO_FEW, **facts)
-
-
-def _nothing_in_common(setting: ComparisonGroup, names: Sequence[str]) -> list[str]:
-    """Return a sentence for norms without a common batch size."""
-    batches = [[cell.key["batch"] for cell in line.cells] for line in setting.lines]
-    at = [f"{name} at batch {phrases.spelled(of)}" for name, of in zip(names, batches)]
-    return write("answer.j2", kind="nothing in common", trained_at=at, first=batches[0])
-
-
 def _method(answers: Sequence[_Answer], margin: float) -> list[str]:
     """Return in a list the sentence on what the intervals hold; empty if nothing was tested."""
-    tested = [one for each in answers for one in each.tested]
+    tested = [one for each in answers for one in each.tested.values()]
     if not tested:
         return []
-    seeds, images, is_bound = typical_errors(tested)
-    return write(
-        "method.j2",
-        settings=len(answers),
-        with_bn=answers[0].with_bn,
-        others=answers[0].others,
-        seeds=seeds,
-        images=images,
-        is_bound=is_bound,
-        least=margin,
-    )
+    first = answers[0]
+    with_bn = sum(first.bn in lines for _, *lines in first.tested)
+    facts = {"with_bn": with_bn, "others": len(first.tested) - with_bn}
+    facts |= dict(zip(("seeds", "images", "is_bound"), typical_errors(tested)))
+    return write("method.j2", settings=len(answers), least=margin, **facts)
