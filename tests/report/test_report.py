@@ -15,6 +15,8 @@ from study_reports import build_report, plain_summary
 
 from gnexp.analysis import cells as grouping
 from gnexp.analysis.gradient_noise import check_rows, exponent_rows, gradient_rows
+from gnexp.analysis.study_analysis import study_analysis
+from gnexp.analysis.tables.accuracy import build_tables
 from gnexp.report.figures import style
 from gnexp.report.figures.accuracy import plot_preview
 from gnexp.report.fingerprint import STAMP
@@ -259,6 +261,11 @@ def test_one_seed_has_an_interval_over_test_images_and_no_verdict(tmp_path):
     assert "n = 1" in plain_summary(tmp_path / "s")
 
 
+def rows_in(study, table):
+    """The rows of a table, for which no figure is drawn."""
+    return build_tables(study_analysis(load_study(study)))[table].rows
+
+
 def test_runs_that_differ_in_any_setting_are_never_averaged_together(tmp_path):
     study = tmp_path / "s"
     add_run(study, "a", config("gn", 2), accuracies=frozen(0.5, 0.5, 0.5))
@@ -266,30 +273,25 @@ def test_runs_that_differ_in_any_setting_are_never_averaged_together(tmp_path):
     add_run(study, "c", config("gn", 2, groups=None, channels_per_group=4))
     noisier = {"name": "gn", "eps": 1e-3}
     add_run(study, "d", {**config("gn", 2), "norm": noisier}, accuracies=frozen(0.7, 0.7, 0.7))
-    rows = rows_of(build_report(study)["accuracy.csv"])
-    assert [row["n"] for row in rows] == ["3"] * 4
-    assert only(rows, lr="0.2")["mean"] == "0.6"
-    assert float(only(rows, **{"norm.eps": "0.001"})["mean"]) == pytest.approx(0.7, rel=1e-12)
-    assert only(rows, channels_per_group="4")["groups"] == ""
+    rows = rows_in(study, "accuracy")
+    assert [row["n"] for row in rows] == [3] * 4
+    assert only(rows, lr=0.2)["mean"] == pytest.approx(0.6, rel=1e-12)
+    assert only(rows, **{"norm.eps": 1e-3})["mean"] == pytest.approx(0.7, rel=1e-12)
+    assert only(rows, channels_per_group=4)["groups"] is None
 
 
 def test_runs_with_the_same_settings_and_seeds_stay_apart_by_name(tmp_path):
     for name in ("a", "b"):
         add_run(tmp_path / "s", name, config("gn", 2))
-    rows = rows_of(build_report(tmp_path / "s")["accuracy.csv"])
-    assert sorted(row["run"] for row in rows) == ["a", "b"]
-    assert [row["n"] for row in rows] == ["3", "3"]
+    rows = rows_in(tmp_path / "s", "accuracy")
+    assert sorted((row["run"], row["n"]) for row in rows) == [("a", 3), ("b", 3)]
 
 
 def test_an_own_norm_goes_by_the_last_part_of_its_import_path(tmp_path):
     own = {"name": "custom", "_target_": "my_norms.FilterNorm", "eps": 1e-05}
-    add_run(
-        tmp_path / "s",
-        "own",
-        {**config("gn", 2, groups=None), "norm": own},
-        accuracies=frozen(0.5, 0.5, 0.5),
-    )
-    assert rows_of(build_report(tmp_path / "s")["accuracy.csv"])[0]["norm"] == "FilterNorm"
+    settings = {**config("gn", 2, groups=None), "norm": own}
+    add_run(tmp_path / "s", "own", settings, accuracies=frozen(0.5, 0.5, 0.5))
+    assert rows_in(tmp_path / "s", "accuracy")[0]["norm"] == "FilterNorm"
 
 
 def test_a_fixed_update_batch_and_one_that_follows_the_batch_are_two_series(tmp_path):
@@ -308,7 +310,7 @@ def test_a_fixed_update_batch_and_one_that_follows_the_batch_are_two_series(tmp_
 def test_a_setting_that_changes_with_the_batch_size_is_shown_beside_the_comparison(tmp_path):
     add_run(tmp_path / "s", "b2", config("gn", 2, lr=0.05))
     add_run(tmp_path / "s", "b32", config("gn", 32))
-    assert rows_of(build_report(tmp_path / "s")["flatness.csv"])[0]["differs"] == "lr"
+    assert rows_in(tmp_path / "s", "flatness")[0]["differs"] == "lr"
 
 
 def test_without_the_reference_batch_the_table_says_so_and_no_other_reference_is_chosen(demo):
