@@ -87,8 +87,13 @@ def to_markdown(table: Table) -> str:
         lines.append("| " + " | ".join(c.header for c in table.shown) + " |")
         lines.append("| " + " | ".join("---:" if c.numeric else "---" for c in table.shown) + " |")
         for texts in table.texts():
-            lines.append("| " + " | ".join(text.translate(_MARKDOWN) for text in texts) + " |")
+            lines.append(markdown_row(texts))
     return "\n".join(lines).rstrip() + "\n"
+
+
+def markdown_row(texts: Sequence[str]) -> str:
+    """Return a row of a Markdown table; no text ends a cell or begins another style."""
+    return "| " + " | ".join(text.translate(_MARKDOWN) for text in texts) + " |"
 
 
 def to_latex(table: Table) -> str:

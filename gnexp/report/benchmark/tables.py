@@ -5,17 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from gnexp.analysis.cells import norm_label
-from gnexp.analysis.tables.table import (
-    Column,
-    Table,
-    Unit,
-    format_number,
-    number,
-    percent,
-    to_csv,
-    to_markdown,
-    words,
-)
+from gnexp.analysis.tables.table import Table, Unit, format_number, markdown_row, to_csv
 from gnexp.report.benchmark.aggregate import (
     BENCH_COLUMNS,
     CELL,
@@ -47,8 +37,17 @@ def write_tables(folder: Path, timings: Sequence[Row], about: dict[str, Any]) ->
 def page(rows: Sequence[Row], ratios: Sequence[Row], about: dict[str, Any]) -> str:
     """Return bench.md. about: title, then one line of facts each, as {name: text}."""
     counted = [row for row in rows if row["counted"]]
-    tables = (_sweeps(ratios), _throughput(counted, ratios), _cost(counted))
-    return render("benchmark/bench.md.j2", tables=[to_markdown(t) for t in tables], **about)
+    ways = {(*(row[key] for key in CELL), row["way"]): row for row in counted}
+    cells = [
+        (row, *(ways[*(row[key] for key in CELL), way] for way in (PLAIN, GNEXP)))
+        for row in ratios
+        if row["scope"] == "cell"
+    ]
+    sweeps = [row for row in ratios if row["scope"] != "cell"]
+    words = {"number": _number, "median": _median, "times": _times, "setup": setup}
+    words["row"] = markdown_row
+    facts = {"sweeps": sweeps, "cells": cells, "counted": counted}
+    return render("benchmark/bench.md.j2", **facts, **words, **about)
 
 
 def _number(value: float) -> str:
@@ -74,61 +73,6 @@ def setup(row: Row) -> str:
     parallel = f"{plural(processes, 'process', 'processes')} x {stack}"
     text = f"graph of {stack}" if row["execution"] == "cudagraph" else parallel
     return text + (f", {row['layout']}" if row["layout"] != "contiguous" else "")
-
-
-_NORM, _BATCH, _N = Column("Norm", norm_label, False), number("Batch", "batch"), number("n", "n")
-_TIMES = Column("gnexp / plain", _times)
-
-
-def _sweeps(ratios: Sequence[Row]) -> Table:
-    shown = [
-        Column("Norm", lambda row: norm_label(row) if row["norm"] else "all", False),
-        words("Batch sizes", "batches"),
-        number("Plain (images/s)", "plain_examples_per_s", _number),
-        number("gnexp (images/s)", "gnexp_examples_per_s", _number),
-        *(_TIMES, _N),
-    ]
-    rows = [row for row in ratios if row["scope"] != "cell"]
-    caption = "One pass over equally many images at every batch size; rates are harmonic means."
-    return Table("sweeps", "The whole sweep", caption, RATIO_COLUMNS, shown, rows)
-
-
-def _throughput(counted: Sequence[Row], ratios: Sequence[Row]) -> Table:
-    ways = {(*(row[key] for key in CELL), row["way"]): row for row in counted}
-    cells = [row for row in ratios if row["scope"] == "cell"]
-    rows = [
-        {**cell, **{way: ways[*(cell[key] for key in CELL), way] for way in (PLAIN, GNEXP)}}
-        for cell in cells
-    ]
-    shown = [
-        *(_NORM, _BATCH),
-        Column("Plain (images/s)", lambda row: _median(row[PLAIN], "examples_per_s")),
-        Column("gnexp (images/s)", lambda row: _median(row[GNEXP], "examples_per_s")),
-        *(_TIMES, _N),
-        Column("Plain", lambda row: setup(row[PLAIN]), False),
-        Column("gnexp", lambda row: setup(row[GNEXP]), False),
-    ]
-    caption = "Images of all seeds together, per second."
-    return Table("throughput", "Throughput", caption, RATIO_COLUMNS, shown, rows)
-
-
-def _cost(counted: Sequence[Row]) -> Table:
-    shown = [
-        *(_NORM, _BATCH, words("Way", "way"), Column("Set-up", setup, False)),
-        Column("Update of all seeds (ms)", lambda row: _median(row, "ms_per_update")),
-        number("Of a matrix product's FLOP/s (%)", "fraction_of_matmul", percent),
-        number("Peak memory (MB)", "peak_memory_bytes", _megabytes),
-    ]
-    caption = (
-        "The time in which every seed is updated once; what convolutions and linear layers do per "
-        "second, forward and backward, over what a large matrix product does on the same threads "
-        "or device; peak memory, as below."
-    )
-    return Table("cost", "Time, arithmetic and memory", caption, BENCH_COLUMNS, shown, counted)
-
-
-def _megabytes(value: int | None) -> str:
-    return "" if value is None else f"{value / 1e6:,.0f}"
 
 
 def closing_lines(ratios: Sequence[Row]) -> list[str]:
