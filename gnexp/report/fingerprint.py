@@ -25,7 +25,7 @@ _LIBRARIES = ("matplotlib", "numpy", "pandas", "scipy", "jinja2")
 def formats_kept(asked: Sequence[str], folder: Path, figures: Collection[str]) -> list[str]:
     """Return the formats asked for, and those in which `folder` holds one of the figures already.
 
-    What was asked for once is kept up to date. The order is that of drawing.FORMATS, so that a
+    What was asked for once is kept up to date. The order is that of style.FORMATS, so that a
     report does not depend on the order in which its formats were asked for.
     """
     kinds = (*style.FORMATS, *(kind for kind in asked if kind not in style.FORMATS))
