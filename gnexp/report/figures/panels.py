@@ -227,11 +227,14 @@ def legend_below(figure: "Figure", keys: Sequence[Any] = ()) -> None:
     found = [each for axis in figure.axes for each in axis.get_legend_handles_labels()[0]]
     found.sort(key=lambda each: not isinstance(each, Container))  # measured lines come first
     entries = [*{each.get_label(): each for each in found}.values(), *keys]
-    for rows in range(1, len(entries) + 1):
+    rows = 1
+    while entries:
         columns = -(-len(entries) // rows)
         legend = figure.legend(handles=entries, loc="outside lower center", ncols=columns)
         box = legend.get_window_extent()
-        if columns == 1 or box.width <= figure.bbox.width:
+        over = box.width / figure.bbox.width
+        if columns == 1 or over <= 1:
             figure.set_figheight(figure.get_figheight() + box.height / figure.dpi)
             return
         legend.remove()
+        rows = max(rows + 1, math.ceil(rows * over))  # fewer are sure not to do
