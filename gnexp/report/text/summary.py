@@ -1,4 +1,4 @@
-"""The summary of a study: facts from its numbers, told by templates."""
+"""The summary of a study: its facts, which templates put into sentences."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
