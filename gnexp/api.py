@@ -27,11 +27,12 @@ if TYPE_CHECKING:
     from gnexp.checks.subject import Subject
     from gnexp.store.study import Study
 
-_COUNTS = ("groups", "channels_per_group", "batch", "update_batch", "seed", "stack", "epochs")
-_COUNTS += ("examples_seen", "claim", "n")
-_NUMBERS = ("lr", "test_acc", "test_acc_median5", "test_loss", "train_loss", "train_acc")
-_NUMBERS += ("train_time_s", "epsilon_spent", "delta", "noise_multiplier", "clip")
-_NUMBERS += ("sampling_rate", "value", "lo", "hi")
+# The types of columns that may hold nothing, in which pandas would see no type.
+_TYPES = {
+    "Int64": "groups channels_per_group batch update_batch seed stack epochs examples_seen claim n",
+    "float64": "lr test_acc test_acc_median5 test_loss train_loss train_acc train_time_s value"
+    " lo hi epsilon_spent delta noise_multiplier clip sampling_rate",
+}
 
 
 def build_norm(name: str, num_channels: int, **options: Any) -> "nn.Module":
@@ -189,26 +190,36 @@ def check(
     from gnexp.cli.commands.check import plan
 
     asked = {"groups": groups, "channels": channels, "draws": draws, "seed": seed}
-    asked["reference"] = reference
-    if claims is not None:
-        if not isinstance(claims, Iterable):
-            raise Mistake(f"claims={claims!r} must be a list, such as claims=['core', 'spectrum']")
-        asked["claims"] = [[claims] if isinstance(claims, str) else list(claims)]
+    asked |= {"reference": reference, "claims": [_listed(claims)] if claims is not None else None}
     with _ours():
         config = _check_config(module, asked, options)
         wanted = plan([config])
         subject = _norm_under_test(module, config, options)
-        label = subject.label
-        found = {(label, c.key): outcome_of(c, label, lambda: subject) for c in wanted}
-    rows = joined(found, [subject.label], wanted).rows
+        name = subject.label
+        found = {(name, claim.key): outcome_of(claim, name, lambda: subject) for claim in wanted}
+    rows = joined(found, [name], wanted).rows
     return _frame([{column: row.get(column) for column in ROW_COLUMNS} for row in rows])
 
 
-def _name(module: Any) -> str:
-    """Return what a norm is called in tables."""
-    named = getattr(module, "func", module)  # of a functools.partial
-    name = getattr(named, "__name__", type(named).__name__)
-    return "own norm" if "<" in name else name
+def _listed(claims: Any) -> list[Any]:
+    if not isinstance(claims, Iterable):
+        raise Mistake(f"claims={claims!r} must be a list, such as claims=['core', 'spectrum']")
+    return [claims] if isinstance(claims, str) else list(claims)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Given:
+    """A norm that need not have an import path; its text is what it is called in tables."""
+
+    target: Callable[..., Any]
+
+    def __call__(self, *words: Any, **options: Any) -> Any:
+        return self.target(*words, **options)
+
+    def __str__(self) -> str:
+        named = getattr(self.target, "func", self.target)  # of a functools.partial
+        name = getattr(named, "__name__", type(named).__name__)
+        return "own_norm" if "<" in name else name
 
 
 def _check_config(module: Any, asked: dict[str, Any], options: dict[str, Any]) -> CheckConfig:
@@ -218,16 +229,11 @@ def _check_config(module: Any, asked: dict[str, Any], options: dict[str, Any]) -
     if isinstance(module, str):
         key = "norm._target_" if "." in module else "norm"
         norm = {key: module, **{f"norm.{option}": value for option, value in options.items()}}
-    elif not callable(module):
+    elif not callable(module) or (hasattr(module, "forward") and not isinstance(module, type)):
         raise Mistake(
             f"module={module!r} is a {type(module).__name__}: give a norm's name, an nn.Module"
-            " class, or a function from a number of channels to a layer"
-        )
-    elif hasattr(module, "forward") and not isinstance(module, type):
-        raise Mistake(
-            f"module={_name(module)}(...) is a layer already, of one number of channels, and the"
-            f" claims need layers of several: give its class, or a function such as"
-            f" lambda channels: {_name(module)}(...)"
+            " class, or a function from a number of channels to a layer, since the claims need"
+            " layers of several"
         )
     else:  # the rules about all other keys are the same for every norm
         norm = {"norm": "gn" if asked["groups"] else "none"}
@@ -236,48 +242,16 @@ def _check_config(module: Any, asked: dict[str, Any], options: dict[str, Any]) -
 
 
 def _norm_under_test(module: Any, config: CheckConfig, options: dict[str, Any]) -> "Subject":
-    """Return the norm under test, once it is seen to do what a layer must."""
+    """Return the norm under test; raises Mistake for one that cannot be built, or is no norm."""
     from gnexp.checks.from_config import subject_from_config
-
-    subject = subject_from_config(config)
-    if not isinstance(module, str):
-        subject = dataclasses.replace(subject, **_own(module, config, options))
-    if not isinstance(module, str) or config.norm["name"] == CUSTOM:
-        _try(subject)
-    return subject
-
-
-def _own(
-    target: Callable[..., Any], config: CheckConfig, options: dict[str, Any]
-) -> dict[str, Any]:
-    """Return the label and constructor of a norm that need not have an import path."""
-    from gnexp.checks.from_config import GROUP_KEYS
-    from gnexp.norms import user_code
-    from gnexp.norms.registry import group_count
-
-    name = _name(target)
-    key = next((key for key in GROUP_KEYS if key in options), None)
-    held = config.groups or (int(options[key]) if key else None)
-    typed = [f"{key}={value}" for key, value in options.items()]
-    typed += [f"groups={config.groups}"] if config.groups else []
-
-    def regroup(channels: int, groups: int) -> "nn.Module":
-        return user_code.factory_of(target, lambda: name, {**options, key: groups})(channels)
-
-    return {
-        "label": f"{name}[{', '.join(typed)}]" if typed else name,
-        "build": user_code.factory_of(target, lambda: name, options),
-        "groups": (lambda channels: group_count(channels, held)) if held else None,
-        "regroup": regroup if key else None,
-        "reference": config.reference,
-        "options": options,
-    }
-
-
-def _try(subject: "Subject") -> None:
-    """Raise Mistake for a norm that cannot be built, or does what no norm may do."""
     from gnexp.norms.trials import try_norm
 
+    if not isinstance(module, str):
+        own = {"name": CUSTOM, "_target_": _Given(module), **options}
+        config = dataclasses.replace(config, norm=own)
+    subject = subject_from_config(config)
+    if config.norm["name"] != CUSTOM:
+        return subject
     try:
         layer = subject.build(subject.channels)
     except ValueError as error:
@@ -286,6 +260,7 @@ def _try(subject: "Subject") -> None:
         try_norm(layer, subject.channels)
     except ValueError as error:
         raise Mistake(f"{subject.label} {error}") from error
+    return subject
 
 
 def _frame(rows: list[dict[str, Any]]) -> "pd.DataFrame":
@@ -293,14 +268,10 @@ def _frame(rows: list[dict[str, Any]]) -> "pd.DataFrame":
     import pandas as pd
 
     table = pd.DataFrame(rows)
+    types = {name: kind for kind, names in _TYPES.items() for name in names.split()}
     for column in table:
-        known = [value for value in table[column] if value is not None]
-        if column in _COUNTS:
-            table[column] = table[column].astype("Int64")
-        elif column in _NUMBERS:
-            table[column] = table[column].astype("float64")
-        elif all(isinstance(value, str) for value in known):
-            table[column] = table[column].astype("string")
-        else:
-            table[column] = table[column].infer_objects()
+        known = table[column].dropna()
+        text = "string" if all(isinstance(value, str) for value in known) else None
+        kind = types.get(column, text)
+        table[column] = table[column].astype(kind) if kind else table[column].infer_objects()
     return table

@@ -1,5 +1,8 @@
 """What the tests share: an empty working folder and one way to run a command line."""
 
+import os
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,3 +61,18 @@ def gnexp(workdir, capfd):
         return Answer(code, *capfd.readouterr())
 
     return run
+
+
+@pytest.fixture
+def own_module(workdir) -> Callable[[str], str]:
+    """Write a module that only the current directory has, and return its name."""
+    name = f"own_{os.getpid()}_{workdir.parent.name.replace('-', '_')}"
+
+    def write(source: str) -> str:
+        (workdir / f"{name}.py").write_text(source)
+        sys.modules.pop(name, None)
+        return name
+
+    yield write
+    sys.modules.pop(name, None)
+    sys.path[:] = [folder for folder in sys.path if folder != str(workdir)]

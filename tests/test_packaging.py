@@ -78,7 +78,7 @@ def test_a_wheel_holds_the_package_its_configs_its_page_and_its_license_and_noth
         for path in CHECKOUT.glob("configs/**/*.yaml")
     }
     assert "gnexp/config/yaml/norm/gn.yaml" in expected
-    expected |= {"gnexp/py.typed", "gnexp/README.md"}
+    expected |= {"gnexp/py.typed", "gnexp/README.md", "gnexp/cli/help.txt"}
     names = set(contents(wheel))
     described = {name for name in names if ".dist-info/" in name}
     assert names - described == expected

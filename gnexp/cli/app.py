@@ -8,59 +8,13 @@ import contextlib
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from gnexp.config.torchrun import TorchrunEnv
 
-HELP = """\
-gnexp: which normalization should I train with when only a few images fit in a batch?
-
-usage: gnexp COMMAND [key=value ...] [Hydra flags]
-
-commands
-  train     train one run, or with --multirun (-m) a grid of runs; a grid ends with its report
-  report    build tables, figures and the page from what a study holds, finished or not
-  check     every claim of the article, measured on any norm
-  measure   run instruments (gradients, shift, batches, classes, cost) on stored runs
-  status    what of a study is complete, running, failed or missing, and the time left
-  verify    whether the files of a study are those that were written, and what brings others back
-  export    a study as one file to share, NAME.zip, which report, status and verify read
-  bench     throughput and memory per norm and batch size, beside a plain PyTorch loop
-
-examples
-  gnexp train norm=gn groups=32 batch=2
-  gnexp train --multirun norm=bn,gn,ln,in batch=1,2,4,8,16,32,64
-  gnexp train experiment=smoke
-  gnexp train experiment=lr_fair
-  gnexp report study=smoke
-  gnexp report study=[smoke,lr_fair]
-  gnexp check norm=gn groups=32
-  gnexp check --multirun norm=bn,gn,ln,in,none
-
-keys of train (all of them: gnexp train --cfg job)
-  norm       bn gn ln in ln2d rms dyt frn evonorm_b0 evonorm_s0 brn gbn syncbn switchable
-             online bn_frozen gn_ws none none_fixup; norm._target_=my_pkg.MyNorm for your own,
-             or the name of an installed plug-in (entry points gnexp.norms)
-  groups     groups of gn (8), or channels_per_group=; also of gn_ws and evonorm_s0
-  batch      images that share one forward pass (32), on each of devices=N
-  update_batch   images per optimizer update (batch)
-  seeds      how many seeds (1), or which: seeds=[5,6]
-  epochs, lr, model, data, data.root, study, out, device, precision
-  privacy    dpsgd: differentially private, privacy.epsilon=8 (pip install 'gnexp[dp]')
-  lr=tuned   each cell's rate, chosen on images held out of training; data.validation= holds out
-  updates    as many optimizer updates for every batch size, in place of epochs
-  experiment     preset grids: smoke, batch_sweep, group_sweep, zero_gamma, lr_fair, two_batches,
-                 all_norms, fine_tune
-
-a command that was interrupted, or ended early, is simply called again: it trains what is missing
-  retry=failed   try again what failed (or infeasible, diverged); force=true trains all again
-
-a study from elsewhere is read, but code that it names (norm._target_, model._target_) is not called
-  trust=true     gnexp measure says which code it is, and calls it
-
-A command's own help: gnexp train --help
-"""
+HELP = (Path(__file__).parent / "help.txt").read_text()
 
 
 def entry() -> None:

@@ -1,111 +1,156 @@
-"""Hydra composes: what is typed becomes a config, or one for each job of a grid."""
+"""Hydra composes: the words after `gnexp COMMAND` become one config, or those of a grid's jobs."""
 
 import argparse
 import contextlib
 import functools
-import io
+import itertools
 import os
+import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra._internal.hydra import Hydra
-from hydra._internal.utils import create_config_search_path, get_args_parser
-from hydra.core.config_loader import ConfigLoader
-from hydra.core.config_search_path import SearchPathQuery
+from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, flag_override, open_dict
+from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
-from gnexp.cli.hydra_errors import sentence_of
-from gnexp.config.files import config_folder, norm_names
+from gnexp.cli.argv import GROUPS, flags_of, quoted
+from gnexp.cli.hydra_errors import ambiguous, sentence_of, unknown_key
+from gnexp.config.files import config_folder, norm_names, norm_options
 from gnexp.config.resolve import expand
 from gnexp.config.schema import COMMANDS, UsageError
-from gnexp.config.validation import problems
+from gnexp.config.unused import unused_problems
+from gnexp.config.validation import PROBLEMS
 from gnexp.norms import plugins
 
-BASIC = ("hydra._internal.core_plugins.basic_sweeper.BasicSweeper",)
-BASIC += ("hydra._internal.core_plugins.basic_launcher.BasicLauncher",)
+ERRORS = (HydraException, OmegaConfBaseException)
 
 
-def composed(command: str, arguments: list[str]) -> tuple[list[tuple[list[str], Any]], bool]:
-    """Return each job's overrides and config, and whether they are swept.
+def jobs_of(command: str, arguments: list[str]) -> tuple[list[list[Any]], bool]:
+    """Return the configs of every job that is typed, and whether they form a grid.
 
-    Raises UsageError with what is wrong with any job, one sentence a line. Hydra's own runs of an
-    application would compose every job twice, for as long as a small training takes.
+    A job has one config, or one for each rate of lr=[0.1,0.2]. Raises UsageError with all that is
+    wrong with any job, one sentence a line.
     """
-    with composer(command, arguments) as (loader, compose):
+    composed, swept = _composed(command, arguments)
+    jobs, wrong = [], []
+    for config in composed:
         try:
-            common, swept = compose()
-            _refuse_other_engines(common.hydra)
-            if not swept:
-                return [_handed_over(common)], False
-            jobs = _split(loader, common)
-        except (HydraException, OmegaConfBaseException) as error:
-            raise UsageError(sentence_of(error, command, arguments)) from error
-        found: list[tuple[list[str], Any] | str] = []
-        for number, job in enumerate(jobs):
-            try:
-                config = loader.load_sweep_config(common, job)
-                with open_dict(config):
-                    config.hydra.job.id = config.hydra.job.num = number
-                found.append(_handed_over(config))
-            except (HydraException, OmegaConfBaseException) as error:
-                found.append(sentence_of(error, command, job))
-    if wrong := [each for each in found if isinstance(each, str)]:
-        if command == "train":
-            wrong = [sentence for each in found for sentence in _job_sentences(each)]
+            jobs.append(_configs(command, config))
+        except UsageError as mistake:
+            wrong += str(mistake).splitlines()
+    if wrong:
         raise UsageError("\n".join(dict.fromkeys(wrong)))
-    return found, True
+    configs = [config for job in jobs for config in job]
+    grid = swept or len(configs) > 1
+    if unused := unused_problems(command, _typed_keys(arguments, composed), configs, grid):
+        raise UsageError("\n".join(unused))
+    if command in ("train", "check"):
+        _look_at_norms(command, [config.norm for config in configs])
+    return jobs, grid
 
 
-def _split(loader: ConfigLoader, common: DictConfig) -> list[list[str]]:
-    """Return the overrides of each job of a grid."""
-    swept = [f"{key}={value}" for key, value in (common.hydra.sweeper.params or {}).items()]
-    swept += OmegaConf.to_container(common.hydra.overrides.task)
-    parsed = OverridesParser.create(loader).parse_overrides(swept)
-    for override in parsed:
-        if override.is_discrete_sweep():
-            values = list(override.sweep_string_iterator())
-            if twice := [value for value in values if values.count(value) > 1]:
-                raise UsageError(
-                    f"{override.input_line} names {twice[0]} twice; type each value once"
-                )
-    (jobs,) = BasicSweeper.split_arguments(parsed, None)
-    return [list(job) for job in jobs]
+def _configs(command: str, composed: Any) -> list[Any]:
+    """Return the configs of a job; raises UsageError with the rules that they break."""
+    if isinstance(composed, str):
+        raise UsageError(composed)
+    composed.out = os.path.expanduser(composed.out)
+    configs = expand(composed) if command == "train" else [composed]
+    if wrong := [sentence for config in configs for sentence in PROBLEMS[command](config)]:
+        raise UsageError("\n".join(wrong))
+    return configs
 
 
-def _handed_over(config: DictConfig) -> tuple[list[str], Any]:
-    """Return a job's overrides, and its config as the command takes it."""
+def _composed(command: str, arguments: list[str]) -> tuple[list[Any], bool]:
+    """Return the config of each job, or in a sentence why it has none; and if jobs are swept."""
+    flags = flags_of(arguments)
+    name = flags.config_name or command
+    with composer(command, flags):
+        try:
+            typed = _parsed(flags.overrides)
+            sweeps = [each for each in typed if each.is_sweep_override()]
+            if not (flags.multirun or sweeps):
+                config = compose(name, flags.overrides, return_hydra_config=True)
+                if config.hydra.mode != RunMode.MULTIRUN:
+                    return [_handed_over(config)], False
+            # Norms may be swept, whose keys the usual norm has not: the jobs show what is wrong.
+            fixed = [each.input_line for each in typed if _may_choose_axes(each)]
+            hydra = compose(name, fixed, return_hydra_config=True).hydra
+            if sweeps and not (flags.multirun or hydra.mode == RunMode.MULTIRUN):
+                raise UsageError(ambiguous(command, sweeps[0].input_line))
+            jobs = _split(hydra, typed)
+        except ERRORS as error:
+            raise UsageError(sentence_of(error, command, arguments)) from error
+        return [_job(command, name, number, words) for number, words in enumerate(jobs)], True
+
+
+def _may_choose_axes(override: Override) -> bool:
+    """Return whether an override may change what a preset sweeps, or Hydra's own settings."""
+    chooses = override.key_or_group in GROUPS or override.is_hydra_override()
+    return chooses and not override.is_sweep_override()
+
+
+def _parsed(overrides: list[str]) -> list[Override]:
+    loader = GlobalHydra.instance().config_loader()  # which knows the choices of a glob
+    return OverridesParser.create(loader).parse_overrides(overrides)
+
+
+def _split(hydra: DictConfig, typed: list[Override]) -> list[list[str]]:
+    """Return the overrides of each job of a grid; hydra: the node with a preset's axes."""
+    _refuse_other_engines(hydra)
+    own = {each.key_or_group for each in typed}
+    preset = [f"{k}={v}" for k, v in (hydra.sweeper.params or {}).items() if k not in own]
+    return [list(job) for job in itertools.product(*map(_words, [*_parsed(preset), *typed]))]
+
+
+def _words(override: Override) -> list[str]:
+    """Return an override for each value of an axis; itself if it is none."""
+    line = override.input_line
+    if not override.is_sweep_override():
+        return [line]
+    if override.is_hydra_override():
+        raise UsageError(f"{line}: a grid is of gnexp's keys, and Hydra's own take one value")
+    if not override.is_discrete_sweep():
+        raise UsageError(f"{line} is an interval: name values, or an optimizing hydra/sweeper= too")
+    values = list(override.sweep_string_iterator())
+    if twice := [value for value in values if values.count(value) > 1]:
+        raise UsageError(f"{line} names {twice[0]} twice; type each value once")
+    return [f"{override.get_key_element()}={value}" for value in values]
+
+
+def _job(command: str, name: str, number: int, words: list[str]) -> Any:
+    """Return the config of one job of a grid, or in a sentence why there is none."""
+    try:
+        config = compose(name, words, return_hydra_config=True)
+        with flag_override(config, "struct", False):
+            config.hydra.job.id = config.hydra.job.num = number
+        return _handed_over(config)
+    except ERRORS as error:
+        return sentence_of(error, command, words)
+
+
+def _handed_over(config: DictConfig) -> Any:
+    """Return a composed config as the command takes it."""
+    _refuse_other_engines(config.hydra)
     HydraConfig.instance().set_config(config)  # values may refer to it, as ${hydra:job.num}
-    overrides = OmegaConf.to_container(config.hydra.overrides.task)
     with flag_override(config, ["struct", "readonly"], [False, False]):
         del config["hydra"]
-    return overrides, OmegaConf.to_object(config)
+    return OmegaConf.to_object(config)
 
 
-def _job_sentences(job: tuple[list[str], Any] | str) -> list[str]:
-    """Return what is wrong with a job: what Hydra found, or else the rules that it breaks."""
-    if isinstance(job, str):
-        return [job]
-    try:
-        return [sentence for config in expand(job[1]) for sentence in problems(config)]
-    except UsageError as mistake:
-        return str(mistake).splitlines()
-
-
-def _refuse_other_engines(hydra_node: DictConfig) -> None:
+def _refuse_other_engines(hydra: DictConfig) -> None:
     """Refuse sweepers and launchers that would not hand their jobs over to this process."""
-    for part in (hydra_node.sweeper, hydra_node.launcher):
-        if part._target_ not in BASIC:
+    for part in (hydra.sweeper, hydra.launcher):
+        if not part._target_.endswith((".BasicSweeper", ".BasicLauncher")):
             raise UsageError(
                 f"{part._target_} is not supported here: gnexp runs a grid itself, on workers=N"
                 " processes, with Hydra's basic sweeper; gnexp train takes a launcher that is"
@@ -114,63 +159,46 @@ def _refuse_other_engines(hydra_node: DictConfig) -> None:
 
 
 @contextlib.contextmanager
-def composer(
-    command: str, arguments: list[str]
-) -> Iterator[tuple[ConfigLoader, Callable[[], tuple[DictConfig, bool]]]]:
-    """Yield Hydra's loader, and a function that composes what all jobs have in common.
+def composer(command: str, flags: argparse.Namespace) -> Iterator[None]:
+    """Let `hydra.compose` find gnexp's configs, and those of the folders that the flags name.
 
-    It returns, beside the config, whether the jobs are a grid; if not, it is the only job's.
+    A Hydra application around this call finds its own state afterwards.
     """
     store_configs()
-    flags = get_args_parser().parse_args(arguments)
-    path = create_config_search_path(os.path.abspath(flags.config_path or config_folder()))
     if flags.config_dir:
         folder = os.path.abspath(flags.config_dir)
         if not os.path.isdir(folder):
             raise UsageError(f"--config-dir {flags.config_dir} is not a folder")
-        path.prepend("command-line", f"file://{folder}", SearchPathQuery(provider="schema"))
-    app = Hydra.create_main_hydra2(f"gnexp {command}", path)
-    loader = app.config_loader
-
-    def compose() -> tuple[DictConfig, bool]:
-        # Without a look at whether values are lists of a sweep, since a preset may make it one.
-        common = loader.load_configuration(
-            flags.config_name or command,
-            flags.overrides,
-            RunMode.MULTIRUN,
-            validate_sweep_overrides=False,
-        )
-        swept = flags.multirun or common.hydra.mode == RunMode.MULTIRUN
-        mode = RunMode.MULTIRUN if swept else RunMode.RUN
-        parsed = OverridesParser.create(loader).parse_overrides(flags.overrides)
-        loader.validate_sweep_overrides_legal(parsed, mode, from_shell=True)
-        return common, swept
-
+        flags.overrides.append(f"hydra.searchpath=[{quoted(f'file://{folder}')}]")
+    outer, job = GlobalHydra.instance(), HydraConfig.instance()
+    before, outer.hydra = (outer.hydra, job.cfg), None
     try:
-        yield loader, compose
+        main = os.path.abspath(flags.config_path or config_folder())
+        initialize_config_dir(main, job_name=f"gnexp {command}", version_base="1.3")
+        yield
     finally:
-        GlobalHydra.instance().clear()
+        outer.hydra, job.cfg = before
 
 
-def flags_of(command: str, arguments: list[str]) -> argparse.Namespace | None:
-    """Return what is typed as Hydra parses it, None after --version, which that answers.
+def _typed_keys(arguments: list[str], jobs: list[Any]) -> dict[str, str]:
+    """Return the keys that are typed with their text, those within together= too."""
+    typed = dict(a.lstrip("+").split("=", 1) for a in arguments if re.match(r"[^-][^=]*=", a))
+    for job in jobs if "together" in typed else ():
+        if isinstance(job.together, dict):
+            typed = {**{key: str(value) for key, value in job.together.items()}, **typed}
+    return typed
 
-    Raises UsageError for a flag that it does not know.
-    """
-    output = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(output):
-            flags = get_args_parser().parse_args(arguments)
-    except SystemExit as leaving:
-        if not leaving.code:
-            return None
-        reason = output.getvalue().strip().splitlines()[-1].partition("error: ")[2]
-        raise UsageError(f"{reason}; see gnexp {command} --help") from leaving
-    if flags.experimental_rerun:
-        raise UsageError(
-            "--experimental-rerun is not supported: the same command again goes on where it ended"
-        )
-    return flags
+
+def _look_at_norms(command: str, norms: list[dict[str, Any]]) -> None:
+    """Refuse an option that was added to a norm of gnexp; tell of plug-ins that are passed over."""
+    for norm in norms:
+        valid = norm_options(norm.get("name"))
+        for key in norm if norm.get("name") in norm_names() else ():
+            if key != "name" and f"norm.{key}" not in valid:
+                raise UsageError(unknown_key(f"norm.{key}", command, [f"norm={norm['name']}"]))
+    chosen = [norm.get("name") for norm in norms]
+    for sentence in (*plugins.shadowed(chosen, norm_names()), *plugins.unreadable()):
+        print(f"gnexp: {sentence}", file=sys.stderr)
 
 
 def store_configs() -> None:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from gnexp.cli.argv import quoted
 from gnexp.config.schema import KEYS, UsageError
 
 # Keys whose value is a list by itself; a list for any other key is an axis of a grid.
@@ -26,17 +27,11 @@ def overrides(config: Mapping[str, Any] | Sequence[str]) -> list[str]:
     of lists is an axis for those too. A class or function for `norm` or `model` stands for its
     import path. Raises UsageError for what cannot be typed.
     """
-    if isinstance(config, str):
-        raise UsageError(
-            f"config={config!r} must be a dict, or a list of words such as [{config!r}]"
-        )
-    if not isinstance(config, Mapping | Sequence):
-        kind = type(config).__name__
-        raise UsageError(f"config={config!r} is of type {kind}: give a dict, or a list of words")
     if not isinstance(config, Mapping):
-        if wrong := [word for word in config if not isinstance(word, str)]:
+        listed = isinstance(config, Sequence) and not isinstance(config, str)
+        if not listed or not all(isinstance(word, str) for word in config):
             raise UsageError(
-                f"config holds {wrong[0]!r}: a list must be of words, such as 'norm=gn'"
+                f"config={config!r} must be a dict, or a list of words such as ['norm=gn']"
             )
         return list(config)
     words, grid = [], False
@@ -89,12 +84,10 @@ def import_path(key: str, target: Any) -> str:
         )
     module, name = getattr(target, "__module__", None), getattr(target, "__qualname__", "")
     if module in (None, "__main__", "builtins") or not name.isidentifier():
-        shown = name or type(target).__name__
         raise UsageError(
-            f"{key}={shown} has no import path, by which other processes and later calls find it:"
-            f" put it into a file, such as my_{key}.py, and give {key}._target_='my_{key}.{shown}'"
-            if shown.isidentifier()
-            else f"{key}={shown} has no import path: put it into a file of its own, under a name"
+            f"{key}={name or type(target).__name__} has no import path, by which other processes"
+            f" and later calls find it: put it, under a name, into a file such as my_{key}.py, and"
+            f" give {key}._target_='my_{key}.NAME'"
         )
     return f"{module}.{name}"
 
@@ -125,8 +118,6 @@ def _word(key: str, value: Any) -> str:
         text = os.fspath(value)
         if _PLAIN.fullmatch(text) and text.lower() not in _RESERVED:
             return text
-        from gnexp.cli.launchers import quoted
-
         return quoted(text)
     if isinstance(value, list):
         return f"[{','.join(_word(key, each) for each in value)}]"

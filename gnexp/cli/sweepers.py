@@ -5,8 +5,8 @@ refused, and so is a sweeper that is told to look for the lowest accuracy.
 """
 
 import contextlib
+import dataclasses
 import importlib
-import importlib.util
 import logging
 import os
 import tempfile
@@ -17,6 +17,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from gnexp.cli.launcher_waits import first_line
+from gnexp.cli.launchers import is_installed
 from gnexp.config.resolve import expand
 from gnexp.config.schema import TrainConfig, UsageError, is_tuned
 from gnexp.config.unknown import unknown
@@ -52,16 +54,9 @@ def chosen(arguments: Sequence[str]) -> str | None:
     if name not in SWEEPERS:
         raise UsageError(unknown(f"hydra/sweeper={name} is unknown", name, sorted(SWEEPERS)))
     plugin, package, _ = SWEEPERS[name]
-    if _spec(f"hydra_plugins.{plugin}") is None:
+    if not is_installed(f"hydra_plugins.{plugin}"):
         raise UsageError(f"hydra/sweeper={name} needs its plugin: pip install '{package}'")
     return name
-
-
-def _spec(module: str) -> Any:
-    try:
-        return importlib.util.find_spec(module)
-    except ModuleNotFoundError:  # its parent is missing
-        return None
 
 
 def arguments_for(name: str, arguments: Sequence[str]) -> list[str]:
@@ -82,43 +77,18 @@ class _Refused(BaseException):
     """A job's mistake on its way through Hydra, which would print any other exception."""
 
 
-class _Objective:
-    """The objective of a sweeper: trains a job's config and returns its validation accuracy.
-
-    code: the worst exit code so far; begun: whether there was a job; last: the config of the last.
-    """
-
-    def __init__(self, name: str, typed: str) -> None:
-        self.name, self.typed = name, typed
-        self.code, self.begun = 0, False
-        self.last: TrainConfig | None = None
-
-    def __call__(self, config: Any) -> float:
-        from gnexp.cli.commands.train import train
-
-        self.begun = True
-        composed: TrainConfig = OmegaConf.to_object(config)
-        composed.out = os.path.expanduser(composed.out)
-        try:
-            composed = self._only(composed)
-            self.code = max(self.code, train([composed], self.typed, grid=False))
-        except UsageError as mistake:
-            raise _Refused(mistake) from mistake
-        self.last = composed
-        return validation_accuracy(composed)
-
-    def _only(self, config: TrainConfig) -> TrainConfig:
-        """Return the one run of a job; raises UsageError for a job that no sweeper can score."""
-        what = f"hydra/sweeper={self.name}"
-        if config.data.validation is None:
-            raise UsageError(
-                f"{what} maximizes what a training returns, which must not be test accuracy: hold"
-                " images out of the training set, such as data.validation=0.2"
-            )
-        if is_tuned(config) or len(expand(config)) > 1:
-            raise UsageError(f"{what} chooses one rate per job: sweep it, such as lr=0.1,0.2")
-        (only,) = expand(config)  # with the keys of together= set
-        return only
+def _only_run(name: str, config: TrainConfig) -> TrainConfig:
+    """Return the one run of a job; raises UsageError for a job that no sweeper can score."""
+    what = f"hydra/sweeper={name}"
+    if config.data.validation is None:
+        raise UsageError(
+            f"{what} maximizes what a training returns, which must not be test accuracy: hold"
+            " images out of the training set, such as data.validation=0.2"
+        )
+    if is_tuned(config) or len(expand(config)) > 1:
+        raise UsageError(f"{what} chooses one rate per job: sweep it, such as lr=0.1,0.2")
+    (only,) = expand(config)  # with the keys of together= set
+    return dataclasses.replace(only, out=os.path.expanduser(only.out))
 
 
 def validation_accuracy(config: TrainConfig) -> float:
@@ -138,9 +108,22 @@ def optimize(name: str, typed: str, run: Callable[[Callable[[Any], float], Path]
     for the first job that breaks a rule.
     """
     from gnexp.cli.commands.report import make_report
+    from gnexp.cli.commands.train import train
+
+    begun: list[Any] = []
+    codes: list[int] = []  # exit codes of the jobs
+    last: list[TrainConfig] = []
+
+    def objective(config: Any) -> float:
+        begun.append(config)
+        try:
+            last[:] = [_only_run(name, OmegaConf.to_object(config))]
+            codes.append(train(last, typed, grid=False))
+        except UsageError as mistake:
+            raise _Refused(mistake) from mistake
+        return validation_accuracy(last[0])
 
     _quieten(name)
-    objective = _Objective(name, typed)
     with tempfile.TemporaryDirectory() as scratch:
         try:
             run(objective, Path(scratch))
@@ -149,20 +132,20 @@ def optimize(name: str, typed: str, run: Callable[[Callable[[Any], float], Path]
         except (UsageError, OSError):
             raise
         except Exception as error:  # of the sweeper's own options, such as Optuna's storage
-            if objective.begun:
+            if begun:
                 raise
-            output = (str(error).strip().splitlines() or ["no reason given"])[0]
             raise UsageError(
                 f"hydra/sweeper={name} stopped before its first job, with"
-                f" {type(error).__name__}: {output}; look at what is typed after hydra.sweeper."
+                f" {type(error).__name__}: {first_line(error)}; look at what is typed after"
+                " hydra.sweeper."
             ) from error
-        if objective.last is None:  # Hydra answered itself: --help, --cfg, --info
-            return 0
-        out, study = Path(objective.last.out), objective.last.study
-        for line in _keep(Path(scratch) / RESULTS, out / study):
+        if not last:
+            raise UsageError(f"hydra/sweeper={name} started no job, as it was told to")
+        config = last[0]
+        for line in _keep(Path(scratch) / RESULTS, Path(config.out) / config.study):
             print(line)
-    print(make_report(out, study, objective.last.reference_batch, objective.last.report))
-    return objective.code
+    print(make_report(Path(config.out), config.study, config.reference_batch, config.report))
+    return max(codes)
 
 
 def _quieten(package: str) -> None:

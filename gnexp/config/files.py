@@ -43,22 +43,12 @@ def norm_options(name: str) -> list[str]:
     return [f"norm.{key}" for key in norm_defaults(name)]
 
 
-def keys_of(schema: type, prefix: str = "") -> list[str]:
-    """Return the names of all keys of a config, nested ones with dots."""
+def keys_of(schema: type, kind: type | None = None, prefix: str = "") -> list[str]:
+    """Return the names of all keys of a config, or of those of a type; nested ones with dots."""
     names = []
     for field in dataclasses.fields(schema):
-        names.append(prefix + field.name)
-        if dataclasses.is_dataclass(field.type):
-            names += keys_of(field.type, f"{prefix}{field.name}.")
-    return names
-
-
-def truth_keys(schema: type, prefix: str = "") -> list[str]:
-    """Return the names of a config's keys that are true or false, nested ones with dots."""
-    names = []
-    for field in dataclasses.fields(schema):
-        if field.type is bool:
+        if kind in (None, field.type):
             names.append(prefix + field.name)
-        elif dataclasses.is_dataclass(field.type):
-            names += truth_keys(field.type, f"{prefix}{field.name}.")
+        if dataclasses.is_dataclass(field.type):
+            names += keys_of(field.type, kind, f"{prefix}{field.name}.")
     return names

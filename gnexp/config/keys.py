@@ -36,20 +36,21 @@ class Key:
             object.__setattr__(self, "compared", self.identity)
 
 
-def key(default: Any, **policy: Any) -> Any:
-    """Return the dataclass field of a key; policy: as of Key."""
+def key(default: Any, *, rule: Any = None, null: bool = False, **policy: Any) -> Any:
+    """Return the dataclass field of a key; policy: as of Key.
+
+    rule: of `rules`, or several, that its values keep. null: that null is a value beside them, as
+    it is where it is the default.
+    """
+    metadata = {"policy": policy, "rule": rule, "null": null or default is None}
     if isinstance(default, list | dict):
-        return dataclasses.field(default_factory=lambda: copy.copy(default), metadata=_of(policy))
-    return dataclasses.field(default=default, metadata=_of(policy))
+        return dataclasses.field(default_factory=lambda: copy.copy(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def group(schema: type, **policy: Any) -> Any:
     """Return the dataclass field of a group of keys; its policy is that of keys that give none."""
-    return dataclasses.field(default_factory=schema, metadata=_of(policy))
-
-
-def _of(policy: dict[str, Any]) -> dict[str, Any]:
-    return {"policy": policy}
+    return dataclasses.field(default_factory=schema, metadata={"policy": policy})
 
 
 def keys(schema: type) -> dict[str, Key]:

@@ -102,18 +102,8 @@ def _without_unbudgeted_reads(config: TrainConfig) -> TrainConfig:
 
 def bench_run(config: BenchConfig, norm: str, batch: int) -> TrainConfig:
     """Return the run that one cell of a bench times, not yet resolved."""
-    return TrainConfig(
-        norm={"name": norm},
-        model=config.model,
-        data=config.data,
-        groups=config.groups,
-        batch=batch,
-        seeds=config.seeds,
-        epochs=1000,  # so long that trying both layouts of a captured graph is worth it
-        precision=config.precision,
-        device=config.device,
-        workers=config.workers,
-    )
+    # So long that trying both layouts of a captured graph is worth it.
+    return TrainConfig(**_keys_of_train(config), norm={"name": norm}, batch=batch, epochs=1000)
 
 
 def cost_run(cost: CostConfig, norm: str) -> TrainConfig:
@@ -124,11 +114,10 @@ def cost_run(cost: CostConfig, norm: str) -> TrainConfig:
 
 def check_run(config: CheckConfig) -> TrainConfig:
     """Return a run with the norm under test, whose building and rules are those of training."""
-    return TrainConfig(
-        norm=config.norm,
-        groups=config.groups,
-        channels_per_group=config.channels_per_group,
-        groups_fallback=config.groups_fallback,
-        data=config.data,
-        workers=config.workers,
-    )
+    return TrainConfig(**_keys_of_train(config))
+
+
+def _keys_of_train(config: Any) -> dict[str, Any]:
+    """Return the keys of another command that are keys of a training too."""
+    names = {field.name for field in dataclasses.fields(TrainConfig)}
+    return {name: value for name, value in vars(config).items() if name in names}

@@ -20,11 +20,14 @@ from gnexp.norms import plugins
 from gnexp.norms.registry import NORMS, build_norm, require_channels
 
 
-def import_target(path: str, key: str = "norm._target_") -> Callable[..., Any]:
+def import_target(path: str | Callable[..., Any], key: str = "norm._target_") -> Callable[..., Any]:
     """Return the class or function at an import path; the current directory is importable.
 
-    key: under which it was typed. Raises ValueError naming the path and what is missing.
+    key: under which it was typed. What is called stands for itself. Raises ValueError naming the
+    path and what is missing.
     """
+    if callable(path):
+        return path
     module_name, _, attribute = str(path).rpartition(".")
     if not module_name:
         example = "my_pkg.MyNorm" if key.startswith("norm") else "my_pkg.Net"

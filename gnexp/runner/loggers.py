@@ -17,8 +17,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from gnexp.config.schema import KEYS
-from gnexp.config.validation import asked_loggers
+from gnexp.config.schema import KEYS, listed
 from gnexp.store.files import write_whole
 from gnexp.store.run import Run
 
@@ -62,7 +61,7 @@ def follow(run: Run, seed: int, logger: Any) -> None:
     writer that fails (its package does not load, the disk is full) must not cost the training, and
     `export_all` tries again at the end and reports it then.
     """
-    if "tensorboard" in asked_loggers(logger):
+    if "tensorboard" in listed(logger):
         with contextlib.suppress(Exception):
             export(run, "tensorboard", [seed])
 
@@ -73,11 +72,11 @@ def export(run: Run, logger: Any, seeds: Iterable[int] | None = None) -> None:
     seeds: these alone, else every one that has finished an epoch. Raises OSError where the run's
     folder refuses files. Corrupt lines of tables are left out.
     """
-    if not asked_loggers(logger):
+    if not listed(logger):
         return
     with run.writing():  # no other process may write the same files, nor change the tables
         trainings = list(_trainings(run, seeds))
-        for name in asked_loggers(logger):
+        for name in listed(logger):
             for training in trainings:
                 WRITERS[name](training)
 
@@ -108,7 +107,7 @@ def viewing_lines(study_folder: Path, logger: Any) -> list[str]:
         "tensorboard": f"tensorboard --logdir {study_folder}",
         "wandb": f"wandb sync {study_folder}/*/wandb/offline-run-*  (uploads; until then offline)",
     }
-    return [f"to look at it: {how[name]}" for name in asked_loggers(logger)]
+    return [f"to look at it: {how[name]}" for name in listed(logger)]
 
 
 def _trainings(run: Run, seeds: Iterable[int] | None) -> Iterator[Training]:

@@ -7,9 +7,9 @@ from gnexp.config.schema import (
     CUSTOM,
     ShiftConfig,
     TrainConfig,
-    instruments,
     is_external,
     is_private,
+    listed,
 )
 from gnexp.config.torchrun import launched
 from gnexp.data.corruptions.cifar_c import load_cifar_c
@@ -178,7 +178,7 @@ def _pass_raises(model: nn.Module, shape: tuple[int, ...], count: int, training:
 
 def _released_problems(config: TrainConfig, images: Dataset) -> list[str]:
     """Return whether the folder of corrupted images is of another test set than the run's."""
-    if not (config.shift.root and "shift" in instruments(config.measure)):
+    if not (config.shift.root and "shift" in listed(config.measure)):
         return []
     released = load_cifar_c(config.shift.root, corruption_names(config.shift))
     try:

@@ -3,7 +3,7 @@
 import torch
 
 from gnexp.config.identity import as_dict
-from gnexp.config.schema import retry_statuses
+from gnexp.config.schema import listed
 from gnexp.config.torchrun import launched
 from gnexp.runner.build.data import worker_count
 from gnexp.runner.build.step import why_seeds_train_apart
@@ -30,7 +30,7 @@ def missing(runs: list[PreparedRun]) -> dict[PreparedRun, list[int]]:
         stored.settle()
         found = seed_progress(run)
         config = run.config
-        again = {s: was for s, was in found.ended.items() if was in retry_statuses(config.retry)}
+        again = {s: was for s, was in found.ended.items() if was in listed(config.retry)}
         for seed in config.seeds if config.force else again:
             if config.force or again[seed] != "failed":
                 _forget(stored, seed)

@@ -15,8 +15,7 @@ from typing import Any
 from torch import nn
 
 from gnexp.config.identity import restore, run_name
-from gnexp.config.schema import CUSTOM, TrainConfig
-from gnexp.config.validation import LIBRARIES
+from gnexp.config.schema import CUSTOM, LIBRARIES, TrainConfig
 from gnexp.models.external import is_constructor
 from gnexp.norms.copying import put_state
 from gnexp.runner.build.code_digest import code_checksum

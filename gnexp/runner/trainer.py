@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from gnexp.config.schema import TrainConfig, instruments, is_private, tested_on
+from gnexp.config.schema import TrainConfig, is_private, listed, tested_on
 from gnexp.runner.build import dp_sgd
 from gnexp.runner.build.data import device_images, train_settings
 from gnexp.runner.build.initial_model import load_initial_model
@@ -293,7 +293,7 @@ class GroupTrainer:
         """Return what is measured at the end; where an instrument fails, and why."""
         unmeasured = dict(*self.rows[place].get("unmeasured", ()))
         numbers: dict[str, Any] = dict.fromkeys(["ece", *OTHER_SCORES])
-        for what in (*ALWAYS, *instruments(replica.config.measure)):
+        for what in (*ALWAYS, *listed(replica.config.measure)):
             with keeping_the_result(what, unmeasured):
                 numbers |= measure(what, trained, replica.config.shift)
         for what, reason in unmeasured.items():

@@ -1,8 +1,7 @@
 """`gnexp check`: what it prints and writes, and what it says of norms that misbehave."""
 
-import csv
-
 import pytest
+from run_files import table
 
 from gnexp.analysis.check_result import ROW_COLUMNS
 from gnexp.checks.registry import CLAIMS, MODULES
@@ -21,49 +20,9 @@ class Affine(nn.Module):
         self.bias = nn.Parameter(torch.zeros(num_channels))
 
 
-class Unbuildable(Affine):
-    def __init__(self, num_channels):
-        raise RuntimeError("no such thing")
-
-
 class NotAModule:
     def __init__(self, num_channels):
         pass
-
-
-class OtherShape(Affine):
-    def forward(self, x):
-        return x[:, :, 1:]
-
-
-class OtherDtype(Affine):
-    def forward(self, x):
-        return x.half()
-
-
-class OtherDevice(Affine):
-    def forward(self, x):
-        return x.to("meta")
-
-
-class Nan(Affine):
-    def forward(self, x):
-        return x / 0 * 0
-
-
-class Pair(Affine):
-    def forward(self, x):
-        return x, x
-
-
-class Raises(Affine):
-    def forward(self, x):
-        raise KeyError("statistics")
-
-
-class RaisesBackward(Affine):
-    def forward(self, x):
-        return Broken.apply(x)
 
 
 class Broken(torch.autograd.Function):
@@ -76,13 +35,6 @@ class Broken(torch.autograd.Function):
         raise ArithmeticError("no gradient here")
 
 
-class NeedsTwo(Affine):
-    def forward(self, x):
-        if len(x) < 2:
-            raise ValueError("at least two examples, please")
-        return x
-
-
 class Groups(nn.Module):
     def __init__(self, num_channels, groups=8):
         super().__init__()
@@ -91,25 +43,37 @@ class Groups(nn.Module):
 
     def forward(self, x):
         return self.inner(x)
+
+
+def require_two(x):
+    if len(x) < 2:
+        raise ValueError("at least two examples, please")
+    return x
 """
+# What their forward pass returns.
+BAD_FORWARDS = {
+    "OtherShape": "x[:, :, 1:]",
+    "OtherDtype": "x.half()",
+    "OtherDevice": "x.to('meta')",
+    "Nan": "x / 0 * 0",
+    "Pair": "(x, x)",
+    "Raises": "{}['statistics']",
+    "RaisesBackward": "Broken.apply(x)",
+    "NeedsTwo": "require_two(x)",
+}
+for name, returned in BAD_FORWARDS.items():
+    BAD_NORMS += (
+        f"\n\nclass {name}(Affine):\n    def forward(self, x):\n        return {returned}\n"
+    )
 
 
 @pytest.fixture
-def check(gnexp, workdir):
+def check(gnexp, own_module):
     """Run `gnexp check` in this process, beside a file of norms that misbehave."""
-    name = f"bad_norms_{abs(hash(str(workdir)))}"  # a module is imported once per process
-    (workdir / f"{name}.py").write_text(BAD_NORMS)
-
-    def run(*words: str):
-        words = tuple(word.replace("bad.", f"{name}.") for word in words)
-        return gnexp("check", "workers=1", *words)
-
-    return run
-
-
-def rows_of(folder):
-    with open(folder / "check.csv", newline="") as file:
-        return list(csv.DictReader(file))
+    name = own_module(BAD_NORMS)
+    return lambda *words: gnexp(
+        "check", "workers=1", *(w.replace("bad.", f"{name}.") for w in words)
+    )
 
 
 def test_one_norm_is_printed_in_full_and_written_as_csv_and_markdown(check, workdir):
@@ -119,7 +83,7 @@ def test_one_norm_is_printed_in_full_and_written_as_csv_and_markdown(check, work
     assert "1. Core mechanism" in answer.out
     assert "2. Spectrum" in answer.out
     folder = workdir / "results" / "check"
-    rows = rows_of(folder)
+    rows = table(folder / "check.csv")
     assert list(rows[0]) == list(ROW_COLUMNS)
     assert {row["claim"] for row in rows} == {"1", "2"}
     assert all(row["verdict"].startswith(VERDICTS) for row in rows)
@@ -134,7 +98,7 @@ def test_one_norm_is_printed_in_full_and_written_as_csv_and_markdown(check, work
 def test_several_norms_make_one_table_of_verdicts_with_a_column_each(check, workdir):
     answer = check("-m", "norm=bn,gn,none", "claims=[core]")
     assert answer.code == 0
-    rows = rows_of(workdir / "results" / "check")
+    rows = table(workdir / "results/check/check.csv")
     assert list(dict.fromkeys(row["norm"] for row in rows)) == ["BN", "GN(8)", "no norm"]
     by_norm = {
         norm: {r["statement"]: r["verdict"] for r in rows if r["norm"] == norm}
@@ -144,13 +108,13 @@ def test_several_norms_make_one_table_of_verdicts_with_a_column_each(check, work
     assert by_norm["GN(8)"]["standardized"] == "holds"
     assert by_norm["BN"]["standardized"].startswith("holds only when")
     assert by_norm["no norm"]["standardized"] == "fails"
-    table = (workdir / "results" / "check" / "summary.md").read_text()
-    assert "| BN | GN(8) | no norm |" in table
+    summary = (workdir / "results" / "check" / "summary.md").read_text()
+    assert "| BN | GN(8) | no norm |" in summary
 
 
 def test_options_that_are_not_the_default_tell_two_columns_apart(check, workdir):
     check("-m", "norm=gn", "groups=4,8", "claims=[core]", "norm.eps=1e-5,1e-3")
-    rows = rows_of(workdir / "results" / "check")
+    rows = table(workdir / "results/check/check.csv")
     norms = list(dict.fromkeys(row["norm"] for row in rows))
     assert norms == ["GN(4)", "GN(4)[eps=0.001]", "GN(8)", "GN(8)[eps=0.001]"]
 
@@ -168,7 +132,6 @@ def test_the_same_check_writes_the_same_bytes(check, workdir):
 @pytest.mark.parametrize(
     ("norm", "sentence"),
     [
-        ("Unbuildable", "Unbuildable cannot be built: norm._target_="),
         ("NotAModule", "NotAModule cannot be built: norm._target_="),
         ("OtherShape", "OtherShape returned the shape (4, 64, 4, 7) for (4, 64, 5, 7)"),
         ("OtherDtype", "OtherDtype returned the dtype torch.float16 for torch.float64"),
@@ -193,7 +156,7 @@ def test_what_a_norm_does_in_one_claim_does_not_keep_the_others_from_running(che
     answer = check("norm._target_=bad.NeedsTwo", "claims=[core,batch_independence]")
     assert answer.code == 1
     assert "not measured, claim 3: NeedsTwo raised ValueError (" in answer.out
-    rows = rows_of(workdir / "results" / "check")
+    rows = table(workdir / "results/check/check.csv")
     assert {r["verdict"] for r in rows if r["claim"] == "3"} == {"not measured"}
     assert "not measured" not in {r["verdict"] for r in rows if r["claim"] == "1"}
     assert "please" in (workdir / "results" / "check" / "errors.txt").read_text()
@@ -202,12 +165,12 @@ def test_what_a_norm_does_in_one_claim_does_not_keep_the_others_from_running(che
 def test_a_norm_of_ones_own_that_takes_groups_is_held_to_the_groups_it_was_told(check, workdir):
     answer = check("norm._target_=bad.Groups", "norm.groups=4", "claims=[core]")
     assert answer.code == 0
-    rows = {row["statement"]: row for row in rows_of(workdir / "results" / "check")}
+    rows = {row["statement"]: row for row in table(workdir / "results/check/check.csv")}
     assert rows["standardized"]["norm"] == "Groups[groups=4]"
     assert rows["standardized"]["verdict"] == "holds"
     assert rows["forward"]["verdict"] == "holds"
     check("norm._target_=bad.Groups", "groups=4", "claims=[core]")  # it is not told: it has 8
-    rows = {row["statement"]: row for row in rows_of(workdir / "results" / "check")}
+    rows = {row["statement"]: row for row in table(workdir / "results/check/check.csv")}
     assert rows["standardized"]["verdict"] == "fails"
     assert rows["forward"]["verdict"] == "fails"
 
@@ -216,20 +179,15 @@ def test_a_norm_of_ones_own_that_takes_groups_is_held_to_the_groups_it_was_told(
     ("words", "sentence"),
     [
         (["groups=7"], "channels=64: groups=7 does not divide 64 channels; valid: 1, 2, 4"),
-        (["groups=3", "channels=32"], "channels=32: groups=3 does not divide 32 channels"),
         (["claims=[cores]"], "claims=[cores] is unknown; did you mean core?"),
-        (["claims=core"], "claims=core must be a list, such as claims=[core]"),
-        (["draws=2"], "draws=2 must be a whole number of at least 4, such as 64"),
-        (["draws=many"], "draws=many must be a whole number, such as 2"),
+        (["draws=2"], "draws=2 must be a whole number of at least 4, such as draws=64"),
         (["channels=0"], "channels=0 must be a whole number of at least 1"),
-        (["seed=-1"], "seed=-1 must be a whole number from 0 up"),
+        (["seed=-1"], "seed=-1 must be a whole number of at least 0"),
         (["reference=gm"], "reference=gm is unknown; did you mean gn?"),
-        (["norm=gnn"], "norm=gnn is unknown; did you mean gn?"),
         (["norm._target_=bad.Missing"], "has no Missing"),
         (["epochs=3"], "epochs is not a key of gnexp check"),
         (["name=../x"], "name='../x' must be 1 to 100 letters"),
         (["-m", "draws=8,16"], "draws= takes one value per check: its norms share one table"),
-        (["norm.eps=-1"], "norm.eps=-1 must be a positive number"),
         (["data=npz"], "data.root"),
     ],
 )

@@ -1,6 +1,7 @@
 """A sweeper that optimizes sees accuracy on images held out, and never that on test images."""
 
 import csv
+import sys
 from pathlib import Path
 
 import pytest
@@ -87,12 +88,10 @@ def test_a_tuned_rate_is_not_optimized_once_more(gnexp):
 def test_an_unknown_sweeper_gets_the_nearest_name_and_a_missing_one_how_to_get_it(
     gnexp, monkeypatch
 ):
-    from gnexp.cli import sweepers
-
     answer = gnexp("train", "-m", *QUICK, "hydra/sweeper=optun")
     assert answer.code == 2
     assert "did you mean optuna?" in answer.err
-    monkeypatch.setattr(sweepers, "_spec", lambda module: None)
+    monkeypatch.setitem(sys.modules, "hydra_plugins.hydra_optuna_sweeper", None)
     answer = gnexp("train", *OPTUNA)
     assert answer.code == 2
     assert "pip install 'gnexp[optuna]'" in answer.err

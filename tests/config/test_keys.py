@@ -8,7 +8,8 @@ import torch
 from gnexp.analysis.cells import _NOT_COMPARED
 from gnexp.config.identity import as_dict
 from gnexp.config.keys import Key, group, key, keys, value_of, with_value
-from gnexp.config.schema import KEYS, TrainConfig
+from gnexp.config.rules import broken_rules
+from gnexp.config.schema import COMMANDS, KEYS, TrainConfig
 from gnexp.data.sources import DataSummary
 from gnexp.runner.prepared_run import PreparedRun
 from gnexp.runner.schedule import Replica, layout
@@ -85,3 +86,23 @@ def test_a_run_holds_all_keys_but_those_of_a_call():
 def test_the_report_leaves_out_what_the_keys_say():
     """Compare the report's list, which may import no config, with the policies of the keys."""
     assert {name for name, key in KEYS.items() if key.stored and not key.compared} == _NOT_COMPARED
+
+
+def fields_of(config, prefix=""):
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from fields_of(value, f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name, field
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_default_keeps_its_rule_and_every_number_has_one(command):
+    config = COMMANDS[command]()
+    assert broken_rules(config) == []
+    numbers = (int, float, int | None, float | None)
+    without = {n for n, f in fields_of(config) if f.type in numbers and not f.metadata["rule"]}
+    # The size is looked at with the images; a bench's and a check's others by the rules of train.
+    of_train = {"data.size", "groups", "channels_per_group", "workers"}
+    assert without <= ({"data.size"} if command == "train" else of_train)

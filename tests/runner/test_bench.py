@@ -310,10 +310,10 @@ SOME = ("batches=[4]", *SMALL)
 MISTAKES = {
     "unknown norm": (["norms=[bn,gm]"], ["norms=[bn,gm]", "gm", "did you mean gn"]),
     "one norm": (["norms=gn"], ["norms=gn", "norms=[gn]"]),
-    "no norms": (["norms=[]"], ["norms=[]", "names of norms"]),
+    "no norms": (["norms=[]"], ["norms=[]", "a list of names"]),
     "the key of train": (["norm=gn"], ["norm", "norms"]),
     "half a batch": (["batches=[1,1.5]"], ["batches=[1, 1.5]", "whole numbers from 1 up"]),
-    "a batch twice": (["batches=[2,4,2]"], ["twice", "batches=[2,4]"]),
+    "a batch twice": (["batches=[2,4,2]"], ["batches=[2, 4, 2]", "each once"]),
     "a batch above the data": (["batches=[1,64]", *SMALL], ["batches=[1, 64]", "at most 40"]),
     "seeds by name": (["seeds=[1,2]"], ["seeds"]),
     "no repeats": (["repeats=0"], ["repeats=0", "at least 1"]),

@@ -44,9 +44,9 @@ def test_a_memory_in_which_not_even_one_image_fits_says_so(gnexp):
     [
         (["cost.model=resnet5"], "cost: model=resnet5 is unknown; did you mean resnet56"),
         (["cost.norms=[gm]"], "cost.norms: gm is unknown; valid: bn, gn, ln, in, "),
-        (["cost.norms=gn"], "cost.norms=gn must be a list, such as cost.norms=[gn]"),
+        (["cost.norms=gn"], "cost.norms=gn must be a list of names"),
         (["cost.groups=7"], "groups=7 does not divide"),
-        (["cost.size=4"], "cost.size=4 must be at least 8 pixels"),
+        (["cost.size=4"], "cost.size=4 must be a whole number of at least 8 pixels"),
         (["cost.memory_gb=0"], "cost.memory_gb=0.0 must be a positive number"),
         (["cost.batches=[0]"], "cost.batches=[0] must be a list of whole numbers from 1 up"),
     ],

@@ -290,7 +290,7 @@ def test_the_report_says_what_became_of_every_layer(own):
         (("norm._target_=own_models.lazy_norm",), "returns a lazy layer (weight): build it with"),
         (("model._target_=own_models.Subclassed",), "a forward of its own; convert.leave=bn1 leav"),
         ((*RESNET, "convert.leave=bn3"), "convert.leave=bn3 is not the name of a module of the mo"),
-        ((*RESNET, "convert.leave=3"), "convert.leave=3 must be a layer's name, a pattern"),
+        ((*RESNET, "convert.leave=3"), "convert.leave=3 must be a list of layers' names, p"),
         (("convert.only=bn1",), "convert.only=bn1 is not used: norm= is of all norm layers of"),
         (("model._target_=own_models.nothing",), "must build an nn.Module, not str"),
         (("model._target_=own_models.nine",), "returns a tensor (2, 9) for 2 images"),

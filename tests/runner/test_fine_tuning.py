@@ -10,7 +10,7 @@ import torch
 
 from gnexp.analysis.cells import cells, series, start_name, varying
 from gnexp.cli import app
-from gnexp.cli.launchers import HydraJob, Launching
+from gnexp.cli.launchers import from_anywhere
 from gnexp.config.identity import restore
 from gnexp.config.schema import DataConfig, ModelConfig, TrainConfig
 from gnexp.models.load_weights import transfer
@@ -195,10 +195,10 @@ def test_weights_of_a_library_load_into_its_converted_model(workdir):
 
 
 def test_a_job_elsewhere_reads_the_weights_where_the_call_was_typed():
-    launching = object.__new__(Launching)
-    launching.folder = "/typed/here"
-    job = HydraJob(["norm=gn"], [TrainConfig(init_from="results/source/RUN")])
-    assert "init_from='/typed/here/results/source/RUN'" in launching._overrides(job)
+    config = TrainConfig(init_from="results/source/RUN", out="mine")
+    job = from_anywhere(config, Path("/typed/here"))
+    assert (job.init_from, job.out) == ("/typed/here/results/source/RUN", "/typed/here/mine")
+    assert (job.data.root, job.workers) == (None, 1)
 
 
 def test_what_is_no_file_of_tensors_is_refused_without_running_anything_in_it(gnexp, source):

@@ -13,7 +13,7 @@ import pytest
 from study_reports import build_report
 
 from gnexp.analysis.study_analysis import study_analysis
-from gnexp.config.validation import logger_problems
+from gnexp.config.rules import logger
 from gnexp.report.fingerprint import fingerprint, is_fresh
 from gnexp.runner import loggers
 from gnexp.runner.loggers import export, export_all
@@ -352,9 +352,8 @@ def test_an_unknown_logger_is_named_with_the_nearest_valid_one(gnexp, workdir):
 
 def test_a_missing_package_is_named_before_any_work_starts(gnexp, workdir, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert logger_problems(["wandb"]) == [
-        "logger=wandb needs a package that is not installed: pip install 'gnexp[wandb]'"
-    ]
+    sentence = "logger=wandb needs a package that is not installed: pip install 'gnexp[wandb]'"
+    assert logger("logger", ["wandb"]) == sentence
     answer = gnexp("train", *SMALL, "logger=tensorboard")
     assert (answer.code, len(answer.err.splitlines())) == (2, 1)
     assert "pip install 'gnexp[tensorboard]'" in answer.err

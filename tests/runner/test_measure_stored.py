@@ -172,7 +172,10 @@ def test_a_run_without_a_checkpoint_is_named_and_the_others_are_measured(gnexp, 
     ("words", "sentence"),
     [
         (["shift.corruptions=[foggy]"], "foggy is unknown; did you mean fog?"),
-        (["shift.corruptions=fog"], "shift.corruptions=fog must be a list, such as [fog,contrast]"),
+        (
+            ["shift.corruptions=fog"],
+            "shift.corruptions=fog must be a list of names, each",
+        ),
         (["shift.severities=[0]"], "shift.severities=[0] must be a list of whole numbers from 1"),
         (["shift.severities=[1,6]"], "shift.severities=[1, 6] must be a list of whole numbers"),
         (["shift.images=0"], "shift.images=0 must be a whole number of at least 1"),

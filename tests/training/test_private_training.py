@@ -652,7 +652,7 @@ DPSGD = {"name": "dpsgd", "epsilon": 8.0, "clip": 1.0, "noise": "seeded"}
 
 NOT_PRIVATE = {"name": "none", "clip": None, "noise": None}
 NONSENSE = [
-    ({"name": "dp"}, "privacy=dp is unknown; did you mean dpsgd"),
+    ({"name": "dp"}, "privacy.name=dp is not one of none, dpsgd"),
     *(
         ({"epsilon": epsilon}, f"privacy.epsilon={epsilon} must be a positive number")
         for epsilon in (-1.0, math.inf, math.nan, None)

@@ -10,7 +10,6 @@ from gnexp.config.resolve import bench_run, resolve
 from gnexp.config.schema import BenchConfig, TrainConfig, UsageError
 from gnexp.config.torchrun import cores
 from gnexp.config.unknown import unknown
-from gnexp.config.validation import bench_problems
 from gnexp.norms.registry import NORMS
 from gnexp.report.benchmark.aggregate import GNEXP, Row, bench_rows, ratio_rows
 from gnexp.report.benchmark.figure import draw_bench
@@ -73,7 +72,7 @@ def plan(config: BenchConfig) -> tuple[list[TrainConfig], list[str]]:
 
     Raises UsageError listing all that is wrong.
     """
-    found = bench_problems(config) or _problems(config)
+    found = _problems(config)
     runs, undefined = [], []
     for norm, batch in itertools.product(config.norms, config.batches) if not found else ():
         run = resolve(bench_run(config, norm, batch))

@@ -15,7 +15,6 @@ from gnexp.cli.console import passed_over_lines
 from gnexp.config.resolve import check_run, resolve
 from gnexp.config.schema import CUSTOM, CheckConfig, UsageError
 from gnexp.config.unknown import unknown
-from gnexp.config.validation import check_problems
 from gnexp.norms import user_code
 from gnexp.norms.reference.table import REFERENCES
 from gnexp.report.check.console import terminal_text
@@ -68,8 +67,7 @@ def plan(configs: list[CheckConfig]) -> list[Claim]:
         if len({str(getattr(config, key)) for config in configs}) > 1:
             found.append(f"{key}= takes one value per check: its norms share one table")
     for config in configs:
-        wrong = check_problems(config)
-        found += wrong or _norm_problems(config)
+        found += _norm_problems(config)
     first = configs[0]
     for claim in first.claims if isinstance(first.claims, list) else ():
         if claim not in CLAIMS:

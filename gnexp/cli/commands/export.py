@@ -6,7 +6,6 @@ from pathlib import Path
 from gnexp.cli.commands.report import stored_study
 from gnexp.cli.commands.status import counts_text
 from gnexp.config.schema import ExportConfig, UsageError
-from gnexp.config.validation import study_problems
 from gnexp.store.archive import SUFFIX, pack, unpack
 from gnexp.store.export import Export, export_of
 from gnexp.store.files import write_whole
@@ -18,8 +17,6 @@ FINAL = ("complete", "diverged", "infeasible")  # as they will stay
 
 def export(config: ExportConfig) -> int:
     """Write OUT/NAME.zip, and print what it holds and lacks; returns the exit code."""
-    if found := study_problems(config):
-        raise UsageError("\n".join(found))
     study = stored_study(config.out, config.study)
     if study.is_zip:
         raise UsageError(f"study={config.study} is one file already: {study.folder}")

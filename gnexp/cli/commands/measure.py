@@ -10,13 +10,7 @@ from gnexp.config.identity import restore
 from gnexp.config.resolve import cost_run, resolve
 from gnexp.config.schema import CostConfig, MeasureConfig, UsageError
 from gnexp.config.unknown import unknown
-from gnexp.config.validation import (
-    count_problems,
-    gradient_problems,
-    idle_problems,
-    shift_problems,
-    study_problems,
-)
+from gnexp.config.unused import idle_problems
 from gnexp.report.benchmark.memory import memory_table
 from gnexp.runner.benchmark.memory import MOST, batch_column, memory_row, problems_of
 from gnexp.runner.build import data
@@ -96,8 +90,7 @@ def _trusted(config: MeasureConfig, study: Study) -> set[str]:
 
 
 def _problems(config: MeasureConfig, what: list[str]) -> list[str]:
-    found = study_problems(config) + gradient_problems(config.gradients, config.gradients_at)
-    found += count_problems({"workers": config.workers, "reference_batch": config.reference_batch})
+    found = []
     valid = (*SHARED, *INSTRUMENTS, "cost")
     for name in what:
         if name not in valid:
@@ -108,9 +101,10 @@ def _problems(config: MeasureConfig, what: list[str]) -> list[str]:
         found.append("gradients_at=null measures nothing: name batch sizes, such as [1,2,4,8]")
     if config.gradients == 0 and "gradients" in what:
         found.append("gradients=0 measures nothing: name a number of draws, such as 256")
-    wrong = shift_problems(config.shift)
-    found += wrong or (corruption_problems(config.shift) if "shift" in what else [])
-    found += problems_of(config.cost) if "cost" in what else []
+    if not found and "shift" in what:
+        found += corruption_problems(config.shift)
+    if not found and "cost" in what:
+        found += problems_of(config.cost)
     try:
         data.pick_device(config.device)
     except ValueError as error:

@@ -1,11 +1,9 @@
 """`gnexp report`: tables, figures and the page from what a study holds, or two side by side."""
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
-from gnexp.config.schema import ReportConfig, ReportOptions, UsageError
-from gnexp.config.validation import report_problems
+from gnexp.config.schema import ReportConfig, ReportOptions, UsageError, listed
 from gnexp.runner.loggers import export_all, viewing_lines
 from gnexp.store.archive import SUFFIX
 from gnexp.store.disk import disk_failure
@@ -14,17 +12,15 @@ from gnexp.store.study import Study, how_to_unpack, load_study, runs_of, study_p
 
 def report(config: ReportConfig) -> int:
     """Build the report of a study, or of two, print its path; returns the exit code."""
-    config = dataclasses.replace(config, study=_as_typed(config.study))
-    if found := report_problems(config):
-        raise UsageError("\n".join(found))
+    # Where a list may stand, study=2026 arrives as a number.
+    names = [str(name) for name in listed(config.study)]
     out = Path(config.out)
-    names = config.study if isinstance(config.study, list) else [config.study]
     studies = [_loaded(config.out, name) for name in names]
     for study in studies if config.logger else ():
         require_folder(study.folder, "logger=")
     for name, study in zip(names, studies):
         _print_problems(study, name)
-    if isinstance(config.study, list):
+    if len(names) > 1:
         print(_comparison(studies, out, config.reference_batch, config.report))
     else:
         print(_report(studies[0], config.reference_batch, config.report))
@@ -32,19 +28,6 @@ def report(config: ReportConfig) -> int:
     for line in failed:
         print(line)
     return 1 if failed else 0
-
-
-def _as_typed(study: Any) -> Any:
-    """Return names as text: where a list may stand, study=2026 arrives as a number."""
-    if isinstance(study, list):
-        return [str(_as_typed(name)) for name in study]
-    return "" if study is None else str(study)
-
-
-def _asked(options: ReportOptions) -> tuple[list[str], float]:
-    """Return the kinds of figure files, and the accuracy, 0..1, beyond which a lead counts."""
-    formats = options.format if isinstance(options.format, list) else [options.format]
-    return formats, options.margin / 100
 
 
 def _logged(study: Study, logger: Any) -> list[str]:
@@ -124,12 +107,11 @@ def _report(study: Study, reference_batch: int, options: ReportOptions) -> str:
             f"study={study.name}: its report would replace that of {folder.parent}, which holds"
             " runs: move the zip to another folder, or name the other study"
         )
-    formats, margin = _asked(options)
     for name in changed_files(folder):
         print(f"corrupt: {folder / name} was changed since it was made: it is made anew")
     try:
-        analysis = study_analysis(study, reference_batch, margin)
-        build_report(analysis, formats)
+        analysis = study_analysis(study, reference_batch, options.margin / 100)
+        build_report(analysis, listed(options.format))
         found = plain_summary(analysis)
     except (ValueError, OSError) as error:  # a corrupt file, or a report that cannot be written
         why = disk_failure(error, folder.parent) or error
@@ -149,10 +131,9 @@ def _comparison(
         raise UsageError(
             f"study=[{','.join(names)}]: both are named {names[0]}; rename one of the files"
         )
-    formats, margin = _asked(options)
     try:
-        sides = [study_analysis(study, reference_batch, margin) for study in studies]
-        written, found = build_comparison(StudyComparison(sides), out, formats)
+        sides = [study_analysis(study, reference_batch, options.margin / 100) for study in studies]
+        written, found = build_comparison(StudyComparison(sides), out, listed(options.format))
     except (ValueError, OSError) as error:
         raise UsageError(f"study=[{','.join(names)}]: no report: {error}") from error
     return "\n".join([*found, f"report: {written['index.html']}"])

@@ -3,15 +3,12 @@
 from collections import Counter
 
 from gnexp.cli.commands.report import stored_study
-from gnexp.config.schema import StatusConfig, UsageError
-from gnexp.config.validation import study_problems
+from gnexp.config.schema import StatusConfig
 from gnexp.store.status import STATES, SeedState, duration, seed_states, time_left_s
 
 
 def status(config: StatusConfig) -> int:
     """Print a line per run of the study, the sums and the time left; returns the exit code."""
-    if found := study_problems(config):
-        raise UsageError("\n".join(found))
     study = stored_study(config.out, config.study)
     states = {record.name: seed_states(record) for record in study.runs}
     width = max(len(name) for name in states)

@@ -4,7 +4,6 @@ from pathlib import Path
 
 from gnexp.cli.commands.report import require_folder, unread_line
 from gnexp.config.schema import UsageError, VerifyConfig
-from gnexp.config.validation import study_problems
 from gnexp.report import fingerprint
 from gnexp.store.archive import SUFFIX
 from gnexp.store.digests import Writer, stored_digests
@@ -16,8 +15,6 @@ from gnexp.store.study import folder_of, load_study, record_of, runs_of, study_p
 
 def verify(config: VerifyConfig) -> int:
     """Name every file of a study that was changed or is gone; return 1 if there is one, else 0."""
-    if found := study_problems(config):
-        raise UsageError("\n".join(found))
     folder = study_path(config.out, config.study)
     try:
         if not (runs := runs_of(folder)):

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from gnexp.config.resolve import cost_run, resolve
+from gnexp.config.rules import broken_rules
 from gnexp.config.schema import CostConfig, TrainConfig
-from gnexp.config.validation import cost_problems, problems
+from gnexp.config.validation import problems
 from gnexp.data.sources import DataSummary
 from gnexp.measure.memory import largest_batch, training_bytes
 from gnexp.norms.registry import NORMS
@@ -21,7 +22,7 @@ TRAIN_SIZE = 50_000  # of which no byte depends
 
 def problems_of(cost: CostConfig) -> list[str]:
     """Return what is wrong with the keys of the cost, their model and norms included."""
-    if found := cost_problems(cost):
+    if found := broken_rules(cost, "cost."):
         return found
     for norm in cost.norms:
         if norm not in NORMS:
