@@ -9,6 +9,7 @@ Shapes: N examples, C channels (D after a stage's first block), H and W pixels.
 
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator
+from typing import NamedTuple
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -16,7 +17,16 @@ from torch.nn import functional as F
 from gnexp.norms.base import carries_activation
 
 NormFactory = Callable[[int], nn.Module]
-Shortcut = Callable[[int, int, int, NormFactory], nn.Module]  # as padded_shortcut
+
+
+class Place(NamedTuple):
+    """A block's place in a network. shortcut: builds what is added to a branch, see below."""
+
+    in_channels: int
+    channels: int
+    stride: int
+    norm: NormFactory
+    shortcut: Callable[["Place", int], nn.Module]
 
 
 def conv(in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> nn.Conv2d:
@@ -64,25 +74,20 @@ class PaddedShortcut(nn.Module):
         return f"{self.in_channels}, {self.out_channels}, stride={self.stride}"
 
 
-def padded_shortcut(
-    in_channels: int, out_channels: int, stride: int, norm: NormFactory
-) -> nn.Module:
+def padded_shortcut(at: Place, out_channels: int) -> nn.Module:
     """Return the parameter-free shortcut of the CIFAR ResNets."""
-    if stride == 1 and in_channels == out_channels:
+    if at.stride == 1 and at.in_channels == out_channels:
         return nn.Identity()
-    return PaddedShortcut(in_channels, out_channels, stride)
+    return PaddedShortcut(at.in_channels, out_channels, at.stride)
 
 
-def projection_shortcut(
-    in_channels: int, out_channels: int, stride: int, norm: NormFactory
-) -> nn.Module:
+def projection_shortcut(at: Place, out_channels: int) -> nn.Module:
     """Return the shortcut of the ImageNet ResNets: conv 1x1 and norm where the shape changes."""
-    if stride == 1 and in_channels == out_channels:
+    if at.stride == 1 and at.in_channels == out_channels:
         return nn.Identity()
-    layers = OrderedDict(
-        conv=conv(in_channels, out_channels, 1, stride), norm=norm_without_relu(norm, out_channels)
-    )
-    return nn.Sequential(layers)
+    projection = conv(at.in_channels, out_channels, 1, at.stride)
+    norm = norm_without_relu(at.norm, out_channels)
+    return nn.Sequential(OrderedDict(conv=projection, norm=norm))
 
 
 class ResidualBlock(nn.Module):
@@ -107,15 +112,15 @@ class TwoConvolutions(nn.Module):
     last_norm = "norm2"
     ends_in_relu = False  # whether a ReLU follows the second norm itself, and not a sum
 
-    def __init__(self, in_channels: int, channels: int, stride: int, norm: NormFactory) -> None:
+    def __init__(self, at: Place) -> None:
         super().__init__()
-        self.conv1 = conv(in_channels, channels, 3, stride)
-        self.norm1, self.relu1 = norm_relu(norm, channels)
-        self.conv2 = conv(channels, channels, 3)
+        self.conv1 = conv(at.in_channels, at.channels, 3, at.stride)
+        self.norm1, self.relu1 = norm_relu(at.norm, at.channels)
+        self.conv2 = conv(at.channels, at.channels, 3)
         if self.ends_in_relu:
-            self.norm2, self.relu_out = norm_relu(norm, channels)
+            self.norm2, self.relu_out = norm_relu(at.norm, at.channels)
         else:
-            self.norm2 = norm_without_relu(norm, channels)
+            self.norm2 = norm_without_relu(at.norm, at.channels)
 
     def branch(self, x_NCHW: Tensor) -> Tensor:
         x_NCHW = self.relu1(self.norm1(self.conv1(x_NCHW)))
@@ -125,11 +130,9 @@ class TwoConvolutions(nn.Module):
 class BasicBlock(TwoConvolutions, ResidualBlock):
     """The block of the CIFAR ResNets: relu(branch(x) + shortcut(x))."""
 
-    def __init__(
-        self, in_channels: int, channels: int, stride: int, norm: NormFactory, shortcut: Shortcut
-    ) -> None:
-        super().__init__(in_channels, channels, stride, norm)
-        self.shortcut = shortcut(in_channels, channels, stride, norm)
+    def __init__(self, at: Place) -> None:
+        super().__init__(at)
+        self.shortcut = at.shortcut(at, at.channels)
         self.relu_out = nn.ReLU()
 
 
@@ -144,12 +147,10 @@ class PreActivationBlock(TwoConvolutions, ResidualBlock):
 
     activated = False
 
-    def __init__(
-        self, in_channels: int, channels: int, stride: int, norm: NormFactory, shortcut: Shortcut
-    ) -> None:
-        super().__init__(in_channels, channels, stride, norm)
+    def __init__(self, at: Place) -> None:
+        super().__init__(at)
         self.relu_in = nn.ReLU()
-        self.shortcut = shortcut(in_channels, channels, stride, norm)
+        self.shortcut = at.shortcut(at, at.channels)
 
     def branch(self, x_NCHW: Tensor) -> Tensor:
         return super().branch(self.relu_in(x_NCHW))
@@ -164,11 +165,6 @@ class PlainBlock(TwoConvolutions):
     activated = True
     ends_in_relu = True
 
-    def __init__(
-        self, in_channels: int, channels: int, stride: int, norm: NormFactory, shortcut: Shortcut
-    ) -> None:
-        super().__init__(in_channels, channels, stride, norm)
-
     def forward(self, x_NCHW: Tensor) -> Tensor:
         return self.relu_out(self.branch(x_NCHW))
 
@@ -180,18 +176,16 @@ class Bottleneck(ResidualBlock):
     expansion = 4
     last_norm = "norm3"
 
-    def __init__(
-        self, in_channels: int, channels: int, stride: int, norm: NormFactory, shortcut: Shortcut
-    ) -> None:
+    def __init__(self, at: Place) -> None:
         super().__init__()
-        out_channels = channels * self.expansion
-        self.conv1 = conv(in_channels, channels, 1)
-        self.norm1, self.relu1 = norm_relu(norm, channels)
-        self.conv2 = conv(channels, channels, 3, stride)
-        self.norm2, self.relu2 = norm_relu(norm, channels)
-        self.conv3 = conv(channels, out_channels, 1)
-        self.norm3 = norm_without_relu(norm, out_channels)
-        self.shortcut = shortcut(in_channels, out_channels, stride, norm)
+        out_channels = at.channels * self.expansion
+        self.conv1 = conv(at.in_channels, at.channels, 1)
+        self.norm1, self.relu1 = norm_relu(at.norm, at.channels)
+        self.conv2 = conv(at.channels, at.channels, 3, at.stride)
+        self.norm2, self.relu2 = norm_relu(at.norm, at.channels)
+        self.conv3 = conv(at.channels, out_channels, 1)
+        self.norm3 = norm_without_relu(at.norm, out_channels)
+        self.shortcut = at.shortcut(at, out_channels)
         self.relu_out = nn.ReLU()
 
     def branch(self, x_NCHW: Tensor) -> Tensor:

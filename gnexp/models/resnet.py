@@ -22,10 +22,10 @@ from gnexp.models.blocks import (
     BasicBlock,
     Bottleneck,
     NormFactory,
+    Place,
     PlainBlock,
     PreActivationBlock,
     ResidualBlock,
-    Shortcut,
     conv,
     norm_relu,
     norm_without_relu,
@@ -33,6 +33,8 @@ from gnexp.models.blocks import (
     padded_shortcut,
     projection_shortcut,
 )
+
+Block = type[ResidualBlock] | type[PlainBlock]
 
 
 def _named(norm: NormFactory, layer: str) -> NormFactory:
@@ -53,8 +55,8 @@ def _resnet(
     width: int,
     in_channels: int,
     blocks_per_stage: Sequence[int],
-    block: type[ResidualBlock] | type[PlainBlock],
-    shortcut: Shortcut,
+    block: Block,
+    shortcut: Callable[[Place, int], nn.Module],
 ) -> nn.Sequential:
     """Stack stem, stages and classifier; each stage after the first doubles channels and stride."""
     for key, value in (("width", width), ("num_classes", num_classes)):
@@ -67,13 +69,11 @@ def _resnet(
         net["norm1"] = norm_without_relu(_named(norm, "norm1"), width)
     channels_in = width
     for i, depth in enumerate(blocks_per_stage):
-        stage = nn.Sequential()
+        stage = net[f"stage{i + 1}"] = nn.Sequential()
         for j in range(depth):
-            stride = 2 if i > 0 and j == 0 else 1
-            layer_norm = _named(norm, f"stage{i + 1}.{j}")
-            stage.append(block(channels_in, width * 2**i, stride, layer_norm, shortcut))
+            stride, layer_norm = 2 if i > 0 and j == 0 else 1, _named(norm, f"stage{i + 1}.{j}")
+            stage.append(block(Place(channels_in, width * 2**i, stride, layer_norm, shortcut)))
             channels_in = width * 2**i * block.expansion
-        net[f"stage{i + 1}"] = stage
     if not block.activated:
         net["norm_out"], net["relu_out"] = norm_relu(_named(norm, "norm_out"), channels_in)
     net["pool"] = nn.AdaptiveAvgPool2d(1)
@@ -88,7 +88,7 @@ def cifar_resnet(
     num_classes: int = 10,
     width: int = 16,
     in_channels: int = 3,
-    block: type[ResidualBlock] | type[PlainBlock] = BasicBlock,
+    block: Block = BasicBlock,
 ) -> nn.Sequential:
     """Return the CIFAR ResNet of `depth` = 6n+2: (N, in_channels, H, W) -> logits (N, classes).
 
@@ -105,7 +105,7 @@ def cifar_resnet(
     return _resnet(norm, num_classes, width, in_channels, [n] * 3, block, padded_shortcut)
 
 
-_IMAGENET_STAGES: dict[int, tuple[list[int], type[ResidualBlock]]] = {
+_IMAGENET_STAGES: dict[int, tuple[list[int], Block]] = {
     18: ([2, 2, 2, 2], BasicBlock),
     34: ([3, 4, 6, 3], BasicBlock),
     50: ([3, 4, 6, 3], Bottleneck),

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from gnexp.norms.copying import copied
 
@@ -132,18 +133,10 @@ def trace(model: nn.Module, example: Any) -> Traced:
 
 def _doubled(example: Any) -> Any:
     """Return an example of one image as one of two."""
-    if isinstance(example, Tensor):
-        return example.repeat(2, *[1] * (example.ndim - 1)) if len(example) == 1 else example
-    if not isinstance(example, Mapping | tuple | list):
+    example = dict(example) if isinstance(example, Mapping) else example
+    tensors = [each for each in tree_leaves(example) if isinstance(each, Tensor) and each.ndim]
+    if {len(each) for each in tensors} != {1}:
         return example
-    tensors = example.values() if isinstance(example, Mapping) else example
-    sizes = {len(each) for each in tensors if isinstance(each, Tensor) and each.ndim}
-    if sizes != {1}:
-        return example
-    if isinstance(example, Mapping):
-        return {key: _with_clone(value) for key, value in example.items()}
-    return [_with_clone(value) for value in example]
-
-
-def _with_clone(value: Any) -> Any:
-    return _doubled(value) if isinstance(value, Tensor) and value.ndim else value
+    return tree_map_only(
+        Tensor, lambda x: x.repeat(2, *[1] * (x.ndim - 1)) if x.ndim else x, example
+    )
