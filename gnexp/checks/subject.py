@@ -13,7 +13,7 @@ from gnexp.data.seeding import derived_seed, generator
 from gnexp.measure.parameters import BETA_NAMES, GAMMA_NAMES
 from gnexp.models.initialization import start
 from gnexp.models.resnet import build_model
-from gnexp.norms.copying import copied
+from gnexp.norms.module_state import copied
 from gnexp.norms.trials import error_text
 
 WIDTHS = (16, 32, 64)  # of a network, the first that the norm's groups divide

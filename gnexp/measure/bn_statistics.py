@@ -26,7 +26,7 @@ from gnexp.measure.precise_bn import (
     running_layers,
 )
 from gnexp.measure.preserve_state import preserve_state
-from gnexp.norms.copying import copied
+from gnexp.norms.module_state import copied
 from gnexp.training.evaluate import Scores, evaluate, images_of_a_pass
 from gnexp.training.precision import autocast
 from gnexp.training.stack import Stack, why_not_stackable

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from gnexp.norms.copying import copied
+from gnexp.norms.module_state import copied
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 _BY_LINE = 7  # batches that are tried along a line before halving

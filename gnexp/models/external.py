@@ -23,7 +23,7 @@ from gnexp.models.conversion.replace_norms import (
     replace_norms,
     try_example,
 )
-from gnexp.norms.copying import copied, lazy_tensors
+from gnexp.norms.module_state import copied, lazy_tensors
 from gnexp.norms.statistic_size import evaluating
 from gnexp.norms.trials import error_text
 

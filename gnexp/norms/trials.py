@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gnexp.norms.copying import copied
+from gnexp.norms.module_state import copied
 
 SIDE = 8  # pixels: of the last maps of most networks here, and no layer needs fewer
 ALIKE = 1e-2  # of the rms: outputs that differ by less are the same but for an eps

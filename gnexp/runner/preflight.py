@@ -17,7 +17,7 @@ from gnexp.data.corruptions.table import require_corruption
 from gnexp.data.device_images import normalize
 from gnexp.data.sources import Dataset, DataSummary
 from gnexp.measure.initial_statistics import reestimate
-from gnexp.norms.copying import copied
+from gnexp.norms.module_state import copied
 from gnexp.norms.statistic_size import Undefined, values_per_statistic
 from gnexp.norms.trials import error_text
 from gnexp.norms.user_code import norm_text

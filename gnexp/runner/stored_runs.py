@@ -17,7 +17,7 @@ from torch import nn
 from gnexp.config.identity import restore, run_name
 from gnexp.config.schema import CUSTOM, LIBRARIES, TrainConfig
 from gnexp.models.external import is_constructor
-from gnexp.norms.copying import put_state
+from gnexp.norms.module_state import put_state
 from gnexp.runner.build.code_digest import code_checksum
 from gnexp.runner.build.data import device_images, pick_device
 from gnexp.runner.build.initial_model import load_initial_model

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gnexp.norms.copying import copied
+from gnexp.norms.module_state import copied
 
 _OF_EVERY_MODULE = {*vars(nn.Module())}
 _LIBRARIES = ("torch.", "torchvision.", "timm.", "gnexp.", "builtins")

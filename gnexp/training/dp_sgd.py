@@ -25,7 +25,7 @@ from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
 from gnexp.data.seeding import derived_seed, secret_normal
-from gnexp.norms.copying import copied, put_state
+from gnexp.norms.module_state import copied, put_state
 from gnexp.norms.trials import first_line
 from gnexp.training.lr_schedule import rate_factors
 from gnexp.training.stacked_step import Tick, no_tick

@@ -26,7 +26,7 @@ from gnexp.models.blocks import (
 )
 from gnexp.models.weight_standardization import StandardizedConv2d
 from gnexp.norms.base import ReplicatedNorm
-from gnexp.norms.copying import copied
+from gnexp.norms.module_state import copied
 from gnexp.norms.registry import STACKED_FORMS
 from gnexp.norms.stacked import join
 from gnexp.norms.trials import first_line

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.sgd import sgd
 
-from gnexp.norms.copying import put_state
+from gnexp.norms.module_state import put_state
 from gnexp.training.lr_schedule import rate_factors
 from gnexp.training.precision import autocast
 from gnexp.training.stack import Stack

@@ -11,7 +11,7 @@ from gnexp.models.conversion.find_norms import find_norms
 from gnexp.models.conversion.replace_norms import Factory, replace_norms, try_example
 from gnexp.models.conversion.report import Conversion
 from gnexp.norms import plugins
-from gnexp.norms.copying import copied, lazy_tensors
+from gnexp.norms.module_state import copied, lazy_tensors
 from gnexp.norms.registry import NORMS, group_count
 from gnexp.norms.trials import error_text
 from gnexp.norms.user_code import build_named

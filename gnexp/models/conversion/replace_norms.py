@@ -14,7 +14,7 @@ from gnexp.models.conversion.wrappers import AsFeatureMap, NormActivation
 from gnexp.models.weight_standardization import StandardizedConv2d
 from gnexp.norms.base import carries_activation
 from gnexp.norms.constant_affine import hold_constant
-from gnexp.norms.copying import copied
+from gnexp.norms.module_state import copied
 from gnexp.norms.statistic_size import Undefined, stock_pools
 from gnexp.norms.trials import error_text
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from gnexp.norms.copying import copied
+from gnexp.norms.module_state import copied
 
 CALLS = {
     *("batch_norm", "instance_norm", "group_norm", "layer_norm", "rms_norm"),

@@ -11,7 +11,7 @@ from gnexp.config.schema import CUSTOM, TrainConfig, is_external, is_private
 from gnexp.data.device_images import DeviceDataset
 from gnexp.data.sources import DataSummary
 from gnexp.data.update_blocks import update_blocks
-from gnexp.norms.copying import copied
+from gnexp.norms.module_state import copied
 from gnexp.norms.registry import NORMS
 from gnexp.norms.trials import first_line
 from gnexp.runner.build import dp_sgd

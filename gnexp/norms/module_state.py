@@ -1,4 +1,4 @@
-"""Copies of modules that have been used, and may hold what their last pass computed."""
+"""Deep copies of modules that may hold what their last pass computed, and their state dicts."""
 
 import copy
 from collections.abc import Mapping

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
 from gnexp.models.conversion.convert import convert
-from gnexp.norms.copying import copied, put_state
+from gnexp.norms.module_state import copied, put_state
 from gnexp.store.run import Run
 
 KEEPING = """
