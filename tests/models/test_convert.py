@@ -10,7 +10,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from gnexp.models.conversion.convert import convert
-from gnexp.norms.base import ActivatedNorm
 from gnexp.norms.registry import NORMS
 from gnexp.training.stack import Stack
 
@@ -691,43 +690,19 @@ def test_an_in_place_relu_behind_any_norm_gives_the_gradients_of_one_that_is_not
         assert ours.grad is None or torch.equal(ours.grad, theirs.grad)
 
 
-class Carrying(ActivatedNorm):
-    """Divides by its root mean square, and clips at zero itself."""
-
-    pools = "hw"
-
-    def __init__(self, channels):
-        super().__init__(channels)
-        self.add_affine()
-
-    def forward(self, x):
-        y = self.affine(x / (x.square().mean(dim=(2, 3), keepdim=True) + 1e-6).sqrt())
-        return y.clamp_min(0) if self.activated else y
-
-    def _drop(self):
-        pass
-
-
-class Gating(Carrying):
-    """Standardizes only in its activation."""
-
-    def forward(self, x):
-        return super().forward(x) if self.activated else self.affine(x)
-
-
 def test_a_norm_with_an_activation_replaces_the_one_behind_it_in_a_sequence():
-    done = convert(small(), Carrying)
+    done = convert(small(), "frn")
     assert isinstance(done.model[2], nn.Identity)
     assert done.model[1].activated
     assert done.replaced[0].activation == "its own for ReLU"
 
 
 def test_a_norm_with_an_activation_comes_without_where_none_is_known_to_follow():
-    done = convert(nn.Sequential(nn.BatchNorm2d(8), nn.Conv2d(8, 8, 1)), Carrying)
+    done = convert(nn.Sequential(nn.BatchNorm2d(8), nn.Conv2d(8, 8, 1)), "frn")
     assert not done.model[0].activated
     assert "without its own" in done.replaced[0].activation
-    with pytest.raises(ValueError, match="layer 0: Gating is a norm and an activation in one"):
-        convert(nn.Sequential(nn.BatchNorm2d(8), nn.Conv2d(8, 8, 1)), Gating)
+    with pytest.raises(ValueError, match="layer 0: EvoNormS0 is a norm and an activation in one"):
+        convert(nn.Sequential(nn.BatchNorm2d(8), nn.Conv2d(8, 8, 1)), "evonorm_s0")
 
 
 def test_a_layer_of_timm_with_its_own_activation_keeps_it_or_gives_it_up():
@@ -737,7 +712,7 @@ def test_a_layer_of_timm_with_its_own_activation_keeps_it_or_gives_it_up():
     done = convert(model, "gn", groups=2)
     assert torch.allclose(done.model[0](x), F.group_norm(x, 2).relu(), atol=1e-6)
     assert torch.allclose(done.model[1](x), F.group_norm(x, 2), atol=1e-6)
-    carrying = convert(model, Carrying).model
+    carrying = convert(model, "frn").model
     assert carrying[0].norm.activated
     assert isinstance(carrying[0].act, nn.Identity)
     assert not carrying[1].norm.activated

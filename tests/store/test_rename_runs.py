@@ -5,8 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from gnexp.runner.checkpoint import load_states, save_states
 from gnexp.store.digests import FILE
 from gnexp.store.run import Run
@@ -39,40 +37,25 @@ def give_old_name(run: Run) -> Run:
     return Run(run.folder.rename(old))
 
 
-@pytest.fixture
-def old(gnexp):
+def test_renamed_runs_are_complete_and_whole_and_a_study_at_work_is_left_as_it_is(gnexp):
     assert gnexp(*TRAIN, "norm=bn", "seeds=2").code == 0
     (path,) = STUDY.glob("bn-*/result.json")
-    return give_old_name(Run(path.parent)), path.parent.name
-
-
-def test_renamed_runs_are_found_complete_and_whole_and_train_further_seeds(old, gnexp):
-    run, name = old
+    name, run = path.parent.name, give_old_name(Run(path.parent))
+    with run.lock(0):
+        assert "is being trained" in rename().stderr
     before = run.rows("metrics.csv"), run.result()["seeds"]
     assert "1 of 1 renamed" in rename().stdout
     now = Run(STUDY / name)
-    assert (now.rows("metrics.csv"), now.result()["seeds"]) == before
     assert (now.result()["run"], now.result()["config"]["convert"]["only"]) == (name, None)
-    assert [state["step"] for state in load_states(now).values()] == [
-        [f"{name}/0", f"{name}/1"]
-    ] * 2
+    steps = [state["step"] for state in load_states(now).values()]
+    assert steps == [[f"{name}/0", f"{name}/1"]] * 2
     assert gnexp("verify").code == 0
     assert gnexp(*TRAIN, "norm=bn", "seeds=2").code == 0
-    assert (
-        now.rows("metrics.csv"),
-        now.result()["seeds"],
-    ) == before  # with their times: nothing was trained
+    # With their times: nothing was trained.
+    assert (now.rows("metrics.csv"), now.result()["seeds"]) == before
     assert gnexp(*TRAIN, "norm=bn", "seeds=3").code == 0
     assert Run(STUDY / name).finished_seeds() == [0, 1, 2]
-    assert [path.name for path in STUDY.glob("bn-*")] == [name]
     assert "0 of 1 renamed" in rename().stdout
-
-
-def test_a_study_with_a_changed_file_or_in_training_is_left_as_it_is(old):
-    run, name = old
-    with run.lock(0):
-        assert "is being trained" in rename().stderr
-    rename()
     metrics = STUDY / name / "metrics.csv"
     metrics.write_text(metrics.read_text().replace("1", "2"))
     assert "was changed since it was written" in rename().stderr

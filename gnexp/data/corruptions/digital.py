@@ -6,6 +6,7 @@ from io import BytesIO
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
 from gnexp.data.corruptions.blur import gaussian_filter, separable
 from gnexp.data.corruptions.draws import Draws
@@ -19,20 +20,16 @@ def elastic_transform(
     All three are shares of the side S: three points are moved by up to `tilt` each way; and uniform
     noise, smoothed with a Gaussian of standard deviation `smoothness`, is multiplied by `strength`.
     """
-    side, count = x_N3SS.shape[-1], len(x_N3SS)
+    side = x_N3SS.shape[-1]
     at = torch.arange(side, dtype=torch.float64, device=x_N3SS.device)
     matrix_N23 = _affine(draws, side, tilt * side)
     column_row_1 = torch.stack(torch.broadcast_tensors(at, at[:, None], torch.ones_like(at)))
-    from_column, from_row = (
-        (matrix_N23 @ column_row_1.flatten(1)).unflatten(2, (side, side)).unbind(1)
-    )
-    warped = _bilinear(x_N3SS, from_row, from_column, _mirror_about_pixel)
+    source_N2SS = (matrix_N23 @ column_row_1.flatten(1)).unflatten(2, (side, side))
+    warped = _bilinear(x_N3SS, source_N2SS, about_pixel=True)
     smooth = gaussian_filter(side, smoothness * side, "reflect", 3.0)
     noise_N2SS = 2 * draws.uniform(2, side, side) - 1
-    right, down = (strength * side * separable(noise_N2SS, smooth)).unbind(1)
-    return _bilinear(
-        warped, at[:, None] + down, (at + right).expand(count, -1, -1), _mirror_about_edge
-    )
+    moved_N2SS = column_row_1[:2] + strength * side * separable(noise_N2SS, smooth)
+    return _bilinear(warped, moved_N2SS, about_pixel=False)
 
 
 def _affine(draws: Draws, side: int, reach: float) -> Tensor:
@@ -45,31 +42,15 @@ def _affine(draws: Draws, side: int, reach: float) -> Tensor:
     return solved.transpose(1, 2).to(draws.device)
 
 
-def _mirror_about_pixel(index: Tensor, side: int) -> Tensor:
-    """Fold indices so that the outermost pixel is not repeated: 2 1 | 0 1 2."""
-    index = index.remainder(2 * side - 2)
-    return torch.minimum(index, 2 * side - 2 - index)
+def _bilinear(x_N3SS: Tensor, source_N2SS: Tensor, about_pixel: bool) -> Tensor:
+    """Return the images read at (column, row), bilinear; beyond the border they are mirrored.
 
-
-def _mirror_about_edge(index: Tensor, side: int) -> Tensor:
-    """Fold indices so that the outermost pixel is repeated: 1 0 | 0 1 2."""
-    index = index.remainder(2 * side)
-    return torch.minimum(index, 2 * side - 1 - index)
-
-
-def _bilinear(
-    x_NCSS: Tensor, row_NSS: Tensor, column_NSS: Tensor, fold: Callable[[Tensor, int], Tensor]
-) -> Tensor:
-    side, flat = x_NCSS.shape[-1], x_NCSS.flatten(2)
-    top, left = row_NSS.floor(), column_NSS.floor()
-    total = torch.zeros_like(x_NCSS)
-    for down in (0, 1):
-        for right in (0, 1):
-            index = fold(top.long() + down, side) * side + fold(left.long() + right, side)
-            values = flat.gather(2, index.flatten(1)[:, None].expand_as(flat)).view_as(x_NCSS)
-            weight = (1 - (row_NSS - top - down).abs()) * (1 - (column_NSS - left - right).abs())
-            total += weight[:, None] * values
-    return total
+    about_pixel: about the outermost pixel, 2 1 | 0 1 2; else about its edge, 1 0 | 0 1 2.
+    """
+    side = x_N3SS.shape[-1]
+    scaled = source_N2SS / (side - 1) if about_pixel else (source_N2SS + 0.5) / side
+    grid_NSS2 = (2 * scaled - 1).permute(0, 2, 3, 1)
+    return F.grid_sample(x_N3SS, grid_NSS2, "bilinear", "reflection", align_corners=about_pixel)
 
 
 def pixelate(x_N3SS: Tensor, draws: Draws, scale: float) -> Tensor:
