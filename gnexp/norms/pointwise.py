@@ -1,4 +1,4 @@
-"""Norms whose statistics are of one pixel, over its channels, and one without any statistic.
+"""Norms whose statistics are of one pixel, over its channels, and those without any statistic.
 
 Shapes: N examples, R replicas, C channels of one replica, H and W pixels.
 """
@@ -68,3 +68,33 @@ class DynamicTanh2d(ReplicatedNorm):
 
     def normalize(self, x_NRCHW: Tensor) -> Tensor:
         return self.affine(torch.tanh(self.alpha[:, None, None, None] * x_NRCHW))
+
+
+class ChannelAffine(ReplicatedNorm):
+    """Standardize nothing and keep the per-channel gamma and beta: the control.
+
+    Under autocast a bfloat16 input stays bfloat16, as it does under batch norm, with gamma, beta
+    and the arithmetic in float32.
+    """
+
+    pools = ""
+
+    def __init__(self, num_channels: int) -> None:
+        super().__init__(num_channels)
+        self.add_affine()
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        weight_C11, bias_C11 = self.weight[:, None, None], self.bias[:, None, None]
+        if x_NCHW.dtype == weight_C11.dtype:
+            return torch.addcmul(bias_C11, x_NCHW, weight_C11)
+        # No addcmul: CUDA's autocast would keep a float32 copy of x for the backward pass.
+        return (x_NCHW * weight_C11 + bias_C11).to(x_NCHW.dtype)
+
+
+def no_norm_fixup(num_channels: int) -> nn.Module:
+    """Standardize nothing, in a network that Fixup starts so that it trains without.
+
+    The layer is that of `none`; see `models.initialization` for the initial weights.
+    Source: Zhang et al. 2019, arXiv:1901.09321.
+    """
+    return ChannelAffine(num_channels)

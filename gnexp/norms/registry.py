@@ -19,7 +19,14 @@ from gnexp.norms.activating import EvoNormB0, EvoNormS0, FilterResponseNorm2d
 from gnexp.norms.base import ReplicatedNorm, stack_replicated
 from gnexp.norms.batch_norms import BatchRenorm2d, FrozenBatchNorm2d, GhostBatchNorm2d
 from gnexp.norms.online import OnlineNorm2d
-from gnexp.norms.pointwise import DEFAULT_ALPHA, DynamicTanh2d, PixelLayerNorm2d, PixelRMSNorm2d
+from gnexp.norms.pointwise import (
+    DEFAULT_ALPHA,
+    ChannelAffine,
+    DynamicTanh2d,
+    PixelLayerNorm2d,
+    PixelRMSNorm2d,
+    no_norm_fixup,
+)
 from gnexp.norms.switchable import SwitchableNorm2d
 from gnexp.norms.sync_batch_norm import SynchronizedBatchNorm2d, synchronized_batch_norm
 
@@ -74,8 +81,6 @@ def _grouped(
     return Norm(build, label, source, pools, stacked=stacked_form, **more)
 
 
-_CHANNEL_AFFINE = (layers.ChannelAffine, stacked.stack_channel_affine)
-
 NORMS: dict[str, Norm] = {
     "bn": Norm(
         layers.batch_norm,
@@ -129,13 +134,10 @@ NORMS: dict[str, Norm] = {
         "Qiao et al. 2019, arXiv:1903.10520",
         weight_standardization=True,
     ),
-    "none": Norm(layers.no_norm, "no norm", "control", pools="", stacked=_CHANNEL_AFFINE),
-    "none_fixup": Norm(
-        layers.no_norm_fixup,
-        "no norm, Fixup",
-        "Zhang et al. 2019, arXiv:1901.09321",
-        pools="",
-        stacked=_CHANNEL_AFFINE,
+    "none": _own(ChannelAffine, "no norm", "control"),
+    "none_fixup": replace(
+        _own(ChannelAffine, "no norm, Fixup", "Zhang et al. 2019, arXiv:1901.09321"),
+        build=no_norm_fixup,
         initialization="fixup",
     ),
 }

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gnexp.norms.constant_affine import held_constant, hold_constant
-from gnexp.norms.layers import ChannelAffine, batch_norm_of_parts
+from gnexp.norms.layers import batch_norm_of_parts
 
 
 def join(target: nn.Module, layers: Sequence[nn.Module]) -> nn.Module:
@@ -69,8 +69,3 @@ def stack_group_norm(layers: Sequence[nn.GroupNorm]) -> nn.Module:
     one, count = layers[0], len(layers)
     joined = nn.GroupNorm(count * one.num_groups, count * one.num_channels, eps=one.eps)
     return join(joined, layers)
-
-
-def stack_channel_affine(layers: Sequence[ChannelAffine]) -> nn.Module:
-    """Return the affine of R * C channels."""
-    return join(ChannelAffine(len(layers) * layers[0].num_channels), layers)

@@ -12,14 +12,12 @@ import torch
 from torch import nn
 
 from gnexp.norms.base import ReplicatedNorm
-from gnexp.norms.layers import ChannelAffine
 
 # By exact type: a subclass may pool over other axes, so it counts as unknown.
 STOCK_POOLS: dict[type[nn.Module], str] = {
     nn.BatchNorm2d: "nhw",
     nn.GroupNorm: "chw",
     nn.InstanceNorm2d: "hw",
-    ChannelAffine: "",
 }
 
 

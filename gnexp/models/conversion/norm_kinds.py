@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.jit import ScriptModule
 
 from gnexp.norms.base import ReplicatedNorm, carries_activation
-from gnexp.norms.layers import ChannelAffine
 from gnexp.norms.trials import TENSORS, known_rule, normalizes, pooled_axes
 
 FAMILIES = ("batch", "group", "instance", "layer")
@@ -116,7 +115,7 @@ def source_of(module: nn.Module, shapes: Sequence[tuple[int, ...]] = ()) -> Sour
     kind = type(module)
     if _path(kind).startswith(_FUSED):
         raise ValueError(f"is a fused or quantized {kind.__name__}; convert before fusing")
-    if isinstance(module, ReplicatedNorm | ChannelAffine):
+    if isinstance(module, ReplicatedNorm):
         if carries_activation(module) and getattr(module, "activated", True):
             raise ValueError(f"is a {kind.__name__} with an activation of its own")
         mixes = "n" in getattr(module, "pools", "")
