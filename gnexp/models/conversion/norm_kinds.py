@@ -118,8 +118,7 @@ def source_of(module: nn.Module, shapes: Sequence[tuple[int, ...]] = ()) -> Sour
     if isinstance(module, ReplicatedNorm):
         if carries_activation(module) and getattr(module, "activated", True):
             raise ValueError(f"is a {kind.__name__} with an activation of its own")
-        mixes = "n" in getattr(module, "pools", "")
-        return Source("batch" if mixes else "group", "2d")
+        return Source("batch" if "n" in module.pools else "group", "2d")
     for known in kind.__mro__:
         if source := SOURCES.get(_path(known)):
             if kind.forward is not known.forward or "forward" in vars(module):
