@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
@@ -109,6 +110,8 @@ class Ranks:
             self._connect(kind)
             yield
         except BaseException as error:
+            # A frame that holds the group would keep the others waiting in it.
+            traceback.clear_frames(error.__traceback__)
             cause = self._cause(error)
             if kind == "cuda" and distributed.is_initialized():
                 # What NCCL waits for on the device will not come; to end in order would hang.

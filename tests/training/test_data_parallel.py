@@ -203,6 +203,23 @@ def test_three_ranks_share_an_update_and_round_no_constant(on_ranks):
     assert_close(state, model.state_dict(), [name for name, _ in model.named_buffers()], atol=0)
 
 
+def failing(ranks):
+    """Fail on rank 0, in a frame that holds the group, while rank 1 waits in it."""
+    group = distributed.group.WORLD
+    if ranks.rank == 0:
+        raise ArithmeticError("no such luck")
+    distributed.all_reduce(torch.ones(1), group=group)
+
+
+def test_a_rank_that_fails_lets_the_others_go_at_once_and_says_why(pool):
+    store, port = local_store()
+    other = pool.submit(as_rank, 1, 2, port, failing, ())
+    with pytest.raises(ArithmeticError) as _still_held:
+        joined(store, 0, 2, failing, ())
+    with pytest.raises(RuntimeError, match=r"^device 0: ArithmeticError: no such luck$"):
+        other.result(timeout=30)
+
+
 def test_an_update_that_cannot_be_dealt_in_whole_batches_is_refused():
     with pytest.raises(ValueError, match="an update of 6 images is no multiple of 2 x 2"):
         share(torch.zeros(1, 1, 6), batch=2, rank=0, count=2)
