@@ -33,12 +33,23 @@ class Budget:
     sampling_rate: float
     updates: int
 
+    @functools.lru_cache(maxsize=256)  # noqa: B019  budgets are small, and asked for again
     def noise_multiplier(self) -> float:
         """Return the noise's standard deviation over the clipping norm that keeps to the budget.
 
         The smallest one, to a thousandth of epsilon. Raises ValueError when there is none.
         """
-        return _noise_multiplier(self)
+        with warnings.catch_warnings():
+            warnings.filterwarnings(*_QUIET)
+            return get_noise_multiplier(
+                target_epsilon=self.epsilon,
+                target_delta=self.delta,
+                sample_rate=self.sampling_rate,
+                steps=self.updates,
+                accountant=ACCOUNTANT,
+                epsilon_tolerance=max(self.epsilon / 1000, LEAST_TOLERANCE),
+                alphas=list(ORDERS),
+            )
 
     def spent(self, updates: int) -> float:
         """Return the epsilon that so many updates of this training cost at `delta`."""
@@ -50,18 +61,3 @@ class Budget:
             warnings.filterwarnings(*_QUIET)
             epsilon = accountant.get_epsilon(self.delta, alphas=list(ORDERS))
         return max(0.0, epsilon)  # where delta alone would do, the bound falls below 0
-
-
-@functools.lru_cache(maxsize=256)
-def _noise_multiplier(budget: Budget) -> float:
-    with warnings.catch_warnings():
-        warnings.filterwarnings(*_QUIET)
-        return get_noise_multiplier(
-            target_epsilon=budget.epsilon,
-            target_delta=budget.delta,
-            sample_rate=budget.sampling_rate,
-            steps=budget.updates,
-            accountant=ACCOUNTANT,
-            epsilon_tolerance=max(budget.epsilon / 1000, LEAST_TOLERANCE),
-            alphas=list(ORDERS),
-        )
