@@ -7,7 +7,9 @@ compositions.
 Shapes: N test images, K classes, M batches of B images, C channels, H, W pixels.
 """
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import product
 from typing import NamedTuple
 
 import torch
@@ -15,13 +17,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gnexp.config.unknown import unknown
-from gnexp.data.device_images import DeviceDataset, normalize
+from gnexp.data.device_images import DeviceDataset
 from gnexp.data.seeding import generator
-from gnexp.measure.bn_statistics import batches_together
+from gnexp.measure.batch_passes import Passes, batch_passes
 from gnexp.measure.precise_bn import running_layers
 from gnexp.measure.preserve_state import preserve_state
 from gnexp.training.evaluate import images_of_a_pass
-from gnexp.training.precision import autocast, matrix_precision
+from gnexp.training.precision import matrix_precision
 
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 PASS = 64  # images in a pass that holds several batches; larger ones fall out of a CPU's cache
@@ -80,17 +82,18 @@ def measure_batches(
     sizes = sorted(set(sizes))
     with preserve_state(model), torch.no_grad(), matrix_precision(precision):
         model.eval()
-        evaluated = _Answers(y_N, seed, _passes(model, images, precision))
+        passes = batch_passes(model, images, precision)
         at_once = images_of_a_pass(images.x_test)
-        usual_NK = evaluated.in_order(at_once)
-        rows = list(evaluated.rows("running", sizes, [at_once], usual_NK))
-        if layers := list(running_layers(model).values()):
-            passes = _passes_of_batch_statistics(model, layers, images, precision)
-            evaluated = _Answers(y_N, seed, passes)
-        return rows + list(evaluated.rows("batch", sizes, sizes, usual_NK))
-
-
-# Who meets whom
+        parts_N = torch.arange(len(y_N)).split(at_once)  # in the test order, the last one smaller
+        usual_NK = torch.cat([passes(part_N[None])[0].cpu() for part_N in parts_N])
+        once, answers = [*product(COMPOSITIONS[:3], sizes)], _answers(y_N, seed, passes)
+        plan = [*once, *product(COMPOSITIONS[3:], [at_once])]
+        rows = list(_rows("running", plan, y_N, answers, usual_NK))
+        if running_layers(model):
+            passes = batch_passes(model, images, precision, own_statistics=True, most=PASS)
+            answers = _answers(y_N, seed, passes)
+        plan = [*once, *product(COMPOSITIONS[3:], sizes)]
+        return rows + list(_rows("batch", plan, y_N, answers, usual_NK))
 
 
 def compose(composition: str, y_N: Tensor, size: int, seed: int) -> Batches:
@@ -115,9 +118,9 @@ def compose(composition: str, y_N: Tensor, size: int, seed: int) -> Batches:
     order_N = torch.randperm(len(y_N), generator=generator(seed, "batch shifts"))
     members = [order_N[y_N[order_N] == label] for label in y_N.unique()]
     if composition == "iid":
-        return _in_order([order_N], size)
+        return _filled([order_N], size)
     if composition == "one_class":
-        return _in_order(members, size)
+        return _filled(members, size)
     if composition == "skewed":
         return _skewed(order_N, members, size)
     step = torch.arange(len(members), dtype=torch.float64)
@@ -130,44 +133,31 @@ def compose(composition: str, y_N: Tensor, size: int, seed: int) -> Batches:
     return _label_shift(members, priors_K / priors_K.sum(), shuffled.view(-1, size))
 
 
-def _in_order(pools: Iterable[Tensor], size: int) -> Batches:
-    """Return batches that are filled from one pool each and count every image once."""
+def _filled(pools: Sequence[Tensor], size: int, shares: Sequence[int] | None = None) -> Batches:
+    """Return batches that are filled from one pool each: the first `shares` of a pool count (all if
+    None), then come others, or the same again from the start, that do not."""
     index, weight = [], []
-    for pool in pools:
-        place_MB = torch.arange(-(-len(pool) // size) * size).view(-1, size)
+    for pool, share in zip(pools, shares or map(len, pools), strict=True):
+        place_MB = torch.arange(-(-share // size) * size).view(-1, size)
         index.append(pool[place_MB % len(pool)])
-        weight.append((place_MB < len(pool)).double())
+        weight.append((place_MB < share).double())
     return Batches(torch.cat(index), torch.cat(weight))
 
 
 def _skewed(order_N: Tensor, members: Sequence[Tensor], size: int) -> Batches:
     half = size // 2
     if not half:
-        return _in_order([order_N], size)
+        return _filled([order_N], size)
     # Rounded up, so that there are batches enough for all others to find a place in.
     shares = [-(-len(own) * half // size) for own in members]
-    leading = _leading(members, shares, half)
+    leading = _filled(members, half, shares)
     rest = torch.ones(len(order_N), dtype=torch.bool)
     rest[torch.cat([own[:share] for own, share in zip(members, shares, strict=True)])] = False
     pool = order_N[rest[order_N]]
     place_MB = torch.arange(len(leading.index_MB) * (size - half)).view(-1, size - half)
     companions = pool if len(pool) else order_N
-    index_MB = companions[place_MB % len(companions)]
-    weight_MB = (place_MB < len(pool)).double()
-    return Batches(
-        torch.cat([leading.index_MB, index_MB], dim=1),
-        torch.cat([leading.weight_MB, weight_MB], dim=1),
-    )
-
-
-def _leading(members: Sequence[Tensor], shares: Sequence[int], half: int) -> Batches:
-    """Return the halves of one class: the first `shares` of each class count, the others fill."""
-    index, weight = [], []
-    for own, share in zip(members, shares, strict=True):
-        place_MB = torch.arange(-(-share // half) * half).view(-1, half)
-        index.append(own[place_MB % len(own)])
-        weight.append((place_MB < share).double())
-    return Batches(torch.cat(index), torch.cat(weight))
+    others = companions[place_MB % len(companions)], (place_MB < len(pool)).double()
+    return Batches(*(torch.cat(pair, dim=1) for pair in zip(leading, others)))
 
 
 def _label_shift(members: Sequence[Tensor], priors_K: Tensor, place_MB: Tensor) -> Batches:
@@ -181,131 +171,69 @@ def _label_shift(members: Sequence[Tensor], priors_K: Tensor, place_MB: Tensor) 
     return Batches(index_T[place_MB], (priors_K[class_T] / counts[class_T])[place_MB])
 
 
-# Their answers
+class Answers(NamedTuple):
+    """The answers that count: their images, weights and logits."""
 
-Passes = Callable[[Tensor], Tensor]  # index_MB -> logits (M, B, K)
-
-
-def _passes(
-    model: nn.Module, images: DeviceDataset, precision: str, stacked: nn.Module | None = None
-) -> Passes:
-    """Return what evaluates batches of test images, one after the other or, stacked, several."""
-    dtype, device = next(model.parameters()).dtype, images.x_test.device
-
-    def passes(index_MB: Tensor) -> Tensor:
-        parts = []
-        together = max(1, PASS // index_MB.shape[1]) if stacked else 1
-        for index_mB in index_MB.to(device).split(together):
-            order_Bm = index_mB.T  # image n of a pass belongs to batch n % m
-            if stacked:
-                stacked.net.set_chunks(len(index_mB))
-            x_NCHW = normalize(images.x_test[order_Bm.flatten()], images.mean, images.std, dtype)
-            with autocast(device, precision):
-                logits_NK = (stacked or model)(x_NCHW)
-            parts.append(logits_NK.unflatten(0, order_Bm.shape).transpose(0, 1))
-        return torch.cat(parts).double().cpu()
-
-    return passes
+    index_T: Tensor
+    weight_T: Tensor
+    logits_TK: Tensor
 
 
-def _passes_of_batch_statistics(
-    model: nn.Module, layers: Sequence[nn.Module], images: DeviceDataset, precision: str
-) -> Passes:
-    """Return what evaluates batches by their own statistics; the model's mode is changed."""
-    stacked = batches_together(model, images.x_test.shape[1:])
-    for layer in layers:
-        layer.train()
-    if stacked:
-        return _passes(model, images, precision, stacked)
-    one_by_one = _passes(model, images, precision)
-    buffers = [(layer, *item) for layer in layers for item in layer._buffers.items()]
-    kept = [(layer, name, b, b.clone()) for layer, name, b in buffers if b is not None]
+def _answers(y_N: Tensor, seed: int, passes: Passes) -> Callable[[str, int], Answers | None]:
+    """Return what gives the answers of a composition at a size, evaluated once.
 
-    def passes(index_MB: Tensor) -> Tensor:
-        parts = []
-        for index_1B in index_MB.split(1):
-            parts.append(one_by_one(index_1B))
-            # A layer may use its running statistics in training mode too; it shall find the same.
-            for layer, name, buffer, value in kept:
-                layer._buffers[name] = buffer.copy_(value)
-        return torch.cat(parts)
+    None where a layer refuses batches of this size.
+    """
 
-    return passes
+    @functools.cache
+    def answers(composition: str, size: int) -> Answers | None:
+        index_MB, weight_MB = compose(composition, y_N, size, seed)
+        counted = index_MB[weight_MB > 0], weight_MB[weight_MB > 0]
+        if size == 1 and composition != "iid":  # one image has one batch
+            return Answers(*counted, _by_image(answers("iid", 1))[counted[0]])
+        try:
+            return Answers(*counted, passes(index_MB).cpu()[weight_MB > 0])
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            return None
+
+    return answers
 
 
-class _Answers:
-    """The logits that batches of test images get, each composition evaluated once."""
+def _by_image(iid: Answers) -> Tensor:
+    """Return the logits (N, K) in the order of the images, each of which counts once."""
+    return torch.empty_like(iid.logits_TK).index_copy_(0, iid.index_T, iid.logits_TK)
 
-    def __init__(self, y_N: Tensor, seed: int, passes: Passes) -> None:
-        self.y_N, self.seed, self.passes = y_N, seed, passes
-        self._known: dict[tuple[str, int], tuple[Batches, Tensor] | None] = {}
-        self._by_image: dict[int, Tensor | None] = {}
 
-    def in_order(self, size: int) -> Tensor:
-        """Return logits (N, K) in batches in the test order, the last one smaller."""
-        parts_N = torch.arange(len(self.y_N)).split(size)
-        return torch.cat([self.passes(part_N[None])[0] for part_N in parts_N])
-
-    def rows(
-        self,
-        statistics: str,
-        sizes: Sequence[int],
-        shifted_sizes: Sequence[int],
-        usual_NK: Tensor,
-    ) -> Iterator[dict]:
-        """Yield the rows of one kind of statistics."""
-        usual_hit_N = usual_NK.argmax(dim=1) == self.y_N
-        plan = [(c, size) for c in COMPOSITIONS[:3] for size in sizes]
-        plan += [(c, size) for c in COMPOSITIONS[3:] for size in shifted_sizes]
-        for composition, size in plan:
-            iid_NK = self.iid(size)
-            if iid_NK is None:
-                continue
-            batches, logits_MBK = self.of(composition, size)
-            counted_MB = batches.weight_MB > 0
-            index_T, weight_T = batches.index_MB[counted_MB], batches.weight_MB[counted_MB]
-            logits_TK = logits_MBK[counted_MB]
-            y_T = self.y_N[index_T]
-            hit_N = usual_hit_N if composition == "iid" else iid_NK.argmax(dim=1) == self.y_N
-            loss_T = F.cross_entropy(logits_TK, y_T, reduction="none")
-            change = (logits_TK - usual_NK[index_T]).abs().amax() / usual_NK.square().mean().sqrt()
-            yield {
-                "statistics": statistics,
-                "composition": composition,
-                "at_batch": size,
-                "n": len(index_T),
-                "accuracy": _mean(logits_TK.argmax(dim=1) == y_T, weight_T),
-                "loss": _mean(loss_T, weight_T),
-                "expected": _mean(hit_N[index_T], weight_T),
-                "logit_change": change.item(),
-            }
-
-    def iid(self, size: int) -> Tensor | None:
-        """Return logits (N, K) in iid batches; None where a layer refuses batches of this size."""
-        if size not in self._by_image:
-            try:
-                batches, logits_MBK = self.of("iid", size)
-            except ValueError as error:
-                if "more than 1 value per channel" not in str(error):
-                    raise
-                self._by_image[size] = None
-            else:
-                counted_MB = batches.weight_MB > 0
-                logits_NK = torch.empty(len(self.y_N), logits_MBK.shape[2], dtype=torch.float64)
-                logits_NK[batches.index_MB[counted_MB]] = logits_MBK[counted_MB]
-                self._by_image[size] = logits_NK
-        return self._by_image[size]
-
-    def of(self, composition: str, size: int) -> tuple[Batches, Tensor]:
-        """Return the batches of a composition and their logits (M, B, K)."""
-        if (composition, size) not in self._known:
-            batches = compose(composition, self.y_N, size, self.seed)
-            if size == 1 and composition != "iid":  # one image has one batch
-                logits_MBK = self.iid(1)[batches.index_MB]
-            else:
-                logits_MBK = self.passes(batches.index_MB)
-            self._known[composition, size] = batches, logits_MBK
-        return self._known[composition, size]
+def _rows(
+    statistics: str,
+    plan: Iterable[tuple[str, int]],
+    y_N: Tensor,
+    answers: Callable[[str, int], Answers | None],
+    usual_NK: Tensor,
+) -> Iterator[dict]:
+    """Yield the row of each (composition, size) of the plan under one kind of statistics."""
+    for composition, size in plan:
+        iid = answers("iid", size)
+        if iid is None:
+            continue
+        index_T, weight_T, logits_TK = answers(composition, size)
+        y_T = y_N[index_T]
+        expected_NK = usual_NK if composition == "iid" else _by_image(iid)
+        hit_N = expected_NK.argmax(dim=1) == y_N
+        loss_T = F.cross_entropy(logits_TK, y_T, reduction="none")
+        change = (logits_TK - usual_NK[index_T]).abs().amax() / usual_NK.square().mean().sqrt()
+        yield {
+            "statistics": statistics,
+            "composition": composition,
+            "at_batch": size,
+            "n": len(index_T),
+            "accuracy": _mean(logits_TK.argmax(dim=1) == y_T, weight_T),
+            "loss": _mean(loss_T, weight_T),
+            "expected": _mean(hit_N[index_T], weight_T),
+            "logit_change": change.item(),
+        }
 
 
 def _mean(value_T: Tensor, weight_T: Tensor) -> float:

@@ -8,7 +8,7 @@ Shapes: N images, C channels, H, W pixels, K classes, M batches of B images each
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from gnexp.data.device_images import DeviceDataset, augmented, normalize
 from gnexp.data.seeding import generator
+from gnexp.measure.batch_passes import batch_passes
 from gnexp.measure.per_example import MOST_COMPANIONS, find_mixing_layer
 from gnexp.measure.precise_bn import (
     Forward,
@@ -26,10 +27,8 @@ from gnexp.measure.precise_bn import (
     running_layers,
 )
 from gnexp.measure.preserve_state import preserve_state
-from gnexp.norms.module_state import copied
 from gnexp.training.evaluate import Scores, evaluate, images_of_a_pass
 from gnexp.training.precision import autocast
-from gnexp.training.stack import Stack, why_not_stackable
 
 STATISTICS = ("population_augmented", "population", "batch", "example")
 MOST_IMAGES = 2048  # training images that stand for all of them
@@ -78,31 +77,23 @@ def other_scores(
     hits = (logits_NK.argmax(dim=1) == images.y_test).double().mean()
     loss = F.cross_entropy(logits_NK, images.y_test)
     precise = _precise_scores(model, images, precision, "none", seed)
-    same = augment == "none"
+    like_training, example = precise, None
+    if augment != "none":
+        like_training = _precise_scores(model, images, precision, augment, seed)
+    if all(_is_stock(layer) for layer in running_layers(model).values()):
+        with example_statistics(model, batch):
+            example = evaluate(model, images, precision=precision)
     return {
-        "population_augmented": (
-            precise if same else _precise_scores(model, images, precision, augment, seed)
-        ),
+        "population_augmented": like_training,
         "population": precise,
         "batch": Scores(hits.item(), loss.item(), logits_NK),
-        "example": _example_scores(model, images, batch, precision),
+        "example": example,
     }
 
 
 def _require_batch(batch: int) -> None:
     if batch < 1:
         raise ValueError(f"batch={batch} must be at least 1")
-
-
-def _from_uint8(model: nn.Module, images: DeviceDataset, precision: str) -> Forward:
-    """Return the forward pass from uint8 images to logits, in the model's dtype and `precision`."""
-    dtype = next(model.parameters()).dtype
-
-    def forward(x_NCHW: Tensor) -> Tensor:
-        with autocast(x_NCHW.device, precision):
-            return model(normalize(x_NCHW, images.mean, images.std, dtype))
-
-    return forward
 
 
 def training_chunks(
@@ -124,7 +115,12 @@ def training_chunks(
     index_N = torch.randperm(count, generator=generator(0, "population"))[:MOST_IMAGES][:most]
     x_NCHW = images.x_train[index_N.to(images.x_train.device)]
     x_NCHW = augmented(x_NCHW, augment, generator(seed, "population augmentation"))
-    forward = _from_uint8(model, images, precision)
+    dtype = next(model.parameters()).dtype
+
+    def forward(x_NCHW: Tensor) -> Tensor:
+        with autocast(x_NCHW.device, precision):
+            return model(normalize(x_NCHW, images.mean, images.std, dtype))
+
     _, bytes_of_one = dry_pass(model, forward, x_NCHW[:1])
     fits = _LIVE * bytes_of_one * len(x_NCHW) <= MOST_BYTES
     at_once = max(1, min(images_of_a_pass(x_NCHW), MOST_BYTES // max(1, _LIVE * bytes_of_one)))
@@ -154,81 +150,18 @@ def batch_logits(
     """Return logits (N, K) of the test images, each normalized with its batch's statistics.
 
     Batches of `batch` images in the fixed test order, the last one filled up from the start; each
-    image is scored once. Layers with running statistics are in training mode and update nothing,
-    all others in evaluation mode. In the model's dtype. together: pass many batches at once, each
-    with its own statistics, where the model stacks; else one after the other. Leaves no trace in
-    the model. Raises ValueError if batch < 1.
+    image is scored once. In float64. together: pass many batches at once, where the model
+    stacks; see `batch_passes`. Leaves no trace in the model. Raises ValueError if batch < 1.
     """
     _require_batch(batch)
     count, batches = len(images.x_test), -(-len(images.x_test) // batch)
     index_MB = torch.arange(batches * batch).remainder(count).view(batches, batch)
-    index_MB = index_MB.to(images.x_test.device)
-    on_cpu = index_MB.device.type == "cpu"
+    on_cpu = images.x_test.device.type == "cpu"
     most = _TOGETHER_ON_CPU if on_cpu else images_of_a_pass(images.x_test)
-    parts = []
+    shared = most if together and 2 * batch <= most else 0
     with preserve_state(model):
-        several = together and 2 * batch <= most
-        stack = batches_together(model, images.x_test.shape[1:]) if several else None
-        model.eval()
-        layers = list(running_layers(model).values())
-        for layer in layers:
-            layer.train()
-        kept = [(layer, name, b, b.clone()) for layer in layers for name, b in _buffers(layer)]
-        forward = _from_uint8(stack or model, images, precision)
-        for index_mB in index_MB.split(most // batch if stack else 1):
-            order_Bm = index_mB.T  # image n of a pass belongs to batch n % m
-            if stack:
-                stack.net.set_chunks(len(index_mB))
-            logits = forward(images.x_test[order_Bm.flatten()])
-            parts.append(logits.unflatten(0, order_Bm.shape).transpose(0, 1).flatten(0, 1))
-            # A layer may use its running statistics in training mode too, and shall find the same.
-            for layer, name, buffer, value in kept if stack is None else ():
-                layer._buffers[name] = buffer.copy_(value)
-    return torch.cat(parts)[:count]
-
-
-def _buffers(layer: nn.Module) -> list[tuple[str, Tensor]]:
-    return [(name, buffer) for name, buffer in layer._buffers.items() if buffer is not None]
-
-
-class _OneByOne(nn.Module):
-    """A stack of one model, called as the model is: (N, C, H, W) -> (N, K)."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.net = Stack([model])
-
-    def forward(self, x_NCHW: Tensor) -> Tensor:
-        return self.net(x_NCHW[:, None])[:, 0]
-
-
-def batches_together(model: nn.Module, shape: Sequence[int]) -> _OneByOne | None:
-    """Return the model as a stack whose passes may hold several batches; None if it takes none."""
-    trial = copied(model)
-    for layer in trial.modules():
-        # A cumulative average would have to follow the batches one by one; here none is wanted.
-        if type(layer) is nn.BatchNorm2d:
-            layer.momentum = 0.0
-    with torch.enable_grad():  # the check compares gradients too
-        refused = why_not_stackable([copied(trial).cpu()], shape, chunks=2)
-    if refused:
-        return None
-    one_by_one = _OneByOne(trial).eval()
-    for layer in one_by_one.modules():
-        # Those of a stack that tell batches apart, which they do in training mode. What a mapped
-        # module holds stays in evaluation mode: having no buffers, it has no running statistics.
-        if hasattr(layer, "chunks"):
-            layer.training = True
-    return one_by_one
-
-
-def _example_scores(
-    model: nn.Module, images: DeviceDataset, batch: int, precision: str
-) -> Scores | None:
-    if not all(_is_stock(layer) for layer in running_layers(model).values()):
-        return None
-    with example_statistics(model, batch):
-        return evaluate(model, images, precision=precision)
+        passes = batch_passes(model, images, precision, own_statistics=True, most=shared)
+        return passes(index_MB).flatten(0, 1)[:count]
 
 
 def _is_stock(layer: nn.Module) -> bool:
@@ -258,16 +191,12 @@ def example_statistics(model: nn.Module, batch: int) -> Iterator[None]:
                 f"{name} is a {type(layer).__name__}; only what a stock BatchNorm2d does with its "
                 f"statistics is known"
             )
-    hooks = []
-    with preserve_state(model):
+    with preserve_state(model), ExitStack() as hooks:
         model.eval()
-        try:
-            for layer in layers.values():
-                hooks.append(layer.register_forward_hook(_mixer(1 / batch), with_kwargs=True))
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
+        for layer in layers.values():
+            mixer = layer.register_forward_hook(_mixer(1 / batch), with_kwargs=True)
+            hooks.enter_context(mixer)
+        yield
 
 
 def _mixer(a: float) -> Callable[..., Tensor]:

@@ -19,9 +19,8 @@ from gnexp.training.evaluate import evaluate
 from gnexp.training.precision import matrix_precision
 
 CLEAN = "clean"
-KEPT_BYTES = (
-    600 * 2**20
-)  # of corrupted images, in a process; 90 sets of 1,000 CIFAR images are 276e6
+# Of corrupted images, in a process; 90 sets of 1,000 CIFAR images are 276e6.
+KEPT_BYTES = 600 * 2**20
 
 _KEPT: "WeakKeyDictionary[DeviceDataset, dict[tuple, Tensor]]" = WeakKeyDictionary()
 
@@ -104,9 +103,7 @@ def corrupted_test(
         x_N3SS = torch.from_numpy(published_N3SS).to(images.x_test.device)
     else:
         x_N3SS = corrupt(images.x_test[:count], name, severity, seed)
-    if (
-        x_N3SS.nbytes + sum(x.nbytes for each in _KEPT.values() for x in each.values())
-        <= KEPT_BYTES
-    ):
+    held = sum(x.nbytes for each in _KEPT.values() for x in each.values())
+    if held + x_N3SS.nbytes <= KEPT_BYTES:
         kept[key] = x_N3SS
     return x_N3SS

@@ -19,23 +19,14 @@ def cross_example_share(layer: nn.Module, x_NCHW: Tensor) -> float:
     One backward pass per output value: small maps only. Without a cross-example entry it is 0.
     """
     x_NCHW = x_NCHW.detach().clone().requires_grad_()
-    own = cross = 0.0
+    squares_NN = x_NCHW.new_zeros(len(x_NCHW), len(x_NCHW), requires_grad=False)
     with preserve_state(layer), torch.enable_grad():
-        y_NCHW = layer(x_NCHW)
-        chosen = torch.zeros_like(y_NCHW, memory_format=torch.contiguous_format)
-        for index in range(y_NCHW.numel()):
-            chosen.view(-1)[index] = 1
-            (dx_NCHW,) = torch.autograd.grad(
-                *(y_NCHW, x_NCHW, chosen),
-                retain_graph=True,
-                allow_unused=True,
-                materialize_grads=True,
-            )
-            chosen.view(-1)[index] = 0
-            squares = dx_NCHW.flatten(1).square().sum(dim=1).tolist()
-            own += squares.pop(index * len(squares) // y_NCHW.numel())
-            cross += sum(squares)
-    return (cross / (cross + own)) ** 0.5 if cross != 0 else 0.0
+        for squares_N, y_P in zip(squares_NN, layer(x_NCHW).flatten(1)):
+            for y in y_P:
+                (dx,) = torch.autograd.grad(y, x_NCHW, retain_graph=True, materialize_grads=True)
+                squares_N += dx.flatten(1).square().sum(dim=1)
+    cross = squares_NN.masked_fill(torch.eye(len(x_NCHW), dtype=torch.bool), 0).sum().item()
+    return (cross / squares_NN.sum().item()) ** 0.5 if cross != 0 else 0.0
 
 
 def training_output(model: nn.Module, x_NCHW: Tensor) -> Tensor:

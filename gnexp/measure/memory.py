@@ -15,7 +15,6 @@ Shapes: N images, K classes.
 
 import weakref
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,19 +26,6 @@ from gnexp.norms.module_state import copied
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 _BY_LINE = 7  # batches that are tried along a line before halving
-
-
-class Footprint(NamedTuple):
-    """Bytes of an update: at its peak, of what always lives, and of what backward needs.
-
-    fixed: weights, buffers and momentum. saved: what autograd keeps for the backward pass beside
-    the weights and buffers, the input included. peak: of all of these, of gradients of weights and
-    activations and of intermediate results, at the worst moment.
-    """
-
-    peak: int
-    fixed: int
-    saved: int
 
 
 def training_bytes(
@@ -62,26 +48,10 @@ def training_bytes(
         raise ValueError(f"batch={batch} must be at least 1")
     if next(model.parameters()).is_cuda:
         return _measured(model, input_shape, batch, loss, momentum)
-    return footprint(model, input_shape, batch, loss, momentum=momentum).peak
-
-
-def footprint(
-    model: nn.Module,
-    input_shape: Sequence[int],
-    batch: int,
-    loss: Loss = F.cross_entropy,
-    *,
-    momentum: bool = True,
-) -> Footprint:
-    """Return the counted memory of an update; arguments as in `training_bytes`.
-
-    A model that needs values to pass (it decides by them, or calls what "meta" lacks) is counted
-    on the CPU, with the same result.
-    """
     with torch.random.fork_rng(devices=[]):
         try:
             return _counted(model, "meta", input_shape, batch, loss, momentum)
-        except (NotImplementedError, RuntimeError):
+        except (NotImplementedError, RuntimeError):  # it decides by values, or meta lacks something
             return _counted(model, "cpu", input_shape, batch, loss, momentum)
 
 
@@ -92,32 +62,15 @@ def _counted(
     batch: int,
     loss: Loss,
     momentum: bool,
-) -> Footprint:
+) -> int:
     trial = copied(model).to(device).train()
     trial.zero_grad()
-    live = _LiveBytes()
-    for tensor in (*trial.parameters(), *trial.buffers()):
+    live, (x, y) = _LiveBytes(), _data(trial, input_shape, batch, device)
+    for tensor in (*trial.parameters(), *trial.buffers(), x, y):
         live.add(tensor)
-    own = set(live.storages)
-    velocity = sum(p.nbytes for p in trial.parameters() if p.requires_grad) if momentum else 0
-    fixed = live.now + velocity
-    saved: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in own:
-            saved[storage._cdata] = storage.nbytes()
-        return tensor
-
-    x, y = _data(trial, input_shape, batch, device)
-    live.add(x)
-    live.add(y)
     with torch.enable_grad(), live:
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            value = loss(trial(x), y)
-        kept = sum(saved.values())
-        value.backward()
-    return Footprint(live.peak + velocity, fixed, kept)
+        loss(trial(x), y).backward()
+    return live.peak + momentum * sum(p.nbytes for p in trial.parameters() if p.requires_grad)
 
 
 def _data(

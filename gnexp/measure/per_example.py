@@ -8,6 +8,7 @@ Shape suffixes: N examples, C channels, H, W pixels, M examples of a chunk.
 """
 
 from collections.abc import Callable
+from contextlib import ExitStack
 
 import torch
 import torch.nn.functional as F
@@ -87,15 +88,12 @@ def _outputs_of_first_example(model: nn.Module, x_NCHW: Tensor) -> list[tuple[st
 
         return hook
 
-    hooks = [m.register_forward_hook(watch(name or "model")) for name, m in model.named_modules()]
-    try:
-        # The random state is put back in between, so dropout masks do not pass for mixing.
-        with preserve_state(model), torch.no_grad():
-            model.train()
-            model(x_NCHW)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    # The random state is put back in between, so dropout masks do not pass for mixing.
+    with preserve_state(model), torch.no_grad(), ExitStack() as hooks:
+        for name, module in model.named_modules():
+            hooks.enter_context(module.register_forward_hook(watch(name or "model")))
+        model.train()
+        model(x_NCHW)
     return outputs
 
 

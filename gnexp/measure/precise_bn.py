@@ -7,7 +7,7 @@ Shapes: N images, C channels, H, W pixels.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 
 import torch
 from torch import Tensor, nn
@@ -92,14 +92,11 @@ def dry_pass(
         if isinstance(output, Tensor):
             largest = max(largest, output.nbytes)
 
-    hooks = [m.register_forward_hook(watch, with_kwargs=True) for m in model.modules()]
-    try:
-        with preserve_state(model), torch.no_grad():
-            model.eval()
-            forward(x_1CHW)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with preserve_state(model), torch.no_grad(), ExitStack() as hooks:
+        for module in model.modules():
+            hooks.enter_context(module.register_forward_hook(watch, with_kwargs=True))
+        model.eval()
+        forward(x_1CHW)
     return calls, largest
 
 
@@ -131,25 +128,17 @@ def _in_one_pass(
     layers: dict[str, nn.Module], forward: Forward, x_NCHW: Tensor
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Set each layer's statistics from its input on the way, before the layer uses them."""
-    found = {}
+    found, names = {}, {layer: name for name, layer in layers.items()}
 
-    def watch(name: str) -> Callable[..., None]:
-        def hook(layer: nn.Module, args: tuple, kwargs: dict) -> None:
-            moments = _Moments()
-            moments.add(input_of(args, kwargs))
-            found[name] = moments.fill(layer)
+    def watch(layer: nn.Module, args: tuple, kwargs: dict) -> None:
+        moments = _Moments()
+        moments.add(input_of(args, kwargs))
+        found[names[layer]] = moments.fill(layer)
 
-        return hook
-
-    hooks = [
-        layer.register_forward_pre_hook(watch(name), with_kwargs=True)
-        for name, layer in layers.items()
-    ]
-    try:
+    with ExitStack() as hooks:
+        for layer in names:
+            hooks.enter_context(layer.register_forward_pre_hook(watch, with_kwargs=True))
         forward(x_NCHW)
-    finally:
-        for hook in hooks:
-            hook.remove()
     return found
 
 
@@ -167,13 +156,10 @@ def _at_one_layer(
         moments.add(input_of(args, kwargs))
         raise _SeenEnough
 
-    hook = layer.register_forward_pre_hook(stop, with_kwargs=True)
-    try:
+    with layer.register_forward_pre_hook(stop, with_kwargs=True):
         for x_NCHW in chunks:
             with suppress(_SeenEnough):
                 forward(x_NCHW)
-    finally:
-        hook.remove()
     return moments.fill(layer)
 
 

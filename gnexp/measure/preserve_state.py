@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @contextmanager
@@ -17,41 +17,29 @@ def preserve_state(model: nn.Module) -> Iterator[None]:
     """
     tensors = [*model.parameters(), *model.buffers()]
     devices = sorted({t.device.index for t in tensors if t.device.type == "cuda"})
-    modules = [_saved_module(module) for module in model.modules()]
+    modes = [(module, module.training) for module in model.modules()]
+    # The objects as well as their values: a forward pass may update a buffer in place or rebind it.
     # A tied parameter is met once per owner; restoring it twice does no harm.
-    parameters = [(p, p.requires_grad, _saved_tensor(p.grad)) for p in model.parameters()]
+    owners = [owner for module, _ in modes for owner in (module._parameters, module._buffers)]
+    kept = [(owner, name, t, _copy(t)) for owner in owners for name, t in owner.items()]
+    grads = [(p, p.requires_grad, p.grad, _copy(p.grad)) for p in model.parameters()]
     with torch.random.fork_rng(devices=devices):
         try:
             yield
         finally:
             with torch.no_grad():
-                for module in modules:
-                    _restore_module(*module)
-                for parameter, requires_grad, (grad, grad_copy) in parameters:
+                for module, training in modes:
+                    module.training = training
+                for owner, name, tensor, copy in kept:
+                    owner[name] = _restored(tensor, copy)
+                for parameter, requires_grad, grad, copy in grads:
                     parameter.requires_grad_(requires_grad)
-                    _restore_tensor(grad, grad_copy)
-                    parameter.grad = grad
+                    parameter.grad = _restored(grad, copy)
 
 
-def _saved_tensor(tensor: torch.Tensor | None) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    return tensor, None if tensor is None else tensor.detach().clone()
+def _copy(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.detach().clone()
 
 
-def _saved_module(module: nn.Module) -> tuple:
-    # The objects as well as their values: a forward pass may update a buffer in place or rebind it.
-    parameters = {name: _saved_tensor(p) for name, p in module._parameters.items()}
-    buffers = {name: _saved_tensor(b) for name, b in module._buffers.items()}
-    return module, module.training, parameters, buffers
-
-
-def _restore_module(module: nn.Module, training: bool, parameters: dict, buffers: dict) -> None:
-    module.training = training
-    for owner, saved in ((module._parameters, parameters), (module._buffers, buffers)):
-        for name, (tensor, copy) in saved.items():
-            _restore_tensor(tensor, copy)
-            owner[name] = tensor
-
-
-def _restore_tensor(tensor: torch.Tensor | None, copy: torch.Tensor | None) -> None:
-    if tensor is not None and copy is not None:
-        tensor.copy_(copy)
+def _restored(tensor: Tensor | None, copy: Tensor | None) -> Tensor | None:
+    return None if tensor is None or copy is None else tensor.copy_(copy)

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from no_trace import no_trace
 from torch import nn
 
 from gnexp.data.device_images import DeviceDataset, normalize
 from gnexp.data.sources import Dataset
-from gnexp.measure import bn_statistics
+from gnexp.measure import batch_passes, bn_statistics
 from gnexp.measure import precise_bn as population
 from gnexp.measure.bn_statistics import STATISTICS, batch_logits, example_statistics
 from gnexp.measure.precise_bn import precise_statistics, running_layers
@@ -22,11 +23,6 @@ from gnexp.models.resnet import build_model, initialize
 from gnexp.norms.registry import NORMS, build_norm
 from gnexp.training.evaluate import evaluate
 
-KEEPING = [
-    name
-    for name, norm in NORMS.items()
-    if "n" in norm.pools and running_layers(build_norm(name, 8))
-]
 STATELESS = [name for name, norm in NORMS.items() if "n" not in norm.pools]
 OPTIONS = {name: {"num_groups": 2} for name in ("gn", "gn_ws", "evonorm_s0")}
 
@@ -91,15 +87,6 @@ def train_images(images, dtype=torch.float64):
     return normalize(images.x_train, images.mean, images.std, dtype)
 
 
-def snapshot(model: nn.Module):
-    """All that must come back, as bytes: tensors, flags, hooks, and the global random state."""
-    tensors = [(k, v.dtype, v.numpy().tobytes()) for k, v in model.state_dict().items()]
-    flags = [m.training for m in model.modules()]
-    hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()]
-    where = [id(t) for t in (*model.parameters(), *model.buffers())]
-    return tensors, flags, hooks, where, torch.get_rng_state().numpy().tobytes()
-
-
 def naive_batch_norm(x, mean, var, layer):
     """The formula in numpy, channel by channel; mean and var: (C,) or (N, C)."""
     mean, var = (np.broadcast_to(s, x.shape[:2])[..., None, None] for s in (mean, var))
@@ -116,17 +103,6 @@ def naive_net(model: Net, x, statistics_of):
         h2 = model.conv2(torch.from_numpy(h)).numpy()
         h = h + naive_batch_norm(h2, *statistics_of(h2, model.later), model.later)
         return model.fc(torch.from_numpy(h.clip(0).mean(axis=(2, 3)))).numpy()
-
-
-def naive_loop(model: Net, images, batch):
-    """Logits of the test images by the formulas, one batch after another."""
-    x = normalize(images.x_test, images.mean, images.std, torch.float64).numpy()
-    rows = []
-    for start in range(0, len(x), batch):
-        members = [(start + i) % len(x) for i in range(batch)]
-        out = naive_net(model, x[members], lambda h, _: (h.mean((0, 2, 3)), h.var((0, 2, 3))))
-        rows += [out[i] for i, member in enumerate(members) if start + i < len(x)]
-    return np.array(rows)
 
 
 # Population statistics
@@ -172,39 +148,19 @@ def test_in_a_linear_network_they_are_the_mean_and_covariance_of_the_inputs_prop
         mean, covariance = beta, scale[:, None] * covariance * scale
 
 
-@pytest.mark.parametrize("size", [1, 7, 59, 60])
 @pytest.mark.parametrize("build", [net, partial(resnet, "bn")])
-def test_chunks_one_layer_after_another_give_the_statistics_of_a_single_pass(images, build, size):
+def test_chunks_one_layer_after_another_and_small_parts_give_the_statistics_of_a_single_pass(
+    images, build, monkeypatch
+):
     model, x = build(), train_images(images)
     with precise_statistics(model, [x]) as at_once:
         pass
-    with precise_statistics(model, x.split(size)) as in_chunks:
-        pass
-    assert at_once.keys() == in_chunks.keys() == running_layers(model).keys()
-    for name in at_once:
-        for a, b in zip(at_once[name], in_chunks[name], strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)  # float64
-
-
-def test_the_parts_in_which_a_layer_is_read_do_not_matter(images, monkeypatch):
-    model, x = net(), train_images(images)
-    with precise_statistics(model, [x]) as whole:
-        pass
-    monkeypatch.setattr(population, "_PART", 1000)
-    with precise_statistics(model, [x]) as parts:
-        pass
-    torch.testing.assert_close(parts, whole, rtol=1e-11, atol=1e-12)  # float64
-
-
-def test_the_variance_is_pooled_over_the_population_and_exceeds_the_mean_of_batch_variances(images):
-    model = nn.Sequential(nn.BatchNorm2d(3)).double()
-    x = train_images(images)
-    with precise_statistics(model, x.split(2)) as found:
-        pass
-    pooled = x.numpy().var(axis=(0, 2, 3))
-    of_batches = np.mean([part.numpy().var(axis=(0, 2, 3)) for part in x.split(2)], axis=0)
-    assert (pooled > 1.2 * of_batches).all()
-    np.testing.assert_allclose(found["0"][1], pooled, rtol=1e-12)  # float64
+    assert at_once.keys() == running_layers(model).keys()
+    for size, part in ((1, 2**20), (7, 1000), (59, 2**20), (60, 1000)):
+        monkeypatch.setattr(population, "_PART", part)
+        with precise_statistics(model, x.split(size)) as in_chunks:
+            pass
+        torch.testing.assert_close(in_chunks, at_once, rtol=1e-11, atol=1e-12)  # float64
 
 
 def test_float32_activations_far_from_zero_lose_no_variance(images):
@@ -216,30 +172,18 @@ def test_float32_activations_far_from_zero_lose_no_variance(images):
     np.testing.assert_allclose(found["0"][1], exact, rtol=1e-9)  # float64 sums of float32 values
 
 
-def test_population_scores_are_the_same_in_one_pass_and_in_chunks(images, monkeypatch):
-    model, x = net(), train_images(images).numpy()
-    found = {}
-
-    def of_population(h, layer):
-        return found.setdefault(layer, (h.mean((0, 2, 3)), h.var((0, 2, 3))))
-
-    naive_net(model, x, of_population)
-    x_test = normalize(images.x_test, images.mean, images.std, torch.float64)
-    expected = naive_net(model, x_test, of_population)
-    plain = evaluate(model, images).logits_NK.numpy()
-    assert np.abs(expected - plain).max() > 0.1
-    for most_bytes, chunks in ((2**30, 1), (20_000, 20)):
-        monkeypatch.setattr(bn_statistics, "MOST_BYTES", most_bytes)
-        seen = []
-
-        def watched(model, chunks, forward, seen=seen):
-            seen.append(len(chunks))
-            return precise_statistics(model, chunks, forward)
-
-        monkeypatch.setattr(bn_statistics, "precise_statistics", watched)
-        scores = other_scores(model, images, 2)["population"]
-        np.testing.assert_allclose(scores.logits_NK.numpy(), expected, atol=1e-5)  # float32 logits
-        assert seen == [chunks]
+@pytest.mark.parametrize(("most_bytes", "count"), [(2**30, 1), (20_000, 20)])
+def test_population_scores_are_those_with_the_statistics_of_the_training_images(
+    images, most_bytes, count, monkeypatch
+):
+    monkeypatch.setattr(bn_statistics, "MOST_BYTES", most_bytes)
+    model = net()
+    assert len(bn_statistics.training_chunks(model, images, "fp32")[1]) == count
+    with precise_statistics(model, [train_images(images)]):
+        expected = evaluate(model, images).logits_NK
+    scores = other_scores(model, images, 2)["population"]
+    torch.testing.assert_close(scores.logits_NK, expected, rtol=0, atol=1e-5)  # float32 logits
+    assert (expected - evaluate(model, images).logits_NK).abs().max() > 0.1
 
 
 def test_a_layer_that_is_called_twice_has_no_population_statistics_and_is_named(images):
@@ -297,24 +241,16 @@ def test_a_layer_that_no_pass_reaches_keeps_its_running_statistics(images):
 
 
 def test_the_population_is_a_fixed_random_subset_of_the_training_images(images, monkeypatch):
-    seen = []
-
-    class Watch(Net):
-        def forward(self, x_NCHW):
-            seen.append(len(x_NCHW))
-            return super().forward(x_NCHW)
-
-    model = scatter(Watch(nn.BatchNorm2d)).double()
     monkeypatch.setattr(bn_statistics, "MOST_IMAGES", 25)
     torch.manual_seed(1)
-    first = other_scores(model, images, 2)["population"]
+    first = population_of(images, "none")
     torch.manual_seed(2)
-    second = other_scores(model, images, 2)["population"]
-    assert torch.equal(first.logits_NK, second.logits_NK)
-    assert 25 in seen
-    assert 60 not in seen
-    monkeypatch.setattr(bn_statistics, "MOST_IMAGES", 2048)
-    assert not torch.equal(first.logits_NK, other_scores(model, images, 2)["population"].logits_NK)
+    assert len(first) == 25
+    assert torch.equal(first, population_of(images, "none"))
+    every = {image.numpy().tobytes() for image in train_images(images)}
+    drawn = [image.numpy().tobytes() for image in first]
+    assert len({*drawn} & every) == 25
+    assert drawn != [image.numpy().tobytes() for image in train_images(images)[:25]]
 
 
 # The same of augmented images
@@ -334,108 +270,29 @@ def population_of(images, augment, seed=0):
     return torch.cat(seen)
 
 
-def precise_bn(model, batches):
-    """Set running statistics by the recipe of fvcore's PreciseBN: one pass in training mode.
-
-    The mean is E[x] and the variance E[x^2] - E[x]^2 of the batches' means and biased variances.
-    A layer's input is that of training mode, normalized by its own batch: with several batches
-    later layers see other values than in evaluation mode; with one batch they see the same.
-    """
-    layers = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
-    sums = {layer: [0.0, 0.0] for layer in layers}
-
-    def collect(layer, args, kwargs):
-        (x,) = (*args, *kwargs.values())
-        mean, square = x.mean(dim=(0, 2, 3)), x.square().mean(dim=(0, 2, 3))
-        sums[layer][0] += len(x) * mean
-        sums[layer][1] += len(x) * square
-
-    hooks = [layer.register_forward_pre_hook(collect, with_kwargs=True) for layer in layers]
-    with torch.no_grad():
-        model.train()
-        for batch in batches:
-            model(batch)
-        for hook in hooks:
-            hook.remove()
-        total = sum(map(len, batches))
-        for layer, (mean, square) in sums.items():
-            layer.running_mean.copy_(mean / total)
-            layer.running_var.copy_(square / total - (mean / total) ** 2)
-    return model.eval()
-
-
 @pytest.mark.parametrize("build", [net, partial(resnet, "bn")])
-def test_augmented_statistics_are_those_of_precise_bn_in_one_batch(images, build):
-    model = build(dtype=torch.float32)
-    x_NCHW = population_of(images, "crop_flip", seed=3).float()
-    train_settings = precise_bn(copy.deepcopy(model), [x_NCHW])
-    forward, chunks = bn_statistics.training_chunks(
-        model, images, "fp32", augment="crop_flip", seed=3
+def test_augmented_scores_are_those_with_the_statistics_of_the_augmented_images(images, build):
+    model, x_NCHW = build(), population_of(images, "crop_flip", seed=3)
+    with precise_statistics(model, [x_NCHW]):
+        expected = evaluate(model, images).logits_NK
+    scores = other_scores(model, images, 2, augment="crop_flip", seed=3)
+    torch.testing.assert_close(scores["population_augmented"].logits_NK, expected)
+    assert not torch.allclose(scores["population"].logits_NK, expected, atol=1e-3)
+    same = other_scores(model, images, 2, augment="none", seed=5)
+    assert same["population_augmented"] is same["population"]
+
+
+def test_the_images_of_the_population_are_augmented_as_asked_for_by_the_seed(images):
+    plain, flipped, other = (
+        population_of(images, *how) for how in (("none", 0), ("crop_flip", 0), ("crop_flip", 1))
     )
-    assert len(chunks) == 1
-    with precise_statistics(model, chunks, forward) as found:
-        assert set(found) == set(running_layers(model))
-        for name, (mean_C, var_C) in found.items():
-            layer = train_settings.get_submodule(name)
-            # float32; a mean near zero is known to the spread of what was averaged
-            off = (mean_C - layer.running_mean).abs() / var_C.sqrt()
-            assert off.max() < 1e-5
-            torch.testing.assert_close(layer.running_var.double(), var_C, rtol=1e-5, atol=0)
-    logits = other_scores(model, images, 2, augment="crop_flip", seed=3)["population_augmented"][2]
-    x_test = normalize(images.x_test, images.mean, images.std)
-    with torch.no_grad():
-        torch.testing.assert_close(logits, train_settings(x_test), rtol=1e-4, atol=1e-4)  # float32
-
-
-def test_in_several_batches_precise_bn_agrees_at_the_first_layer_only(images):
-    model, x_NCHW = net(), population_of(images, "crop_flip")
-    train_settings = precise_bn(copy.deepcopy(model), x_NCHW.split(2))
-    with precise_statistics(model, x_NCHW.split(10)) as found:
-        mean_C, var_C = found["first"]
-        torch.testing.assert_close(train_settings.first.running_mean, mean_C, rtol=1e-9, atol=1e-9)
-        torch.testing.assert_close(train_settings.first.running_var, var_C, rtol=1e-9, atol=1e-9)
-        assert not torch.allclose(train_settings.later.running_var, found["later"][1], rtol=1e-2)
-
-
-@pytest.mark.parametrize("augment", ["crop_flip", "crop"])
-def test_augmented_images_are_crops_of_the_padded_training_images_by_the_seed(images, augment):
-    drawn = {seed: population_of(images, augment, seed) for seed in (0, 0, 1)}
-    assert torch.equal(drawn[0], population_of(images, augment, 0))
-    assert not torch.equal(drawn[0], drawn[1])
-    x = images.x_train.numpy()
-    padded = np.pad(x, ((0, 0), (0, 0), (4, 4), (4, 4)))
-    mirrored, seen = 0, set()
-    back = drawn[0] * images.std.double() + images.mean.double()
-    got = {image.tobytes() for image in (back * 255).round().byte().numpy()}
-    for image in padded:
-        crops = {(i, j): image[:, i : i + 8, j : j + 8] for i in range(9) for j in range(9)}
-        kept = [place for place, crop in crops.items() if crop.tobytes() in got]
-        turned = [place for place, crop in crops.items() if crop[..., ::-1].tobytes() in got]
-        assert kept or turned
-        mirrored += not kept
-        seen |= {*kept}
-    assert len(got) == 60  # each training image once
-    assert 15 < mirrored < 45 if augment == "crop_flip" else mirrored == 0
-    assert len(seen) > 15
-
-
-def test_without_augmentation_both_population_scores_are_one(images):
-    scores = other_scores(net(), images, 2, augment="none", seed=5)
-    assert scores["population_augmented"] is scores["population"]
-    scores = other_scores(net(), images, 2, augment="crop_flip", seed=5)
-    assert not torch.equal(scores["population_augmented"][2], scores["population"][2])
+    assert torch.equal(flipped, population_of(images, "crop_flip", 0))
+    assert not torch.equal(flipped, other)
+    assert not torch.equal(plain, flipped)
+    assert not torch.equal(flipped, population_of(images, "crop", 0))
 
 
 # Statistics of the test batch
-
-
-@pytest.mark.parametrize("batch", [1, 2, 3, 7, 30, 31, 64])
-def test_batch_logits_equal_a_naive_loop(images, batch):
-    model = net()
-    expected = naive_loop(model, images, batch)
-    for together in (True, False):
-        logits = batch_logits(model, images, batch, together=together).numpy()
-        np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-10)  # float64
 
 
 def in_turn_by_torch(model, images, batch):
@@ -449,10 +306,19 @@ def in_turn_by_torch(model, images, batch):
         return fresh(x_NCHW)
 
     x = normalize(images.x_test, images.mean, images.std, torch.float64)
-    x = torch.cat([x, x])
+    count, x = len(x), torch.cat([x] * 4)  # the last batch is filled up from the start
     with torch.no_grad():
-        rows = [forward(x[start : start + batch]) for start in range(0, len(x) // 2, batch)]
-    return torch.cat(rows)[: len(x) // 2]
+        rows = [forward(x[start : start + batch]) for start in range(0, count, batch)]
+    return torch.cat(rows)[:count]
+
+
+@pytest.mark.parametrize("batch", [1, 7, 30, 64])
+def test_batch_logits_are_those_of_one_batch_after_another(images, batch):
+    model = net()
+    expected = in_turn_by_torch(model, images, batch)
+    for together in (True, False):
+        logits = batch_logits(model, images, batch, together=together)
+        torch.testing.assert_close(logits, expected, rtol=0, atol=1e-10)  # float64
 
 
 # Of 30 images in passes of 16: batches that share a pass. A dropout draws, so nothing is shared.
@@ -483,7 +349,7 @@ CHECKS = {"relu": 0, "mapped": 2, "dropout": 1}  # passes of two batches that tr
 
 
 @pytest.mark.parametrize(("activation", "batch"), SHARED)
-@pytest.mark.parametrize(("name", "momentum"), [("bn", None), *((name, 0.1) for name in KEEPING)])
+@pytest.mark.parametrize(("name", "momentum"), [("bn", None), ("bn", 0.1), ("brn", 0.1)])
 def test_many_batches_in_one_pass_give_what_they_give_in_turn(
     images, name, momentum, activation, batch, monkeypatch
 ):
@@ -491,13 +357,13 @@ def test_many_batches_in_one_pass_give_what_they_give_in_turn(
     model.relu = ACTIVATIONS[activation]
     for layer in running_layers(model).values():
         layer.momentum = momentum
-    passes, set_chunks = [], bn_statistics.Stack.set_chunks
+    passes, set_chunks = [], batch_passes.Stack.set_chunks
 
     def counted(stack, chunks):
         passes.append(chunks)
         set_chunks(stack, chunks)
 
-    monkeypatch.setattr(bn_statistics.Stack, "set_chunks", counted)
+    monkeypatch.setattr(batch_passes.Stack, "set_chunks", counted)
     logits = batch_logits(model, images, batch)
     shared = SHARED[activation, batch]
     # Only stock BN tells batches apart within a pass; the others pass one after the other.
@@ -529,9 +395,8 @@ class Follower(nn.Module):
 
 def test_no_batch_changes_the_running_statistics_that_the_next_one_finds(images):
     model = net(Follower)
-    before = snapshot(model)
-    scores = other_scores(model, images, 3)
-    assert snapshot(model) == before
+    with no_trace(model):
+        scores = other_scores(model, images, 3)
     x = normalize(images.x_test, images.mean, images.std, torch.float64).numpy()
 
     def halfway(h, layer):
@@ -546,17 +411,7 @@ def test_no_batch_changes_the_running_statistics_that_the_next_one_finds(images)
 # Statistics moved towards the example
 
 
-@pytest.mark.parametrize("build", [net, partial(resnet, "bn")])
-def test_at_batch_1_example_and_batch_statistics_are_the_same(images, build):
-    model = build()
-    with example_statistics(model, 1):
-        moved = model(normalize(images.x_test, images.mean, images.std, torch.float64))
-    logits = batch_logits(model, images, 1)
-    assert (logits - evaluate(model, images).logits_NK).abs().max() > 0.1
-    torch.testing.assert_close(moved, logits, rtol=0, atol=1e-10)  # float64
-
-
-@pytest.mark.parametrize("batch", [1, 2, 5])
+@pytest.mark.parametrize("batch", [1, 5])
 def test_example_statistics_are_those_of_a_batch_whose_other_images_are_the_running_ones(
     images, batch
 ):
@@ -574,19 +429,6 @@ def test_example_statistics_are_those_of_a_batch_whose_other_images_are_the_runn
     with example_statistics(model, batch), torch.no_grad():
         moved = model(x).numpy()
     np.testing.assert_allclose(moved, naive_net(model, x, mixture), atol=1e-10)  # float64
-
-
-def test_for_large_batches_example_statistics_tend_to_the_running_ones(images):
-    model = net()
-    x = normalize(images.x_test, images.mean, images.std, torch.float64)
-    plain = model.eval()(x)
-    gaps = []
-    for batch in (10**4, 10**6, 10**8):
-        with example_statistics(model, batch):
-            gaps.append((model(x) - plain).abs().max().item())
-    assert 80 < gaps[0] / gaps[1] < 120  # in proportion to 1 / batch
-    assert 80 < gaps[1] / gaps[2] < 120
-    assert 0 < gaps[2] < 1e-4
 
 
 def test_example_statistics_need_stock_layers(images):
@@ -611,35 +453,30 @@ def test_example_statistics_need_stock_layers(images):
 # All of them
 
 
-@pytest.mark.parametrize("batch", [1, 3])
-@pytest.mark.parametrize("build", [net, partial(resnet, "bn")])
+@pytest.mark.parametrize(("build", "batch"), [(net, 1), (partial(resnet, "bn"), 3)])
 def test_scoring_leaves_the_model_bit_identical(images, build, batch, monkeypatch):
     model = build(dtype=torch.float32).train()
     next(iter(running_layers(model).values())).eval()  # a mixed state must come back too
-    before = snapshot(model)
-    scores = other_scores(model, images, batch, augment="crop_flip")
-    assert snapshot(model) == before
+    with no_trace(model):
+        scores = other_scores(model, images, batch, augment="crop_flip")
     assert set(scores) == set(STATISTICS)
     plain = evaluate(copy.deepcopy(model), images).logits_NK
     assert not any(torch.allclose(s.logits_NK, plain, atol=1e-3) for s in scores.values())
     monkeypatch.setattr(bn_statistics, "MOST_BYTES", 20_000)
-    other_scores(model, images, batch, augment="crop_flip")
-    assert snapshot(model) == before
+    with no_trace(model):
+        other_scores(model, images, batch, augment="crop_flip")
 
 
 def test_the_model_comes_back_when_the_block_fails(images):
     model, x = net().train(), train_images(images)
-    before = snapshot(model)
     for manager in (precise_statistics(model, x.split(9)), example_statistics(model, 2)):
-        with pytest.raises(RuntimeError, match="in the block"), manager:
+        with no_trace(model), pytest.raises(RuntimeError, match="in the block"), manager:
             raise RuntimeError("in the block")
-        assert snapshot(model) == before
 
 
-@pytest.mark.parametrize("batch", [1, 2, 7])
 @pytest.mark.parametrize("name", STATELESS)
-def test_without_running_statistics_nothing_depends_on_the_batch(images, name, batch):
-    model = resnet(name)
+def test_without_running_statistics_nothing_depends_on_the_batch(images, name):
+    model, batch = resnet(name), 3
     assert not running_layers(model)
     plain = evaluate(model, images)
     logits = batch_logits(model, images, batch)
@@ -648,9 +485,8 @@ def test_without_running_statistics_nothing_depends_on_the_batch(images, name, b
     given = other_scores(model, images, batch, plain=plain)
     assert all(scores is plain for scores in given.values())
     model.train().stage1.eval()
-    before = snapshot(model)
-    scores_anew = other_scores(model, images, batch)
-    assert snapshot(model) == before
+    with no_trace(model):
+        scores_anew = other_scores(model, images, batch)
     for scores in scores_anew.values():
         assert scores[:2] == plain[:2]
         assert torch.equal(scores.logits_NK, plain.logits_NK)
@@ -661,10 +497,9 @@ def test_a_norm_that_mixes_examples_but_keeps_no_known_statistics_has_no_other_s
     assert other_scores(model, images, 2) == dict.fromkeys(STATISTICS)
 
 
-@pytest.mark.parametrize("build", [net, partial(resnet, "bn")])
 @pytest.mark.parametrize("batch", [1, 2])
-def test_a_diverged_model_is_scored_with_a_loss_of_nan(images, build, batch):
-    model = build(dtype=torch.float32)
+def test_a_diverged_model_is_scored_with_a_loss_of_nan(images, batch):
+    model = resnet("bn", torch.float32)
     with torch.no_grad():
         next(p for p in model.parameters() if p.ndim == 4).fill_(torch.nan)
     for layer in running_layers(model).values():

@@ -100,7 +100,7 @@ def exact_sigma(epsilon: float) -> float:
     return optimize.brentq(excess, 1e-2, 1e3, xtol=1e-12)
 
 
-@pytest.mark.parametrize("epsilon", [0.5, 1.0, 2.0, 4.0, 8.0])
+@pytest.mark.parametrize("epsilon", [0.5, 2.0, 8.0])
 def test_the_noise_of_one_full_batch_is_close_above_the_exact_one(epsilon):
     pytest.importorskip("dp_accounting", reason="needs dp-accounting")
     ratio = noise_multiplier(epsilon, DELTA, 64, 64, 1) / exact_sigma(epsilon)
