@@ -1,10 +1,16 @@
-"""Norms to check: those of the table, and some that are broken on purpose."""
+"""Norms to check: those of the table, and some that are broken on purpose; and their checks."""
 
 import functools
+from collections.abc import Iterable
 
+import pytest
 import torch
 from torch import Tensor, nn
 
+from gnexp.checks import gradient_by_depth, trained_networks
+from gnexp.checks.claims import initialization, isolation, train_vs_eval
+from gnexp.checks.finding import Finding, Point
+from gnexp.checks.registry import measure_claim
 from gnexp.checks.subject import Subject
 from gnexp.data.device_images import DeviceDataset, normalize
 from gnexp.data.sources import load_images
@@ -109,3 +115,50 @@ def subject(norm: str | type[nn.Module], groups: int | None = None, **more: obje
         **data,
         **more,
     )
+
+
+class Result:
+    """Findings by statement, and points, of one claim on one norm."""
+
+    def __init__(self, findings: Iterable[Finding], points: Iterable[Point]) -> None:
+        self.rows, self.points = {f.statement: f for f in findings}, [*points]
+
+    def __getitem__(self, statement: str) -> Finding:
+        return self.rows[statement]
+
+    def verdicts(self, *statements: str) -> list[str]:
+        """The verdicts on these statements, on all if none is named."""
+        return [self.rows[statement].verdict for statement in statements or self.rows]
+
+    def line(self, panel: str, series: str) -> dict[float, float]:
+        """One line of a figure: x -> y."""
+        return {p.x: p.y for p in self.points if (p.panel, p.series) == (panel, series)}
+
+
+# What makes a claim on networks quick, and leaves its statements as they are.
+QUICK = {
+    "flow": [(gradient_by_depth, "DEPTHS", (8,))],
+    "train_test": [(train_vs_eval, "SIZES", (1, 4, 64))],
+    "invariance": [(trained_networks, "TRAIN_IMAGES", 64), (trained_networks, "TEST_IMAGES", 20)],
+    "isolation": [(isolation, name, (2, 8)) for name in ("GRADIENT_BATCHES", "OUTPUT_BATCHES")],
+    "initialization": [
+        *((initialization, name, value) for name, value in (("DEPTHS", (20,)), ("GAMMAS", (1, 2)))),
+        (initialization, "DEPTH_OF_GAMMAS", 20),
+        (initialization, "first_updates", lambda subject: ()),  # tested by itself
+    ],
+}
+QUICK["isolation"].append((isolation, "PIXELS", 8))
+
+
+def check(claim: str, of: Subject) -> Result:
+    """Measure a claim with what makes it quick."""
+    with pytest.MonkeyPatch.context() as patch:
+        for change in QUICK.get(claim, []):
+            patch.setattr(*change)
+        return Result(*measure_claim(claim, of))
+
+
+@functools.cache
+def checked(claim: str, norm: str | type[nn.Module], draws: int = 4, **more: object) -> Result:
+    """Measure a claim on a norm of the table, a broken one by its name, or a class; once."""
+    return check(claim, subject(BROKEN.get(norm, norm), draws=draws, **more))

@@ -1,4 +1,4 @@
-"""Findings: a verdict on a claim, with the number and the tolerance behind it.
+"""Statements of the article as rows of a table, and findings: a verdict with the number behind it.
 
 No name of a norm enters a verdict. A number without chance in it is held against a tolerance; one
 with chance in it holds only when its whole interval lies inside the tolerance, so that few draws
@@ -6,43 +6,23 @@ decide nothing.
 """
 
 import math
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
-HOLDS, FAILS, UNDECIDED, NOT_MEASURED = "holds", "fails", "undecided", "not measured"
-VACUOUS = "holds vacuously"  # for want of what the sentence speaks of
+from gnexp.analysis.statistics import Interval
+from gnexp.checks.verdicts import FAILS, HOLDS, VACUOUS, inside, notes
 
-
-def conditional(condition: str) -> str:
-    """Return the verdict of a claim that holds under a condition only: "holds only when ..."."""
-    return f"{HOLDS} only when {condition}"
-
-
-def verdict_below(value: float, tolerance: float) -> str:
-    """Return the verdict on a number without chance in it that may be at most `tolerance`."""
-    return HOLDS if value <= tolerance else FAILS  # nan fails
-
-
-def inside(lo: float, hi: float, low: float, high: float) -> str:
-    """Return the verdict on a 95 % interval [lo, hi] that must lie within [low, high].
-
-    It holds when all of it does, fails when none of it does, and else the draws do not decide.
-    """
-    if not (math.isfinite(lo) and math.isfinite(hi)):
-        return UNDECIDED
-    if low <= lo and hi <= high:
-        return HOLDS
-    return FAILS if hi < low or lo > high else UNDECIDED
+TEXTS = ("statement", "text", "what", "expected", "measured", "tolerance", "note")
+NO_STATISTIC = "no value of the output depends on another one of the input: there is no statistic"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One row of the check.
+    """One row of the check, its texts for people.
 
-    statement: its key within the claim, the same for every norm. text: what is claimed, for people.
-    what: what was measured, and on what. expected, measured: for people, with units. value: the
-    number that was judged; lo, hi: its 95 % interval, nan where no chance is in it. tolerance: the
-    rule of the verdict in words. n: independent draws behind the value. note: what a reader must
-    know to read it right.
+    statement: its key within the claim, the same for every norm. text: what is claimed. what: what
+    was measured, and on what. value: the number that was judged; lo, hi: its 95 % interval, nan
+    where no chance is in it. n: independent draws behind the value.
     """
 
     statement: str
@@ -59,14 +39,60 @@ class Finding:
     note: str = ""
 
 
-def vacuous(finding: Finding, why: str) -> Finding:
-    """Return a row that holds for want of what it speaks of, with the reason in its note.
-
-    A row that does not hold is returned as it is.
-    """
+def vacuous(finding: Finding) -> Finding:
+    """Return the row of a layer without a statistic: what holds, holds for want of one."""
     if finding.verdict != HOLDS:
         return finding
-    return replace(finding, verdict=VACUOUS, note="; ".join(filter(None, (why, finding.note))))
+    return replace(finding, verdict=VACUOUS, note=notes(NO_STATISTIC, finding.note))
+
+
+@dataclass(frozen=True)
+class Statement:
+    """A statement of the article: its texts, what is measured, and the rule of its verdict.
+
+    The texts are templates of the numbers given to `found`. It holds when the value, or the whole
+    interval where there is one, lies within [low, high].
+    """
+
+    statement: str
+    text: str
+    what: str
+    expected: str = "0"
+    measured: str = "{value:.2g}"
+    tolerance: str = "{high:g}"
+    note: str = ""
+    low: float = -math.inf
+    high: float = math.inf
+
+    def found(
+        self,
+        value: float | Interval = math.nan,
+        lo: float | None = None,
+        hi: float | None = None,
+        **more: object,
+    ) -> Finding:
+        """Return the finding on this value, and interval where chance is in it.
+
+        more: further numbers for the templates; n; a text, a bound or a verdict of its own.
+        """
+        if isinstance(value, Interval):
+            more.setdefault("n", value.n)
+            value, lo, hi = value.mean, value.lo, value.hi
+        numbers = {"low": self.low, "high": self.high, "value": value, "lo": lo, "hi": hi, **more}
+        filled = {t: more[t] if t in more else getattr(self, t).format(**numbers) for t in TEXTS}
+        low, high = numbers["low"], numbers["high"]
+        if lo is None:
+            judged = HOLDS if low <= value <= high else FAILS  # nan fails
+            lo = hi = math.nan
+        else:
+            judged = inside(lo, hi, low, high)
+        verdict = more.get("verdict", judged)
+        return Finding(**filled, verdict=verdict, value=value, lo=lo, hi=hi, n=more.get("n"))
+
+
+def table(*statements: Statement) -> dict[str, Statement]:
+    """Return statements by key."""
+    return {each.statement: each for each in statements}
 
 
 @dataclass(frozen=True)
@@ -81,9 +107,4 @@ class Point:
     hi: float = math.nan
 
 
-@dataclass
-class Measured:
-    """The findings and points of one claim, measured on one norm."""
-
-    findings: list[Finding] = field(default_factory=list)
-    points: list[Point] = field(default_factory=list)
+Found = Iterator[Finding | Point]  # of a claim on one norm

@@ -1,6 +1,9 @@
 """From a config to the norm under test."""
 
+from collections.abc import Callable
+
 import torch
+from torch import nn
 
 from gnexp.analysis.cells import norm_label as table_label
 from gnexp.checks.subject import Subject
@@ -40,27 +43,24 @@ def subject_from_config(config: CheckConfig) -> Subject:
 
 def label_of(config: CheckConfig) -> str:
     """Return a norm's name in the tables, with every option that is not the default."""
-    run = resolve(check_run(config))
-    name = norm_label(config.norm)
-    shown = table_label(
-        {"norm": name, "groups": run.groups, "channels_per_group": run.channels_per_group}
-    )
-    defaults = norm_defaults(config.norm["name"])
-    typed = [
-        f"{key}={value}"
-        for key, value in config.norm.items()
-        if key not in ("name", "_target_") and defaults.get(key) != value
-    ]
+    run, defaults = resolve(check_run(config)), norm_defaults(config.norm["name"])
+    keys = {"groups": run.groups, "channels_per_group": run.channels_per_group}
+    shown = table_label({"norm": norm_label(config.norm), **keys})
+    typed = [f"{key}={value}" for key, value in _typed(config) if defaults.get(key) != value]
     if config.norm["name"] == CUSTOM and config.groups:
         typed.append(f"groups={config.groups}")
     return f"{shown}[{', '.join(typed)}]" if typed else shown
 
 
+def _typed(config: CheckConfig) -> list[tuple[str, object]]:
+    """Return the options under `norm.`, defaults of its file included."""
+    return [(k, v) for k, v in config.norm.items() if k not in ("name", "_target_")]
+
+
 def _options(config: CheckConfig) -> dict[str, object]:
     """Return what a layer under test is built with, every default filled in."""
     name = config.norm["name"]
-    options = dict(NORMS[name].options) if name in NORMS else {}
-    options |= {k: v for k, v in config.norm.items() if k not in ("name", "_target_")}
+    options = {**(NORMS[name].options if name in NORMS else {}), **dict(_typed(config))}
     if "num_groups" in options:
         options["num_groups"] = _groups(config)(config.channels)
     return options
@@ -77,7 +77,7 @@ def _stated(config: CheckConfig) -> str | None:
     return next((key for key in GROUP_KEYS if key in config.norm), None)
 
 
-def _groups(config: CheckConfig):
+def _groups(config: CheckConfig) -> Callable[[int], int] | None:
     """Return channels -> groups, as the norm or the user states them; None where nobody does."""
     name = config.norm["name"]
     if name in TAKES_GROUPS or config.groups or config.channels_per_group:
@@ -86,14 +86,12 @@ def _groups(config: CheckConfig):
     if key := _stated(config):
         return lambda channels: int(config.norm[key])
     # Layer norm and instance norm are group norm at the ends of its range, by their definition.
-    ends = {"ln": lambda channels: 1, "in": lambda channels: channels}
-    return ends.get(name)
+    return {"ln": lambda channels: 1, "in": lambda channels: channels}.get(name)
 
 
-def _regroup(config: CheckConfig):
+def _regroup(config: CheckConfig) -> Callable[[int, int], nn.Module] | None:
     """Return (channels, groups) -> layer where the norm takes its groups as an option."""
-    name = config.norm["name"]
-    options = {k: v for k, v in config.norm.items() if k not in ("name", "_target_")}
+    name, options = config.norm["name"], dict(_typed(config))
     if name in NORMS and "num_groups" in NORMS[name].options:
         return lambda channels, groups: build_norm(name, channels, num_groups=groups, **options)
     if name == CUSTOM and (key := _stated(config)):

@@ -1,23 +1,28 @@
-"""Variances along an axis, the exponent of their power law, and what the article's rule predicts.
+"""Power laws: exponents with their intervals, and the exponent that the article's rule predicts.
 
 The rule under test: the variance of a gradient of gamma or beta is inversely proportional to the
 number of values that share a statistic. Its exponent along an axis is therefore minus that of this
-number. Shapes: N examples, C channels, H and W pixels; K draws.
+number. Shapes: C channels, K draws.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
+import numpy as np
 from torch import Tensor
 
 from gnexp.analysis.statistics import fit_exponent, t_quantile
-from gnexp.checks.finding import FAILS, HOLDS, UNDECIDED, inside
-from gnexp.checks.statistic_sets import StatisticSets
+from gnexp.checks.verdicts import inside
 
 TOLERANCE = 0.1  # of an exponent: a tenth of the article's -1
 MUCH_LESS = 0.8  # of a variance that is compared with: a fifth less, at the least
+LESS = {  # of a statement on such a ratio
+    "expected": f"below {MUCH_LESS:g}",
+    "tolerance": f"95 % interval of the ratio below {MUCH_LESS:g}",
+    "low": 0.0,
+    "high": MUCH_LESS,
+}
 NORMAL = 1.96  # half the width of a normal 95 % interval, in standard errors
 DEGENERATE = "a variance is zero or not finite"
 
@@ -50,12 +55,18 @@ class Variance:
 
 def fit(x: Sequence[float], variances: Sequence[Variance]) -> PowerLaw:
     """Return the law variance ~ x^exponent, weighted by the errors."""
-    numbers = [number for v in variances for number in (v.value, v.error)]
-    if len(x) < 3 or not all(math.isfinite(number) and number > 0 for number in numbers):
+    numbers = np.array([(v.value, v.error) for v in variances])
+    if len(x) < 3 or not (np.isfinite(numbers) & (numbers > 0)).all():
         return PowerLaw()
-    errors = [v.error for v in variances]
-    fitted = fit_exponent(x, [v.value for v in variances], errors, [0] * len(x))
+    fitted = fit_exponent(x, *numbers.T, [0] * len(x))
     return PowerLaw(fitted.slope, fitted.lo95, fitted.hi95)
+
+
+def slope(x: Sequence[float], y: Sequence[float]) -> float:
+    """Return the exponent of y ~ x^exponent, every point of one weight; nan where y has no log."""
+    if not (np.isfinite(y).all() and (np.asarray(y) > 0).all()):
+        return math.nan
+    return fit_exponent(x, y, np.ones(len(x)), [0] * len(x)).slope
 
 
 def widened(error: float, dof: int) -> float:
@@ -78,11 +89,6 @@ def variance_over_draws(g_KC: Tensor) -> Variance:
     return Variance(value.item(), widened(error.item(), k - 1))
 
 
-def values_per_statistic(sets: StatisticSets, n: int, c: int, h: int, w: int) -> int:
-    """Return how many values of (N, C, H, W) each of these sets holds."""
-    return sets.rows(torch.empty(n, c, h, w)).shape[1]
-
-
 def predicted(x: Sequence[float], values: Sequence[int]) -> float:
     """Return the exponent of 1 / (values per statistic) against x, from first to last point."""
     return -math.log(values[-1] / values[0]) / math.log(x[-1] / x[0]) + 0.0  # no -0
@@ -92,8 +98,3 @@ def ratio_text(ratio: float, lo: float, hi: float, why_not: str = DEGENERATE) ->
     """Return a ratio and its interval in words, or why it has none."""
     bounded = all(map(math.isfinite, (ratio, lo, hi)))
     return f"ratio {ratio:.3g} [{lo:.3g}, {hi:.3g}]" if bounded else f"no bounded ratio ({why_not})"
-
-
-def worst(verdicts: Sequence[str]) -> str:
-    """Return what is left of a claim about several numbers."""
-    return next((v for v in (FAILS, UNDECIDED) if v in verdicts), HOLDS)

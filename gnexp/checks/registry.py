@@ -5,7 +5,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from gnexp.checks.finding import Measured
+    from gnexp.checks.finding import Finding, Point
     from gnexp.checks.subject import Subject
 
 
@@ -84,7 +84,7 @@ CLAIMS = {
 MODULES = {"train_test": "train_vs_eval"}
 
 
-def measure_claim(key: str, subject: "Subject") -> "Measured":
+def measure_claim(key: str, subject: "Subject") -> "tuple[list[Finding], list[Point]]":
     """Measure one claim; raises NormError for a norm that does what no layer may do.
 
     A layer that draws random numbers itself gets the same ones each time; the global random state
@@ -92,9 +92,11 @@ def measure_claim(key: str, subject: "Subject") -> "Measured":
     """
     import torch
 
+    from gnexp.checks.finding import Finding, Point
     from gnexp.data.seeding import derived_seed
 
     module = import_module(f"gnexp.checks.claims.{MODULES.get(key, key)}")
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derived_seed(subject.seed, f"passport {key}"))
-        return module.measure(subject)
+        found = list(module.measure(subject))
+    return tuple([each for each in found if isinstance(each, kind)] for kind in (Finding, Point))

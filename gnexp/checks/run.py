@@ -6,10 +6,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from gnexp.analysis.check_result import CheckResult
-from gnexp.checks.finding import NOT_MEASURED
 from gnexp.checks.from_config import label_of, subject_from_config
 from gnexp.checks.registry import Claim, measure_claim
 from gnexp.checks.subject import NormError, Subject
+from gnexp.checks.verdicts import NOT_MEASURED
 from gnexp.config.schema import CheckConfig
 from gnexp.runner.process_pool import Emit
 
@@ -64,7 +64,7 @@ def measure_task(task: ClaimTask, emit: Emit) -> Outcome:
 def outcome_of(claim: Claim, label: str, subject: Callable[[], Subject]) -> Outcome:
     """Measure one claim on one norm; whatever the norm does, the other claims still run."""
     try:
-        measured = measure_claim(claim.key, subject())
+        findings, points = measure_claim(claim.key, subject())
     except NormError as error:
         cause = error.__cause__
         trace = "".join(traceback.format_exception(cause)) if cause else ""
@@ -72,9 +72,8 @@ def outcome_of(claim: Claim, label: str, subject: Callable[[], Subject]) -> Outc
     except Exception as error:  # raised by the norm's backward pass, say
         why = f"{label} raised {type(error).__name__}: {_one_line(error)}"
         return Outcome([], [], why, traceback.format_exc())
-    return Outcome([asdict(f) for f in measured.findings], [asdict(p) for p in measured.points])
+    return Outcome([asdict(f) for f in findings], [asdict(p) for p in points])
 
 
 def _one_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return " ".join(line.strip() for line in lines[:1]) or type(error).__name__
+    return str(error).strip().partition("\n")[0].strip() or type(error).__name__

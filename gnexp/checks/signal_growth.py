@@ -42,17 +42,16 @@ class SignalTrace:
 
 def trace(net: nn.Sequential, x_NCHW: Tensor) -> SignalTrace:
     """Return what the blocks of a residual network of the table do, in train mode."""
-    seen = SignalTrace()
-    numbers = {id(stage): i for i, stage in enumerate(stages_of(net))}
+    seen, stages = SignalTrace(), stages_of(net)
     try:
         with torch.no_grad():
             for child in net:
-                if id(child) not in numbers:
+                if not any(child is stage for stage in stages):
                     x_NCHW = child(x_NCHW)
                     continue
                 seen.start = seen.start or _variance(x_NCHW)
+                seen.stage += [len(set(seen.stage))] * len(child)
                 for block in child:
-                    seen.stage.append(numbers[id(child)])
                     x_NCHW = _through(block, x_NCHW, seen)
     except Exception as error:
         raise NormError(f"a network raised {type(error).__name__}: {error}") from error
@@ -62,14 +61,14 @@ def trace(net: nn.Sequential, x_NCHW: Tensor) -> SignalTrace:
 def _through(block: ResidualBlock, x_NCHW: Tensor, seen: SignalTrace) -> Tensor:
     branches: list[Tensor] = []
     norm = block.get_submodule(block.last_norm)
-    hook = norm.register_forward_hook(lambda _, __, output: branches.append(output))
-    y_NCHW = block(x_NCHW)
-    hook.remove()
+    with norm.register_forward_hook(lambda _, __, output: branches.append(output)):
+        y_NCHW = block(x_NCHW)
     skip_NCHW, r_NCHW = block.shortcut(x_NCHW), branches[0]
     seen.variance.append(_variance(y_NCHW))
     seen.branch.append(_variance(r_NCHW))
-    seen.correlation.append(_correlation(skip_NCHW, r_NCHW))
     seen.resized.append(y_NCHW.shape != x_NCHW.shape)
+    a, b = ((t - t.mean()).flatten() for t in (skip_NCHW.double(), r_NCHW.double()))
+    seen.correlation.append((a @ b / (a.norm() * b.norm())).item())
     expected = x_NCHW
     if seen.resized[-1]:
         expected = torch.relu(skip_NCHW) if block.activated else skip_NCHW
@@ -81,18 +80,11 @@ def _variance(x_NCHW: Tensor) -> float:
     return x_NCHW.double().var(correction=0).item()
 
 
-def _correlation(a: Tensor, b: Tensor) -> float:
-    a, b = (t.double().flatten() for t in (a, b))
-    a, b = a - a.mean(), b - b.mean()
-    return (a @ b / (a.norm() * b.norm())).item()
-
-
 def set_last_gamma(subject: Subject, net: nn.Module, value: float) -> None:
     """Set the last gamma of each residual branch; raises NormError where the norm has none."""
     try:
         names = zero_last_gamma(net)
     except ValueError as error:
         raise NormError(f"{subject.label}: {error}") from error
-    with torch.no_grad():
-        for name in names:
-            net.get_parameter(name).fill_(value)
+    for name in names:
+        net.get_parameter(name).data.fill_(value)

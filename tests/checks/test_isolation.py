@@ -1,16 +1,15 @@
 """Claim 9, information isolation: what is measured, against closed forms and broken norms."""
 
-import functools
 import sys
 
 import numpy as np
 import pytest
 import torch
-from norms_under_test import BROKEN, Own, subject
+from norms_under_test import BROKEN, Own, Result, check, checked, subject
 from torch import Tensor, nn
 
 from gnexp.checks.claims import isolation
-from gnexp.checks.finding import FAILS, HOLDS, UNDECIDED, VACUOUS, Measured
+from gnexp.checks.verdicts import FAILS, HOLDS, UNDECIDED, VACUOUS
 from gnexp.measure import dp_accounting
 from gnexp.measure.isolation import (
     clipped_sum,
@@ -24,10 +23,7 @@ from gnexp.measure.isolation import (
     state_written,
 )
 
-ISOLATING = ("gn", "ln", "in", "none")
-STATEMENTS = ["layer", "jacobian", "outputs", "losses", "bound"]
-STATEMENTS += ["sensitivity", "within_bound", "noise"]
-INSTALL = "pip install 'gnexp[dp]'"
+APART = ["layer", "jacobian", "outputs", "losses"]
 
 
 class Remembers(Own):
@@ -50,19 +46,9 @@ class HidesItsMixing(Own):
         return super().standardize(x) + 1e-6 * x.detach().mean(dim=0)
 
 
-@functools.cache
-def measured(norm: str, draws: int = 4) -> Measured:
-    """Measure on little, which suffices: what is proven does not need more."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(isolation, "GRADIENT_BATCHES", (2, 8))
-        patch.setattr(isolation, "OUTPUT_BATCHES", (2, 8))
-        patch.setattr(isolation, "PIXELS", 8)
-        own = {"remembers": Remembers, "hides": HidesItsMixing, **BROKEN}
-        return isolation.measure(subject(own.get(norm, norm), draws=draws))
-
-
-def verdicts(norm: str) -> dict[str, str]:
-    return {finding.statement: finding.verdict for finding in measured(norm).findings}
+def measured(norm) -> Result:
+    pytest.importorskip("dp_accounting")
+    return checked("isolation", norm)
 
 
 @pytest.fixture
@@ -83,55 +69,39 @@ def batch(n: int, g: torch.Generator) -> tuple[Tensor, Tensor]:
     return x_NCHW, torch.randint(0, 5, (n,), generator=g)
 
 
-@pytest.mark.parametrize("norm", [*ISOLATING, "bn"])
-def test_every_norm_gets_the_same_rows_in_ascii(norm):
-    findings = measured(norm).findings
-    assert [finding.statement for finding in findings] == STATEMENTS
-    assert all(str(finding).isascii() and finding.text and finding.measured for finding in findings)
-
-
-@pytest.mark.parametrize("norm", ISOLATING)
+@pytest.mark.parametrize("norm", ["gn", "none"])
 def test_a_norm_of_each_example_isolates_exactly(norm):
-    pytest.importorskip("dp_accounting")
-    apart = dict.fromkeys(("layer", "jacobian", "outputs", "losses"), VACUOUS)
-    expected = dict.fromkeys(STATEMENTS, HOLDS) | (apart if norm == "none" else {})
-    assert verdicts(norm) == expected
-    values = {finding.statement: finding.value for finding in measured(norm).findings}
-    assert values["layer"] == values["jacobian"] == values["outputs"] == values["losses"] == 0.0
-    assert values["bound"] == 2.0
-    told = {finding.statement: finding.measured for finding in measured(norm).findings}
+    found = measured(norm)
+    assert found.verdicts(*APART) == [HOLDS if norm == "gn" else VACUOUS] * 4
+    assert set(found.verdicts()) - {VACUOUS} == {HOLDS}
+    assert [found[statement].value for statement in APART] == [0.0] * 4
+    assert found["bound"].value == 2.0
     for statement in ("bound", "sensitivity", "noise"):  # the bound, and what was found beside it
-        assert "proven" in told[statement]
-        assert "largest found" in told[statement]
+        assert "proven" in found[statement].measured
+        assert "largest found" in found[statement].measured
 
 
-def test_batch_norm_fails_everything_but_its_own_larger_bound():
-    pytest.importorskip("dp_accounting")
-    expected = dict.fromkeys(STATEMENTS, FAILS) | {"within_bound": HOLDS}
-    assert verdicts("bn") == expected
+def test_batch_norm_fails_everything_but_its_own_larger_bound_and_needs_n_times_the_noise():
+    bn, gn = measured("bn"), measured("gn")
+    assert [s for s, row in bn.rows.items() if row.verdict != FAILS] == ["within_bound"]
+    assert bn["within_bound"].verdict == HOLDS
+    assert bn["noise"].value == pytest.approx(isolation.BATCH * gn["noise"].value, rel=1e-12)
+    assert "running_mean and running_var" in bn["noise"].note
+    assert "running" not in gn["noise"].note
 
 
-def test_batch_norm_needs_the_batch_size_times_the_noise():
-    pytest.importorskip("dp_accounting")
-    noise = {norm: measured(norm).findings[-1].value for norm in ("bn", "gn")}
-    assert noise["bn"] == pytest.approx(isolation.BATCH * noise["gn"], rel=1e-12)
-    assert "running_mean and running_var" in measured("bn").findings[-1].note
-    assert "running" not in measured("gn").findings[-1].note
-
-
-@pytest.mark.parametrize("norm", ["peeks", "hides"])
+@pytest.mark.parametrize("norm", [BROKEN["peeks"], HidesItsMixing])
 def test_mixing_that_is_small_or_shows_no_derivative_still_loses_the_bound(norm):
-    found = verdicts(norm)
-    assert found["layer"] == found["outputs"] == found["bound"] == FAILS
-    assert found["jacobian"] == (HOLDS if norm == "hides" else FAILS)
+    found = measured(norm)
+    assert found.verdicts("layer", "outputs", "bound") == [FAILS] * 3
+    assert found["jacobian"].verdict == (HOLDS if norm is HidesItsMixing else FAILS)
     # Nothing moved by more than 2 clip, which proves nothing where examples mix.
-    assert found["sensitivity"] == UNDECIDED
+    assert found["sensitivity"].verdict == UNDECIDED
 
 
 def test_a_layer_that_remembers_earlier_batches_gets_no_noise():
-    found = {finding.statement: finding for finding in measured("remembers").findings}
-    assert found["layer"].verdict == HOLDS
-    assert found["bound"].verdict == found["noise"].verdict == FAILS
+    found = measured(Remembers)
+    assert found.verdicts("layer", "bound", "noise") == [HOLDS, FAILS, FAILS]
     assert np.isnan(found["noise"].value)
     assert "earlier batches" in found["noise"].note
 
@@ -139,25 +109,21 @@ def test_a_layer_that_remembers_earlier_batches_gets_no_noise():
 def test_without_the_accountant_only_the_noise_is_undecided(monkeypatch):
     monkeypatch.setitem(sys.modules, "dp_accounting", None)
     dp_accounting.noise_multiplier.cache_clear()
-    findings = measured.__wrapped__("gn", draws=2).findings
-    assert [finding.verdict for finding in findings] == [HOLDS] * 7 + [UNDECIDED]
-    assert INSTALL in findings[-1].note
-
-
-def test_measuring_leaves_the_global_random_state_alone():
     before = torch.get_rng_state()
-    measured.__wrapped__("bn", draws=2)  # not what was measured before
+    found = check("isolation", subject("gn", draws=2))
+    assert found.verdicts() == [HOLDS] * 7 + [UNDECIDED]
+    assert "pip install 'gnexp[dp]'" in found["noise"].note
     assert torch.equal(before, torch.get_rng_state())
 
 
-@pytest.mark.parametrize("norm", [*ISOLATING, "bn"])
+@pytest.mark.parametrize("norm", ["gn", "bn"])
 def test_points_stay_below_the_bound_and_lie_on_the_batch_sizes(norm):
-    points = {(p.panel, p.series, p.x): p.y for p in measured(norm).points}
+    line = measured(norm).line
     for size in (2, 8):
-        found = points["sensitivity", "largest found", size]
-        bound = points["sensitivity", "proven upper bound", size]
-        assert 0.5 < found <= bound == (2 * size if norm == "bn" else 2)
-        moved = points["cross-example", "10 times the contrast", size]
+        bound = line("sensitivity", "proven upper bound")[size]
+        assert bound == (2 * size if norm == "bn" else 2)
+        assert 0.5 < line("sensitivity", "largest found")[size] <= bound
+        moved = line("cross-example", "10 times the contrast")[size]
         assert 0.1 < moved < 2 if norm == "bn" else moved == 0
 
 

@@ -8,8 +8,8 @@ from scipy import stats
 from torch import nn
 
 from gnexp.checks import trained_networks
-from gnexp.checks.finding import FAILS, HOLDS, UNDECIDED
 from gnexp.checks.subject import NormError
+from gnexp.checks.verdicts import FAILS, HOLDS, UNDECIDED
 
 
 class Normalized(nn.Module):
@@ -36,18 +36,14 @@ def findings(norm, draws=20):
 
 
 def test_every_norm_gets_a_row_for_contrast_and_one_for_style_over_all_seeds():
-    before = torch.get_rng_state()
-    for norm in ("bn", "gn"):
-        found = findings(norm)
-        assert list(found) == ["trained_contrast", "trained_style"]
-        for finding in found.values():
-            assert finding.n == 2  # a network for ten draws, two at least
-            assert (
-                "3 epochs of 192 images of shapes10, 60 test images of its own each" in finding.what
-            )
-            assert "of the accuracy above chance lost" in finding.measured
+    before, found = torch.get_rng_state(), findings("gn")
+    assert list(found) == ["trained_contrast", "trained_style"]
+    for finding in found.values():
+        assert finding.n == 2  # a network for ten draws, two at least
+        assert "3 epochs of 192 images of shapes10, 60 test images of its own each" in finding.what
+        assert "of the accuracy above chance lost" in finding.measured
     assert torch.equal(torch.get_rng_state(), before)
-    assert findings("gn") == findings("gn")
+    assert findings("gn") == found
 
 
 def test_networks_that_standardize_images_lose_nothing_to_contrast_but_something_to_style(
@@ -64,17 +60,18 @@ def test_networks_that_standardize_images_lose_nothing_to_contrast_but_something
 
 def test_lower_contrast_keeps_the_mean_of_an_image_and_style_is_one_map_for_each_colour():
     x = torch.randn(3, 3, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    dim = trained_networks.lower_contrast(subject("gn"), x, 0).numpy()
+    of = subject("gn")
+    dim = trained_networks.changed("contrast", of, x, 0).numpy()
     mean = x.numpy().mean((1, 2, 3), keepdims=True)
     np.testing.assert_allclose(dim, mean + 0.3 * (x.numpy() - mean), atol=1e-12)
-    styled = trained_networks.another_style(subject("gn"), x, 0)
+    styled = trained_networks.changed("style", of, x, 0)
     for image in range(3):
         for colour in range(3):
             fit = stats.linregress(x[image, colour].flatten(), styled[image, colour].flatten())
             assert fit.rvalue == pytest.approx(1, abs=1e-12)
             assert 0.5 <= fit.slope <= 2
             assert -1 <= fit.intercept <= 1
-    assert not torch.equal(styled, trained_networks.another_style(subject("gn"), x, 1))
+    assert not torch.equal(styled, trained_networks.changed("style", of, x, 1))
 
 
 @pytest.mark.parametrize(
@@ -88,7 +85,7 @@ def test_lower_contrast_keeps_the_mean_of_an_image_and_style_is_one_map_for_each
 def test_the_verdict_is_on_the_share_of_accuracy_above_chance(after, verdict):
     before = [0.60, 0.61, 0.59]
     found = [(a, b, 0.1) for a, b in zip(before, after)]
-    finding = trained_networks._finding("key", "text", "what", found)
+    finding = trained_networks._finding("style", found)
     assert finding.verdict == verdict
     lost, above = np.array(before) - after, np.array(before) - 0.1
     assert finding.value == pytest.approx(lost.sum() / above.sum(), rel=1e-12)
@@ -98,7 +95,7 @@ def test_the_verdict_is_on_the_share_of_accuracy_above_chance(after, verdict):
 
 def test_networks_at_chance_decide_nothing():
     found = [(0.09, 0.09, 0.1), (0.12, 0.10, 0.1), (0.10, 0.11, 0.1)]
-    finding = trained_networks._finding("key", "text", "what", found)
+    finding = trained_networks._finding("style", found)
     assert finding.verdict == UNDECIDED
     assert "not decidedly above chance" in finding.note
 
@@ -114,4 +111,4 @@ def test_a_norm_that_fails_in_training_is_named():
             return x
 
     with pytest.raises(NormError, match="training raised ArithmeticError: no gradient here"):
-        trained_networks.trained_findings(subject(NoBackward, draws=20))
+        findings(NoBackward)

@@ -10,35 +10,27 @@ falls as N^-1, and as (N^2 / (N - 1))^-1/2, which is N^-1/2 for large N. Those a
 of the fits. They leave out that the variance one divides by scatters itself, a relative O(1/N) more
 change (most in the gradient: 20 % at N = 4, 10 % at N = 8), hence the fits from N = 8 on.
 
-Points, panels "output" and "gradient": x = batch size (log2), y = relative RMS change over all
-draws (log; 1e-16 where nothing changes), lo and hi its 95 % interval; series "one mate" and "all
-mates" (replaced). All batch sizes share the draws of example 0, its mates and v, so that their
-scatter is common to the points and does not tilt the line.
+All batch sizes share the draws of example 0, its mates and v, so that their scatter is common to
+the points and does not tilt the line.
 
 Shapes: N examples, C channels, H and W pixels; K draws, B batch sizes.
 """
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from gnexp.analysis.statistics import t_quantile
-from gnexp.checks.finding import (
-    HOLDS,
-    VACUOUS,
-    Finding,
-    Measured,
-    Point,
-    inside,
-    vacuous,
-    verdict_below,
-)
-from gnexp.checks.statistic_sets import NO_STATISTIC, takes_no_statistic
-from gnexp.checks.subject import Subject, clone, rms
+from gnexp.checks.finding import Finding, Found, Point, Statement, vacuous
+from gnexp.checks.power_law import slope
+from gnexp.checks.subject import Subject, relative_change
+from gnexp.checks.verdicts import HOLDS, VACUOUS
 from gnexp.measure.gradient_noise import block_jackknife
+from gnexp.norms.module_state import copied
 
 EXACT = 1e-10  # relative RMS of float64 numbers
 FLOOR = 1e-16  # for the log axis
@@ -48,28 +40,60 @@ EXPONENT_TOLERANCE = 0.15
 # Squared changes are skewed, and Student's t takes them for normal: the standard error of fewer
 # draws than 9, known to a relative 1 / sqrt(2 (K - 1)) = 25 % at best, carries no interval.
 LEAST_DRAWS = 9
-WHATS = ("output", "gradient")
-REPLACED = {"one mate": "one batch-mate is replaced", "all mates": "all batch-mates are replaced"}
-THEORY = {"one mate": -1.0, "all mates": -0.5}
+OF = ("output", "gradient")
+
+INDEPENDENT = Statement(
+    "{key}_{of}",
+    "the {of} of an example is the same when {change}",
+    "largest relative RMS change in training mode: {how}",
+    tolerance="{high:g}, relative",
+    high=EXACT,
+)
+CHANGES = (
+    {
+        "key": "one_mate",
+        "change": "one batch-mate is replaced",
+        "how": "each of the 7 mates of a batch of 8 replaced in turn",
+    },
+    {
+        "key": "all_mates",
+        "change": "all batch-mates are replaced",
+        "how": "all 7 mates of a batch of 8 replaced",
+    },
+    {
+        "key": "batch_size",
+        "change": "the batch size changes",
+        "how": "batch of 2, 4, ..., 64 against the example alone",
+    },
+)
+FALLS = Statement(
+    "{key}_{of}_falls",
+    "what dependence of the {of} there is falls as {law} when {change}",
+    "exponent of the relative RMS change in {predictor}, N ="
+    f" {FITTED[0]} to {FITTED[-1]}, {{n}} draws each",
+    expected="{theory:g}",
+    measured="exponent {value:.3f} [{lo:.3f}, {hi:.3f}]",
+    tolerance=f"+-{EXPONENT_TOLERANCE:g}, the whole 95 % interval; or no change above {EXACT:g}",
+)
+LAWS = (
+    {**CHANGES[0], "theory": -1.0, "law": "N^-1", "predictor": "N"},
+    {**CHANGES[1], "theory": -0.5, "law": "N^-1/2", "predictor": "N^2 / (N - 1)"},
+)
+PREDICTORS = (FITTED, [n * n / (n - 1) for n in FITTED])
 Pass = tuple[Tensor, Tensor]
 
 
-def measure(subject: Subject) -> Measured:
+def measure(subject: Subject) -> Found:
     """Measure claim 3."""
-    result = Measured()
-    with torch.random.fork_rng(devices=[]):
-        training = _exact(subject, subject.layer())
-        rows = _independence(training, _exact(subject, subject.layer().eval()))
-        if takes_no_statistic(subject):
-            rows = [vacuous(row, NO_STATISTIC) for row in rows]
-        result.findings += rows
-        changes_BK22 = _changes(subject)
-    for j, replaced in enumerate(REPLACED):
-        for i, what in enumerate(WHATS):
-            squares = dict(zip(SIZES[1:], changes_BK22[:, :, j, i]))
-            result.points += _points(what, replaced, squares)
-            result.findings.append(_falls(what, replaced, squares))
-    return result
+    nothing = subject.takes_no_statistic
+    for row in _independence(subject):
+        yield vacuous(row) if nothing else row
+    squares_BKRW = _changes(subject).square()
+    for r, law in enumerate(LAWS):
+        for w, of in enumerate(OF):
+            squares_KB = squares_BKRW[:, :, r, w].T
+            yield from _points(of, law["key"].replace("_", " "), squares_KB)
+            yield _falls(r, of, squares_KB)
 
 
 def _pass(subject: Subject, layer: nn.Module, x_NCHW: Tensor, v_CHW: Tensor) -> Pass:
@@ -77,76 +101,50 @@ def _pass(subject: Subject, layer: nn.Module, x_NCHW: Tensor, v_CHW: Tensor) -> 
     x_NCHW = x_NCHW.detach().requires_grad_()
     # A layer that draws random numbers gets the same ones in every pass: they are no dependence.
     torch.default_generator.manual_seed(subject.seed)
-    y_CHW = subject.apply(clone(layer), x_NCHW)[0]
+    y_CHW = subject.apply(copied(layer), x_NCHW)[0]
     (dx_NCHW,) = torch.autograd.grad((v_CHW * y_CHW).sum(), x_NCHW)
     return y_CHW.detach(), dx_NCHW[0]
 
 
-def _change(before: Pass, after: Pass) -> tuple[float, float]:
+def _change(before: Pass, after: Pass) -> tuple[float, ...]:
     """Return the relative change of output and gradient."""
-    changed = []
-    for old, new in zip(before, after):
-        off = rms(new - old)
-        changed.append(off / rms(old) if off else 0.0)  # 0 also where all is 0
-    return changed[0], changed[1]
+    return tuple(relative_change(new, old) for old, new in zip(before, after))
 
 
-def _exact(subject: Subject, layer: nn.Module) -> dict[str, tuple[float, float]]:
-    """Return the largest change of (output, gradient) for each thing done to the batch."""
+def _largest(subject: Subject, layer: nn.Module) -> list[tuple[float, ...]]:
+    """Return the largest change of (output, gradient) by each of CHANGES."""
     x_NCHW, z_NCHW = (subject.features(f"batch {name}", SIZES[-1]) for name in ("x", "z"))
     v_CHW = subject.normal("batch v", *x_NCHW.shape[1:])
-
-    def largest(before: Tensor, after: Iterator[Tensor]) -> tuple[float, float]:
-        first = _pass(subject, layer, before, v_CHW)
-        pairs = [_change(first, _pass(subject, layer, x, v_CHW)) for x in after]
-        return max(p[0] for p in pairs), max(p[1] for p in pairs)
-
     x_8, z_8 = x_NCHW[:8], z_NCHW[:8]
-    each = (torch.cat([x_8[:i], z_8[i : i + 1], x_8[i + 1 :]]) for i in range(1, 8))
-    return {
-        "one mate": largest(x_8, each),
-        "all mates": largest(x_8, iter([torch.cat([x_8[:1], z_8[1:]])])),
-        "batch size": largest(x_NCHW[:1], (x_NCHW[:n] for n in SIZES)),
-    }
+    ways = (
+        (x_8, [torch.cat([x_8[:i], z_8[i : i + 1], x_8[i + 1 :]]) for i in range(1, 8)]),
+        (x_8, [torch.cat([x_8[:1], z_8[1:]])]),
+        (x_NCHW[:1], [x_NCHW[:n] for n in SIZES]),
+    )
+    largest = []
+    for before, after in ways:
+        first = _pass(subject, layer, before, v_CHW)
+        changes = [_change(first, _pass(subject, layer, x, v_CHW)) for x in after]
+        largest.append(tuple(map(max, zip(*changes))))
+    return largest
 
 
-def _independence(
-    training: dict[str, tuple[float, float]], evaluation: dict[str, tuple[float, float]]
-) -> list[Finding]:
-    done = {
-        **REPLACED,
-        "batch size": "the batch size changes",
-    }
-    how = {
-        "one mate": "each of the 7 mates of a batch of 8 replaced in turn",
-        "all mates": "all 7 mates of a batch of 8 replaced",
-        "batch size": "batch of 2, 4, ..., 64 against the example alone",
-    }
-    rows = []
-    for key, text in done.items():
-        for i, what in enumerate(WHATS):
-            off = training[key][i]
-            rows.append(
-                Finding(
-                    f"{key.replace(' ', '_')}_{what}",
-                    f"the {what} of an example is the same when {text}",
-                    f"largest relative RMS change in training mode: {how[key]}",
-                    "0",
-                    f"{off:.2g}",
-                    verdict_below(off, EXACT),
-                    value=off,
-                    tolerance=f"{EXACT:g}, relative",
-                    note="" if off <= EXACT else f"in evaluation mode: {evaluation[key][i]:.2g}",
-                )
-            )
-    return rows
+def _independence(subject: Subject) -> Iterator[Finding]:
+    training, evaluation = (
+        _largest(subject, subject.layer().train(mode)) for mode in (True, False)
+    )
+    for i, change in enumerate(CHANGES):
+        for w, of in enumerate(OF):
+            off = training[i][w]
+            note = "" if off <= EXACT else f"in evaluation mode: {evaluation[i][w]:.2g}"
+            yield INDEPENDENT.found(off, **change, of=of, note=note)
 
 
 def _changes(subject: Subject) -> Tensor:
-    """Return squared relative changes (B, K, replaced, what)."""
-    layer, k, most = subject.layer(), subject.draws, SIZES[-1]
-    rows = [[] for _ in SIZES[1:]]
-    for i in range(k):
+    """Return relative changes by batch size, draw, replacement and (output, gradient)."""
+    layer, most = subject.layer(), SIZES[-1]
+    rows: list[list] = [[] for _ in SIZES[1:]]
+    for i in range(subject.draws):
         x_NCHW, z_NCHW = (
             subject.features(f"batch draw {name} {i}", most, 4, 4) for name in ("x", "z")
         )
@@ -160,74 +158,49 @@ def _changes(subject: Subject) -> Tensor:
             one = torch.where(torch.tensor(places).view(-1, 1, 1, 1) == 1, every, x)
             before, *after = (_pass(subject, layer, b, v_CHW) for b in (x, one, every))
             row.append([_change(before, a) for a in after])
-    return torch.tensor(rows, dtype=torch.float64).square()
+    return torch.tensor(rows, dtype=torch.float64)
 
 
-def _points(what: str, replaced: str, squares: dict[int, Tensor]) -> list[Point]:
-    """Return the RMS over the draws at each batch size, with a 95 % interval of its logarithm."""
-    points = []
-    for n, squares_K in squares.items():
-        mean, k = squares_K.mean().item(), len(squares_K)
+def _points(of: str, series: str, squares_KB: Tensor) -> Iterator[Point]:
+    """Yield the RMS over the draws at each batch size, with a 95 % interval of its logarithm."""
+    k = len(squares_KB)
+    for n, squares_K in zip(SIZES[1:], squares_KB.T):
+        mean = squares_K.mean().item()
         y, factor = max(math.sqrt(mean), FLOOR), math.nan
         if k > 1 and mean > FLOOR**2:
             error = 0.5 * squares_K.std().item() / math.sqrt(k) / mean
             factor = math.exp(t_quantile(0.975, k - 1) * error)
-        points.append(Point(what, replaced, n, y, y / factor, y * factor))
-    return points
+        yield Point(of, series, n, y, y / factor, y * factor)
 
 
-def _falls(what: str, replaced: str, squares: dict[int, Tensor]) -> Finding:
+def _falls(r: int, of: str, squares_KB: Tensor) -> Finding:
     """Fit the exponent of the change over the batch size."""
-    theory, k = THEORY[replaced], len(next(iter(squares.values())))
-    largest = max(squares_K.max().item() for squares_K in squares.values()) ** 0.5
-    law = {"one mate": "N^-1", "all mates": "N^-1/2"}[replaced]
-    predictor = {"one mate": "N", "all mates": "N^2 / (N - 1)"}[replaced]
-    value = lo = hi = math.nan
-    note = ""
+    law = {**LAWS[r], "of": of, "n": len(squares_KB)}
+    largest = squares_KB.max().item() ** 0.5
     if largest <= EXACT:
-        measured, verdict = f"no dependence (largest change {largest:.2g})", VACUOUS
+        measured = f"no dependence (largest change {largest:.2g})"
         note = "no dependence at any batch size: nothing is left to fall"
-    else:
-        value, lo, hi = _exponent(replaced, squares)
-        measured = f"exponent {value:.3f} [{lo:.3f}, {hi:.3f}]"
-        verdict = inside(lo, hi, theory - EXPONENT_TOLERANCE, theory + EXPONENT_TOLERANCE)
-        if verdict == HOLDS:
-            note = "the law is the leading order in 1/N; the next one steepens the small N"
-        elif math.isnan(lo):
-            few = f"an interval needs at least {LEAST_DRAWS} draws"
-            note = few if k < LEAST_DRAWS else "too few draws change anything at some batch size"
-    return Finding(
-        f"{replaced.replace(' ', '_')}_{what}_falls",
-        f"what dependence of the {what} there is falls as {law} when {REPLACED[replaced]}",
-        f"exponent of the relative RMS change in {predictor}, N = {FITTED[0]} to {FITTED[-1]},"
-        f" {k} draws each",
-        f"{theory:g}",
-        measured,
-        verdict,
-        *(value, lo, hi),
-        tolerance=f"+-{EXPONENT_TOLERANCE:g}, the whole 95 % interval;"
-        f" or no change above {EXACT:g}",
-        n=k,
-        note=note,
-    )
+        return FALLS.found(**law, measured=measured, verdict=VACUOUS, note=note)
+    low, high = (law["theory"] + off for off in (-EXPONENT_TOLERANCE, EXPONENT_TOLERANCE))
+    fitted = _exponent(PREDICTORS[r], squares_KB[:, -len(FITTED) :].numpy())
+    found, note = FALLS.found(*fitted, **law, low=low, high=high), ""
+    if found.verdict == HOLDS:
+        note = "the law is the leading order in 1/N; the next one steepens the small N"
+    elif len(squares_KB) < LEAST_DRAWS:
+        note = f"an interval needs at least {LEAST_DRAWS} draws"
+    elif math.isnan(found.lo):
+        note = "too few draws change anything at some batch size"
+    return replace(found, note=note)
 
 
-def _exponent(replaced: str, squares: dict[int, Tensor]) -> tuple[float, float, float]:
+def _exponent(x_B: list[float], squares_KB: np.ndarray) -> tuple[float, float, float]:
     """Return the exponent and its 95 % interval, by leaving out one draw after another.
 
     nan where the draws cannot give it: too few of them, or too few in which anything changes.
     """
-    x_B = np.log([n if replaced == "one mate" else n * n / (n - 1) for n in FITTED])
-    x_B -= x_B.mean()
-    squares_KB = torch.stack([squares[n] for n in FITTED], dim=1).numpy()
     k, sum_B = len(squares_KB), squares_KB.sum(axis=0)
-
-    def slope(mean_square_B: np.ndarray) -> float:
-        y_B = 0.5 * np.log(mean_square_B) if (mean_square_B > 0).all() else np.nan * x_B
-        return float((x_B * y_B).sum() / (x_B**2).sum())
-
-    value = slope(sum_B / k)
+    value = slope(x_B, sum_B) / 2
     if k < LEAST_DRAWS or math.isnan(value):
         return value, math.nan, math.nan
-    without = [slope((sum_B - one_B) / (k - 1)) for one_B in squares_KB]
+    without = [slope(x_B, sum_B - one_B) / 2 for one_B in squares_KB]
     return value, *block_jackknife(np.array([value, *without]), np.ones(k))

@@ -1,47 +1,23 @@
 """Claim 7: gradient flow. What the layer does to a gradient that passes back through it.
 
 Section "Stable gradient flow". The backward scale is |dL/dx| / |dL/dy|, of Euclidean norms, for a
-random dL/dy. Single layers in float64, without chance; networks: see `depth`. Points:
-
-- panel "backward scale": x = standard deviation of the input (log), y = backward scale (log);
-  series "measured", and "1 / sigma" to compare with.
-- panel "batch size": x = batch size (log), y = backward scale of the batch's first example, over
-  that at the largest batch; series "measured".
-- panel "scaled weights": x = factor a on all weights of the convolution before the norm (log), y =
-  gradient norm over that at a = 1 (log); series "weights" and "input" (of the convolution).
-- panel "gradient by depth": see `depth`.
+random dL/dy. Single layers in float64, without chance; networks: see `gradient_by_depth`.
 
 Shapes: N examples, C channels (D behind a convolution), H and W pixels.
 """
 
 import math
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gnexp.checks.claims.core import eps_of
-from gnexp.checks.finding import (
-    FAILS,
-    HOLDS,
-    Finding,
-    Measured,
-    Point,
-    conditional,
-    vacuous,
-    verdict_below,
-)
+from gnexp.checks.finding import Found, Point, Statement, table, vacuous
 from gnexp.checks.gradient_by_depth import by_depth
-from gnexp.checks.statistic_sets import (
-    NO_STATISTIC,
-    sets_claimed,
-    sets_used,
-    takes_no_statistic,
-    variance_of,
-    with_equal_sets,
-)
+from gnexp.checks.power_law import slope
+from gnexp.checks.statistic_sets import with_equal_sets
 from gnexp.checks.subject import NormError, Subject
+from gnexp.checks.verdicts import FAILS, HOLDS, conditional
 
 EXACT = 1e-9  # relative, float64
 SIGMAS = tuple(10.0**power for power in range(-4, 5))
@@ -52,22 +28,64 @@ BATCHES = (1, 2, 4, 8, 16, 32)
 SPREADS = (1.0, 10.0, 0.1)  # of the batch-mates
 FACTORS = (0.01, 0.1, 1.0, 10.0, 100.0)  # on all weights
 
+INPUTS = "input sd sigma from {least:g} to {most:g}, 4 examples of 5x7 pixels"
+RANGE = {
+    "what": "range of |dx| / |dy| of one example (largest over smallest, minus 1): {varied}",
+    "measured": "{value:.2g} (|dx| / |dy| from {least:.3g} to {most:.3g})",
+    "high": EXACT,
+}
+ROWS = table(
+    Statement(
+        "self_regulating",
+        "self-regulating: the larger the input, the smaller the factor on the gradient",
+        f"exponent of the backward scale |dx| / |dy| against {INPUTS}",
+        expected="-1: in proportion to 1 / sigma",
+        measured="{value:.4f}",
+        tolerance=f"-1 +- {EXPONENT_TOLERANCE:g}",
+        note=f"largest factor at sigma from {SIGMAS[0]:g} on: {{largest:.3g}};"
+        " 1 / sqrt(eps) = {bound:.3g}",
+        low=-1 - EXPONENT_TOLERANCE,
+        high=-1 + EXPONENT_TOLERANCE,
+    ),
+    Statement(
+        "backward_scale",
+        "the factor on the gradient is 1 / sigma, but for the two directions that are removed",
+        f"sigma |dx| / |dy| for {INPUTS}",
+        expected="sqrt(1 - 2/n) = {theory:.4f}, n = {values} values in {sets}",
+        measured="{smallest:.4g} to {largest:.4g}",
+        tolerance=f"{SCALE_TOLERANCE:g}, relative",
+    ),
+    Statement(
+        "batch_mates",
+        "the factor on an example's gradient does not depend on the others in the batch",
+        **RANGE,
+    ),
+    Statement("batch_size", "the factor on the gradient is independent of the batch size", **RANGE),
+)
+WEIGHTS = Statement(
+    "weights_{key}",
+    "self-regulating: scaling {of} before the norm by a leaves the gradient that flows on as it is"
+    " and divides their own gradient by a",
+    "largest relative deviation from both, 3x3 convolution, a = {factors}",
+    tolerance="{high:.1g}, ten times the share of eps in the variance",
+)
+WHOLE = {"key": "whole", "of": "all weights", "factors": "0.01 to 100"}
+FILTER = {"key": "filter", "of": "each filter of the weights", "factors": "random, 0.1 to 10"}
 
-def measure(subject: Subject) -> Measured:
+
+def measure(subject: Subject) -> Found:
     """Measure claim 7."""
-    result = Measured()
-    _sigma(subject, result)
-    _mates(subject, result)
-    _weights(subject, result)
-    by_depth(subject, result, "resnet", "residual networks")
-    by_depth(subject, result, "plain", "plain networks (no shortcuts)")
-    return result
+    yield from _sigma(subject)
+    yield from _mates(subject)
+    yield from _weights(subject)
+    yield from by_depth(subject, "resnet", "residual networks")
+    yield from by_depth(subject, "plain", "plain networks (no shortcuts)")
 
 
-def _gradients(y: Tensor, inputs: list[Tensor], dy: Tensor) -> list[Tensor]:
+def _gradients(y: Tensor, inputs: list[Tensor], dy: Tensor) -> tuple[Tensor, ...]:
     """Return dL/dinput for dL/dy; raises NormError where the layer lets no gradient through."""
     try:
-        return list(torch.autograd.grad(y, inputs, dy))
+        return torch.autograd.grad(y, inputs, dy)
     except Exception as error:
         raise NormError(f"the backward pass raised {type(error).__name__}: {error}") from error
 
@@ -81,63 +99,34 @@ def _backward_scale(subject: Subject, x_NCHW: Tensor, dy_NCHW: Tensor) -> float:
     return (dx_NCHW[given].norm() / dy_NCHW[given].norm()).item()
 
 
-def _sigma(subject: Subject, result: Measured) -> None:
+def _sigma(subject: Subject) -> Found:
     x_NCHW = with_equal_sets(subject.features("flow", 4))
     dy_NCHW = subject.normal("flow dy", *x_NCHW.shape)
-    scales = [_backward_scale(subject, sigma * x_NCHW, dy_NCHW) for sigma in SIGMAS]
-    for sigma, scale in zip(SIGMAS, scales, strict=True):
-        result.points.append(Point("backward scale", "measured", sigma, scale))
-        result.points.append(Point("backward scale", "1 / sigma", sigma, 1 / sigma))
-    floor = ABOVE_EPS * math.sqrt(eps_of(subject))
-    used = [(s, scale) for s, scale in zip(SIGMAS, scales, strict=True) if s >= floor]
-    exponent = _exponent(used)
-    what = f"input sd sigma from {used[0][0]:g} to {used[-1][0]:g}, 4 examples of 5x7 pixels"
-    result.findings.append(
-        Finding(
-            "self_regulating",
-            "self-regulating: the larger the input, the smaller the factor on the gradient",
-            f"exponent of the backward scale |dx| / |dy| against {what}",
-            "-1: in proportion to 1 / sigma",
-            f"{exponent:.4f}",
-            verdict_below(abs(exponent + 1), EXPONENT_TOLERANCE),
-            value=exponent,
-            tolerance=f"-1 +- {EXPONENT_TOLERANCE:g}",
-            note=f"largest factor at sigma from {SIGMAS[0]:g} on: {max(scales):.3g};"
-            f" 1 / sqrt(eps) = {eps_of(subject) ** -0.5:.3g}",
-        )
-    )
-    sets = sets_used(subject)
-    n = sets.rows(x_NCHW).shape[1] if sets else math.inf
-    expected = math.sqrt(1 - 2 / n)
-    factors = [scale * sigma for sigma, scale in used]
-    worst = max(factors, key=lambda factor: _badness(factor / expected - 1))
-    result.findings.append(
-        Finding(
-            "backward_scale",
-            "the factor on the gradient is 1 / sigma, but for the two directions that are removed",
-            f"sigma |dx| / |dy| for {what}",
-            f"sqrt(1 - 2/n) = {expected:.4f}, n = {n} values in {sets or 'no set'}",
-            f"{min(factors):.4g} to {max(factors):.4g}",
-            verdict_below(abs(worst / expected - 1), SCALE_TOLERANCE),
-            value=worst,
-            tolerance=f"{SCALE_TOLERANCE:g}, relative",
-        )
-    )
-
-
-def _exponent(points: list[tuple[float, float]]) -> float:
-    """Return the slope of log y against log x; nan where a y has no logarithm."""
-    x, y = np.array(points).T
-    if not (np.isfinite(y).all() and (y > 0).all()):
-        return math.nan
-    return float(np.polyfit(np.log(x), np.log(y), 1)[0])
+    scales = {sigma: _backward_scale(subject, sigma * x_NCHW, dy_NCHW) for sigma in SIGMAS}
+    for sigma, scale in scales.items():
+        yield Point("backward scale", "measured", sigma, scale)
+        yield Point("backward scale", "1 / sigma", sigma, 1 / sigma)
+    eps = subject.eps
+    used = {s: scale for s, scale in scales.items() if s >= ABOVE_EPS * math.sqrt(eps)}
+    inputs = {"least": min(used), "most": max(used)}
+    exponent = slope([*used], [*used.values()])
+    bounds = {"largest": max(scales.values()), "bound": eps**-0.5}
+    yield ROWS["self_regulating"].found(exponent, **inputs, **bounds)
+    sets = subject.sets_used
+    n = sets.size(*x_NCHW.shape) if sets else math.inf
+    theory, factors = math.sqrt(1 - 2 / n), [scale * sigma for sigma, scale in used.items()]
+    value = max(factors, key=lambda factor: _badness(factor / theory - 1))
+    how = {"theory": theory, "values": n, "sets": sets or "no set"}
+    how |= {"smallest": min(factors), "largest": max(factors)}
+    how["verdict"] = HOLDS if abs(value / theory - 1) <= SCALE_TOLERANCE else FAILS
+    yield ROWS["backward_scale"].found(value, **inputs, **how)
 
 
 def _badness(deviation: float) -> float:
     return abs(deviation) if math.isfinite(deviation) else math.inf
 
 
-def _mates(subject: Subject, result: Measured) -> None:
+def _mates(subject: Subject) -> Found:
     """Measure gradients of the other examples when only example 0 gets an upstream gradient."""
     x_NCHW = subject.features("flow mates", max(BATCHES))
     dy_NCHW = torch.zeros_like(x_NCHW)
@@ -150,37 +139,17 @@ def _mates(subject: Subject, result: Measured) -> None:
     by_spread = [scale(4, spread) for spread in SPREADS]
     by_size = [scale(n) for n in BATCHES]
     for n, value in zip(BATCHES, by_size, strict=True):
-        result.points.append(Point("batch size", "measured", n, value / by_size[-1]))
-    several, nothing = _range(by_size[1:]), takes_no_statistic(subject)
-    for statement, text, what, values, note in (
-        (
-            "batch_mates",
-            "the factor on an example's gradient does not depend on the others in the batch",
-            "3 batch-mates multiplied by 1, 10 and 0.1",
-            by_spread,
-            "",
-        ),
-        (
-            "batch_size",
-            "the factor on the gradient is independent of the batch size",
-            f"batch size {BATCHES[0]} to {BATCHES[-1]}",
-            by_size,
-            f"from batch size {BATCHES[1]} on: {several:.2g}",
-        ),
+        yield Point("batch size", "measured", n, value / by_size[-1])
+    several = f"from batch size {BATCHES[1]} on: {_range(by_size[1:]):.2g}"
+    sizes = f"batch size {BATCHES[0]} to {BATCHES[-1]}"
+    nothing = subject.takes_no_statistic
+    for key, values, varied, note in (
+        ("batch_mates", by_spread, "3 batch-mates multiplied by 1, 10 and 0.1", ""),
+        ("batch_size", by_size, sizes, several),
     ):
-        spread = _range(values)
-        row = Finding(
-            statement,
-            text,
-            f"range of |dx| / |dy| of one example (largest over smallest, minus 1): {what}",
-            "0",
-            f"{spread:.2g} (|dx| / |dy| from {min(values):.3g} to {max(values):.3g})",
-            verdict_below(spread, EXACT),
-            value=spread,
-            tolerance=f"{EXACT:g}",
-            note=note,
-        )
-        result.findings.append(vacuous(row, NO_STATISTIC) if nothing else row)
+        how = {"least": min(values), "most": max(values), "varied": varied, "note": note}
+        row = ROWS[key].found(_range(values), **how)
+        yield vacuous(row) if nothing else row
 
 
 def _range(values: list[float]) -> float:
@@ -188,65 +157,48 @@ def _range(values: list[float]) -> float:
     return max(values) / min(values) - 1 if min(values) > 0 else math.nan
 
 
-def _weights(subject: Subject, result: Measured) -> None:
+def _weights(subject: Subject) -> Found:
     """Scale the filters of a convolution without bias before the norm, at a fixed dL/dy."""
     g, channels = subject.generator("flow filters"), subject.channels
-    shares = sets_used(subject) or sets_claimed(subject)
+    sets = subject.sets
     # Large activations, of which eps is a negligible part even where the filters are small.
     x_NCHW = 100 * subject.normal("flow conv", 4, 8, 5, 7)
     w_DCHW = subject.normal("flow weights", channels, 8, 3, 3) / math.sqrt(8 * 9)
     dy_NCHW = subject.normal("flow conv dy", 4, channels, 5, 7)
-    variance = variance_of(shares, F.conv2d(x_NCHW, w_DCHW, padding=1)).min().item()
+    variance = sets.variance(F.conv2d(x_NCHW, w_DCHW, padding=1)).min().item()
 
-    def gradients(a_C: Tensor) -> tuple[Tensor, Tensor]:
+    def gradients(a_C: Tensor) -> tuple[Tensor, ...]:
         x, w = x_NCHW.clone().requires_grad_(), (a_C.view(-1, 1, 1, 1) * w_DCHW).requires_grad_()
         y_NCHW = subject.apply(subject.layer(), F.conv2d(x, w, padding=1))
-        dw, dx = _gradients(y_NCHW, [w, x], dy_NCHW)
-        return dw, dx
+        return _gradients(y_NCHW, [w, x], dy_NCHW)
 
     dw_DCHW, dx_NCHW = gradients(torch.ones(channels, dtype=torch.float64))
 
     def off(a_C: Tensor) -> tuple[float, float]:
-        """Largest relative deviation from the law, and what eps explains of it."""
+        """Return the largest relative deviation from the law, and what eps explains of it."""
         dw, dx = gradients(a_C)
         errors = (a_C.view(-1, 1, 1, 1) * dw - dw_DCHW).flatten(1).norm(dim=1)
         weights = (errors / dw_DCHW.flatten(1).norm(dim=1)).max().item()
         inputs = ((dx - dx_NCHW).norm() / dx_NCHW.norm()).item()
         smallest = min(a_C.min().item(), 1.0) ** 2 * variance  # a = 1 is what it is held against
-        return max(weights, inputs, key=_badness), EXACT + 10 * eps_of(subject) / smallest
+        return max(weights, inputs, key=_badness), EXACT + 10 * subject.eps / smallest
 
     whole = []
     for a in FACTORS:
         a_C = torch.full((channels,), a, dtype=torch.float64)
         dw, dx = gradients(a_C)
-        ratio = (dw.norm() / dw_DCHW.norm()).item()
-        result.points.append(Point("scaled weights", "weights", a, ratio))
-        ratio = (dx.norm() / dx_NCHW.norm()).item()
-        result.points.append(Point("scaled weights", "input", a, ratio))
+        yield Point("scaled weights", "weights", a, (dw.norm() / dw_DCHW.norm()).item())
+        yield Point("scaled weights", "input", a, (dx.norm() / dx_NCHW.norm()).item())
         whole.append(off(a_C))
     value, tolerance = max(whole, key=lambda pair: _badness(pair[0]) / pair[1])
-    result.findings.append(_law("weights_whole", "all weights", "0.01 to 100", value, tolerance))
-    groups = shares.groups if shares.scope == "group" else channels
-    a_G = 10 ** (2 * torch.rand(groups, generator=g, dtype=torch.float64) - 1)
-    a_C = 10 ** (2 * torch.rand(channels, generator=g, dtype=torch.float64) - 1)
-    by_filter, (by_group, bound) = off(a_C), off(a_G.repeat_interleave(channels // groups))
-    finding = _law("weights_filter", "each filter of the weights", "random, 0.1 to 10", *by_filter)
-    if finding.verdict == FAILS and verdict_below(by_group, bound) == HOLDS:
-        verdict = conditional(f"the filters of a group (G = {groups}) share the factor")
-        note = f"with one random factor per group: off by {by_group:.1g}"
-        finding = Finding(**{**vars(finding), "verdict": verdict, "note": note})
-    result.findings.append(finding)
-
-
-def _law(statement: str, of: str, factors: str, value: float, tolerance: float) -> Finding:
-    return Finding(
-        statement,
-        f"self-regulating: scaling {of} before the norm by a leaves the gradient that flows on as"
-        " it is and divides their own gradient by a",
-        f"largest relative deviation from both, 3x3 convolution, a = {factors}",
-        "0",
-        f"{value:.2g}",
-        verdict_below(value, tolerance),
-        value=value,
-        tolerance=f"{tolerance:.1g}, ten times the share of eps in the variance",
+    yield WEIGHTS.found(value, high=tolerance, **WHOLE)
+    groups = sets.groups if sets.scope == "group" else channels
+    a_G, a_C = (
+        10 ** (2 * torch.rand(n, generator=g, dtype=torch.float64) - 1) for n in (groups, channels)
     )
+    (value, tolerance), (by_group, bound) = off(a_C), off(a_G.repeat_interleave(channels // groups))
+    how = {}
+    if not value <= tolerance and by_group <= bound:
+        how["verdict"] = conditional(f"the filters of a group (G = {groups}) share the factor")
+        how["note"] = f"with one random factor per group: off by {by_group:.1g}"
+    yield WEIGHTS.found(value, high=tolerance, **FILTER, **how)

@@ -2,75 +2,119 @@
 
 Section "Initialization in residual networks". Gamma is that of the last norm of each residual
 branch. "The article's block" is that of preresnet: y = x + r, where r ends with a norm;
-"post-activation" is that of resnet: relu(x + r). Fresh float32 networks, several seeds. Points:
-
-- panels "article's block" and "post-activation": x = number of the block, y = variance of the
-  signal behind it over all values of the images (log; mean over seeds, lo and hi the extremes);
-  series "gamma 1, depth 56" and so on.
-- panels "first updates, ...": see `first_updates`.
+"post-activation" is that of resnet: relu(x + r). Fresh float32 networks, several seeds, whose
+extremes are lo and hi of the points.
 
 Shapes: N examples, C channels, H and W pixels.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
 from gnexp.analysis.statistics import Interval, t_interval
-from gnexp.checks.finding import (
-    FAILS,
-    HOLDS,
-    UNDECIDED,
-    Finding,
-    Measured,
-    Point,
-    conditional,
-    inside,
-    verdict_below,
-)
+from gnexp.checks.finding import Finding, Found, Point, Statement, table
 from gnexp.checks.first_updates import first_updates, spelled
 from gnexp.checks.gradient_by_depth import DEPTHS, verdict_by_depth
 from gnexp.checks.signal_growth import SignalTrace, set_last_gamma, trace
 from gnexp.checks.subject import Subject
+from gnexp.checks.verdicts import FAILS, HOLDS, conditional, inside, worst
 
 IMAGE_COUNT, DRAWS_PER_SEED = 2, 8
 GAMMAS, DEPTH_OF_GAMMAS = (1.0, 0.5, 2.0), 56
 GROWTH_TOLERANCE = 0.2  # relative, of what the article calls approximate
-VARIANCE_TOLERANCE = 0.01  # relative
 CORRELATION_TOLERANCE = 0.05
-PANELS = {"preresnet": "article's block", "resnet": "post-activation"}
+# Family -> (panel, the end of its statements' keys, the block for people).
+FAMILIES = {
+    "preresnet": ("article's block", "", "y = x + r"),
+    "resnet": ("post-activation", "_post_activation", "relu(x + r), as in ResNets"),
+}
 GROWTH = "growth of the signal's variance per block within a stage, gamma"
+ABOUT_ONE = {
+    "expected": "1",
+    "tolerance": f"the whole 95 % interval within 1 +- {GROWTH_TOLERANCE:g}",
+    "low": 1 - GROWTH_TOLERANCE,
+    "high": 1 + GROWTH_TOLERANCE,
+}
 Traces = dict[tuple[str, int], list[SignalTrace]]
 
+ROWS = table(
+    Statement(
+        "branch",
+        "the variance of a residual branch that ends with the norm is gamma^2",
+        "variance of r over gamma^2, all blocks of preresnet{depth}, gamma {gammas},"
+        f" {IMAGE_COUNT} images",
+        expected="1",
+        measured="{least:.4g} to {most:.4g}",
+        tolerance="{high:g}, at every block",
+        high=0.01,  # relative
+    ),
+    Statement(
+        "uncorrelated",
+        "signal x and residual branch r are uncorrelated at initialization",
+        "correlation of x and r over the values of a batch, mean over the blocks of"
+        " preresnet{depths}",
+        measured="{mean}; single blocks up to {largest:.2g}",
+        tolerance=f"the whole 95 % interval within +-{CORRELATION_TOLERANCE:g}",
+        low=-CORRELATION_TOLERANCE,
+        high=CORRELATION_TOLERANCE,
+    ),
+    Statement(
+        "growth_of_gamma",
+        "the growth per block is in proportion to gamma^2",
+        f"{GROWTH} {{gammas}}, over gamma^2, preresnet{{depth}}",
+        **ABOUT_ONE,
+    ),
+    Statement(
+        "adds_up",
+        "with gamma 1 the variance grows with each block, to 1 + L behind L blocks",
+        "variance behind the last block over (start + L), preresnet{depth}, L = {blocks}",
+        measured="{mean}; a block that halves the image changes the variance by {falls:.2g}",
+        note="the shortcut that appends zero channels halves the variance; resnet18, whose"
+        " shortcuts project and normalize there, has behind its blocks: {behind}",
+        **ABOUT_ONE,
+    ),
+)
+GROWS = Statement(
+    "growth{key}",
+    "each residual block adds gamma^2 to the variance of the signal, {block}",
+    f"{GROWTH} 1, {{family}} of these depths",
+    **ABOUT_ONE,
+)
+IDENTITY = Statement(
+    "identity{key}",
+    "with gamma 0 a residual block is the identity, {block}",
+    "blocks of {family}{depths} whose output is not the input, bit by bit",
+    measured="{value} of {blocks} blocks",
+    tolerance="0, float32",
+    note="{resized} of them change the shape and are held against their shortcut instead",
+    high=0,
+)
 
-def measure(subject: Subject) -> Measured:
+
+def measure(subject: Subject) -> Found:
     """Measure claim 10; raises NormError for a norm without a gamma."""
-    result, seeds = Measured(), range(max(1, subject.draws // DRAWS_PER_SEED))
+    seeds = range(max(1, subject.draws // DRAWS_PER_SEED))
     ones: Traces = {}
     zeros: Traces = {}
-    for family, panel in PANELS.items():
+    for family, (panel, *_) in FAMILIES.items():
         for depth in DEPTHS:
             ones[family, depth] = _traces(subject, f"{family}{depth}", 1.0, seeds)
             zeros[family, depth] = _traces(subject, f"{family}{depth}", 0.0, seeds[:1])
             for gamma, of in ((1, ones), (0, zeros)):
-                _points(result, panel, f"gamma {gamma}, depth {depth}", of[family, depth])
-    of_gamma = {1.0: ones["preresnet", DEPTH_OF_GAMMAS]}
-    for gamma in GAMMAS[1:]:
-        of_gamma[gamma] = _traces(subject, f"preresnet{DEPTH_OF_GAMMAS}", gamma, seeds)
-    projected = _traces(subject, "resnet18", 1.0, seeds[:1])[0]
-    result.findings += [
-        _branch(of_gamma),
-        _correlation(ones),
-        _growth("growth", ones, "preresnet", "y = x + r"),
-        _growth_of_gamma(of_gamma),
-        _growth("growth_post_activation", ones, "resnet", "relu(x + r), as in ResNets"),
-        _adds_up(ones["preresnet", DEPTHS[-1]], projected),
-        _identity("identity", zeros, "preresnet", "y = x + r"),
-        _identity("identity_post_activation", zeros, "resnet", "relu(x + r), as in ResNets"),
-    ]
-    first_updates(subject, result)
-    return result
+                yield from _points(panel, f"gamma {gamma}, depth {depth}", of[family, depth])
+    model, first = f"preresnet{DEPTH_OF_GAMMAS}", ones["preresnet", DEPTH_OF_GAMMAS]
+    of_gamma = {g: _traces(subject, model, g, seeds) if g != 1 else first for g in GAMMAS}
+    yield _branch(of_gamma)
+    yield _correlation(ones)
+    yield _growth(ones, "preresnet")
+    yield _growth_of_gamma(of_gamma)
+    yield _growth(ones, "resnet")
+    yield _adds_up(ones["preresnet", DEPTHS[-1]], _traces(subject, "resnet18", 1.0, seeds[:1])[0])
+    for family in FAMILIES:
+        yield _identity(zeros, family)
+    yield from first_updates(subject)
 
 
 def _traces(subject: Subject, model: str, gamma: float, seeds: Iterable[int]) -> list[SignalTrace]:
@@ -82,63 +126,32 @@ def _traces(subject: Subject, model: str, gamma: float, seeds: Iterable[int]) ->
     return traces
 
 
-def _points(result: Measured, panel: str, series: str, traces: list[SignalTrace]) -> None:
+def _points(panel: str, series: str, traces: list[SignalTrace]) -> Iterator[Point]:
     for b, values in enumerate(zip(*(t.variance for t in traces), strict=True), start=1):
-        numbers = (float(f(values)) for f in (np.mean, np.min, np.max))
-        result.points.append(Point(panel, series, b, *numbers))
+        yield Point(panel, series, b, *(float(f(values)) for f in (np.mean, np.min, np.max)))
 
 
 def _branch(of_gamma: dict[float, list[SignalTrace]]) -> Finding:
     ratios = [v / gamma**2 for gamma, traces in of_gamma.items() for t in traces for v in t.branch]
-    lo, hi = min(ratios), max(ratios)
-    worst = max(abs(lo - 1), abs(hi - 1))
-    return Finding(
-        "branch",
-        "the variance of a residual branch that ends with the norm is gamma^2",
-        f"variance of r over gamma^2, all blocks of preresnet{DEPTH_OF_GAMMAS}, gamma"
-        f" {_listed(GAMMAS)}, {IMAGE_COUNT} images",
-        "1",
-        f"{lo:.4g} to {hi:.4g}",
-        verdict_below(worst, VARIANCE_TOLERANCE),
-        value=worst,
-        tolerance=f"{VARIANCE_TOLERANCE:g}, at every block",
-    )
+    least, most = min(ratios), max(ratios)
+    how = {"least": least, "most": most, "depth": DEPTH_OF_GAMMAS, "gammas": _listed(GAMMAS)}
+    return ROWS["branch"].found(max(abs(least - 1), abs(most - 1)), **how)
 
 
 def _correlation(ones: Traces) -> Finding:
     by_seed = zip(*(ones["preresnet", depth] for depth in DEPTHS), strict=True)
     values = [np.concatenate([t.correlation for t in traces]) for traces in by_seed]
     mean = t_interval([float(v.mean()) for v in values])
-    largest = max(float(np.abs(v).max()) for v in values)
-    return Finding(
-        "uncorrelated",
-        "signal x and residual branch r are uncorrelated at initialization",
-        "correlation of x and r over the values of a batch, mean over the blocks of preresnet"
-        f"{'/'.join(map(str, DEPTHS))}",
-        "0",
-        f"{spelled(mean)}; single blocks up to {largest:.2g}",
-        inside(mean.lo, mean.hi, -CORRELATION_TOLERANCE, CORRELATION_TOLERANCE),
-        *(mean.mean, mean.lo, mean.hi),
-        tolerance=f"the whole 95 % interval within +-{CORRELATION_TOLERANCE:g}",
-        n=mean.n,
-    )
+    how = {"mean": spelled(mean), "largest": max(float(np.abs(v).max()) for v in values)}
+    return ROWS["uncorrelated"].found(mean, **how, depths=_depths())
 
 
-def _growth(statement: str, ones: Traces, family: str, block: str) -> Finding:
-    slopes = {d: _mean([t.slope() for t in ones[family, d]]) for d in DEPTHS}
-    verdicts = {d: _grows_by_one(slope) for d, slope in slopes.items()}
-    worst = max(slopes.values(), key=lambda slope: abs(slope.mean - 1))
-    return Finding(
-        statement,
-        f"each residual block adds gamma^2 to the variance of the signal, {block}",
-        f"{GROWTH} 1, {family} of these depths",
-        "1",
-        "; ".join(f"depth {d}: {spelled(slope)}" for d, slope in slopes.items()),
-        verdict_by_depth(verdicts),
-        *(worst.mean, worst.lo, worst.hi),
-        tolerance=f"the whole 95 % interval within 1 +- {GROWTH_TOLERANCE:g}",
-        n=worst.n,
-    )
+def _growth(ones: Traces, family: str) -> Finding:
+    _, key, block = FAMILIES[family]
+    slopes = {f"depth {d}": _mean([t.slope() for t in ones[family, d]]) for d in DEPTHS}
+    verdict = verdict_by_depth(dict(zip(DEPTHS, map(_grows_by_one, slopes.values()))))
+    how = {"key": key, "block": block, "family": family, "verdict": verdict}
+    return GROWS.found(**_of_worst(slopes), **how)
 
 
 def _mean(values: list[float]) -> Interval:
@@ -148,7 +161,7 @@ def _mean(values: list[float]) -> Interval:
         return t_interval(values)
     logs = t_interval([math.log(value) for value in values])
     with np.errstate(over="ignore"):
-        mean, lo, hi = (float(np.exp(number)) for number in (logs.mean, logs.lo, logs.hi))
+        mean, lo, hi = np.exp([logs.mean, logs.lo, logs.hi]).tolist()
     return Interval(mean, math.nan, logs.n, lo, hi)
 
 
@@ -158,23 +171,21 @@ def _grows_by_one(slope: Interval) -> str:
     return inside(slope.lo, slope.hi, 1 - GROWTH_TOLERANCE, 1 + GROWTH_TOLERANCE)
 
 
+def _of_worst(slopes: dict[str, Interval]) -> dict[str, object]:
+    """Return the slope that is farthest from 1, and all of them in words."""
+    far = max(slopes.values(), key=lambda slope: abs(slope.mean - 1))
+    measured = "; ".join(f"{name}: {spelled(slope)}" for name, slope in slopes.items())
+    return {"value": far, "measured": measured}
+
+
 def _growth_of_gamma(of_gamma: dict[float, list[SignalTrace]]) -> Finding:
     slopes = {
-        gamma: _mean([t.slope() / gamma**2 for t in traces]) for gamma, traces in of_gamma.items()
+        f"gamma {gamma:g}": _mean([t.slope() / gamma**2 for t in traces])
+        for gamma, traces in of_gamma.items()
     }
-    verdicts = [_grows_by_one(slope) for slope in slopes.values()]
-    worst = max(slopes.values(), key=lambda slope: abs(slope.mean - 1))
-    return Finding(
-        "growth_of_gamma",
-        "the growth per block is in proportion to gamma^2",
-        f"{GROWTH} {_listed(GAMMAS)}, over gamma^2, preresnet{DEPTH_OF_GAMMAS}",
-        "1",
-        "; ".join(f"gamma {gamma:g}: {spelled(slope)}" for gamma, slope in slopes.items()),
-        next((v for v in (FAILS, UNDECIDED) if v in verdicts), HOLDS),
-        *(worst.mean, worst.lo, worst.hi),
-        tolerance=f"the whole 95 % interval within 1 +- {GROWTH_TOLERANCE:g}",
-        n=worst.n,
-    )
+    how = {"gammas": _listed(GAMMAS), "depth": DEPTH_OF_GAMMAS}
+    how["verdict"] = worst([_grows_by_one(slope) for slope in slopes.values()])
+    return ROWS["growth_of_gamma"].found(**_of_worst(slopes), **how)
 
 
 def _adds_up(traces: list[SignalTrace], projected: SignalTrace) -> Finding:
@@ -185,39 +196,23 @@ def _adds_up(traces: list[SignalTrace], projected: SignalTrace) -> Finding:
         verdict = conditional("no block changes the shape")
     first = [b for b, resized in enumerate(traces[0].resized) if resized]
     falls = np.mean([[t.variance[b] / t.variance[b - 1] for b in first] for t in traces])
-    behind = ", ".join(f"{v:.2g}" for v in projected.variance)
-    return Finding(
-        "adds_up",
-        "with gamma 1 the variance grows with each block, to 1 + L behind L blocks",
-        f"variance behind the last block over (start + L), preresnet{DEPTHS[-1]}, L = {blocks}",
-        "1",
-        f"{spelled(share)}; a block that halves the image changes the variance by {falls:.2g}",
-        verdict,
-        *(share.mean, share.lo, share.hi),
-        tolerance=f"the whole 95 % interval within 1 +- {GROWTH_TOLERANCE:g}",
-        n=share.n,
-        note="the shortcut that appends zero channels halves the variance; resnet18, whose"
-        f" shortcuts project and normalize there, has behind its blocks: {behind}",
-    )
+    how = {"mean": spelled(share), "falls": falls, "depth": DEPTHS[-1], "blocks": blocks}
+    how["behind"] = ", ".join(f"{v:.2g}" for v in projected.variance)
+    return ROWS["adds_up"].found(share, verdict=verdict, **how)
 
 
-def _identity(statement: str, zeros: Traces, family: str, block: str) -> Finding:
+def _identity(zeros: Traces, family: str) -> Finding:
+    _, key, block = FAMILIES[family]
     traces = [t for d in DEPTHS for t in zeros[family, d]]
     unchanged = [u for t in traces for u in t.unchanged]
-    resized = sum(r for t in traces for r in t.resized)
-    other = len(unchanged) - sum(unchanged)
-    return Finding(
-        statement,
-        f"with gamma 0 a residual block is the identity, {block}",
-        f"blocks of {family}{'/'.join(map(str, DEPTHS))} whose output is not the input, bit by bit",
-        "0",
-        f"{other} of {len(unchanged)} blocks",
-        verdict_below(other, 0),
-        value=other,
-        tolerance="0, float32",
-        note=f"{resized} of them change the shape and are held against their shortcut instead",
-    )
+    how = {"blocks": len(unchanged), "resized": sum(r for t in traces for r in t.resized)}
+    how |= {"key": key, "block": block, "family": family, "depths": _depths()}
+    return IDENTITY.found(len(unchanged) - sum(unchanged), **how)
 
 
 def _listed(numbers: Iterable[float]) -> str:
     return ", ".join(f"{number:g}" for number in numbers)
+
+
+def _depths() -> str:
+    return "/".join(map(str, DEPTHS))

@@ -5,28 +5,18 @@ standardized output times sqrt((s + eps) / (s + eps / a^2)): a relative departur
 eps / (2 s) |1 - 1/a^2|. The departures here are the largest, over the sets that the norm uses, of
 rms(change of the output) / rms(output).
 
-Panels. "a": x = a (log), y = departure (log) at s / eps = 100; series: the scopes, in each of
-which every other set is scaled by a and all are shifted, and "eps_predicts". "matrix": x = index
-of the scope, y = departure in training mode (log), series: the scopes.
-
 Shapes: N examples, C channels, H and W pixels.
 """
 
 import torch
 from torch import Tensor, nn
 
-from gnexp.checks.claims.core import eps_of
-from gnexp.checks.finding import FAILS, HOLDS, Finding, Measured, Point, conditional, verdict_below
-from gnexp.checks.statistic_sets import (
-    StatisticSets,
-    random_per_set,
-    sets_claimed,
-    sets_used,
-    variance_of,
-    with_equal_sets,
-)
-from gnexp.checks.subject import NormError, Subject, affine, clone, rms
+from gnexp.checks.finding import Finding, Found, Point, Statement, table
+from gnexp.checks.statistic_sets import CHANNEL, SCOPES, StatisticSets, with_equal_sets
+from gnexp.checks.subject import NormError, Subject, affine, rms
 from gnexp.checks.trained_networks import trained_findings
+from gnexp.checks.verdicts import FAILS, HOLDS, conditional
+from gnexp.norms.module_state import copied
 
 EXAMPLES = 4
 DRAWS = 8  # of a and b: where one set holds everything, one a may be too near 1 to tell
@@ -40,40 +30,95 @@ FLOOR = 1e-16  # for log axes
 TINY = 1e-300  # an output of zeros that stays so has not departed
 # By which a network may magnify the departure of its first norm: 0.3 to 5 in resnet8.
 GAIN = 30
-BRIGHTER = (1.0, 1000.0)  # at the second, eps leaves a millionth of the departure
+BRIGHTER = 1000.0  # where eps leaves a millionth of the departure
+
+UNCHANGED = Statement(
+    "unchanged_{scope}",
+    "a x + b, a > 0, has the standardized output of x: one a and b for {within}",
+    f"largest relative departure, a in {{interval}}, b in [-2, 2], {DRAWS} draws, 4 examples",
+    expected="not claimed; 0 if invariant",
+    measured="{value:.2g} in training, {evaluation:.2g} in evaluation{groups}",
+    tolerance=f"{{high:.2g}}: {ALLOWED} times what eps predicts, in both modes",
+)
+ROWS = table(
+    Statement(
+        "sign_flip",
+        "a < 0 flips the sign of the standardized output: one a and b for {within}",
+        UNCHANGED.what,
+        "0 from the negative output, but for eps",
+        UNCHANGED.measured,
+        UNCHANGED.tolerance,
+    ),
+    Statement(
+        "vanishing",
+        "as a goes to 0 the output goes to beta: one a and b for {within}",
+        "largest |output - beta| over the one that eps predicts, a / sqrt(eps) = 0.1, 0.01, 0.001",
+        expected="1",
+        measured="{value:.3g} in training, {evaluation:.3g} in evaluation;"
+        " |output - beta| = {final:.2g} at the smallest a{groups}",
+        tolerance="at most {high}, in both modes",
+        high=ALLOWED,
+    ),
+    Statement(
+        "eps_predicts",
+        "the departure is the one that eps predicts, about eps / (2 s) |1 - 1/a^2|",
+        f"departure over sqrt((s + eps) / (s + eps / a^2)) - 1 at s / eps = {SMALL_S:g},"
+        " a from 1/4 to 4, one b for each set of values that share a statistic",
+        expected="1",
+        measured="{least:.4g} to {most:.4g}, off by at most {off:.2g}; {sets}",
+        tolerance=f"1 +- {RATIO_TOLERANCE:g}",
+        low=1 - RATIO_TOLERANCE,
+        high=1 + RATIO_TOLERANCE,
+    ),
+    Statement(
+        "network_scale",
+        "scaling each image by its own a > 0 leaves the logits of a network without biases alone",
+        "change of resnet8's logits over their spread between 4 images, a = 1/2 and 2, training",
+        expected="not claimed; 0, but for eps, if invariant",
+        measured="{value:.2g}; {bright:.2g} for images 1000 times brighter",
+        tolerance=f"{{allowed:.2g}} and {{allowed_bright:.2g}}: {GAIN} times what eps predicts for"
+        " the first norm",
+        note="with one a = 2 for all images: {alike:.2g}. The first norm alone sees the scale;"
+        f" the factor {GAIN} is for what the layers after it make of its departure",
+    ),
+    Statement(
+        "network_shift",
+        "shifting each image by its own b leaves the logits of a network without biases alone",
+        "change of resnet8's logits over their spread between 4 images, b = +-0.5, +-1, training",
+        expected="not claimed; 0 if invariant",
+        measured="{value:.2g}; {circular:.2g} with circular padding",
+        high=ROUNDING,
+        note="with circular padding and one b = 1/2 for all images: {alike:.2g}. The convolution"
+        " turns one shift of the image into another one for each of its channels",
+    ),
+)
 
 
-def measure(subject: Subject) -> Measured:
+def measure(subject: Subject) -> Found:
     """Measure claim 5."""
-    result = Measured()
-    # Layers may draw random numbers; those of the check come from the subject's generators.
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.default_generator.manual_seed(subject.seed)
-        sets = sets_used(subject) or sets_claimed(subject)
+    with torch.no_grad():
         for index, scope in enumerate(_scopes(subject)):
-            finding = _unchanged(subject, sets, scope)
-            result.findings.append(finding)
-            result.points.append(Point("matrix", _short(scope), index, max(finding.value, FLOOR)))
-        result.findings += [_sign_flip(subject, sets), _vanishing(subject, sets)]
-        result.findings += [_eps_predicts(subject, sets), *_network(subject)]
-        result.points += _curves(subject, sets)
-    result.findings += trained_findings(subject)
-    return result
+            row = _in_both_modes(subject, scope)
+            yield row
+            yield Point("matrix", SCOPES[scope.scope], index, max(row.value, FLOOR))
+        yield _in_both_modes(subject, subject.sets_claimed, sign=-1)
+        yield _vanishing(subject)
+        yield from _small_variances(subject)
+        net, x_NCHW = subject.network("resnet8").double(), subject.x_NCHW[:EXAMPLES].double()
+        yield from _network_scale(subject, net, x_NCHW)
+        yield from _network_shift(subject, net, x_NCHW)
+    yield from trained_findings(subject)
 
 
 def _scopes(subject: Subject) -> list[StatisticSets]:
     """Return the sets within which a and b are the same; the first are those of the claim."""
-    others = ("channel", "example", "batch_channel", "batch")
-    return [sets_claimed(subject), *(StatisticSets(scope) for scope in others)]
+    return [subject.sets_claimed, *(StatisticSets(scope) for scope in SCOPES if scope != "group")]
 
 
-def _short(scope: StatisticSets) -> str:
-    # Without the number of groups: a text or a series is the same for all norms.
-    return "each example and group" if scope.scope == "group" else str(scope)
-
-
-def _groups(scope: StatisticSets) -> str:
-    return f"; G = {scope.groups}" if scope.scope == "group" else ""
+def _texts(scope: StatisticSets) -> dict[str, str]:
+    # The number of groups is no part of a statement's text, which is the same for all norms.
+    groups = f"; G = {scope.groups}" if scope.scope == "group" else ""
+    return {"scope": scope.scope, "within": SCOPES[scope.scope], "groups": groups}
 
 
 def departure(sets: StatisticSets, before_NCHW: Tensor, after_NCHW: Tensor) -> float:
@@ -90,7 +135,7 @@ def eps_predicts(a_NCHW: Tensor, variance_NCHW: Tensor, eps: float) -> Tensor:
 
 
 def _variance(sets: StatisticSets, x_NCHW: Tensor) -> Tensor:
-    return sets.unrows(variance_of(sets, x_NCHW), x_NCHW)
+    return sets.unrows(sets.variance(x_NCHW), x_NCHW)
 
 
 def _in_mode(subject: Subject, x_NCHW: Tensor, training: bool) -> nn.Module:
@@ -101,182 +146,111 @@ def _in_mode(subject: Subject, x_NCHW: Tensor, training: bool) -> nn.Module:
     return layer.train(training)
 
 
-def _transformed(
-    subject: Subject, sets: StatisticSets, scope: StatisticSets, sign: int, training: bool
-) -> tuple[float, float]:
-    """Return the largest departure of sign * y(sign * a x + b) from y(x) over random a, b, and the
-    largest one that eps allows. a is log-uniform in [1/2, 2] and b uniform in [-2, 2]."""
-    x_NCHW, eps = subject.features("invariance", EXAMPLES), eps_of(subject)
-    layer = _in_mode(subject, x_NCHW, training)
-    y_NCHW = subject.apply(clone(layer), x_NCHW)
-    s_NCHW = _variance(sets, x_NCHW)
-    measured = predicted = 0.0
-    for draw in range(DRAWS):
-        g = subject.generator("invariance a b", draw)
-        a_NCHW = 2 ** random_per_set(scope, x_NCHW, -1, 1, g)
-        b_NCHW = random_per_set(scope, x_NCHW, -2, 2, g)
-        after = sign * subject.apply(clone(layer), sign * a_NCHW * x_NCHW + b_NCHW)
-        measured = max(measured, departure(sets, y_NCHW, after))
-        predicted = max(predicted, eps_predicts(a_NCHW, s_NCHW, eps).max().item())
-    return measured, ALLOWED * predicted + ROUNDING
-
-
 def _by_mode(subject: Subject, training_ok: bool, evaluation_ok: bool) -> str:
     if training_ok == evaluation_ok:
         return HOLDS if training_ok else FAILS
     if not training_ok:
         return conditional("in evaluation mode")
-    if _linear_in_evaluation(subject):
+    # A fixed map has y(x) + y(-x) = 2 y(0) and y(2 x) - y(0) = 2 (y(x) - y(0)).
+    x_NCHW = subject.features("invariance", EXAMPLES)
+    layer = _in_mode(subject, x_NCHW, training=False)
+    zero, y, minus, double = (
+        subject.apply(copied(layer), k * x_NCHW) for k in (0.0, 1.0, -1.0, 2.0)
+    )
+    if max(rms(y + minus - 2 * zero), rms(double - 2 * y + zero)) < ROUNDING * rms(y):
         return conditional("training: evaluation uses stored statistics")
     return conditional("in training mode")
 
 
-def _linear_in_evaluation(subject: Subject) -> bool:
-    """Return whether y(x) + y(-x) = 2 y(0) and y(2 x) - y(0) = 2 (y(x) - y(0)): a fixed map."""
-    x_NCHW = subject.features("invariance", EXAMPLES)
-    layer = _in_mode(subject, x_NCHW, training=False)
-    zero, y, minus, double = (
-        subject.apply(clone(layer), k * x_NCHW) for k in (0.0, 1.0, -1.0, 2.0)
-    )
-    return max(rms(y + minus - 2 * zero), rms(double - 2 * y + zero)) < ROUNDING * rms(y)
+def _in_both_modes(subject: Subject, scope: StatisticSets, sign: int = 1) -> Finding:
+    """Return the row of the largest departure of sign * y(sign * a x + b) from y(x), over random
+    a, log-uniform in [1/2, 2], and b, uniform in [-2, 2]; it may be twice what eps allows."""
+    x_NCHW, sets = subject.features("invariance", EXAMPLES), subject.sets
+    s_NCHW, predicted, off = _variance(sets, x_NCHW), 0.0, {True: 0.0, False: 0.0}
+    for training in off:
+        layer = _in_mode(subject, x_NCHW, training)
+        y_NCHW = subject.apply(copied(layer), x_NCHW)
+        for draw in range(DRAWS):
+            g = subject.generator("invariance a b", draw)
+            a_NCHW = 2 ** scope.random(x_NCHW, -1, 1, g)
+            b_NCHW = scope.random(x_NCHW, -2, 2, g)
+            after = sign * subject.apply(copied(layer), sign * a_NCHW * x_NCHW + b_NCHW)
+            off[training] = max(off[training], departure(sets, y_NCHW, after))
+            predicted = max(predicted, eps_predicts(a_NCHW, s_NCHW, subject.eps).max().item())
+    allowed = ALLOWED * predicted + ROUNDING
+    how = {"evaluation": off[False], "high": allowed, **_texts(scope)}
+    how["verdict"] = _by_mode(subject, off[True] <= allowed, off[False] <= allowed)
+    if sign < 0:
+        return ROWS["sign_flip"].found(off[True], interval="[-2, -1/2]", **how)
+    if scope.scope == "group":
+        how["expected"] = "0, but for eps"
+    return UNCHANGED.found(off[True], interval="[1/2, 2]", **how)
 
 
-def _in_both_modes(
-    subject: Subject,
-    sets: StatisticSets,
-    scope: StatisticSets,
-    sign: int,
-    statement: str,
-    text: str,
-    expected: str,
-) -> Finding:
-    training, allowed = _transformed(subject, sets, scope, sign, training=True)
-    evaluation, _ = _transformed(subject, sets, scope, sign, training=False)
-    interval = "[1/2, 2]" if sign > 0 else "[-2, -1/2]"
-    return Finding(
-        statement,
-        text,
-        f"largest relative departure, a in {interval}, b in [-2, 2], {DRAWS} draws, 4 examples",
-        expected,
-        f"{training:.2g} in training, {evaluation:.2g} in evaluation{_groups(scope)}",
-        _by_mode(subject, training <= allowed, evaluation <= allowed),
-        value=training,
-        tolerance=f"{allowed:.2g}: {ALLOWED} times what eps predicts, in both modes",
-    )
-
-
-def _unchanged(subject: Subject, sets: StatisticSets, scope: StatisticSets) -> Finding:
-    text = f"a x + b, a > 0, has the standardized output of x: one a and b for {_short(scope)}"
-    claimed = "0, but for eps" if scope.scope == "group" else "not claimed; 0 if invariant"
-    return _in_both_modes(subject, sets, scope, 1, f"unchanged_{scope.scope}", text, claimed)
-
-
-def _sign_flip(subject: Subject, sets: StatisticSets) -> Finding:
-    scope = sets_claimed(subject)
-    text = f"a < 0 flips the sign of the standardized output: one a and b for {_short(scope)}"
-    expected = "0 from the negative output, but for eps"
-    return _in_both_modes(subject, sets, scope, -1, "sign_flip", text, expected)
-
-
-def _vanishing(subject: Subject, sets: StatisticSets) -> Finding:
+def _vanishing(subject: Subject) -> Finding:
     """Let a go to 0: the output must go to beta, whatever b is."""
-    scope = sets_claimed(subject)
-    final, training = _distances_from_beta(subject, sets, scope, training=True)
-    _, evaluation = _distances_from_beta(subject, sets, scope, training=False)
-    return Finding(
-        "vanishing",
-        f"as a goes to 0 the output goes to beta: one a and b for {_short(scope)}",
-        "largest |output - beta| over the one that eps predicts, a / sqrt(eps) = 0.1, 0.01, 0.001",
-        "1",
-        f"{training:.3g} in training, {evaluation:.3g} in evaluation;"
-        f" |output - beta| = {final:.2g} at the smallest a{_groups(scope)}",
-        _by_mode(subject, training <= ALLOWED, evaluation <= ALLOWED),
-        value=training,
-        tolerance=f"at most {ALLOWED}, in both modes",
-    )
+    (final, training), (_, evaluation) = (_from_beta(subject, mode) for mode in (True, False))
+    verdict = _by_mode(subject, training <= ALLOWED, evaluation <= ALLOWED)
+    how = {"evaluation": evaluation, "final": final, "verdict": verdict}
+    return ROWS["vanishing"].found(training, **how, **_texts(subject.sets_claimed))
 
 
-def _distances_from_beta(
-    subject: Subject, sets: StatisticSets, scope: StatisticSets, training: bool
-) -> tuple[float, float]:
+def _from_beta(subject: Subject, training: bool) -> tuple[float, float]:
     """Return the largest |output - beta| at the smallest a, and over all a its largest ratio to
     a |x - mean| / sqrt(a^2 s + eps)."""
-    x_NCHW, eps = subject.features("invariance", EXAMPLES), eps_of(subject)
+    x_NCHW, eps, sets = subject.features("invariance", EXAMPLES), subject.eps, subject.sets
     layer = _in_mode(subject, x_NCHW, training)
     beta = affine(layer)[1]
     offset = torch.zeros(1, 1, 1, dtype=torch.float64)
     if beta is not None and beta.numel() in (1, subject.channels):
         beta.copy_(subject.normal("invariance beta", *beta.shape))
         offset = beta.reshape(-1, 1, 1)
-    rows = sets.rows(x_NCHW)
-    centred_NCHW = sets.unrows(rows - rows.mean(dim=1, keepdim=True), x_NCHW)
-    b_NCHW = random_per_set(scope, x_NCHW, -2, 2, subject.generator("invariance b"))
+    centred_NCHW = sets.unrows(sets.centred(x_NCHW), x_NCHW)
+    b_NCHW = subject.sets_claimed.random(x_NCHW, -2, 2, subject.generator("invariance b"))
     distance, worst = 0.0, 0.0
     for fraction in VANISHING:
         a = fraction * eps**0.5
         predicted = a * centred_NCHW / (a**2 * _variance(sets, x_NCHW) + eps).sqrt()
-        y_NCHW = subject.apply(clone(layer), a * x_NCHW + b_NCHW)
+        y_NCHW = subject.apply(copied(layer), a * x_NCHW + b_NCHW)
         distance = (y_NCHW - offset).abs().max().item()
         worst = max(worst, distance / predicted.abs().max().item())
     return distance, worst
 
 
-def _eps_predicts(subject: Subject, sets: StatisticSets) -> Finding:
-    eps = eps_of(subject)
+def _small_variances(subject: Subject) -> Found:
+    """Measure the departure where s / eps is small: the one that eps predicts, and every scope's
+    over a."""
+    eps, sets = subject.eps, subject.sets
     x_NCHW = with_equal_sets(subject.features("invariance", EXAMPLES), SMALL_S * eps)
-    y_NCHW = subject.apply(subject.layer(), x_NCHW)
-    b_NCHW = random_per_set(sets, x_NCHW, -1, 1, subject.generator("invariance b"))
-    s_NCHW, ratios = _variance(sets, x_NCHW), []
-    for a in (1 / 4, 1 / 2, 2.0, 4.0):
-        after = subject.apply(subject.layer(), a * x_NCHW + b_NCHW)
-        predicted = eps_predicts(torch.full_like(x_NCHW, a), s_NCHW, eps).max().item()
-        ratios.append(departure(sets, y_NCHW, after) / predicted)
+    s_NCHW, sd, y_NCHW = _variance(sets, x_NCHW), (SMALL_S * eps) ** 0.5, subject.output(x_NCHW)
+
+    def off(a: float | Tensor, b: float, scope: StatisticSets) -> float:
+        shift = scope.random(x_NCHW, -b, b, subject.generator("invariance b"))
+        return departure(sets, y_NCHW, subject.output(a * x_NCHW + shift))
+
+    def predicted(a: float) -> float:
+        return eps_predicts(torch.full_like(x_NCHW, a), s_NCHW, eps).max().item()
+
+    ratios = [off(a, 1, sets) / predicted(a) for a in (1 / 4, 1 / 2, 2.0, 4.0)]
     worst = max(ratios, key=lambda ratio: abs(ratio - 1))
-    return Finding(
-        "eps_predicts",
-        "the departure is the one that eps predicts, about eps / (2 s) |1 - 1/a^2|",
-        f"departure over sqrt((s + eps) / (s + eps / a^2)) - 1 at s / eps = {SMALL_S:g},"
-        " a from 1/4 to 4, one b for each set of values that share a statistic",
-        "1",
-        f"{min(ratios):.4g} to {max(ratios):.4g}, off by at most {abs(worst - 1):.2g}; {sets}",
-        verdict_below(abs(worst - 1), RATIO_TOLERANCE),
-        value=worst,
-        tolerance=f"1 +- {RATIO_TOLERANCE:g}",
-    )
-
-
-def _curves(subject: Subject, sets: StatisticSets) -> list[Point]:
-    """Return the departure over a, of every scope, where s / eps is small."""
-    eps, points = eps_of(subject), []
-    x_NCHW = with_equal_sets(subject.features("invariance", EXAMPLES), SMALL_S * eps)
-    y_NCHW = subject.apply(subject.layer(), x_NCHW)
-    s_NCHW, sd = _variance(sets, x_NCHW), (SMALL_S * eps) ** 0.5
+    how = {"least": min(ratios), "most": max(ratios), "off": abs(worst - 1), "sets": sets}
+    yield ROWS["eps_predicts"].found(worst, **how)
     for a in CURVE:
-        predicted = eps_predicts(torch.full_like(x_NCHW, a), s_NCHW, eps).max().item()
-        points.append(Point("a", "eps predicts", a, max(predicted, FLOOR)))
+        yield Point("a", "eps predicts", a, max(predicted(a), FLOOR))
         for scope in _scopes(subject):
-            count = len(scope.rows(x_NCHW))
-            scale_S1 = torch.ones(count, 1, dtype=torch.float64)
+            scale_S1 = torch.ones(len(scope.rows(x_NCHW)), 1, dtype=torch.float64)
             scale_S1[::2] = a
-            shift = random_per_set(scope, x_NCHW, -sd, sd, subject.generator("invariance b"))
-            after = subject.apply(subject.layer(), scope.unrows(scale_S1, x_NCHW) * x_NCHW + shift)
-            y = max(departure(sets, y_NCHW, after), FLOOR)
-            points.append(Point("a", _short(scope), a, y))
-    return points
-
-
-def _logits(subject: Subject, net: nn.Module, x_NCHW: Tensor) -> Tensor:
-    logits_NK = clone(net)(x_NCHW)
-    if not torch.isfinite(logits_NK).all():
-        raise NormError(f"{subject.label} in resnet8 gave logits that are not finite")
-    return logits_NK
+            y = off(scope.unrows(scale_S1, x_NCHW), sd, scope)
+            yield Point("a", SCOPES[scope.scope], a, max(y, FLOOR))
 
 
 def _change(subject: Subject, net: nn.Module, x_NCHW: Tensor, changed_NCHW: Tensor) -> float:
     """Return the change of the logits over their spread between images: a network's logits may
     be nearly the same for all images, and then a small part of them is a large part of the answer.
     """
-    before_NK, after_NK = (_logits(subject, net, images) for images in (x_NCHW, changed_NCHW))
+    before_NK, after_NK = (copied(net)(images) for images in (x_NCHW, changed_NCHW))
+    if not (torch.isfinite(before_NK).all() and torch.isfinite(after_NK).all()):
+        raise NormError(f"{subject.label} in resnet8 gave logits that are not finite")
     return rms(after_NK - before_NK) / max(rms(before_NK - before_NK.mean(dim=0)), TINY)
 
 
@@ -286,44 +260,27 @@ def _first_good(ratios: dict[str, float]) -> str:
     return FAILS if not good else conditional(good[0]) if good[0] else HOLDS
 
 
-def _network(subject: Subject) -> list[Finding]:
-    """Scale and shift the images of a whole network, in training mode."""
-    net, x_NCHW = subject.network("resnet8").double(), subject.x_NCHW[:EXAMPLES].double()
-    return [_network_scale(subject, net, x_NCHW), _network_shift(subject, net, x_NCHW)]
-
-
-def _network_scale(subject: Subject, net: nn.Module, x_NCHW: Tensor) -> Finding:
+def _network_scale(subject: Subject, net: nn.Module, x_NCHW: Tensor) -> Found:
+    """Scale the images of a whole network, in training mode."""
     own = torch.tensor([0.5, 2.0, 0.5, 2.0], dtype=torch.float64).view(-1, 1, 1, 1)
-    ways = {"": own, "all images of the batch have one a": torch.full_like(own, 2.0)}
-    changes, allowed, ratios = {}, {}, {}
-    for way, a_N111 in ways.items():
-        for bright in BRIGHTER:
-            image = bright * x_NCHW
+    changes, allowed, ratios = [], [], {}
+    for way, a_N111 in (("", own), ("all images of the batch have one a", 0 * own + 2)):
+        for image in (x_NCHW, BRIGHTER * x_NCHW):
             # The first norm alone sees the scale. Its sets are at least as wide as a channel's.
-            s_NCHW = _variance(StatisticSets("channel"), net.conv1(image))
-            predicted = rms(eps_predicts(a_N111, s_NCHW, eps_of(subject)))
-            allowed[way, bright] = GAIN * predicted + ROUNDING
-            changes[way, bright] = _change(subject, net, image, a_N111 * image)
-        ratios[way] = max(changes[way, bright] / allowed[way, bright] for bright in BRIGHTER)
-    alike = changes[list(ways)[1], 1.0]
-    return Finding(
-        "network_scale",
-        "scaling each image by its own a > 0 leaves the logits of a network without biases alone",
-        "change of resnet8's logits over their spread between 4 images, a = 1/2 and 2, training",
-        "not claimed; 0, but for eps, if invariant",
-        f"{changes['', 1.0]:.2g}; {changes['', BRIGHTER[1]]:.2g} for images 1000 times brighter",
-        _first_good(ratios),
-        value=changes["", 1.0],
-        tolerance=f"{allowed['', 1.0]:.2g} and {allowed['', BRIGHTER[1]]:.2g}:"
-        f" {GAIN} times what eps predicts for the first norm",
-        note=f"with one a = 2 for all images: {alike:.2g}. The first norm alone sees the scale;"
-        f" the factor {GAIN} is for what the layers after it make of its departure",
-    )
+            s_NCHW = _variance(CHANNEL, net.conv1(image))
+            predicted = rms(eps_predicts(a_N111, s_NCHW, subject.eps))
+            allowed.append(GAIN * predicted + ROUNDING)
+            changes.append(_change(subject, net, image, a_N111 * image))
+        ratios[way] = max(changes[i] / allowed[i] for i in (-2, -1))
+    how = {"allowed": allowed[0], "allowed_bright": allowed[1], "bright": changes[1]}
+    how |= {"alike": changes[2], "verdict": _first_good(ratios)}
+    yield ROWS["network_scale"].found(changes[0], **how)
 
 
-def _network_shift(subject: Subject, net: nn.Module, x_NCHW: Tensor) -> Finding:
+def _network_shift(subject: Subject, net: nn.Module, x_NCHW: Tensor) -> Found:
+    """Shift the images of a whole network, in training mode."""
     own = torch.tensor([0.5, -0.5, 1.0, -1.0], dtype=torch.float64).view(-1, 1, 1, 1)
-    unpadded, circular = "the first convolution is not padded with zeros", clone(net)
+    unpadded, circular = "the first convolution is not padded with zeros", copied(net)
     circular.conv1.padding_mode = "circular"
     ways = {
         "": (net, own),
@@ -332,15 +289,5 @@ def _network_shift(subject: Subject, net: nn.Module, x_NCHW: Tensor) -> Finding:
     }
     changes = {way: _change(subject, n, x_NCHW, x_NCHW + b) for way, (n, b) in ways.items()}
     zeros, round_, alike = changes.values()
-    return Finding(
-        "network_shift",
-        "shifting each image by its own b leaves the logits of a network without biases alone",
-        "change of resnet8's logits over their spread between 4 images, b = +-0.5, +-1, training",
-        "not claimed; 0 if invariant",
-        f"{zeros:.2g}; {round_:.2g} with circular padding",
-        _first_good({way: change / ROUNDING for way, change in changes.items()}),
-        value=zeros,
-        tolerance=f"{ROUNDING:g}",
-        note=f"with circular padding and one b = 1/2 for all images: {alike:.2g}. The convolution"
-        " turns one shift of the image into another one for each of its channels",
-    )
+    verdict = _first_good({way: change / ROUNDING for way, change in changes.items()})
+    yield ROWS["network_shift"].found(zeros, circular=round_, alike=alike, verdict=verdict)

@@ -6,15 +6,8 @@ normal inputs and normal upstream gradients / (N H W), those of a mean over exam
 independent, it is 1 / (N H W) under every norm: a channel's gradient sums its own N H W terms,
 however many values share a statistic. All in float64. The network is in `network_noise`.
 
-Points, all axes logarithmic:
-  "one layer, gamma"  x: the number that is varied (a count); y: variance of the gradient of gamma
-                      over its value at the smallest x, lo and hi its 95 % interval (the error of
-                      the first point is not in it); series "channels per group" (or "channels",
-                      where groups cannot be chosen), "H x W", "batch"
-  "network, gamma", "network, beta"    x: batch size; y: noise, the trace of the covariance of one
-                      mini-batch gradient, (loss/parameter)^2; series "noise"
-  "relative, gamma", "relative, beta"  x: batch size; y: noise / signal, hi is inf where the
-                      signal's interval reaches 0; series "noise / signal"
+Points of a layer are relative to that at the smallest x, whose error is not in their intervals;
+noise / signal has hi = inf where the signal's interval reaches 0.
 
 Shapes: N examples, C channels, H and W pixels; K draws.
 """
@@ -24,21 +17,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
-from gnexp.checks.finding import (
-    HOLDS,
-    NOT_MEASURED,
-    VACUOUS,
-    Finding,
-    Measured,
-    Point,
-    conditional,
-    inside,
-)
+from gnexp.checks.finding import NO_STATISTIC, Finding, Found, Point, Statement
 from gnexp.checks.network_noise import measure_network
 from gnexp.checks.power_law import (
-    MUCH_LESS,
+    LESS,
     NORMAL,
     TOLERANCE,
     PowerLaw,
@@ -46,32 +29,39 @@ from gnexp.checks.power_law import (
     fit,
     predicted,
     ratio_text,
-    values_per_statistic,
     variance_over_draws,
-    worst,
 )
-from gnexp.checks.statistic_sets import (
-    NO_STATISTIC,
-    divisors,
-    sets_claimed,
-    sets_used,
-    takes_no_statistic,
-)
-from gnexp.checks.subject import Subject, affine, clone
+from gnexp.checks.statistic_sets import divisors
+from gnexp.checks.subject import Subject, affine
+from gnexp.checks.verdicts import HOLDS, NOT_MEASURED, VACUOUS, conditional, notes, worst
+from gnexp.norms.module_state import copied
 from gnexp.norms.registry import build_norm
 
 BATCH, HEIGHT, WIDTH = 2, 4, 8  # of a single layer, where they are not varied
 PIXELS = ((4, 4), (4, 8), (8, 8), (8, 16), (16, 16))  # 16 values per statistic or more
 BATCHES = (2, 4, 8, 16, 32)
-VARIED = {
-    "channels": "when the channels per group change",
-    "pixels": "when H W changes",
-    "batch": "when the batch size changes",
-}
 TIMES_CHANNELS = (1, 2, 4, 8)  # multiples, which a norm with fixed groups can be built for
 SMALL_BATCH = 2
-PARAMETERS = ("gamma", "beta")
+IMAGE = f"{HEIGHT}x{WIDTH} pixels"
+SAME = "a statistic has no more values at a larger C, so this cannot tell the rule from none"
 LAYER = "one layer; independent standard normal inputs and upstream gradients / (N H W)"
+
+AXIS = Statement(
+    "{key}",
+    "gradients of gamma and beta vary as 1 / (values per statistic): when {changes}",
+    f"{LAYER}; {{how}}",
+    expected="exponent {theory:.3g}",
+    measured="the layer has neither gamma nor beta",
+    tolerance=f"95 % interval within {TOLERANCE:g} of it, gamma and beta",
+)
+SMALL = Statement(
+    "layer_batch_2",
+    f"at batch {SMALL_BATCH} gamma's gradient is much less noisy than BatchNorm's, one layer",
+    f"{LAYER}; variance over that of a BatchNorm layer, N = {SMALL_BATCH}, C = {{channels}},"
+    f" {IMAGE}",
+    measured="the layer has no gamma",
+    **LESS,
+)
 
 
 @dataclass(frozen=True)
@@ -84,64 +74,52 @@ class Setting:
     h: int = HEIGHT
     w: int = WIDTH
 
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(N, C, H, W) of the input."""
+        return self.n, self.subject.channels, self.h, self.w
 
-def measure(subject: Subject) -> Measured:
+
+def measure(subject: Subject) -> Found:
     """Measure claim 8."""
-    result = Measured()
-    measure_layer(subject, result)
-    measure_network(subject, result)
-    return result
+    yield from measure_layer(subject)
+    yield from measure_network(subject)
 
 
-def measure_layer(subject: Subject, result: Measured) -> None:
-    """Add the rows and points of one layer."""
-    _channels(subject, result)
-    _pixels(subject, result)
-    _batch(subject, result)
-    if takes_no_statistic(subject):
-        for place, row in enumerate(result.findings):
-            sentence = f"{NO_STATISTIC}: expected is what {sets_claimed(subject)} would give"
-            result.findings[place] = replace(
-                row, note="; ".join(filter(None, (sentence, row.note)))
-            )
-    result.findings.append(_small_batch(subject))
+def measure_layer(subject: Subject) -> Found:
+    """Measure one layer."""
+    nothing = f"{NO_STATISTIC}: expected is what {subject.sets_claimed} would give"
+    nothing = nothing if subject.takes_no_statistic else ""
+    for row, *points in (_channels(subject), _pixels(subject), _batch(subject)):
+        yield replace(row, note=notes(nothing, row.note))
+        yield from points
+    yield _small_batch(subject)
 
 
-def _channels(subject: Subject, result: Measured) -> None:
-    settings = _regrouped(subject) or [
-        Setting(c, replace(subject, channels=c))
-        for c in (times * subject.channels for times in TIMES_CHANNELS)
-    ]
+def _channels(subject: Subject) -> list[Finding | Point]:
+    settings, c = _regrouped(subject), subject.channels
+    if settings:
+        series, x = "channels per group", "m"
+        how = f"m = {settings[0].x} to {settings[-1].x} channels per group, C = {c}"
+    else:
+        settings = [Setting(n * c, replace(subject, channels=n * c)) for n in TIMES_CHANNELS]
+        series, x = "channels", "C"
+        how = f"C = {settings[0].x} to {settings[-1].x} (its groups cannot be chosen)"
     values = _values(settings)
-    chosen = settings[0].subject.channels == settings[-1].subject.channels
-    name = "channels per group" if chosen else "channels"
-    what = f"m = {settings[0].x} to {settings[-1].x} channels per group, C = {subject.channels}"
-    if not chosen:
-        what = f"C = {settings[0].x} to {settings[-1].x} (its groups cannot be chosen)"
-    what += f"; {values[0]} to {values[-1]} values per statistic"
-    same = "a statistic has no more values at a larger C, so this cannot tell the rule from none"
-    _axis(
-        result,
-        *("channels", name, "m" if chosen else "C", settings, values),
-        what=f"{what}, N = {BATCH}, {HEIGHT}x{WIDTH} pixels",
-        note=same if values[0] == values[-1] else "",
-    )
-    if values[0] == values[-1] and result.findings[-1].verdict == HOLDS:
-        result.findings[-1] = replace(result.findings[-1], verdict=VACUOUS)
+    how += f"; {values[0]} to {values[-1]} values per statistic, N = {BATCH}, {IMAGE}"
+    row, *points = _axis("channels", "the channels per group change", series, x, settings, how)
+    if values[0] == values[-1]:
+        note = row.note if row.verdict == NOT_MEASURED else SAME
+        row = replace(row, verdict=VACUOUS if row.verdict == HOLDS else row.verdict, note=note)
+    return [row, *points]
 
 
 def _regrouped(subject: Subject) -> list[Setting]:
     """Return the settings of ascending channels per group, none where groups cannot be chosen."""
     if subject.regroup is None:
         return []
-    settings = []
-    for groups in reversed(divisors(subject.channels)[1:]):
-
-        def build(channels: int, groups: int = groups) -> torch.nn.Module:
-            return subject.regroup(channels, groups)
-
-        variant = replace(subject, build=build, groups=lambda _, groups=groups: groups)
-        settings.append(Setting(subject.channels // groups, variant))
+    c = subject.channels
+    settings = [Setting(c // g, subject.regrouped(g)) for g in reversed(divisors(c)[1:])]
     return settings if len(settings) > 2 else []
 
 
@@ -150,86 +128,62 @@ def _values(settings: list[Setting]) -> list[int]:
 
     As the article says instead, where not all of the settings share statistics in one way.
     """
-    sets = [sets_used(setting.subject) for setting in settings]
+    sets = [setting.subject.sets_used for setting in settings]
     if len({each and each.scope for each in sets}) > 1 or sets[0] is None:
-        sets = [sets_claimed(setting.subject) for setting in settings]
-    return [
-        values_per_statistic(each, s.n, s.subject.channels, s.h, s.w)
-        for each, s in zip(sets, settings)
-    ]
+        sets = [setting.subject.sets_claimed for setting in settings]
+    return [each.size(*setting.shape) for each, setting in zip(sets, settings)]
 
 
-def _pixels(subject: Subject, result: Measured) -> None:
+def _pixels(subject: Subject) -> list[Finding | Point]:
     """Vary H W, with upstream gradients that differ from pixel to pixel and that do not."""
     settings = [Setting(h * w, subject, h=h, w=w) for h, w in PIXELS]
-    values = _values(settings)
-    _axis(
-        result,
-        *("pixels", "H x W", "H W", settings, values),
-        what=f"H W = {settings[0].x} to {settings[-1].x}, N = {BATCH}, C = {subject.channels}",
-    )
-    row = result.findings[-1]
+    how = f"H W = {settings[0].x} to {settings[-1].x}, N = {BATCH}, C = {subject.channels}"
+    row, *points = _axis("pixels", "H W changes", "H x W", "H W", settings, how)
     alike = _laws(settings, [_variances(s, alike=True) for s in settings]).get("beta")
-    if alike is None:
-        return
-    note = (
-        f"with one upstream gradient for all pixels of a channel, as behind global average"
-        f" pooling, the exponent of beta is {alike}"
-    )
-    if row.verdict == HOLDS and alike.verdict(predicted([s.x for s in settings], values)) != HOLDS:
-        row = replace(row, verdict=conditional("the pixels' upstream gradients are independent"))
-    result.findings[-1] = replace(row, note="; ".join(filter(None, (row.note, note))))
+    if alike is not None:
+        note = (
+            "with one upstream gradient for all pixels of a channel, as behind global average"
+            f" pooling, the exponent of beta is {alike}"
+        )
+        theory = predicted([s.x for s in settings], _values(settings))
+        if row.verdict == HOLDS and alike.verdict(theory) != HOLDS:
+            apart = conditional("the pixels' upstream gradients are independent")
+            row = replace(row, verdict=apart)
+        row = replace(row, note=notes(row.note, note))
+    return [row, *points]
 
 
-def _batch(subject: Subject, result: Measured) -> None:
+def _batch(subject: Subject) -> list[Finding | Point]:
     settings = [Setting(n, subject, n=n) for n in BATCHES]
-    _axis(
-        result,
-        *("batch", "batch", "N", settings, _values(settings)),
-        what=f"N = {BATCHES[0]} to {BATCHES[-1]}, C = {subject.channels}, {HEIGHT}x{WIDTH} pixels",
-    )
+    sizes = f"N = {BATCHES[0]} to {BATCHES[-1]}"
+    how = f"{sizes}, C = {subject.channels}, {IMAGE}"
+    return _axis("batch", "the batch size changes", "batch", "N", settings, how)
 
 
 def _axis(
-    result: Measured,
-    statement: str,
-    series: str,
-    x: str,
-    settings: list[Setting],
-    values: list[int],
-    what: str,
-    note: str = "",
-) -> None:
-    """Add the row and the points of one axis: the exponent, and the one the article predicts."""
+    key: str, changes: str, series: str, x: str, settings: list[Setting], how: str
+) -> list[Finding | Point]:
+    """Return the row and the points of one axis: the exponent, and the one the article predicts."""
     variances = [_variances(setting) for setting in settings]
     laws = _laws(settings, variances)
-    expected = predicted([setting.x for setting in settings], values)
-    text = f"gradients of gamma and beta vary as 1 / (values per statistic): {VARIED[statement]}"
-    common = {"statement": statement, "text": text, "what": f"{LAYER}; {what}"}
-    common |= {"expected": f"exponent {expected:.3g}", "n": settings[0].subject.draws}
-    common |= {"tolerance": f"95 % interval within {TOLERANCE:g} of it, gamma and beta"}
+    theory = predicted([setting.x for setting in settings], _values(settings))
+    more = {"key": key, "changes": changes, "how": how, "theory": theory}
+    more["n"] = settings[0].subject.draws
     if not laws:
-        missing = "the layer has neither gamma nor beta"
-        result.findings.append(Finding(**common, measured=missing, verdict=NOT_MEASURED))
-        return
-    verdicts = [law.verdict(expected) for law in laws.values()]
-    judged = list(laws.values())[verdicts.index(worst(verdicts))]
-    finding = Finding(
-        **common,
-        measured=", ".join(f"{name} {law}" for name, law in laws.items()),
-        verdict=worst(verdicts),
-        **{"value": judged.exponent, "lo": judged.lo, "hi": judged.hi},
-        note=note or _instead(x, expected, laws),
-    )
-    result.findings.append(finding)
-    if "gamma" in laws:
-        result.points += _points(series, settings, [v["gamma"] for v in variances])
+        return [AXIS.found(**more, verdict=NOT_MEASURED)]
+    verdicts = [law.verdict(theory) for law in laws.values()]
+    more["verdict"] = worst(verdicts)
+    judged = list(laws.values())[verdicts.index(more["verdict"])]
+    more["measured"] = ", ".join(f"{name} {law}" for name, law in laws.items())
+    numbers = (judged.exponent, judged.lo, judged.hi)
+    row = AXIS.found(*numbers, **more, note=_instead(x, theory, list(laws.values())))
+    return [row, *_points(series, settings, [v["gamma"] for v in variances if "gamma" in v])]
 
 
-def _instead(x: str, expected: float, laws: dict[str, PowerLaw]) -> str:
+def _instead(x: str, predicted: float, laws: list[PowerLaw]) -> str:
     """Return what holds where the article's rule does not."""
     theory = 0.0 if x in "mC" else -1.0
-    if theory == expected or any(law.verdict(theory) != HOLDS for law in laws.values()):
+    if theory == predicted or any(law.verdict(theory) != HOLDS for law in laws):
         return ""
     return (
         f"the exponent is {theory:.0f}: the gradient of a channel sums its own N H W values,"
@@ -239,35 +193,19 @@ def _instead(x: str, expected: float, laws: dict[str, PowerLaw]) -> str:
 
 def _small_batch(subject: Subject) -> Finding:
     """Compare with a BatchNorm layer at a small batch."""
+    how = {"channels": subject.channels, "n": subject.draws}
     bn = replace(subject, build=lambda c: build_norm("bn", c))
-    ours = _variances(Setting(SMALL_BATCH, subject, n=SMALL_BATCH))
-    theirs = _variances(Setting(SMALL_BATCH, bn, n=SMALL_BATCH), "stability BatchNorm")
-    common = {
-        "statement": "layer_batch_2",
-        "text": f"at batch {SMALL_BATCH} gamma's gradient is much less noisy than BatchNorm's,"
-        " one layer",
-        "what": f"{LAYER}; variance over that of a BatchNorm layer, N = {SMALL_BATCH},"
-        f" C = {subject.channels}, {HEIGHT}x{WIDTH} pixels",
-        "expected": f"below {MUCH_LESS:g}",
-        "tolerance": f"95 % interval of the ratio below {MUCH_LESS:g}",
-        "n": subject.draws,
-    }
-    if "gamma" not in ours:
-        return Finding(**common, measured="the layer has no gamma", verdict=NOT_MEASURED)
-    ratio = ours["gamma"].value / theirs["gamma"].value
-    half = NORMAL * math.hypot(ours["gamma"].error, theirs["gamma"].error)
-    lo, hi = ratio * math.exp(-half), ratio * math.exp(half)
-    used = sets_used(subject)
-    pools_alike = used is not None and used.scope == "batch_channel"
-    like = "the norm pools as BatchNorm does and is compared with its like; " if pools_alike else ""
-    times = ours["gamma"].value * SMALL_BATCH * HEIGHT * WIDTH
-    return Finding(
-        **common,
-        measured=ratio_text(ratio, lo, hi),
-        verdict=inside(lo, hi, 0.0, MUCH_LESS),
-        **{"value": ratio, "lo": lo, "hi": hi},
-        note=f"{like}variance times N H W is {times:.3g}",
-    )
+    ours = _variances(Setting(SMALL_BATCH, subject, n=SMALL_BATCH)).get("gamma")
+    if ours is None:
+        return SMALL.found(**how, verdict=NOT_MEASURED)
+    theirs = _variances(Setting(SMALL_BATCH, bn, n=SMALL_BATCH), "stability BatchNorm")["gamma"]
+    ratio, half = ours.value / theirs.value, NORMAL * math.hypot(ours.error, theirs.error)
+    numbers = ratio, ratio * math.exp(-half), ratio * math.exp(half)
+    used, like = subject.sets_used, ""
+    if used is not None and used.scope == "batch_channel":
+        like = "the norm pools as BatchNorm does and is compared with its like"
+    times = f"variance times N H W is {ours.value * SMALL_BATCH * HEIGHT * WIDTH:.3g}"
+    return SMALL.found(*numbers, **how, measured=ratio_text(*numbers), note=notes(like, times))
 
 
 def _laws(settings: list[Setting], variances: list[dict[str, Variance]]) -> dict[str, PowerLaw]:
@@ -280,41 +218,29 @@ def _variances(
 ) -> dict[str, Variance]:
     """Return the variance of the gradient of gamma and of beta, of those that the layer has.
 
-    alike: all pixels of a channel get one upstream gradient.
+    Inputs and upstream gradients are independent, in float64. alike: all pixels of a channel get
+    one upstream gradient.
     """
-    draws = list(_gradients(setting, f"{purpose} alike" if alike else purpose, alike))
-    return {name: variance_over_draws(torch.stack([d[name] for d in draws])) for name in draws[0]}
-
-
-def _gradients(setting: Setting, purpose: str, alike: bool) -> Iterator[dict[str, Tensor]]:
-    """Yield gradients (C,) of independent inputs and upstream gradients, in float64."""
-    subject, shape = setting.subject, (setting.n, setting.subject.channels, setting.h, setting.w)
-    g = subject.generator(purpose, *shape, round(setting.x))
+    subject, shape, drawn = setting.subject, setting.shape, {"gamma": [], "beta": []}
+    g = subject.generator(f"{purpose} alike" if alike else purpose, *shape, round(setting.x))
     pixels = (1, 1) if alike else shape[2:]
     built = subject.layer()
     for _ in range(max(2, subject.draws)):
         x_NCHW = torch.randn(shape, generator=g, dtype=torch.float64)
         dy_NCHW = torch.randn(*shape[:2], *pixels, generator=g, dtype=torch.float64)
         dy_NCHW = dy_NCHW.expand(shape) / (shape[0] * shape[2] * shape[3])
-        layer = clone(built)
-        found = zip(PARAMETERS, affine(layer))
-        parameters = {name: p for name, p in found if p is not None}
+        layer = copied(built)
+        own = {name: p for name, p in zip(drawn, affine(layer)) if p is not None}
         y_NCHW = subject.apply(layer, x_NCHW)
-        if not parameters:
-            yield {}
-            continue
-        gradients = torch.autograd.grad(
-            y_NCHW, list(parameters.values()), dy_NCHW, materialize_grads=True
-        )
-        yield {name: d.flatten() for name, d in zip(parameters, gradients)}
+        how = {"materialize_grads": True}
+        gradients = torch.autograd.grad(y_NCHW, [*own.values()], dy_NCHW, **how) if own else ()
+        for name, gradient in zip(own, gradients):
+            drawn[name].append(gradient.flatten())
+    return {name: variance_over_draws(torch.stack(rows)) for name, rows in drawn.items() if rows}
 
 
-def _points(series: str, settings: list[Setting], variances: list[Variance]) -> list[Point]:
-    first = variances[0].value
-    if not first > 0:
-        return []
-    points = []
-    for setting, v in zip(settings, variances):
-        y, factor = v.value / first, math.exp(NORMAL * v.error)
-        points.append(Point("one layer, gamma", series, setting.x, y, y / factor, y * factor))
-    return points
+def _points(series: str, settings: list[Setting], variances: list[Variance]) -> Iterator[Point]:
+    if variances and variances[0].value > 0:
+        for setting, v in zip(settings, variances):
+            y, factor = v.value / variances[0].value, math.exp(NORMAL * v.error)
+            yield Point("one layer, gamma", series, setting.x, y, y / factor, y * factor)
