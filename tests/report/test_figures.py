@@ -139,6 +139,7 @@ def test_the_legend_covers_nothing_and_stays_within_the_figure(named_figure):
 def test_an_interval_shorter_than_its_marker_still_shows_its_caps():
     with style.drawing():
         figure = accuracy.accuracy_vs_batch(lines())
+    assert figure.axes[0].get_ylabel() == "Test accuracy (%)"
     container = figure.axes[0].containers[0]
     assert container[1][0].get_markersize() > container[0].get_markersize()
 

@@ -3,7 +3,6 @@
 import csv
 import math
 import re
-import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -471,8 +470,10 @@ def test_a_figure_of_an_earlier_report_goes_when_its_data_went(tmp_path):
     assert not (tmp_path / "s" / "report" / "accuracy_vs_batch.svg").exists()
 
 
-def test_another_margin_makes_the_report_anew_and_its_answer_says_it(demo, tmp_path):
-    study = shutil.copytree(demo, tmp_path / "demo")
+def test_another_margin_makes_the_report_anew_and_its_answer_says_it(tmp_path):
+    study = tmp_path / "s"
+    for norm in ("bn", "gn"):
+        add_run(study, norm, config(norm, 2))
     assert "beyond 0.5 points" in build_report(study)["index.html"].read_text()
     assert "beyond 2.5 points" in build_report(study, margin=0.025)["index.html"].read_text()
     assert "beyond 2.5 points" in plain_summary(study, margin=0.025)
@@ -519,13 +520,20 @@ def make_trials(study, held_out=0.1):
     return study
 
 
-def test_a_study_of_validation_runs_calls_nothing_test(tmp_path):
+def test_a_study_of_validation_runs_calls_nothing_test(tmp_path, monkeypatch):
     said_test = re.compile(r"\btest(?=\s(?:accurac|image|loss|set\b))", re.I)
+    labels, image_bytes = [], style.image_bytes
+
+    def spy(figure, kind):
+        labels.extend(axes.get_ylabel().replace("\n", " ") for axes in figure.axes)
+        return image_bytes(figure, kind)
+
+    monkeypatch.setattr(style, "image_bytes", spy)
     study = make_trials(tmp_path / "trials")
     files = build_report(study)
     told = {name: p.read_text() for name, p in files.items() if name.endswith((".md", ".tex"))}
     told["page"] = files["index.html"].read_text()
-    told["terminal"] = plain_summary(study)
+    told["terminal"], told["figures"] = plain_summary(study), "; ".join(labels)
     of_page = "Every accuracy here is of images held out of the training set, not of test images."
     assert told["page"].count(of_page) == 1
     told["page"] = told["page"].replace(of_page, "")
@@ -538,29 +546,11 @@ def test_a_study_of_validation_runs_calls_nothing_test(tmp_path):
         ("page", '<p class="caption">Validation accuracy in percent'),
         ("page", "<figcaption>Validation accuracy of the last epoch"),
         ("terminal", "interval over validation images"),
+        ("figures", "Validation accuracy (%)"),
+        ("figures", "Train loss (nats)"),
     ):
         assert wanted in told[name], (name, wanted)
     assert {"test_acc", "test_loss"} <= set(rows_of(files["runs.csv"])[0])
-
-
-def axis_labels(study, monkeypatch):
-    """Build a report and return the labels of its axes."""
-    seen, image_bytes = set(), style.image_bytes
-
-    def spy(figure, kind):
-        seen.update(axes.get_ylabel().replace("\n", " ") for axes in figure.axes)
-        return image_bytes(figure, kind)
-
-    monkeypatch.setattr(style, "image_bytes", spy)
-    build_report(study)
-    return seen
-
-
-def test_figures_say_of_which_images_accuracies_are(tmp_path, monkeypatch):
-    labels = axis_labels(make_trials(tmp_path / "trials"), monkeypatch)
-    assert {"Validation accuracy (%)", "Train loss (nats)"} <= labels
-    assert not any(label.startswith("Test") for label in labels)
-    assert "Test accuracy (%)" in axis_labels(make_trials(tmp_path / "s", None), monkeypatch)
 
 
 def test_runs_judged_on_test_and_on_validation_images_are_told_apart(tmp_path):
