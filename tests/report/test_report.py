@@ -225,20 +225,6 @@ def test_a_diverged_seed_leaves_the_mean_and_is_counted(demo, report):
     assert "1 of 3 diverged" in report["index.html"].read_text()
 
 
-def test_a_comparison_counts_a_diverged_seed_at_chance_and_does_not_pool_it(demo, report):
-    cells = {c.record.name: c for c in grouping.cells(load_study(demo).runs)}
-    scored = [*cells["bn-b1"].accuracies, 0.1]
-    difference = np.mean(scored) - np.mean(cells["bn-b32"].accuracies)
-    row = only(rows_of(report["flatness.csv"]), norm="bn", batch="1")
-    assert float(row["difference"]) == pytest.approx(difference, rel=1e-12)
-    assert row["n_diverged"] == "1"
-    own = np.var(scored, ddof=1) / 3  # next to which three seeds of the reference hardly count
-    assert float(row["se_seeds"]) == pytest.approx(math.sqrt(own), rel=0.01)
-    other = only(rows_of(report["flatness.csv"]), norm="bn", batch="2")
-    assert (other["method"], other["verdict"]) == ("moderated", "lower")
-    assert only(rows_of(report["flatness.csv"]), norm="in", batch="8")["verdict"].startswith("flat")
-
-
 def test_no_accuracy_of_the_matrix_reaches_beyond_0_to_100():
     line = make_series("bn", {1: [2.0, 9.0, 30.0], 2: [60.0, 61.0, 62.0], 32: [99.0, 99.9, 95.0]})
     texts = [MatrixCell(cell).text() for cell in line.cells]
@@ -398,22 +384,18 @@ def test_rendered_tables_are_percent_and_csv_is_not(demo, report):
 
 
 class Page(HTMLParser):
-    """Collect what a page refers to, its images, and whether its elements close in order."""
+    """Collect the elements of a page, and whether they close in order."""
 
     VOID = ("meta", "img", "br", "link", "input")
 
     def __init__(self, text):
         super().__init__()
-        self.sources, self.images, self.anchors, self.open = [], [], [], []
+        self.found, self.open = [], []
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
-        given = dict(attributes)
-        self.sources += [given[k] for k in ("src", "href", "srcset") if k in given]
-        self.images += [given] if tag == "img" else []
-        self.anchors += [given["id"]] if "id" in given else []
-        if tag not in self.VOID:
-            self.open.append(tag)
+        self.found.append({"tag": tag, **dict(attributes)})
+        self.open += [tag] * (tag not in self.VOID)
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
@@ -423,12 +405,12 @@ def test_the_page_needs_no_network_and_no_other_file(report):
     text = report["index.html"].read_text()
     page = Page(text)
     assert page.open == []
-    assert len(page.images) == 5
-    assert all(i["src"].startswith("data:image/svg+xml,") and i["alt"] for i in page.images)
-    links = {s for s in page.sources if not s.startswith(("data:", "#"))}
-    assert links <= set(report)
-    anchors = {s[1:] for s in page.sources if s.startswith("#")}
-    assert anchors <= set(page.anchors)
+    images = [each for each in page.found if each["tag"] == "img"]
+    assert len(images) == 5
+    assert all(i["src"].startswith("data:image/svg+xml,") and i["alt"] for i in images)
+    sources = {e[key] for e in page.found for key in ("src", "href", "srcset") if key in e}
+    anchors = {f"#{each['id']}" for each in page.found if "id" in each}
+    assert {s for s in sources if not s.startswith("data:")} <= {*report, *anchors}
     assert "url(" not in text
     assert "@import" not in text
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gnexp.analysis.cells import norm_label
 from gnexp.analysis.gradient_noise import OWN, SHARED
@@ -91,17 +91,16 @@ def _noise_panel(
 
 def _distinguishing_keys(rows: Sequence[Row], shared: bool) -> list[str]:
     """Keys beyond the norm by which rows at one measured batch size differ, and so make lines."""
+    import pandas as pd
+
     keys = list(rows[0])[: list(rows[0]).index("epoch")]
     fixed = ("norm", "groups", "channels_per_group", *(() if shared else ("batch", "update_batch")))
-    places: dict[tuple[Any, ...], list[Row]] = {}
-    for row in rows:
-        place = (norm_label(row), row["at_batch"], row["epoch"], row["parameters"])
-        places.setdefault(place, []).append(row)
-    return [
-        k
-        for k in keys
-        if k not in fixed and any(len({str(r[k]) for r in same}) > 1 for same in places.values())
-    ]
+    frame = pd.DataFrame(rows).map(str)
+    place = [[norm_label(row) for row in rows], *(frame[k] for k in _PLACE)]
+    return [k for k in keys if k not in fixed and frame.groupby(place)[k].nunique().max() > 1]
+
+
+_PLACE = ("at_batch", "epoch", "parameters")
 
 
 def _noise_label(row: Row, shown_keys: Sequence[str]) -> str:
