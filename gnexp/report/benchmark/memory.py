@@ -1,10 +1,10 @@
 """The table of the memory that one training update takes."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from gnexp.analysis.cells import norm_label
-from gnexp.analysis.tables.table import Column, Table
+from gnexp.analysis.tables.table import Column, Table, number
 
 COLUMNS = ("model", "width", "size", "norm", "groups", "memory_bytes", "largest_batch", "counted")
 
@@ -22,17 +22,9 @@ def memory_table(
     columns: {batch size: column of rows}. most: the largest batch that is looked for. measured: by
     PyTorch's allocator on a device, not counted tensor by tensor.
     """
-
-    def megabytes(batch: int) -> Callable[[dict[str, Any]], str]:
-        def text(row: dict[str, Any]) -> str:
-            value = row[columns[batch]]
-            return "does not fit" if value is None else f"{value / 2**20:,.1f}"
-
-        return text
-
     shown = [
         Column("norm", norm_label, False),
-        *(Column(f"batch {batch} (MiB)", megabytes(batch)) for batch in columns),
+        *(number(f"batch {batch} (MiB)", name, _mebibytes) for batch, name in columns.items()),
         Column(f"fits {memory_gb:g} GiB", lambda row: _largest(row["largest_batch"], most)),
     ]
     how = "the peak of PyTorch's allocator" if measured else "counted tensor by tensor"
@@ -41,6 +33,10 @@ def memory_table(
         " the backward pass needs; without what an allocator rounds up."
     )
     return Table("cost", title, caption, [*COLUMNS, *columns.values()], shown, rows)
+
+
+def _mebibytes(value: int | None) -> str:
+    return "does not fit" if value is None else f"{value / 2**20:,.1f}"
 
 
 def _largest(batch: int, most: int) -> str:
