@@ -70,9 +70,12 @@ def programs(wheel, tmp_path_factory) -> Path:
 
 
 def test_a_wheel_holds_the_package_its_configs_its_page_and_its_license_and_nothing_else(wheel):
-    expected = {f"gnexp/report/page/page.{kind}" for kind in ("html.j2", "css", "js")}
-    expected |= {f"gnexp/report/page/{name}.html.j2" for name in ("compare", "page_parts")}
-    expected |= {p.relative_to(CHECKOUT).as_posix() for p in CHECKOUT.glob("gnexp/**/*.py")}
+    expected = {
+        path.relative_to(CHECKOUT).as_posix()
+        for kind in ("py", "j2", "css", "js", "txt")
+        for path in CHECKOUT.glob(f"gnexp/**/*.{kind}")
+    }
+    assert {"gnexp/report/page/page.html.j2", "gnexp/report/text/answer.j2"} <= expected
     expected |= {
         f"gnexp/config/yaml/{path.relative_to(CHECKOUT / 'configs').as_posix()}"
         for path in CHECKOUT.glob("configs/**/*.yaml")
