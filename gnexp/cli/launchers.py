@@ -193,11 +193,10 @@ class Launching:
     jobs: list[list[TrainConfig]]
     at_once: int | None  # jobs; None: all
 
-    def __call__(self, numbers: list[int], todo: "dict[PreparedRun, list[int]]") -> None:
-        """Train what is to do and return when all jobs are done or given up.
+    def __call__(self, todo: "dict[PreparedRun, list[int]]") -> None:
+        """Train what is to do, the missing seeds by run; return when all jobs are done or given up.
 
-        numbers: of the configs that have something to train, counted over all jobs; todo: the
-        missing seeds by run. Raises UsageError when the launcher cannot start.
+        Raises UsageError when the launcher cannot start.
         """
         needed = needed_jobs(self.jobs, todo)
         with RunMonitor(todo) as monitor, patient(self.launcher, self.name, monitor) as started:

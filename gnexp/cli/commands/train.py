@@ -40,8 +40,7 @@ from gnexp.store.locks import LockLost
 from gnexp.store.run import Run
 from gnexp.store.study import only_zip
 
-# Called with the numbers of the configs to train and the seeds that are missing, by run.
-Launch = Callable[[list[int], dict[PreparedRun, list[int]]], None]
+Launch = Callable[[dict[PreparedRun, list[int]]], None]  # called with the missing seeds by run
 
 
 @started_ranks_end()
@@ -50,7 +49,7 @@ def train(
 ) -> int:
     """Train what is missing of these runs and return the exit code.
 
-    launch: trains the configs of these numbers elsewhere, through `train_job`, and returns when all
+    launch: trains missing seeds elsewhere, through `train_job`, and returns when all
     are done or given up. Raises UsageError, one sentence per problem, before anything is written.
     """
     forget()
@@ -180,7 +179,7 @@ def train_job(configs: list[TrainConfig], command: str) -> None:
 def _launch(launch: Launch, todo: dict[PreparedRun, list[int]]) -> list[tuple[str, str]]:
     """Let a launcher train what is to do, and return (run, reason) for what it left undone."""
     if todo:
-        launch(sorted({job for run in todo for job in run.jobs}), todo)
+        launch(todo)
     left = {run.name: seed_progress(run).todo for run in todo}
     return [(name, f"seeds {seeds}: no result came back") for name, seeds in left.items() if seeds]
 
