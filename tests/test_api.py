@@ -8,7 +8,7 @@ import os
 import re
 import subprocess
 import sys
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from torch import nn
 import gnexp as api
 from gnexp.analysis.cells import RUN_COLUMNS
 from gnexp.analysis.check_result import ROW_COLUMNS
+from gnexp.cli.hydra_app import compose
 from gnexp.cli.overrides import TAKES_A_LIST, overrides
 from gnexp.config.schema import TrainConfig
 from gnexp.norms.registry import NORMS
@@ -150,24 +151,13 @@ def test_training_is_the_same_for_a_caller_that_records_no_gradients(outer, work
 
 
 def test_calls_from_two_threads_train_what_they_would_one_after_the_other(workdir, capfd):
-    norms, found, failed = ("bn", "gn", "ln"), {}, []
-
-    def call(norm):
-        try:
-            found[norm] = api.train({**TINY, "norm": norm, "study": norm})
-        except BaseException as error:
-            failed.append(error)
-
-    threads = [threading.Thread(target=call, args=(norm,)) for norm in norms]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failed
+    norms = ("bn", "gn", "ln")
+    with ThreadPoolExecutor(3) as threads:
+        tables = list(threads.map(lambda n: api.train({**TINY, "norm": n, "study": n}), norms))
     assert capfd.readouterr() == ("", "")
-    for norm in norms:
+    for norm, table in zip(norms, tables):
         alone = api.train({**TINY, "norm": norm, "study": "alone"})
-        assert list(found[norm]["test_loss"]) == list(alone["test_loss"])
+        assert list(table["test_loss"]) == list(alone["test_loss"])
 
 
 def test_a_grid_gives_the_rows_of_its_runs_and_of_no_others(workdir, no_report):
@@ -233,7 +223,7 @@ def test_a_hydra_application_finds_its_own_state_after_a_call(workdir, monkeypat
     theirs = object()
     monkeypatch.setattr(GlobalHydra.instance(), "hydra", theirs)
     monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
-    api.train(TINY)
+    assert len(compose("train", ["norm=bn,gn", "-m"])[0]) == 2
     assert GlobalHydra.instance().hydra is theirs
     assert HydraConfig.instance().cfg is None
 
