@@ -54,11 +54,11 @@ def _one_of_several(argv: list[str], place: "TorchrunEnv") -> int:
         return 0 if place.rank else _run(argv)
     if place.rank:
         _end_with_the_parent()
-    from gnexp.runner.ranks import launched_ranks_end, train_shares
+    from gnexp.runner.ranks import ranks_end, train_shares
 
     if place.rank:
         return train_shares(place)
-    with launched_ranks_end():
+    with ranks_end(place):
         return _run(argv)
 
 

@@ -53,13 +53,13 @@ def _ranks_of(count: int) -> Ranks:
     global _ranks
     place = launched()
     if _ranks and not place and (_ranks.lost or _ranks.count != count):
-        end_ranks()
+        _end_ranks()
     if _ranks is None:
         _ranks = Ranks.launched(place) if place else Ranks.started(count)
     return _ranks
 
 
-def end_ranks() -> None:
+def _end_ranks() -> None:
     """Send the other ranks home, where there are any."""
     global _ranks
     if _ranks:
@@ -68,23 +68,19 @@ def end_ranks() -> None:
 
 
 @contextlib.contextmanager
-def started_ranks_end() -> Iterator[None]:
-    """End the processes that were started within the context; those of a launcher stay."""
+def ranks_end(place: TorchrunEnv | None = None) -> Iterator[None]:
+    """End the processes that were started within the context.
+
+    place: of this process among those of a launcher, which go home too, needed or not; else they
+    stay for the next call.
+    """
     try:
         yield
     finally:
-        if not launched():
-            end_ranks()
-
-
-@contextlib.contextmanager
-def launched_ranks_end() -> Iterator[None]:
-    """Send the processes of a launcher home at the end, whether they were needed or not."""
-    try:
-        yield
-    finally:
-        _ranks_of(launched().world)
-        end_ranks()
+        if place:
+            _ranks_of(place.world)
+        if place or not launched():
+            _end_ranks()
 
 
 def train_shares(place: TorchrunEnv) -> int:

@@ -31,7 +31,7 @@ from gnexp.runner.plan import plan
 from gnexp.runner.prepared_run import PreparedRun, seed_progress
 from gnexp.runner.process_pool import WorkerDied, run_tasks
 from gnexp.runner.provenance import now
-from gnexp.runner.ranks import started_ranks_end
+from gnexp.runner.ranks import ranks_end
 from gnexp.runner.resume import missing, replica_groups
 from gnexp.runner.schedule import ReplicaGroup
 from gnexp.runner.stored_runs import named_code, remember
@@ -43,7 +43,7 @@ from gnexp.store.study import only_zip
 Launch = Callable[[dict[PreparedRun, list[int]]], None]  # called with the missing seeds by run
 
 
-@started_ranks_end()
+@ranks_end()
 def train(
     configs: list[TrainConfig], command: str, grid: bool, launch: Launch | None = None
 ) -> int:
@@ -160,7 +160,7 @@ def _train(runs: list[PreparedRun], call: _Call, grid: bool) -> list[tuple[str, 
     return _launch(call.launch, todo)
 
 
-@started_ranks_end()
+@ranks_end()
 def train_job(configs: list[TrainConfig], command: str) -> None:
     """Train what is missing of these runs, in this process and without a word: one job of many.
 
