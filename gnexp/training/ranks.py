@@ -28,11 +28,13 @@ AT_WORK = timedelta(minutes=10)  # between ranks that are at the same update
 START_S = 300.0  # to import torch, from a slow disk
 GRACE_S = 3.0  # between a broken connection and the news of who broke it
 LOOK_S = 0.02
-_RAISED = {"memory": torch.OutOfMemoryError, "again": OSError}
 
 
 class DeviceLost(ConnectionError):
     """A process that trains a run together with this one is gone."""
+
+
+_RAISED = {"memory": torch.OutOfMemoryError, "again": OSError, "lost": DeviceLost}
 
 
 class Ranks:
@@ -169,9 +171,9 @@ class Ranks:
             fault = json.dumps([self.rank, "lost", text])
         rank, kind, text = json.loads(fault)
         self.lost = kind == "lost"
-        if self.lost:
-            return DeviceLost(text)
-        return error if rank == self.rank else _RAISED.get(kind, RuntimeError)(text)
+        if not isinstance(error, Exception) or (rank == self.rank and not self.lost):
+            return error  # Ctrl-C is nobody else's fault
+        return _RAISED.get(kind, RuntimeError)(text)
 
     def _ended(self) -> str | None:
         """Return how a process that this one has started ended, None while all run."""

@@ -220,6 +220,19 @@ def test_a_rank_that_fails_lets_the_others_go_at_once_and_says_why(pool):
         other.result(timeout=30)
 
 
+def interrupted(ranks):
+    """Fail on rank 1, and then stop rank 0."""
+    if ranks.rank == 1:
+        raise ArithmeticError("no such luck")
+    ranks.store.wait([f"fault/{ranks.training}"])
+    raise KeyboardInterrupt
+
+
+def test_ctrl_c_is_not_taken_for_what_failed_elsewhere(on_ranks):
+    with pytest.raises(KeyboardInterrupt):
+        on_ranks(2, interrupted)
+
+
 def test_an_update_that_cannot_be_dealt_in_whole_batches_is_refused():
     with pytest.raises(ValueError, match="an update of 6 images is no multiple of 2 x 2"):
         share(torch.zeros(1, 1, 6), batch=2, rank=0, count=2)
