@@ -223,7 +223,9 @@ def test_a_rank_that_fails_lets_the_others_go_at_once_and_says_why(pool):
 def interrupted(ranks):
     """Fail on rank 1, and then stop rank 0."""
     if ranks.rank == 1:
+        ranks.store.wait(["connected"])
         raise ArithmeticError("no such luck")
+    ranks.store.set("connected", "")
     ranks.store.wait([f"fault/{ranks.training}"])
     raise KeyboardInterrupt
 
