@@ -149,7 +149,7 @@ def _images(shape: Sequence[int]) -> Tensor:
 def _logits(model: nn.Module, x_NCHW: Tensor, label: str) -> Any:
     """Return what the model gives for images; raises ValueError where it does not take them."""
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with torch.no_grad():
             return model(x_NCHW)
     except Exception as error:
         height, width = x_NCHW.shape[2:]
@@ -171,7 +171,8 @@ def examine(
     """
     x_NCHW, wanted = _images(shape), (2, num_classes)
     for training, mode in ((False, "evaluation"), (True, "train")):
-        logits = _logits(copied(model).train(training), x_NCHW, label)
+        with torch.random.fork_rng(devices=[]):
+            logits = _logits(copied(model).train(training), x_NCHW, label)
         is_tensor = isinstance(logits, Tensor)
         if is_tensor and tuple(logits.shape) == wanted:
             continue

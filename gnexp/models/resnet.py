@@ -11,7 +11,6 @@ Shapes: N examples, H and W pixels.
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -128,23 +127,13 @@ def imagenet_resnet_cifar_stem(
     return _resnet(norm, num_classes, width, 3, blocks, block, projection_shortcut)
 
 
-@dataclass(frozen=True)
-class Model:
-    """One entry of the table: build(norm, num_classes=..., width=...) and the default width."""
-
-    build: Callable[..., nn.Sequential]
-    width: int
-
-
-MODELS: dict[str, Model] = {
-    "tiny": Model(partial(cifar_resnet, 8), width=32),
-    **{f"resnet{d}": Model(partial(cifar_resnet, d), width=16) for d in (8, 20, 32, 44, 56, 110)},
+# Called as build(norm, num_classes=..., width=...); each holds its own width.
+MODELS: dict[str, Callable[..., nn.Sequential]] = {
+    "tiny": partial(cifar_resnet, 8, width=32),
+    **{f"resnet{d}": partial(cifar_resnet, d) for d in (8, 20, 32, 44, 56, 110)},
+    **{f"resnet{d}": partial(imagenet_resnet_cifar_stem, d) for d in _IMAGENET_STAGES},
     **{
-        f"resnet{d}": Model(partial(imagenet_resnet_cifar_stem, d), width=64)
-        for d in _IMAGENET_STAGES
-    },
-    **{
-        f"{family}{d}": Model(partial(cifar_resnet, d, block=block), width=16)
+        f"{family}{d}": partial(cifar_resnet, d, block=block)
         for family, block in (("preresnet", PreActivationBlock), ("plain", PlainBlock))
         for d in (8, 20, 56, 110)
     },
@@ -161,9 +150,8 @@ def build_model(
     """
     if name not in MODELS:
         raise ValueError(unknown(f"model={name} is unknown", name, MODELS))
-    entry = MODELS[name]
-    width = entry.width if width is None else width
-    return entry.build(norm, num_classes=num_classes, width=width)
+    typed = {} if width is None else {"width": width}
+    return MODELS[name](norm, num_classes=num_classes, **typed)
 
 
 def stages_of(model: nn.Sequential) -> list[nn.Sequential]:
