@@ -6,6 +6,8 @@ and the running variance is unbiased, while a batch is standardized by its biase
 Shapes: N examples, G of a ghost batch, K ghost batches, C channels, H and W pixels.
 """
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -19,13 +21,19 @@ DEFAULT_GHOST_BATCH = 8
 class RunningNorm(ReplicatedNorm):
     """A norm with an affine and running statistics, by which it normalizes in evaluation."""
 
-    def __init__(self, num_channels: int, eps: float, momentum: float) -> None:
+    counts_batches: ClassVar[bool] = True
+
+    def __init__(
+        self, num_channels: int, *, eps: float = DEFAULT_EPS, momentum: float = DEFAULT_MOMENTUM
+    ) -> None:
         super().__init__(num_channels, eps)
         require_momentum(momentum)
         self.momentum = momentum
         self.add_affine()
         self.register_buffer("running_mean", torch.zeros(num_channels))
         self.register_buffer("running_var", torch.ones(num_channels))
+        if self.counts_batches:
+            self.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.int64))
 
     def by_running_statistics(self, x_NCHW: Tensor) -> Tensor:
         """Return what batch norm gives in evaluation."""
@@ -62,6 +70,7 @@ class BatchRenorm2d(RunningNorm):
 
     pools = "nhw"
     reads_state = True
+    counts_batches = False
 
     def __init__(
         self,
@@ -76,7 +85,7 @@ class BatchRenorm2d(RunningNorm):
         dmax_at: float = 0.16,
         total_examples: int | None = None,
     ) -> None:
-        super().__init__(num_channels, eps, momentum)
+        super().__init__(num_channels, eps=eps, momentum=momentum)
         if not rmax >= 1:
             raise ValueError(
                 f"rmax={rmax} must be at least 1, which is batch norm; the default is 3"
@@ -152,14 +161,13 @@ class GhostBatchNorm2d(RunningNorm):
         momentum: float = DEFAULT_MOMENTUM,
         ghost_batch: int = DEFAULT_GHOST_BATCH,
     ) -> None:
-        super().__init__(num_channels, eps, momentum)
+        super().__init__(num_channels, eps=eps, momentum=momentum)
         if ghost_batch != int(ghost_batch) or ghost_batch < 1:
             raise ValueError(
                 f"ghost_batch={ghost_batch} must be a whole number of examples from 1 up; the"
                 f" default is {DEFAULT_GHOST_BATCH}"
             )
         self.ghost_batch = int(ghost_batch)
-        self.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.int64))
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         if not self.training:

@@ -28,7 +28,7 @@ from gnexp.norms.pointwise import (
     no_norm_fixup,
 )
 from gnexp.norms.switchable import SwitchableNorm2d
-from gnexp.norms.sync_batch_norm import SynchronizedBatchNorm2d, synchronized_batch_norm
+from gnexp.norms.sync_batch_norm import SynchronizedBatchNorm2d
 
 GAMMA_BETA = {"weight": 1.0, "bias": 0.0}
 
@@ -109,12 +109,8 @@ NORMS: dict[str, Norm] = {
         _own(BatchRenorm2d, "Batch Renorm", "Ioffe 2017, arXiv:1702.03275"), channels_last=True
     ),
     "gbn": _own(GhostBatchNorm2d, "Ghost BN", "Hoffer et al. 2017, arXiv:1705.08741"),
-    "syncbn": Norm(
-        synchronized_batch_norm,
-        "SyncBN",
-        "Zhang et al. 2018, arXiv:1803.08904",
-        pools="nhw",
-        stacked=(SynchronizedBatchNorm2d, stack_replicated),
+    "syncbn": replace(
+        _own(SynchronizedBatchNorm2d, "SyncBN", "Zhang et al. 2018, arXiv:1803.08904"),
         channels_last=True,
     ),
     "switchable": _own(

@@ -27,10 +27,9 @@ class SwitchableNorm2d(RunningNorm):
     def __init__(
         self, num_channels: int, *, eps: float = DEFAULT_EPS, momentum: float = DEFAULT_MOMENTUM
     ) -> None:
-        super().__init__(num_channels, eps, momentum)
+        super().__init__(num_channels, eps=eps, momentum=momentum)
         self.mean_weight = nn.Parameter(torch.ones(3))
         self.var_weight = nn.Parameter(torch.ones(3))
-        self.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.int64))
 
     def normalize(self, x_NRCHW: Tensor) -> Tensor:
         in_mean = x_NRCHW.mean(dim=(3, 4), keepdim=True)

@@ -4,21 +4,21 @@ Shapes: N examples of this process, C channels, H and W pixels.
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gnexp.norms.all_reduce import all_sum, group_size
 from gnexp.norms.batch_norms import RunningNorm
-from gnexp.norms.layers import DEFAULT_EPS, DEFAULT_MOMENTUM
 
 
 class SynchronizedBatchNorm2d(RunningNorm):
-    """Batch norm whose statistics are of all processes within `synchronized`, and else of one."""
+    """Batch norm over the batches of all devices together; on one device it is batch norm.
+
+    The function of nn.SyncBatchNorm, which PyTorch has on CUDA alone. The devices are those of
+    `all_reduce.synchronized`.
+    Source: Zhang et al. 2018, arXiv:1803.08904 (as "synchronized cross-GPU batch normalization").
+    """
 
     pools = "nhw"
-
-    def __init__(self, num_channels: int, eps: float, momentum: float) -> None:
-        super().__init__(num_channels, eps, momentum)
-        self.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.int64))
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         if not self.training:
@@ -43,15 +43,3 @@ class SynchronizedBatchNorm2d(RunningNorm):
         scale_C = self.weight * (var_C + self.eps).rsqrt()
         y = torch.addcmul(self.bias[:, None, None], centered, scale_C[:, None, None])
         return y.to(x_NCHW.dtype)
-
-
-def synchronized_batch_norm(
-    num_channels: int, *, eps: float = DEFAULT_EPS, momentum: float = DEFAULT_MOMENTUM
-) -> nn.Module:
-    """Batch norm over the batches of all devices together; on one device it is batch norm.
-
-    The function of nn.SyncBatchNorm, which PyTorch has on CUDA alone. The devices are those of
-    `all_reduce.synchronized`.
-    Source: Zhang et al. 2018, arXiv:1803.08904 (as "synchronized cross-GPU batch normalization").
-    """
-    return SynchronizedBatchNorm2d(num_channels, eps, momentum)
