@@ -11,10 +11,10 @@ from gnexp.analysis.tables.lr_search import LR_TABLES
 from gnexp.analysis.tables.shift_and_decomposition import WHY_TABLES
 from gnexp.analysis.tables.table import Table, write_table_files
 from gnexp.report.figures import accuracy, batch_vs_update_batch, lr_search, shift
-from gnexp.report.figures.select_series import to_draw
 from gnexp.report.figures.style import captions_of, write_figures
 from gnexp.report.fingerprint import FORMATS, files_of, fingerprint, formats_kept, is_fresh, stamp
 from gnexp.report.page.render import render_page
+from gnexp.report.text import phrases
 from gnexp.report.text.accuracy_matrix import accuracy_matrix
 from gnexp.report.text.answer import answer
 from gnexp.report.text.summary import summary
@@ -23,12 +23,9 @@ from gnexp.store.run import exclusive
 
 FIGURES = (accuracy, shift, lr_search, batch_vs_update_batch)
 CAPTIONS = captions_of("captions.txt")
-OPTIONAL = (
-    *WHY_TABLES,
-    *LR_TABLES,
-    "two_batches",
-    "norm_pairs",
-)  # tables that most studies do not have
+# Tables that most studies do not have.
+OPTIONAL = (*WHY_TABLES, *LR_TABLES, "two_batches", "norm_pairs")
+MOST_SERIES = 40  # in one figure
 
 
 def build_report(analysis: StudyAnalysis, formats: Sequence[str] = FORMATS) -> dict[str, Path]:
@@ -56,7 +53,7 @@ def _build(analysis: StudyAnalysis, folder: Path, formats: Sequence[str]) -> lis
     """Write all files of the report and return their paths."""
     tables = build_tables(analysis)
     written = [path for table in tables.values() for path in _write_table(table, folder)]
-    drawn, left_out = to_draw(analysis)
+    drawn, left_out = _to_draw(analysis)
     makers = {name: make for module in FIGURES for name, make in module.makers(drawn).items()}
     captions = {
         name: for_split(text, drawn.eval_split) + left_out for name, text in CAPTIONS.items()
@@ -76,6 +73,22 @@ def _build(analysis: StudyAnalysis, folder: Path, formats: Sequence[str]) -> lis
     index = folder / "index.html"
     write_whole(index, page)
     return [*written, *files, index]
+
+
+def _to_draw(analysis: StudyAnalysis) -> tuple[StudyAnalysis, str]:
+    """Return the analysis of the series to draw, and a sentence on what is left out, or "".
+
+    Of more than MOST_SERIES, those of the setting that the answer is about: that with most cells,
+    and of these the first MOST_SERIES.
+    """
+    if len(analysis.series) <= MOST_SERIES:
+        return analysis, ""
+    found = analysis.comparison_groups
+    main = max(found, key=lambda one: sum(len(line.cells) for line in one.lines))
+    shown = main.lines[:MOST_SERIES]
+    of = f"the {len(shown)} {phrases.setting(main, found)}"
+    left_out = f" Of {len(analysis.series)} series {of} are drawn; the tables have all."
+    return analysis.of_series(shown), left_out
 
 
 def _write_table(table: Table, folder: Path) -> list[Path]:
