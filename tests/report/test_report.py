@@ -452,6 +452,16 @@ def test_a_figure_of_an_earlier_report_goes_when_its_data_went(tmp_path):
     assert not (tmp_path / "s" / "report" / "accuracy_vs_batch.svg").exists()
 
 
+def test_of_more_than_40_series_those_of_the_largest_setting_are_drawn_and_it_says_so(tmp_path):
+    for epochs in range(1, 15):
+        for norm in ("bn", "gn", "ln"):
+            for batch in (2, 4) if epochs == 7 else (2,):
+                settings = config(norm, batch, epochs=epochs)
+                add_run(tmp_path / "s", f"{norm}-{batch}-{epochs}", settings, seeds=(0,))
+    page = build_report(tmp_path / "s")["index.html"].read_text()
+    assert "Of 42 series the 3 with epochs=7 are drawn; the tables have all." in page
+
+
 def test_another_margin_makes_the_report_anew_and_its_answer_says_it(tmp_path):
     study = tmp_path / "s"
     for norm in ("bn", "gn"):
