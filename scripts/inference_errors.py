@@ -197,11 +197,10 @@ def published_settings():
 
 def correlations_table():
     """Return the rows of correlations.csv: how alike a seed's accuracies are in two cells, mean."""
-    from gnexp.analysis.comparisons import scored_by_seed
 
     rows = []
     for name, setting in published_settings():
-        cells = [scored_by_seed(cell) for line in setting.lines for cell in line.cells]
+        cells = [cell.scores for line in setting.lines for cell in line.cells]
         found = []
         for a, b in itertools.combinations(cells, 2):
             x = np.array([(a[seed], b[seed]) for seed in sorted(a.keys() & b.keys())])

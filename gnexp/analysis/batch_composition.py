@@ -4,8 +4,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from gnexp.analysis import statistics
 from gnexp.analysis.cells import Cell, accuracy_interval
+from gnexp.analysis.statistics import t_interval
 
 Row = dict[str, Any]
 
@@ -17,52 +17,42 @@ COMPOSITIONS = (*SAME_IMAGES, "label_shift", "label_shift_extreme")
 def batch_rows(cells: Sequence[Cell]) -> list[Row]:
     """Return one row per cell, statistics, composition and evaluation batch size.
 
-    accuracy (0..1) and loss_nats: mean over the n seeds, 95 % intervals. expected: mean of what
-    the accuracy would be if only the size of the batch mattered; change: accuracy - expected,
-    paired over the n_change seeds that have both. logit_change: the largest of any seed. Diverged
-    seeds are left out.
+    expected, change: over the n_change seeds that have both, else as the table's caption says.
     """
     rows = []
     for cell in cells:
-        seeds = {
-            seed: {_place(row): row for row in found}
-            for seed, found in cell.measured("batches.csv").items()
-        }
-        for place in sorted({p for of in seeds.values() for p in of}, key=_order):
-            here = [of[place] for of in seeds.values() if place in of]
-            rows.append({**cell.key, **_row(cell, place, here)})
+        places: dict[tuple[str, str, int], list[Row]] = {}
+        for row in (row for of_seed in cell.measured("batches.csv").values() for row in of_seed):
+            place = (row["statistics"], row["composition"], row["at_batch"])
+            places.setdefault(place, []).append(row)
+        rows += [_row(cell, place, places[place]) for place in sorted(places, key=_order)]
     return rows
 
 
 def _row(cell: Cell, place: tuple[str, str, int], here: Sequence[Row]) -> Row:
-    kind, composition, at_batch = place
     images = min(row["n"] for row in here)
     accuracy, over = accuracy_interval([row["accuracy"] for row in here], images)
     known = [row for row in here if math.isfinite(row["expected"])]
-    change = statistics.t_interval([row["accuracy"] - row["expected"] for row in known])
-    change = change.within(-1, 1)
+    change = t_interval([row["accuracy"] - row["expected"] for row in known]).within(-1, 1)
     changes = [row["logit_change"] for row in here if math.isfinite(row["logit_change"])]
     return {
-        **{"statistics": kind, "composition": composition, "at_batch": at_batch},
-        **{"n": accuracy.n, "images": images, "n_diverged": len(cell.of("diverged"))},
+        **cell.key,
+        **dict(zip(("statistics", "composition", "at_batch"), place)),
+        **{"n": accuracy.n, "images": images, "n_diverged": cell.diverged},
         **accuracy.columns("accuracy"),
         "interval": over,
-        "expected": statistics.t_interval([row["expected"] for row in known]).mean,
+        "expected": t_interval([row["expected"] for row in known]).mean,
         **change.columns("change"),
         "n_change": change.n,
-        **statistics.t_interval([row["loss"] for row in here]).columns("loss_nats"),
+        **t_interval([row["loss"] for row in here]).columns("loss_nats"),
         "logit_change": max(changes, default=math.nan),
     }
 
 
-def _place(row: Row) -> tuple[str, str, int]:
-    return row["statistics"], row["composition"], row["at_batch"]
-
-
 def _order(place: tuple[str, str, int]) -> tuple[Any, ...]:
     kind, composition, at_batch = place
+    return _rank(kind, STATISTICS), _rank(composition, COMPOSITIONS), at_batch
 
-    def rank(value: str, known: Sequence[str]) -> tuple[int, str]:
-        return (known.index(value) if value in known else len(known), value)
 
-    return rank(kind, STATISTICS), rank(composition, COMPOSITIONS), at_batch
+def _rank(value: str, known: Sequence[str]) -> tuple[int, str]:
+    return known.index(value) if value in known else len(known), value

@@ -7,13 +7,14 @@ the statistics see fewer images; from F to E the optimizer does too:
   fall = acc(R) - acc(E) = norm + optimizer, norm = acc(R) - acc(F), optimizer = acc(F) - acc(E)
 """
 
-import math
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from gnexp.analysis.cells import Cell, Series, accuracy_interval, key_text, series_label
 from gnexp.analysis.decomposition import pools_images
 from gnexp.analysis.inference import paired_difference
+from gnexp.analysis.statistics import shared
 from gnexp.analysis.tables.table import Row
 
 TOGETHER = "norm and optimizer together"
@@ -57,31 +58,25 @@ def whose_sentence(fixed: Iterable[bool]) -> str:
 def two_batches_rows(lines: Sequence[Series]) -> list[Row]:
     """Return one row per norm, batch and statistics where a study holds both update rules.
 
-    Parts of the fall: positive where accuracy is lost, 0..1, paired over the n seeds of all three
-    cells, diverged ones at chance (n_at_chance of them), with 95 % t intervals, each on its own
-    (nan for one seed, or without spread). Levels: accuracy of the seeds that did not diverge, as
-    elsewhere. PRECISE rows: the same with statistics recomputed over augmented training images
-    after the training, where that makes a difference and was measured. A batch without its two
-    partners gives no row.
+    Parts are paired over the n seeds of all three cells, n_at_chance of them diverged; levels are
+    of the seeds that did not diverge. PRECISE rows: where recomputed statistics make a difference
+    and were measured. A batch without its two partners gives no row.
     """
-    found = list(_pairs(lines))
-    keys = [_shared(equal) for equal, _ in found]
+    pairs = list(_pairs(lines))
+    keys = [_shared(equal) for equal, _ in pairs]
     rows = []
-    for (equal, fixed), key in zip(found, keys):
+    for (equal, fixed), key in zip(pairs, keys):
         update = int(fixed.key["update"])
-        mixes = any(pools_images(line) for line in (equal, fixed))
         label = series_label(key, keys)
-        if len([1 for e, _ in found if e is equal]) > 1:
+        if sum(other is equal for other, _ in pairs) > 1:
             label += f", update {update}"
-        at = {cell.key["batch"]: cell for cell in fixed.cells}
-        others = {cell.key["batch"]: cell for cell in equal.cells}
-        reference = at.get(update) or others.get(update)
-        for kind in (RUNNING, PRECISE) if mixes else (RUNNING,):
-            for batch in sorted(at.keys() & others.keys() - {update}):
-                cells = (reference, at[batch], others[batch])
-                row = _row(cells, kind) if reference else None
-                if row:
-                    rows.append({**at[batch].key, "statistics": kind, **row, "series": label})
+        at, others = ({cell.key["batch"]: cell for cell in line.cells} for line in (fixed, equal))
+        reference = at.pop(update, None) or others.get(update)
+        kinds = (RUNNING, PRECISE)[: 1 + any(pools_images(line) for line in (equal, fixed))]
+        for kind, batch in itertools.product(kinds, sorted(at.keys() & others.keys())):
+            row = reference and _row((reference, at[batch], others[batch]), kind)
+            if row:
+                rows.append({**at[batch].key, "statistics": kind, **row, "series": label})
     return rows
 
 
@@ -102,31 +97,19 @@ def _shared(line: Series) -> dict[str, Any]:
 
 def _row(cells: Sequence[Cell], kind: str) -> Row | None:
     """Return the parts and levels of (reference, fixed, equal); None where no seed is shared."""
-    scored = [_scored(cell, _NUMBERS[kind]) for cell in cells]
-    seeds = sorted(set.intersection(*(set(of) for of in scored)))
-    if not seeds:
+    number = _NUMBERS[kind]
+    both = shared(*(cell.numbers(number, 1 / cell.classes) for cell in cells))
+    if not both:
         return None
-    reference, fixed, equal = ({seed: of[seed] for seed in seeds} for of in scored)
-    row: Row = {"n": len(seeds)}
-    diverged = {seed["seed"] for cell in cells for seed in cell.of("diverged")}
-    row["n_at_chance"] = len(diverged & set(seeds))
+    reference, fixed, equal = (dict(zip(both, values)) for values in zip(*both.values()))
+    diverged = {row["seed"] for cell in cells for row in cell.of("diverged")}
+    row: Row = {"n": len(both), "n_at_chance": len(diverged & set(both))}
     for part, (a, b) in zip(PARTS, ((reference, equal), (reference, fixed), (fixed, equal))):
         found = paired_difference(a, b)
-        row |= dict(zip((f"{part}{end}" for end in ENDS), (found.difference, found.lo, found.hi)))
+        row |= {part: found.difference, f"{part}_lo": found.lo, f"{part}_hi": found.hi}
         row[f"{part}_p"] = found.p
     row["fall"] = row["norm_part"] + row["optimizer_part"]  # exactly, not but for rounding
     for level, cell in zip(LEVELS, cells):
-        values = [s.get(_NUMBERS[kind]) for s in cell.of("complete")]
-        known = [v for v in values if v is not None]
-        interval, _ = accuracy_interval(known, cell.test_images)
+        interval, _ = accuracy_interval([*cell.numbers(number).values()], cell.test_images)
         row |= {**interval.columns(level), f"{level}_n": interval.n}
     return row
-
-
-def _scored(cell: Cell, number: str) -> Mapping[int, float]:
-    """Return {seed: accuracy}, a diverged one at chance; nothing where it was not measured."""
-    complete = {s["seed"]: s.get(number) for s in cell.of("complete")}
-    known = {seed: v for seed, v in complete.items() if v is not None and math.isfinite(v)}
-    if complete and not known:
-        return {}
-    return known | {s["seed"]: 1 / cell.classes for s in cell.of("diverged")}

@@ -8,13 +8,21 @@ import base64
 import json
 import math
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from gnexp.analysis import statistics
+from gnexp.analysis.compared_keys import (
+    BASE,
+    NOT_PRIVATE,
+    OF_A_NORM,
+    cell_key,
+    is_trial,
+    key_text,
+    varying,
+)
 from gnexp.store.study import Record
 
 if TYPE_CHECKING:
@@ -35,32 +43,10 @@ RUN_COLUMNS = (
 # Of runs trained with DP-SGD, where there are any.
 PRIVACY_COLUMNS = ("epsilon_spent", "delta", "noise_multiplier", "clip", "sampling_rate")
 NUMBERS = RUN_COLUMNS[RUN_COLUMNS.index("test_acc") : RUN_COLUMNS.index("device")]
-BASE = ("norm", "groups", "channels_per_group", "batch", "update_batch")
 
-# A key that is in no list here tells cells apart. The lists repeat the policy of the keys (a test
-# compares), because a study is read without the config package: also one of another machine.
-_NOT_COMPARED = {
-    *("study", "seeds", "out", "workers", "stack", "device", "execution", "together"),
-    *("reference_batch", "checkpoint_minutes", "init_checksum"),
-    *("gradients", "gradients_at", "covariance", "data.root", "data.title", "data.preview"),
-}
-# Keys with a column, or a rule, of their own.
-_OTHERWISE_COMPARED = {
-    *("norm.name", *BASE, "data.validation"),
-    *("privacy.name", "privacy.epsilon"),  # both are in `epsilon`
-}
-NOT_PRIVATE = "none"
-_RENAMED = {"model.name": "model", "data.name": "data"}
-# Private runs have their own: these count only when they differ among the private or the others.
-_WITH_PRIVACY = ("privacy.", "data.mean", "data.std")
 # Across these a comparison of batch sizes means nothing, even where they follow the batch size.
 _NEVER_ONE_SERIES = ("model", "data", "norm.", "model.", "data.", "init_")
-# Trials may have a part of the budget of the runs that they choose a rate for.
-_OF_A_BUDGET = ("epochs", "updates", "data.train_limit", "data.checksum")
-_OF_A_NORM = ("norm.", "init_statistics")  # and so compared among runs of one norm alone
-_NOT_TYPED = "default"  # what an option of the user's own norm is, if it was not typed
 _CHECKSUMS = {"data.checksum": "images", "model.code": "model code", "norm.code": "norm code"}
-_OF_A_MODEL = "model.code"  # and so compared among runs of one model alone
 
 
 @dataclass
@@ -79,15 +65,36 @@ class Cell:
         """Return the rows of the seeds with this status."""
         return [row for row in self.seeds if row["status"] == status]
 
+    def numbers(self, column: str, chance: float | None = None) -> dict[int, float]:
+        """Return {seed: number} of the complete seeds for which it is known.
+
+        chance: what each diverged seed counts as; left out without it, and where the number is
+        known of no complete seed.
+        """
+        complete = self.of("complete")
+        known = {row["seed"]: row[column] for row in complete if _is_known(row.get(column))}
+        if chance is None or (complete and not known):
+            return known
+        return known | {row["seed"]: chance for row in self.of("diverged")}
+
     @property
     def accuracies(self) -> list[float]:
         """Test accuracy of each complete seed, last epoch, 0..1."""
-        return [row["test_acc"] for row in self.of("complete") if row["test_acc"] is not None]
+        return [*self.numbers("test_acc").values()]
+
+    @property
+    def scores(self) -> dict[int, float]:
+        """{seed: accuracy} with each diverged seed at chance, as tests and answers use them."""
+        return self.numbers("test_acc", 1 / self.classes)
 
     @property
     def scored(self) -> list[float]:
-        """Accuracies with each diverged seed at chance, as tests and answers use them."""
-        return self.accuracies + [1 / self.classes] * len(self.of("diverged"))
+        return [*self.scores.values()]
+
+    @property
+    def mean(self) -> float:
+        """The mean of `scored`; -1 without a finished seed."""
+        return math.fsum(self.scored) / len(self.scored) if self.scored else -1.0
 
     @cached_property
     def scored_mean(self) -> statistics.Interval:
@@ -103,6 +110,10 @@ class Cell:
         return int(self.record.result.get("data", {}).get("test") or 0)
 
     @property
+    def diverged(self) -> int:
+        return len(self.of("diverged"))
+
+    @property
     def correct(self) -> dict[int, "np.ndarray"]:
         """Return {seed: whether each test image is right}, in stored order, where it is recorded.
 
@@ -110,12 +121,9 @@ class Cell:
         """
         import numpy as np
 
-        found = {}
-        for row in self.of("complete"):
-            if text := row.get("correct"):
-                bits = np.frombuffer(base64.b64decode(text), dtype=np.uint8)
-                found[row["seed"]] = np.unpackbits(bits, count=self.test_images).astype(bool)
-        return found
+        texts = {row["seed"]: row["correct"] for row in self.of("complete") if row.get("correct")}
+        packed = {s: np.frombuffer(base64.b64decode(x), np.uint8) for s, x in texts.items()}
+        return {s: np.unpackbits(x, count=self.test_images).astype(bool) for s, x in packed.items()}
 
     @cached_property
     def accuracy(self) -> tuple[statistics.Interval, str]:
@@ -155,44 +163,35 @@ def accuracy_interval(accuracies: Sequence[float], images: int) -> tuple[statist
     return statistics.Interval(interval.mean, math.nan, 1, lo, hi), "binomial over test images"
 
 
-def is_trial(record: Record) -> bool:
-    """Return whether a run is judged on images held out of its training set, not on test images."""
-    return record.config.get("data", {}).get("validation") is not None
-
-
 def run_rows(runs: Sequence[Record]) -> list[dict[str, Any]]:
     """Return one row per run and seed: RUN_COLUMNS, `why`, and other config keys that vary.
 
     Where runs hold images out, `split` tells what test_acc and test_loss are of.
     """
     extras = varying(runs)
-    rows = []
-    for record in runs:
-        key = cell_key(record, extras)
-        for seed, state in record.statuses.items():
-            numbers = record.numbers(seed) or _progress(record, seed)
-            rows.append(
-                {
-                    "run": record.name,
-                    **key,
-                    "model": record.config.get("model", {}).get("name"),
-                    "data": record.config.get("data", {}).get("name"),
-                    "lr": record.config.get("lr"),
-                    "seed": seed,
-                    "status": state.get("status"),
-                    **{c: numbers.get(c) for c in ("execution", "stack", *NUMBERS)},
-                    "device": numbers.get("device") or record.provenance.get("device"),
-                    **{c: numbers.get(c) for c in PRIVACY_COLUMNS},
-                    "split": "validation" if is_trial(record) else "test",
-                    "why": state.get("why", ""),
-                }
-            )
-            rows[-1]["epochs"] = numbers.get("epochs")  # not the epochs asked for
-    private = any(row["epsilon_spent"] is not None for row in rows)
+    rows = [_run_row(r, cell_key(r, extras), seed) for r in runs for seed in r.statuses]
     order = (*RUN_COLUMNS, *(e for e in extras if e not in RUN_COLUMNS))
-    split = any(row["split"] == "validation" for row in rows)
-    order += (*PRIVACY_COLUMNS * private, *("split",) * split, "why")
-    return [{column: row[column] for column in order} for row in sorted(rows, key=row_order)]
+    order += PRIVACY_COLUMNS * any(row["epsilon_spent"] is not None for row in rows)
+    order += ("split",) * any(row["split"] == "validation" for row in rows)
+    return [{c: row[c] for c in (*order, "why")} for row in sorted(rows, key=row_order)]
+
+
+def _run_row(record: Record, key: dict[str, Any], seed: int) -> dict[str, Any]:
+    state, numbers = record.statuses[seed], record.numbers(seed) or _progress(record, seed)
+    return {
+        "run": record.name,
+        **key,
+        "model": record.config.get("model", {}).get("name"),
+        "data": record.config.get("data", {}).get("name"),
+        "lr": record.config.get("lr"),
+        "seed": seed,
+        "status": state.get("status"),
+        **{c: numbers.get(c) for c in ("execution", "stack", *NUMBERS)},  # epochs: not those asked
+        "device": numbers.get("device") or record.provenance.get("device"),
+        **{c: numbers.get(c) for c in PRIVACY_COLUMNS},
+        "split": "validation" if is_trial(record) else "test",
+        "why": state.get("why", ""),
+    }
 
 
 def cells(runs: Sequence[Record], extras: Sequence[str] | None = None) -> list[Cell]:
@@ -207,21 +206,21 @@ def cells(runs: Sequence[Record], extras: Sequence[str] | None = None) -> list[C
             alike.setdefault(key_text(cell_key(record, extras)), []).append(record)
     found = []
     for records in alike.values():
-        key = cell_key(records[0], extras)
-        rows = [_seed_rows(record) for record in records]
-        seeds = [row["seed"] for of_one in rows for row in of_one]
-        if len(set(seeds)) == len(seeds):
-            found.append(Cell(key, records[0], [r for of_one in rows for r in of_one], records))
+        whole = Cell(cell_key(records[0], extras), records[0], _seed_rows(records), records)
+        if len({row["seed"] for row in whole.seeds}) == len(whole.seeds):
+            found.append(whole)
             continue
         # They differ in something that is not known here: never average them.
-        for record, of_one in zip(records, rows, strict=True):
-            found.append(Cell({**key, "run": record.name}, record, of_one, [record]))
+        for record in records:
+            key = {**whole.key, "run": record.name}
+            found.append(Cell(key, record, _seed_rows([record]), [record]))
     return sorted(found, key=lambda cell: row_order(cell.key))
 
 
-def _seed_rows(record: Record) -> list[dict[str, Any]]:
+def _seed_rows(records: Iterable[Record]) -> list[dict[str, Any]]:
     return [
         {"seed": seed, "status": state.get("status"), **record.numbers(seed)}
+        for record in records
         for seed, state in record.statuses.items()
         if record.numbers(seed)
     ]
@@ -235,29 +234,21 @@ def series(all_cells: Iterable[Cell]) -> list[Series]:
     """
     all_cells = list(all_cells)
     splitting = _splitting(all_cells)
-    alike: dict[tuple[str, ...], dict[str, list[Cell]]] = {}
+    alike: dict[str, list[Cell]] = {}
+    shared = [{c: v for c, v in cell.key.items() if c in splitting} for cell in all_cells]
+    for cell, key in zip(all_cells, shared):
+        alike.setdefault(key_text(key), []).append(cell)
     lines: dict[str, Series] = {}
-    for cell in all_cells:
-        shared = {c: v for c, v in cell.key.items() if c in splitting}
-        shared = {"norm": cell.key["norm"], **shared}
-        names = tuple(shared)
-        if names not in alike:
-            alike[names] = {}
-            for other in all_cells:
-                text = key_text([other.key.get(name) for name in names])
-                alike[names].setdefault(text, []).append(other)
-        like = alike[names][key_text([*shared.values()])]
-        for update in _update_rules(cell, like):
-            key = {**shared, "update": update}
-            line = lines.setdefault(key_text(key), Series("", cell.key["norm"], key, []))
+    for cell, key in zip(all_cells, shared):
+        for update in _update_rules(cell, alike[key_text(key)]):
+            whole = {"norm": cell.key["norm"], **key, "update": update}
+            line = lines.setdefault(key_text(whole), Series("", cell.key["norm"], whole, []))
             line.cells.append(cell)
-    result = [
-        Series(line.label, line.norm, line.key, sorted(line.cells, key=lambda c: c.key["batch"]))
-        for line in lines.values()
-    ]
-    for line in result:
-        line.label = series_label(line.key, [other.key for other in result])
-    return result
+    keys = [line.key for line in lines.values()]
+    for line in lines.values():
+        line.cells.sort(key=lambda cell: cell.key["batch"])
+        line.label = series_label(line.key, keys)
+    return [*lines.values()]
 
 
 def series_label(key: Mapping[str, Any], keys: list[Mapping[str, Any]]) -> str:
@@ -270,7 +261,7 @@ def telling(key: Mapping[str, Any], keys: Sequence[Mapping[str, Any]]) -> list[s
     """Return the columns, beyond norm and groups, that tell a series from those with these keys."""
     found = []
     for column in key:
-        of_the_norm = column.startswith(_OF_A_NORM)  # which other norms need not have
+        of_the_norm = column.startswith(OF_A_NORM)  # which other norms need not have
         among = [k for k in keys if not of_the_norm or k["norm"] == key["norm"]]
         differ = len({key_text(other.get(column)) for other in among}) > 1
         if differ and column not in ("norm", "groups", "channels_per_group"):
@@ -316,133 +307,27 @@ def norm_label(key: Mapping[str, Any]) -> str:
     return f"{label}({key['groups']})" if key.get("groups") is not None else label
 
 
-def varying(runs: Sequence[Record]) -> list[str]:
-    """Return the config keys, beyond BASE, that take several values among the runs.
-
-    A norm's own keys count only when they differ within one norm, and those of private training
-    within it. An option of the user's own norm that was not typed counts as such. The budget of
-    trials counts only where there is nothing but trials.
-    """
-    judged = not all(map(is_trial, runs))
-    values: dict[str, dict[str, set[str]]] = {}
-    own: dict[str, dict[str, str]] = {}  # what was typed of each own norm, by its name
-    for record in runs:
-        if "_target_" in _norm_of(record.config):
-            typed = own.setdefault(norm_name(record.config), {})
-            options = (f"norm.{option}" for option in _norm_of(record.config))
-            typed |= dict.fromkeys(options, _NOT_TYPED)
-    for record in runs:
-        compared = _compared(record)
-        if "_target_" in _norm_of(record.config):
-            compared = {**own[norm_name(record.config)], **compared}
-            compared.pop("norm.name", None)
-        for key, value in compared.items():
-            if key in _OF_A_BUDGET and judged and is_trial(record):
-                continue
-            within = _within(key, record.config)
-            values.setdefault(key, {}).setdefault(within, set()).add(key_text(value))
-    return sorted(k for k, by in values.items() if any(len(seen) > 1 for seen in by.values()))
-
-
-def _within(key: str, config: Mapping[str, Any]) -> str:
-    """Return the kind of runs among which a key's values are compared, "" for all."""
-    if key.startswith(_OF_A_NORM):
-        return norm_name(config)
-    if key == _OF_A_MODEL:
-        return key_text(config.get("model"))
-    if key.startswith(_WITH_PRIVACY):
-        return "others" if epsilon(config) == NOT_PRIVATE else "private"
-    return ""
-
-
-def cell_key(record: Record, extras: Collection[str]) -> dict[str, Any]:
-    """Return what identifies the record's cell: BASE, then the extra keys."""
-    config, compared = record.config, _compared(record)
-    if "_target_" in _norm_of(config):
-        options = (e for e in extras if e.startswith("norm.") and e != "norm.code")
-        compared = {**dict.fromkeys(options, _NOT_TYPED), **compared}
-    batch = config.get("batch")
-    return {
-        "norm": norm_name(config),
-        "groups": config.get("groups"),
-        "channels_per_group": config.get("channels_per_group"),
-        "batch": batch,
-        "update_batch": config.get("update_batch") or batch,
-        **{extra: compared.get(extra) for extra in extras},
-    }
-
-
-def norm_name(config: Mapping[str, Any]) -> str:
-    """Return the norm's name; for an own norm the last part of its import path."""
-    norm = _norm_of(config)
-    target = norm.get("_target_")
-    return str(target).rsplit(".", 1)[-1] if target else str(norm.get("name"))
-
-
-def _norm_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    norm = config.get("norm") or {}
-    return {"name": norm} if isinstance(norm, str) else norm
-
-
 def norm_rank(norm: str) -> tuple[int, str]:
     """Return a sort key: the built-in norms in their usual order, then the others by name."""
     names = list(NORM_LABELS)
     return (names.index(norm), "") if norm in names else (len(names), norm)
 
 
-def _compared(record: Record) -> dict[str, Any]:
-    flat = {
-        k: v for k, v in _flatten(record.config) if k not in _NOT_COMPARED | _OTHERWISE_COMPARED
-    }
-    checksum = record.result.get("data", {}).get("checksum")
-    if checksum:
-        flat["data.checksum"] = str(checksum)[:8]
-    flat["epsilon"] = epsilon(record.config)
-    if flat.get("updates"):
-        flat.pop("epochs", None)  # which follow from the updates
-    for part, digest in record.provenance.get("code", {}).items():
-        flat[f"{part}.code"] = digest[:6]
-    if flat.get("init_from"):
-        flat["init_from"] = start_name(record.config)
-    return {_RENAMED.get(key, key): value for key, value in flat.items()}
-
-
-def start_name(config: Mapping[str, Any]) -> str:
-    """Return what a run started from: the name of its run or file, and which weights these were."""
-    path = PurePath(config["init_from"])
-    path = path.parent if path.name == "checkpoint.pt" else path
-    shown = "/".join(path.parts[-2:] if path.name.startswith("seed-") else path.parts[-1:])
-    return f"{shown} ({str(config.get('init_checksum'))[:6]})"
-
-
-def epsilon(config: Mapping[str, Any]) -> Any:
-    """Return the epsilon of the config, NOT_PRIVATE without one."""
-    privacy = config.get("privacy") or {}
-    if privacy.get("name", "none") == "none":
-        return NOT_PRIVATE
-    asked = float(privacy["epsilon"])
-    return int(asked) if asked.is_integer() else asked
-
-
-def _flatten(config: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, key_text(value) if isinstance(value, (list, tuple)) else value
-
-
 def _splitting(all_cells: list[Cell]) -> set[str]:
     """Keys that make separate series: those that vary where norm, groups and batch do not."""
-    keys = dict.fromkeys(key for cell in all_cells for key in cell.key)
-    split = {"groups", "channels_per_group"}
-    split |= {k for k in keys if k == "data" or k.startswith(_NEVER_ONE_SERIES)}
+    keys = {key for cell in all_cells for key in cell.key}
+    always = {k for k in keys if k.startswith(_NEVER_ONE_SERIES)}
+    return {"norm", "groups", "channels_per_group"} | always | telling_apart(all_cells)
+
+
+def telling_apart(all_cells: Iterable[Cell]) -> set[str]:
+    """Return the keys by which cells differ that agree in BASE."""
     seen: dict[tuple[str, str], set[str]] = {}
     for cell in all_cells:
-        base = key_text([cell.key[c] for c in BASE])
-        for key in keys:
-            seen.setdefault((key, base), set()).add(key_text(cell.key.get(key)))
-    return split | {key for (key, _), values in seen.items() if len(values) > 1 and key not in BASE}
+        base = key_text([cell.key[column] for column in BASE])
+        for key, value in cell.key.items():
+            seen.setdefault((key, base), set()).add(key_text(value))
+    return {key for (key, _), values in seen.items() if len(values) > 1}
 
 
 def _update_rules(cell: Cell, like: Sequence[Cell]) -> list[str]:
@@ -474,11 +359,11 @@ def row_order(row: Mapping[str, Any]) -> tuple[Any, ...]:
         is_number = isinstance(value, (int, float))
         return (is_number, value if is_number else 0, "" if is_number else str(value))
 
-    rest = [c for c in row if c not in BASE and c not in (*NUMBERS, "why", "status", "run")]
-    ordered = ["groups", "channels_per_group", *(c for c in rest if c != "seed")]
+    apart = {*BASE, *NUMBERS, "why", "status", "run", "seed"}
+    ordered = ["groups", "channels_per_group", *(c for c in row if c not in apart)]
     ordered += ["update_batch", "batch", "seed", "run"]
     return (norm_rank(row["norm"]), *(number(row.get(column)) for column in ordered))
 
 
-def key_text(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, default=str)
+def _is_known(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)

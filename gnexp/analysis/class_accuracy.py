@@ -4,32 +4,30 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from gnexp.analysis import statistics
 from gnexp.analysis.cells import Cell
+from gnexp.analysis.statistics import t_interval
 
 Row = dict[str, Any]
+_CHANCE = ("chance_gap", "chance_gap_95", "gap_p")
 
 
 def class_rows(cells: Sequence[Cell]) -> list[Row]:
-    """Return one row per cell whose classes or calibration were measured.
+    """Return one row per cell whose classes or calibration were measured, as the caption says.
 
-    mean: average of the class accuracies; worst, best: classes by their accuracy averaged over
-    the n seeds; gap: best minus worst after that averaging, since the gap of a single seed is
-    larger by chance. chance_gap, chance_gap_95 and gap_p as stored with the run: mean and 95 %
-    quantile of the gap if all classes were equally hard, and how often chance gives this gap.
-    ece: expected calibration error over the n_ece seeds that have it. Diverged seeds are left out.
+    worst, best: of the classes' means over n seeds. ece: over the n_ece seeds that have it.
     """
-    rows = []
-    for cell in cells:
-        ece = [r["ece"] for r in cell.of("complete") if r.get("ece") is not None]
-        table = class_accuracies(cell)
-        if not table and not ece:
-            continue
-        calibration = statistics.t_interval(ece).within(0, 1)
-        row = {**cell.key, "n_diverged": len(cell.of("diverged")), **_gap(cell, table)}
-        row |= calibration.columns("ece") | {"n_ece": calibration.n}
-        rows.append(row)
-    return rows
+    measured = ((cell, class_accuracies(cell), cell.numbers("ece")) for cell in cells)
+    return [
+        {
+            **cell.key,
+            "n_diverged": cell.diverged,
+            **_gap(cell, table),
+            **t_interval([*ece.values()]).within(0, 1).columns("ece"),
+            "n_ece": len(ece),
+        }
+        for cell, table, ece in measured
+        if table or ece
+    ]
 
 
 def class_accuracies(cell: Cell) -> dict[int, dict[str, tuple[float, int]]]:
@@ -45,31 +43,32 @@ def _gap(cell: Cell, table: dict[int, dict[str, tuple[float, int]]]) -> Row:
     names = sorted({name for of in table.values() for name in of})
     whole = [of for of in table.values() if names and set(of) == set(names)]
     means = [math.fsum(a for a, _ in of.values()) / len(of) for of in whole]
-    mean = statistics.t_interval(means).within(0, 1)
-    row = {"n": len(whole), "n_left_out": len(table) - len(whole), "classes": len(names)}
-    images = [count for of in whole for _, count in of.values()]
-    row |= {"images_per_class": min(images) if images else None}
-    row |= mean.columns("mean")
-    of_class = {
-        name: statistics.t_interval([of[name][0] for of in whole]).within(0, 1) for name in names
+    row = {
+        **{"n": len(whole), "n_left_out": len(table) - len(whole), "classes": len(names)},
+        "images_per_class": min((n for of in whole for _, n in of.values()), default=None),
+        **t_interval(means).within(0, 1).columns("mean"),
+        **_chance(cell, bool(whole)),
     }
-    if whole:
-        worst = min(names, key=lambda name: of_class[name].mean)
-        best = max(names, key=lambda name: of_class[name].mean)
-        row |= {"worst_class": worst, **of_class[worst].columns("worst")}
-        row |= {"best_class": best, **of_class[best].columns("best")}
-        if len(names) > 1:
-            row["gap"] = of_class[best].mean - of_class[worst].mean
-    return {**row, **_chance(cell, bool(whole))}
+    if not whole:
+        return row
+    of_class = {name: t_interval([of[name][0] for of in whole]).within(0, 1) for name in names}
+    worst, best = (pick(names, key=lambda name: of_class[name].mean) for pick in (min, max))
+    gap = of_class[best].mean - of_class[worst].mean if len(names) > 1 else None
+    return {
+        **row,
+        **{"worst_class": worst, **of_class[worst].columns("worst")},
+        **{"best_class": best, **of_class[best].columns("best"), "gap": gap},
+    }
 
 
 def _chance(cell: Cell, measured: bool) -> Row:
     """Return what the run stores about the gap by chance, and a note where that is not usable."""
-    names = ("chance_gap", "chance_gap_95", "gap_p")
     heads = [record.result.get("classes") or {} for record in cell.records]
-    if measured and len(heads) == 1 and "note" in heads[0]:
-        return {**dict.fromkeys(names), "note": heads[0]["note"]}
-    if not measured or len(heads) != 1 or not heads[0]:
-        several = "seeds from several runs: no chance gap" if len(heads) > 1 else ""
-        return {**dict.fromkeys(names), "note": several if measured else "classes not measured"}
-    return {**{name: heads[0].get(name) for name in names}, "note": ""}
+    if not measured or heads == [{}]:
+        note = "" if measured else "classes not measured"
+    elif len(heads) > 1:
+        note = "seeds from several runs: no chance gap"
+    else:
+        note = heads[0].get("note", "")
+    usable = measured and len(heads) == 1 and "note" not in heads[0]
+    return {**{name: heads[0].get(name) if usable else None for name in _CHANCE}, "note": note}

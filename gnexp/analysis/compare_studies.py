@@ -5,21 +5,12 @@ Everywhere the difference is the second study minus the first.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
-from gnexp.analysis.cells import (
-    BASE,
-    Cell,
-    Series,
-    cell_key,
-    key_text,
-    norm_label,
-    series,
-    series_label,
-    varying,
-)
-from gnexp.analysis.comparisons import all_samples, between, scored_by_seed, settings
+from gnexp.analysis.cells import Cell, Series, norm_label, series, series_label, telling_apart
+from gnexp.analysis.compared_keys import BASE, cell_key, key_text, varying
+from gnexp.analysis.comparisons import all_samples, between, settings
 from gnexp.analysis.inference import (
     AHEAD,
     BEHIND,
@@ -30,6 +21,7 @@ from gnexp.analysis.inference import (
     welch_difference,
 )
 from gnexp.analysis.samples import Sample
+from gnexp.analysis.statistics import shared
 from gnexp.analysis.study_analysis import StudyAnalysis
 from gnexp.store.study import Record
 
@@ -47,15 +39,6 @@ class MatchedCells:
     key: Row
     first: Cell
     second: Cell
-
-
-@dataclass(frozen=True)
-class UnmatchedCell:
-    """A cell without a partner: of which study (0 or 1), and why."""
-
-    study: int
-    key: Row
-    why: str
 
 
 @dataclass
@@ -102,41 +85,30 @@ class StudyComparison:
 
 def match(
     first: Sequence[Cell], second: Sequence[Cell], names: Sequence[str]
-) -> tuple[list[MatchedCells], list[UnmatchedCell]]:
-    """Return the cells that are in both studies, and those that are not.
+) -> tuple[list[MatchedCells], list[Row]]:
+    """Return the cells that are in both studies, and rows of those that are not, and why.
 
     Alike is what agrees in norm, groups, batch, update batch, and in every key by which cells of
     either study that agree in these are told apart. Keys that merely differ between the studies
     (the model, say) or follow from the batch size (a tuned rate) are what is compared.
     """
-    shown_keys = sorted(_telling_apart(first) | _telling_apart(second))
-    found: dict[str, tuple[Row, tuple[list[Cell], list[Cell]]]] = {}
-    for index, cells in enumerate((first, second)):
+    # Two runs that differ in nothing shown are told apart by their names, which match nothing.
+    shown_keys = sorted((telling_apart(first) | telling_apart(second)) - {"run"})
+    found: dict[str, tuple[Row, list[Cell], list[Cell]]] = {}
+    for index, cells in enumerate((first, second), 1):
         for cell in cells:
             key = cell_key(cell.record, shown_keys)
-            found.setdefault(key_text(key), (key, ([], [])))[1][index].append(cell)
+            found.setdefault(key_text(key), (key, [], []))[index].append(cell)
     pairs, unmatched = [], []
-    for key, both in found.values():
+    for key, *both in found.values():
         if [len(cells) for cells in both] == [1, 1]:
             pairs.append(MatchedCells(key, both[0][0], both[1][0]))
             continue
         for index, cells in enumerate(both):
-            absent = f"not in {names[1 - index]}"
             several = "several runs here differ in nothing that their configs show"
-            why = absent if not both[1 - index] else several
-            unmatched += [UnmatchedCell(index, key, why) for _ in cells]
+            why = several if both[1 - index] else f"not in {names[1 - index]}"
+            unmatched += [{**key, "study": names[index], "why": why} for _ in cells]
     return pairs, unmatched
-
-
-def _telling_apart(cells: Iterable[Cell]) -> set[str]:
-    """Return the keys beyond BASE by which cells differ that agree in BASE."""
-    seen: dict[tuple[str, str], set[str]] = {}
-    for cell in cells:
-        base = key_text([cell.key[column] for column in BASE])
-        for key, value in cell.key.items():
-            seen.setdefault((key, base), set()).add(key_text(value))
-    # Two runs that differ in nothing shown are told apart by their names, which match nothing.
-    return {key for (key, _), values in seen.items() if len(values) > 1 and key != "run"}
 
 
 def labelled(both: Sequence[Sequence[Series]], shown_keys: Sequence[str]) -> list[list[Series]]:
@@ -160,12 +132,11 @@ def overall(pairs: Sequence[MatchedCells]) -> tuple[Estimate, int, int]:
     Seeds, not cells, are what repeats: cells of one seed share its initial weights. Seeds that lack
     a cell are left out.
     """
-    means: list[list[float]] = []
-    for side in ("second", "first"):
-        of_cells = [scored_by_seed(getattr(pair, side)) for pair in pairs]
-        seeds = sorted(set.intersection(*(set(scores) for scores in of_cells)) if of_cells else ())
-        means.append([sum(s[seed] for s in of_cells) / len(of_cells) for seed in seeds])
-    return welch_difference(*means), len(means[0]), len(means[1])
+    second, first = (
+        [sum(scores) / len(scores) for scores in shared(*(cell.scores for cell in cells)).values()]
+        for cells in ([pair.second for pair in pairs], [pair.first for pair in pairs])
+    )
+    return welch_difference(second, first), len(second), len(first)
 
 
 def varies(key: str, rows: Sequence[Row]) -> bool:
@@ -182,43 +153,51 @@ def accuracy_rows(pairs: Sequence[MatchedCells], known: Mapping[int, Sample]) ->
     Accuracies are of the seeds that did not diverge; in the difference those count at chance.
     """
     differences = [between(pair.second, pair.first, known) for pair in pairs]
-    rows = []
-    for pair, tested in zip(pairs, _tested(differences)):
-        row: Row = {**pair.key, "label": norm_label(pair.key)}
-        for name, cell in (("first", pair.first), ("second", pair.second)):
-            interval, over = cell.accuracy
-            row |= {f"{name}_{k}": getattr(interval, k) for k in ("n", "mean", "lo", "hi")}
-            row |= {f"{name}_n_diverged": len(cell.of("diverged")), f"{name}_interval": over}
-        rows.append({**row, **tested})
-    return rows
+    return [
+        {
+            **{**pair.key, "label": norm_label(pair.key)},
+            **_side("first", pair.first),
+            **_side("second", pair.second),
+            **tested,
+        }
+        for pair, tested in zip(pairs, _tested(differences))
+    ]
+
+
+def _side(name: str, cell: Cell) -> Row:
+    interval, over = cell.accuracy
+    numbers = {"n": interval.n, "mean": interval.mean, "lo": interval.lo, "hi": interval.hi}
+    numbers |= {"n_diverged": cell.diverged, "interval": over}
+    return {f"{name}_{key}": value for key, value in numbers.items()}
 
 
 def cost_rows(
     pairs: Sequence[MatchedCells], known: Mapping[int, Sample], reference_batch: int
 ) -> list[Row]:
-    """Return a row per pair away from the reference batch: what the batch costs in each study.
+    """Return a row per pair away from the reference batch: what the batch costs in each study."""
+    cases = [
+        (pair, other)
+        for pair in pairs
+        if pair.key["batch"] != reference_batch
+        for other in [p for p in pairs if _is_reference(p, pair, reference_batch)][:1]
+    ]
+    cells = [(pair.first, other.first, pair.second, other.second) for pair, other in cases]
+    weights = (-1.0, 1.0, 1.0, -1.0)
+    differences = [contrast(zip(weights, [known[id(c)] for c in four])) for four in cells]
+    return [
+        {
+            **{**pair.key, "label": norm_label(pair.key), "reference_batch": reference_batch},
+            **_cost("first", between(a, of_a, known)),
+            **_cost("second", between(b, of_b, known)),
+            **tested,
+        }
+        for (pair, _), (a, of_a, b, of_b), tested in zip(cases, cells, _tested(differences))
+    ]
 
-    A cost is accuracy minus that at the reference batch; the difference of two costs says whether
-    the studies agree on what the batch size does.
-    """
-    found = []
-    for pair in pairs:
-        if pair.key["batch"] == reference_batch:
-            continue
-        reference = next((p for p in pairs if _is_reference(p, pair, reference_batch)), None)
-        if reference is not None:
-            sides = [(p.first, p.second) for p in (pair, reference)]
-            costs = [between(a, b, known) for a, b in zip(*sides)]
-            terms = zip((-1.0, 1.0, 1.0, -1.0), (cell for side in sides for cell in side))
-            found.append((pair, costs, contrast((w, known[id(cell)]) for w, cell in terms)))
-    rows = []
-    for (pair, costs, _), tested in zip(found, _tested([d for _, _, d in found])):
-        row: Row = {**pair.key, "label": norm_label(pair.key), "reference_batch": reference_batch}
-        for name, cost in zip(("first", "second"), costs):
-            row |= {f"{name}_n": min(cost.n_a, cost.n_b), f"{name}_cost": cost.difference}
-            row |= {f"{name}_lo": cost.lo, f"{name}_hi": cost.hi}
-        rows.append({**row, **tested})
-    return rows
+
+def _cost(name: str, cost: Difference) -> Row:
+    numbers = {"n": min(cost.n_a, cost.n_b), "cost": cost.difference, "lo": cost.lo, "hi": cost.hi}
+    return {f"{name}_{key}": value for key, value in numbers.items()}
 
 
 def _is_reference(candidate: MatchedCells, pair: MatchedCells, reference_batch: int) -> bool:
@@ -232,13 +211,8 @@ def _tested(differences: Sequence[Difference]) -> list[Row]:
     words = {AHEAD: HIGHER, BEHIND: LOWER}
     return [
         {
-            "difference": d.difference,
-            **{"lo95": d.lo, "hi95": d.hi, "method": d.method, "dof": d.dof},
-            **{"se_seeds": d.se_seeds, "se_images": d.se_images, "images": d.images},
-            **{"p": d.p, "p_holm": adjusted.p_holm, "family": adjusted.family},
-            **{"lo_simultaneous": adjusted.lo, "hi_simultaneous": adjusted.hi},
-            "verdict": words.get(adjusted.verdict, adjusted.verdict)
-            + (f": {d.why}" if d.why else ""),
+            **{**vars(d), "lo95": d.lo, "hi95": d.hi, **adjusted.columns()},
+            "verdict": words.get(adjusted.verdict, adjusted.verdict) + (d.why and f": {d.why}"),
         }
         for d, adjusted in zip(differences, simultaneous(differences))
     ]
@@ -250,21 +224,22 @@ def what_differs(first: Sequence[Cell], second: Sequence[Cell]) -> list[Row]:
     A setting of several values in a study is given as all of them.
     """
     both = [_records(cells) for cells in (first, second)]
-    settings = varying([*both[0], *both[1]])
-    rows = []
-    for key in (k for k in settings if k not in _SHOWN_AS_DATA):
-        rows.append((key, *([cell_key(r, [key]).get(key) for r in records] for records in both)))
-    for key, title in (
-        *(("title", "data"), ("train", "training images"), ("test", "test images")),
-        *(("classes", "classes"), ("checksum", "checksum of the data")),
-    ):
-        rows.append((title, *([_of_data(r, key) for r in records] for records in both)))
-    for key in VERSION_KEYS:
-        rows.append((key, *([_provenance(r, key) for r in records] for records in both)))
-    seeds = [[row["seed"] for cell in cells for row in cell.seeds] for cells in (first, second)]
-    rows.append(("seeds", *seeds))
-    shown_keys = [{"what": name, "first": _values(a), "second": _values(b)} for name, a, b in rows]
-    return [row for row in shown_keys if row["first"] != row["second"]]
+    of_data = {"title": "data", "train": "training images", "test": "test images"}
+    of_data |= {"classes": "classes", "checksum": "checksum of the data"}
+    settings = [key for key in varying([*both[0], *both[1]]) if key not in _SHOWN_AS_DATA]
+    asked = [
+        *((key, partial(_setting, key=key)) for key in settings),
+        *((title, partial(_of_data, key=k)) for k, title in of_data.items()),
+        *((key, partial(_provenance, key=key)) for key in VERSION_KEYS),
+    ]
+    rows = [(what, *(_values(map(of, records)) for records in both)) for what, of in asked]
+    seeds = ([row["seed"] for cell in cells for row in cell.seeds] for cells in (first, second))
+    rows.append(("seeds", *map(_values, seeds)))
+    return [{"what": what, "first": a, "second": b} for what, a, b in rows if a != b]
+
+
+def _setting(record: Record, key: str) -> Any:
+    return cell_key(record, [key]).get(key)
 
 
 def _records(cells: Sequence[Cell]) -> list[Record]:

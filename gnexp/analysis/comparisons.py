@@ -8,7 +8,7 @@ equivalence tests of the second.
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -48,7 +48,7 @@ class NormComparison:
     @property
     def mean(self) -> float:
         """The cell's mean accuracy, diverged seeds at chance."""
-        return math.fsum(self.cell.scored) / len(self.cell.scored)
+        return self.cell.mean
 
     @cached_property
     def seeds_to_decide(self) -> tuple[int | float, int | float]:
@@ -71,9 +71,8 @@ class NormComparison:
 
     @property
     def note(self) -> str:
-        """Return the reason for a missing p, and the norms whose learning rate was not tuned."""
-        parts = (self.difference.why, untuned_note(self.cell, self.other))
-        return "; ".join(part for part in parts if part)
+        """The reason for a missing p, and the norms whose learning rate was not tuned."""
+        return "; ".join(filter(None, (self.difference.why, untuned_note(self.cell, self.other))))
 
 
 @dataclass(frozen=True)
@@ -97,25 +96,27 @@ class ComparisonGroup:
 
         All of them are one family.
         """
-        lines = [line for line in self.lines if line is not self.bn]
-        asked = [
-            (a, b, cell, other)
-            for a, b in itertools.combinations(lines, 2)
-            for cell in a.cells
-            for other in b.cells
-            if cell.key["batch"] == other.key["batch"] and cell.scored and other.scored
-        ]
-        found = [between(cell, other, self.samples) for *_, cell, other in asked]
-        return [
-            (a, b, NormComparison(cell.key["batch"], cell, other, one, adjusted))
-            for (a, b, cell, other), one, adjusted in zip(asked, found, simultaneous(found))
-        ]
+        pairs = itertools.combinations((line for line in self.lines if line is not self.bn), 2)
+        found = _family(pairs, self.samples)
+        return [each for each in found if each[2].cell.scored and each[2].other.scored]
 
 
-def scored_by_seed(cell: Cell) -> dict[int, float]:
-    """Return {seed: test accuracy}, a diverged seed at chance."""
-    complete = {r["seed"]: r["test_acc"] for r in cell.of("complete") if r["test_acc"] is not None}
-    return complete | {row["seed"]: 1 / cell.classes for row in cell.of("diverged")}
+def _family(
+    pairs: Iterable[tuple[Series, Series]], known: Mapping[int, Sample]
+) -> list[tuple[Series, Series, NormComparison]]:
+    """Return first minus second at the batch sizes at which both have results, as one family."""
+    asked = [
+        (a, b, cell, other)
+        for a, b in pairs
+        for cell in a.cells
+        for other in b.cells
+        if cell.key["batch"] == other.key["batch"]
+    ]
+    found = [between(cell, other, known) for *_, cell, other in asked]
+    return [
+        (a, b, NormComparison(cell.key["batch"], cell, other, one, adjusted))
+        for (a, b, cell, other), one, adjusted in zip(asked, found, simultaneous(found))
+    ]
 
 
 def settings(lines: Sequence[Series]) -> list[ComparisonGroup]:
@@ -163,7 +164,8 @@ def _setting(lines: list[Series]) -> ComparisonGroup:
     bn = next(iter(as_it_comes or found), None)
     others = [line for line in lines if line is not bn]
     known = samples({id(cell): cell for line in lines for cell in line.cells}.values())
-    pairs = _against(others, bn, known) if bn else []
+    compared = _family(((line, bn) for line in others if bn), known)
+    pairs = [(line, [one for a, _, one in compared if a is line]) for line in others if bn]
     key = _shared(lines[0].key)
     if len({repr(line.key.get("lr")) for line in lines}) > 1:
         key.pop("lr")
@@ -172,28 +174,6 @@ def _setting(lines: list[Series]) -> ComparisonGroup:
 
 def _shared(key: Mapping[str, Any]) -> Row:
     return {k: v for k, v in key.items() if k not in _OF_THE_SERIES and not k.startswith("norm.")}
-
-
-def _against(
-    lines: Sequence[Series], other: Series, known: Mapping[int, Sample]
-) -> list[tuple[Series, list[NormComparison]]]:
-    """Return each line minus other at the batch sizes of both, ascending; all are one family."""
-    theirs = {cell.key["batch"]: cell for cell in other.cells}
-    shared = [[c for c in line.cells if c.key["batch"] in theirs] for line in lines]
-    found = [[between(c, theirs[c.key["batch"]], known) for c in cells] for cells in shared]
-    adjusted = iter(simultaneous([one for differences in found for one in differences]))
-    return [
-        (
-            line,
-            [
-                NormComparison(
-                    c.key["batch"], c, theirs[c.key["batch"]], difference, next(adjusted)
-                )
-                for c, difference in zip(cells, differences)
-            ],
-        )
-        for line, cells, differences in zip(lines, shared, found)
-    ]
 
 
 def between(a: Cell, b: Cell, known: Mapping[int, Sample]) -> Difference:
@@ -205,24 +185,6 @@ def between(a: Cell, b: Cell, known: Mapping[int, Sample]) -> Difference:
         nothing = [math.nan] * 6
         return Difference(*nothing, why=TOO_FEW)
     return contrast([(1.0, known[id(a)]), (-1.0, known[id(b)])])
-
-
-def tested_columns(difference: Difference, adjusted: HolmResult) -> Row:
-    """Return a comparison's columns: the difference and its sources of error, Holm's, Welch's."""
-    return {
-        **{k: getattr(difference, k) for k in TESTED if hasattr(difference, k)},
-        "p_holm": adjusted.p_holm,
-        "lo_simultaneous": adjusted.lo,
-        "hi_simultaneous": adjusted.hi,
-        "family": adjusted.family,
-    }
-
-
-TESTED = (
-    *("method", "n_a", "n_b", "difference", "se_seeds", "se_images", "images", "dof", "lo", "hi"),
-    *("p", "p_holm", "lo_simultaneous", "hi_simultaneous", "family"),
-    *("welch_lo", "welch_hi", "welch_p"),
-)
 
 
 def norm_rows(found: Sequence[ComparisonGroup]) -> list[Row]:
@@ -243,13 +205,11 @@ def pair_rows(found: Sequence[ComparisonGroup]) -> list[Row]:
 def _compared_row(line: Series, against: Series, one: NormComparison) -> Row:
     return {
         **one.cell.key,
-        "series": line.label,
-        "against": against.label,
-        **tested_columns(one.difference, one.adjusted),
-        "n_diverged": len(one.cell.of("diverged")),
-        "n_diverged_against": len(one.other.of("diverged")),
-        "verdict": one.adjusted.verdict,
-        "note": one.note,
+        **{"series": line.label, "against": against.label},
+        **vars(one.difference),
+        **one.adjusted.columns(),
+        **{"n_diverged": one.cell.diverged, "n_diverged_against": one.other.diverged},
+        **{"verdict": one.adjusted.verdict, "note": one.note},
     }
 
 
@@ -267,52 +227,45 @@ def flatness_rows(
 ) -> list[Row]:
     """Return one row per series and batch size other than the reference, which was fixed before.
 
-    groups: of all the series, whose samples are compared.
-    Diverged seeds count at chance. difference to p: as `contrast` has it. p_holm, *_simultaneous:
-    the same in the family of all rows. verdict: flat when Holm over the equivalence tests of all
-    rows rejects at 5 %, lower or higher when Holm over p does, else undecided.
-    `differs`: other settings that differ from the reference. A series without a cell at the
-    reference batch gives no row.
+    groups: of all the series, whose samples are compared. verdict: flat when Holm over the
+    equivalence tests of all rows rejects at 5 %, lower or higher when Holm over p does, else
+    undecided. `differs`: other settings that differ from the reference.
     """
     known = {id(line): group.samples for group in groups for line in group.lines}
-    rows, found = [], []
-    for line in lines:
-        reference = next((c for c in line.cells if c.key["batch"] == reference_batch), None)
-        for cell in line.cells if reference else ():
-            if cell is not reference:
-                found.append(between(cell, reference, known[id(line)]))
-                rows.append(_flatness_row(cell, reference, found[-1]))
-    return _as_family(rows, found)
+    asked = [
+        (line, cell, reference)
+        for line in lines
+        for reference in [c for c in line.cells if c.key["batch"] == reference_batch][:1]
+        for cell in line.cells
+        if cell is not reference
+    ]
+    found = [between(cell, reference, known[id(line)]) for line, cell, reference in asked]
+    tests = [statistics.equivalence(one.difference, one.se, one.dof) for one in found]
+    family = zip(asked, found, tests, simultaneous(found), holm([p for *_, p in tests]))
+    return [_flatness_row(*pair, *member) for (_, *pair), *member in family]
 
 
-def _flatness_row(cell: Cell, reference: Cell, one: Difference) -> Row:
-    lo90, hi90, p_equivalence = statistics.equivalence(one.difference, one.se, one.dof)
+def _flatness_row(
+    cell: Cell,
+    reference: Cell,
+    one: Difference,
+    flat: tuple[float, float, float],
+    adjusted: HolmResult,
+    p_flat: float,
+) -> Row:
+    words = {AHEAD: statistics.HIGHER, BEHIND: statistics.LOWER}
+    decided = words.get(adjusted.verdict, statistics.UNDECIDED)
+    differing = [k for k, v in cell.key.items() if k not in BASE and v != reference.key.get(k)]
     return {
         **cell.key,
         "reference_batch": reference.key["batch"],
         "reference_update_batch": reference.key["update_batch"],
-        "n": len(cell.scored),
-        "n_reference": len(reference.scored),
-        "n_diverged": len(cell.of("diverged")) + len(reference.of("diverged")),
-        "accuracy_reference": math.fsum(reference.scored) / max(1, len(reference.scored)),
-        **{"difference": one.difference, "lo90": lo90, "hi90": hi90, "lo95": one.lo},
-        **{"hi95": one.hi, "p_equivalence": p_equivalence, "p": one.p},
-        **{k: getattr(one, k) for k in ("method", "se_seeds", "se_images", "images", "dof")},
-        "differs": ", ".join(_differing(cell, reference)),
+        **{"n": len(cell.scored), "n_reference": len(reference.scored)},
+        "n_diverged": cell.diverged + reference.diverged,
+        "accuracy_reference": reference.mean if reference.scored else 0.0,
+        **{**vars(one), "lo95": one.lo, "hi95": one.hi},
+        **dict(zip(("lo90", "hi90", "p_equivalence"), flat)),
+        **{**adjusted.columns(), "p_equivalence_holm": p_flat},
+        "verdict": statistics.FLAT if p_flat < ALPHA else decided,
+        "differs": ", ".join(differing),
     }
-
-
-def _as_family(rows: list[Row], found: Sequence[Difference]) -> list[Row]:
-    flat = holm([row["p_equivalence"] for row in rows])
-    verdicts = {AHEAD: statistics.HIGHER, BEHIND: statistics.LOWER}
-    for row, adjusted, p_flat in zip(rows, simultaneous(found), flat):
-        row |= {"p_holm": adjusted.p_holm, "p_equivalence_holm": p_flat}
-        row |= {"lo_simultaneous": adjusted.lo, "hi_simultaneous": adjusted.hi}
-        row |= {"family": adjusted.family}
-        decided = verdicts.get(adjusted.verdict, statistics.UNDECIDED)
-        row["verdict"] = statistics.FLAT if p_flat < ALPHA else decided
-    return rows
-
-
-def _differing(cell: Cell, reference: Cell) -> list[str]:
-    return [k for k, v in cell.key.items() if k not in BASE and v != reference.key.get(k)]

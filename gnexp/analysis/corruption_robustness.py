@@ -10,13 +10,13 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from gnexp.analysis import statistics
 from gnexp.analysis.cells import NORM_LABELS, Cell, accuracy_interval, norm_label
-from gnexp.analysis.statistics import Interval
+from gnexp.analysis.statistics import Interval, jackknife, ratio_interval, shared, t_interval
 
 Row = dict[str, Any]
 Condition = tuple[str, int]  # corruption, severity
 Accuracies = Mapping[Condition, float]  # of one seed
+Table = Mapping[int, Accuracies]  # of each seed
 
 # The 15 of ImageNet-C and CIFAR-10-C (Hendrycks & Dietterich 2019); others stand apart.
 STANDARD = (
@@ -26,7 +26,7 @@ STANDARD = (
     *("contrast", "elastic_transform", "pixelate", "jpeg_compression"),
 )
 CLEAN: Condition = ("clean", 0)
-NOT_MEASURED = statistics.t_interval([])
+NOT_MEASURED = t_interval([])
 REFERENCE_NORM = "bn"  # what mCE is relative to
 _OF_THE_NORM = ("norm", "groups", "channels_per_group")
 
@@ -34,73 +34,72 @@ _OF_THE_NORM = ("norm", "groups", "channels_per_group")
 def condition_rows(cells: Sequence[Cell]) -> list[Row]:
     """Return one row per cell and condition: accuracy, loss (nats), rise and share lost.
 
-    With 95 % intervals, over the n complete seeds measured there; rise and share over those with
-    clean images too (n_rise), paired. A diverged seed has no network to measure and is left out.
+    Rise and share are paired over the n_rise seeds with clean images too.
     """
     rows = []
     for cell in cells:
-        seeds = {seed: _conditions(found) for seed, found in cell.measured("shift.csv").items()}
-        for condition in sorted({c for of in seeds.values() for c in of}, key=_order):
-            here = {seed: of[condition] for seed, of in seeds.items() if condition in of}
-            images = min(row["n"] for row in here.values())
-            accuracy, over = accuracy_interval([r["accuracy"] for r in here.values()], images)
-            loss = statistics.t_interval([row["loss"] for row in here.values()])
-            pairs = [
-                (seeds[seed][CLEAN]["accuracy"], row["accuracy"])
-                for seed, row in here.items()
-                if CLEAN in seeds[seed]
-            ]
-            rise = statistics.t_interval([clean - found for clean, found in pairs]).within(-1, 1)
-            row = {**cell.key, "corruption": condition[0], "severity": condition[1]}
-            row |= {"n": accuracy.n, "images": images}
-            row |= {"n_diverged": len(cell.of("diverged"))}
-            row |= accuracy.columns("accuracy") | {"interval": over}
-            row |= loss.columns("loss_nats")
-            if condition != CLEAN:
-                row |= rise.columns("rise") | {"n_rise": rise.n}
-                row |= share_lost(pairs, cell.classes).columns("share_lost")
-            rows.append(row)
+        found: dict[Condition, dict[int, Row]] = {}
+        for seed, of_seed in cell.measured("shift.csv").items():
+            for row in of_seed:
+                found.setdefault((row["corruption"], row["severity"]), {})[seed] = row
+        clean = found.get(CLEAN, {})
+        rows += [_condition_row(cell, c, found[c], clean) for c in sorted(found, key=_order)]
     return rows
+
+
+def _condition_row(
+    cell: Cell, condition: Condition, here: Mapping[int, Row], clean: Mapping[int, Row]
+) -> Row:
+    images = min(row["n"] for row in here.values())
+    accuracy, over = accuracy_interval([row["accuracy"] for row in here.values()], images)
+    row = {
+        **{**cell.key, "corruption": condition[0], "severity": condition[1]},
+        **{"n": accuracy.n, "images": images, "n_diverged": cell.diverged},
+        **{**accuracy.columns("accuracy"), "interval": over},
+        **t_interval([row["loss"] for row in here.values()]).columns("loss_nats"),
+    }
+    if condition == CLEAN:
+        return row
+    pairs = [(clean[s]["accuracy"], r["accuracy"]) for s, r in here.items() if s in clean]
+    return row | _rise_and_share(pairs, cell.classes) | {"n_rise": len(pairs)}
 
 
 def summary_rows(cells: Sequence[Cell]) -> list[Row]:
     """Return one row per cell: clean and mean corrupted accuracy, rise, share lost, mCE and more.
 
-    Over the standard corruptions x severities that were measured, and over the n seeds that have
-    all of these; n_left_out lack some. mce is the mean over corruptions of
-    sum_s error / sum_s error of the reference; relative_mce the same of the rises; both paired
-    over the n_shared seeds of cell and reference, sums over seeds first, jackknife intervals.
-    The reference is REFERENCE_NORM in the same cell but for the norm, where there is one. nan where
-    a rise of the reference is not positive. rise_NAME, share_lost_NAME: of each corruption that is
-    not standard.
+    Over the n seeds with every standard condition; n_left_out lack some. mce: mean over corruptions
+    of sum_s error / sum_s error of REFERENCE_NORM in the same cell but for the norm, relative_mce
+    the same of the rises, paired over n_shared seeds (jackknife), nan where a rise of the reference
+    is not positive. rise_NAME: of a corruption that is not standard.
     After Hendrycks & Dietterich 2019, whose reference is AlexNet.
     """
     tables = {id(cell): accuracies(cell) for cell in cells}
-    apart = sorted({c for of in tables.values() for a in of.values() for c, _ in a} - {CLEAN[0]})
-    apart = [name for name in apart if name not in STANDARD]
-    rows = []
-    for cell in cells:
-        if not tables[id(cell)]:
-            continue
-        whole, conditions = _whole(tables[id(cell)])
-        row = {**cell.key, "n": len(whole), "n_left_out": len(tables[id(cell)]) - len(whole)}
-        row |= {"n_diverged": len(cell.of("diverged"))}
-        row |= _levels(list(whole.values()), conditions, cell.classes)
-        row |= _relative(cell, conditions, whole, cells, tables)
-        row["note"] = "; ".join(filter(None, (_unbounded(row), row["note"])))
-        for name in apart:
-            pairs = _of_corruption(tables[id(cell)], name)
-            rise = _rise(pairs)
-            row |= rise.columns(f"rise_{name}") | {f"n_rise_{name}": rise.n}
-            row |= share_lost(pairs, cell.classes).columns(f"share_lost_{name}")
-        rows.append(row)
-    return rows
+    measured = {name for of in tables.values() for a in of.values() for name, _ in a}
+    apart = sorted(measured - {*STANDARD, CLEAN[0]})
+    return [_summary_row(cell, cells, tables, apart) for cell in cells if tables[id(cell)]]
 
 
-def accuracies(cell: Cell) -> dict[int, Accuracies]:
+def _summary_row(
+    cell: Cell, cells: Sequence[Cell], tables: Mapping[int, Table], apart: Sequence[str]
+) -> Row:
+    whole, conditions = _whole(tables[id(cell)])
+    row = {
+        **{**cell.key, "n": len(whole), "n_left_out": len(tables[id(cell)]) - len(whole)},
+        "n_diverged": cell.diverged,
+        **_levels([*whole.values()], conditions, cell.classes),
+        **_relative(cell, conditions, whole, cells, tables),
+    }
+    row["note"] = "; ".join(filter(None, (_unbounded(row), row["note"])))
+    for name in apart:
+        pairs = _of_corruption(tables[id(cell)], name)
+        row |= _rise_and_share(pairs, cell.classes, f"_{name}") | {f"n_rise_{name}": len(pairs)}
+    return row
+
+
+def accuracies(cell: Cell) -> Table:
     """Return {seed: {(corruption, severity): accuracy}} of the complete seeds."""
     return {
-        seed: {condition: row["accuracy"] for condition, row in _conditions(rows).items()}
+        seed: {(row["corruption"], row["severity"]): row["accuracy"] for row in rows}
         for seed, rows in cell.measured("shift.csv").items()
     }
 
@@ -119,10 +118,15 @@ def corruption_rises(cells: Iterable[Cell]) -> dict[int, dict[str, Interval]]:
 
 
 def _rise(pairs: Sequence[tuple[float, float]]) -> Interval:
-    return statistics.t_interval([a - b for a, b in pairs]).within(-1, 1)
+    return t_interval([a - b for a, b in pairs]).within(-1, 1)
 
 
-def _of_corruption(table: Mapping[int, Accuracies], corruption: str) -> list[tuple[float, float]]:
+def _rise_and_share(pairs: Sequence[tuple[float, float]], classes: int, end: str = "") -> Row:
+    share = share_lost(pairs, classes)
+    return _rise(pairs).columns(f"rise{end}") | share.columns(f"share_lost{end}")
+
+
+def _of_corruption(table: Table, corruption: str) -> list[tuple[float, float]]:
     """Return (clean, corrupted) accuracy of every seed, the latter's mean over severities."""
     seeds = [a for a in table.values() if CLEAN in a]
     wanted = {c for a in seeds for c in a if c[0] == corruption}
@@ -133,72 +137,70 @@ def _of_corruption(table: Mapping[int, Accuracies], corruption: str) -> list[tup
 def share_lost(pairs: Sequence[tuple[float, float]], classes: int) -> Interval:
     """Return the share of the accuracy above chance that is lost, sums over seeds, Fieller's 95 %.
 
-    pairs: (clean, corrupted) accuracy of each seed; chance is 1 / classes. 0: nothing is lost, 1:
-    all above chance is; below 0 corruption helps, above 1 it ends below chance. nan where the mean
-    clean accuracy is not above chance; no interval where that is not decided (or one seed).
+    pairs: (clean, corrupted) accuracy of each seed; chance is 1 / classes. Below 0 corruption
+    helps, above 1 it ends below chance. nan where clean accuracy is not above chance.
     """
-    return statistics.ratio_interval([(a - b, a - 1 / classes) for a, b in pairs])
+    return ratio_interval([(a - b, a - 1 / classes) for a, b in pairs])
 
 
 def _unbounded(row: Row) -> str:
-    if row["share_lost"] != row["share_lost"] and row["rise"] == row["rise"]:
-        return "clean accuracy is not above chance: no share lost"
-    if row["n"] > 1 and row["share_lost"] == row["share_lost"] and math.isnan(row["share_lost_lo"]):
+    if math.isnan(row["share_lost"]):
+        unknown = math.isnan(row["rise"])
+        return "" if unknown else "clean accuracy is not above chance: no share lost"
+    if row["n"] > 1 and math.isnan(row["share_lost_lo"]):
         return "clean accuracy is not decidedly above chance: no interval of the share lost"
     return ""
 
 
-def _levels(
-    whole: Sequence[Mapping[Condition, float]], conditions: Sequence[Condition], classes: int
-) -> Row:
-    row: Row = {"corruptions": len({name for name, _ in conditions})}
-    row["severities"] = " ".join(map(str, sorted({s for _, s in conditions})))
+def _levels(whole: Sequence[Accuracies], conditions: Sequence[Condition], classes: int) -> Row:
     clean = [a[CLEAN] for a in whole]
     corrupted = [_mean(a[c] for c in conditions) for a in whole if conditions]
-    rise = [a - b for a, b in zip(clean, corrupted)]  # shorter where nothing standard is measured
-    for name, values in (("clean", clean), ("corrupted", corrupted), ("rise", rise)):
-        least = -1 if name == "rise" else 0
-        row |= statistics.t_interval(values).within(least, 1).columns(name)
-    row |= share_lost(list(zip(clean, corrupted)), classes).columns("share_lost")
-    return row | {"chance": 1 / classes}
+    return {
+        "corruptions": len({name for name, _ in conditions}),
+        "severities": " ".join(map(str, sorted({severity for _, severity in conditions}))),
+        **t_interval(clean).within(0, 1).columns("clean"),
+        **t_interval(corrupted).within(0, 1).columns("corrupted"),
+        **_rise_and_share(list(zip(clean, corrupted)), classes),
+        "chance": 1 / classes,
+    }
 
 
 def _relative(
     cell: Cell,
     conditions: Sequence[Condition],
-    whole: Mapping[int, Accuracies],
+    whole: Table,
     cells: Sequence[Cell],
-    tables: Mapping[int, Mapping[int, Accuracies]],
+    tables: Mapping[int, Table],
 ) -> Row:
     """Return mce and relative_mce with intervals, what they are relative to, and a note."""
-    none = statistics.t_interval([])
-    row = {"reference": "", "n_shared": 0, **none.columns("mce"), **none.columns("relative_mce")}
+    row = {**NOT_MEASURED.columns("mce"), **NOT_MEASURED.columns("relative_mce")}
+    row |= {"reference": "", "n_shared": 0}
     found = [other for other in cells if tables[id(other)] and _is_reference(other, cell)]
     if len(found) > 1:  # variants of it: the one that is as it comes
-        found = [other for other in found if _is_as_it_comes(other)]
-    if not conditions or len(found) != 1:
-        why = f"{len(found) or 'no'} measured {NORM_LABELS[REFERENCE_NORM]} to refer to"
-        return {**row, "note": f"{why if conditions else 'no standard corruption'}: no mCE"}
-    other, _ = _whole(tables[id(found[0])])
-    shared = sorted(whole.keys() & other.keys())
-    common = [c for c in conditions if all(c in other[seed] for seed in shared)]
-    row["reference"] = f"{norm_label(found[0].key)}, batch {found[0].key['batch']}"
-    row["n_shared"] = len(shared)
-    if not shared or not common:
-        return {**row, "note": "no seed or condition in common with the reference: no mCE"}
-    if found[0] is cell:
-        return {**row, "mce": 1.0, "relative_mce": 1.0, "note": "the reference of mCE"}
-    pairs = [(whole[seed], other[seed]) for seed in shared]
-    for name, clean_error in (("mce", False), ("relative_mce", True)):
-        interval = _ratio(pairs, common, less_clean=clean_error)
-        row |= interval.columns(name)
-    notes = ["one shared seed: no interval of mCE"] * (len(shared) == 1)
+        found = [c for c in found if c.key.get("norm.momentum_rule", "batches") == "batches"]
+    if not conditions:
+        return row | {"note": "no standard corruption: no mCE"}
+    if len(found) != 1:
+        bn = NORM_LABELS[REFERENCE_NORM]
+        return row | {"note": f"{len(found) or 'no'} measured {bn} to refer to: no mCE"}
+    (reference,) = found
+    pairs = [*shared(whole, _whole(tables[id(reference)])[0]).values()]
+    common = [c for c in conditions if all(c in theirs for _, theirs in pairs)]
+    row["reference"] = f"{norm_label(reference.key)}, batch {reference.key['batch']}"
+    row["n_shared"] = len(pairs)
+    if not pairs or not common:
+        return row | {"note": "no seed or condition in common with the reference: no mCE"}
+    if reference is cell:
+        return row | {"mce": 1.0, "relative_mce": 1.0, "note": "the reference of mCE"}
+    row |= _ratio(pairs, common, less_clean=False).columns("mce")
+    row |= _ratio(pairs, common, less_clean=True).columns("relative_mce")
+    notes = ["one shared seed: no interval of mCE"] * (len(pairs) == 1)
     notes += ["not every condition is shared with the reference"] * (len(common) < len(conditions))
     if math.isnan(row["relative_mce"]):
         notes.append("a corruption does not raise the reference's error: no relative mCE")
-    elif len(shared) > 1 and math.isnan(row["relative_mce_lo"]):
+    elif len(pairs) > 1 and math.isnan(row["relative_mce_lo"]):
         notes.append("a rise of the reference hangs on one seed: no interval of relative mCE")
-    return {**row, "note": "; ".join(notes)}
+    return row | {"note": "; ".join(notes)}
 
 
 def _ratio(
@@ -207,34 +209,26 @@ def _ratio(
     less_clean: bool,
 ) -> Interval:
     """Return the mean over corruptions of summed errors, mine over the reference's, over seeds."""
+    corruptions = dict.fromkeys(name for name, _ in conditions)
 
-    def error(a: Accuracies, condition: Condition) -> float:
-        return (a[CLEAN] if less_clean else 1.0) - a[condition]
+    def errors(chosen: Sequence[int], side: int, corruption: str) -> float:
+        seeds = [pairs[i][side] for i in chosen]
+        of = [c for c in conditions if c[0] == corruption]
+        return sum((a[CLEAN] if less_clean else 1.0) - a[c] for a in seeds for c in of)
 
     def ratio(chosen: Sequence[int]) -> float:
-        sums: dict[str, list[float]] = {}
-        for i in chosen:
-            for condition in conditions:
-                total = sums.setdefault(condition[0], [0.0, 0.0])
-                total[0] += error(pairs[i][0], condition)
-                total[1] += error(pairs[i][1], condition)
-        positive = all(theirs > 0 for _, theirs in sums.values())
-        return _mean(mine / theirs for mine, theirs in sums.values()) if positive else math.nan
+        sums = [(errors(chosen, 0, name), errors(chosen, 1, name)) for name in corruptions]
+        positive = all(theirs > 0 for _, theirs in sums)
+        return _mean(mine / theirs for mine, theirs in sums) if positive else math.nan
 
-    return statistics.jackknife(len(pairs), ratio)
+    return jackknife(len(pairs), ratio)
 
 
-def _whole(
-    everything: Mapping[int, Accuracies],
-) -> tuple[dict[int, Accuracies], list[Condition]]:
+def _whole(everything: Table) -> tuple[dict[int, Accuracies], list[Condition]]:
     """Return the seeds that have every standard condition of any, clean included, and those."""
     conditions = sorted({c for a in everything.values() for c in a if c[0] in STANDARD}, key=_order)
     wanted = {CLEAN, *conditions}
     return {seed: a for seed, a in everything.items() if wanted <= a.keys()}, conditions
-
-
-def _is_as_it_comes(cell: Cell) -> bool:
-    return cell.key.get("norm.momentum_rule", "batches") == "batches"
 
 
 def _is_reference(other: Cell, cell: Cell) -> bool:
@@ -244,14 +238,10 @@ def _is_reference(other: Cell, cell: Cell) -> bool:
     return other.key["norm"] == REFERENCE_NORM and rest(other.key) == rest(cell.key)
 
 
-def _conditions(rows: Sequence[Row]) -> dict[Condition, Row]:
-    return {(row["corruption"], row["severity"]): row for row in rows}
-
-
-def _order(condition: Condition) -> tuple[Any, ...]:
+def _order(condition: Condition) -> tuple[int, str, int]:
+    known = (CLEAN[0], *STANDARD)
     name, severity = condition
-    rank = -1 if condition == CLEAN else STANDARD.index(name) if name in STANDARD else len(STANDARD)
-    return rank, name, severity
+    return known.index(name) if name in known else len(known), name, severity
 
 
 def _mean(values: Iterable[float]) -> float:

@@ -7,11 +7,11 @@ training; `population`, the same without augmentation; `batch`, those of the tes
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
-from gnexp.analysis import statistics
 from gnexp.analysis.cells import Cell, Series, accuracy_interval
+from gnexp.analysis.statistics import shared, t_interval
 
 Row = dict[str, Any]
 Pairs = dict[int, tuple[float, float]]  # seed: under running, under REPAIRED statistics
@@ -22,9 +22,6 @@ REPAIRED = "population_augmented"
 ACCURACY, LOSS = "accuracy", "loss"
 PARTS = ("total", "training", "evaluation")
 ENDS = ("", "_lo", "_hi")
-
-_SUFFIX = {"running": "", **{name: f"_{name}" for name in STATISTICS[1:]}}
-_NUMBER = {ACCURACY: "test_acc", LOSS: "test_loss"}
 _AGREE = 1e-4  # of the loss: float32 sums taken in another order differ by less
 _AGREE_IMAGES = 2  # where only accuracies are stored: images on the edge of another class
 
@@ -42,23 +39,18 @@ def part_column(part: str, measure: str) -> str:
 def decomposition_rows(lines: Sequence[Series], reference_batch: int, measure: str) -> list[Row]:
     """Return one row per series and batch size: the levels, and the losses against the reference.
 
-    measure: ACCURACY (0..1) or LOSS (nats). Levels: mean over the seeds that did not diverge, 95 %
-    interval. Damage is positive where the batch size hurts, and paired: means over the seeds that
-    both cells share, diverged ones at chance under every statistic (accuracy 1/classes, loss
-    ln classes), 95 % t interval of the differences:
+    measure: ACCURACY (0..1) or LOSS (nats), where the signs turn. Over the seeds that both share:
 
       training   = repaired(reference) - repaired(B)
       evaluation = [repaired - running](B) - [repaired - running](reference)
       total      = running(reference) - running(B) = training + evaluation
 
-    with the signs turned for the loss; `repaired` is `population_augmented`, and a seed without it
-    has no damage. A series with nothing but `running` gives no row.
-    `pools`: its statistics make a difference somewhere, so they pool over images; n_at_chance: how
-    many of the shared seeds diverged, in either cell.
+    `repaired` is REPAIRED; a seed without it has no damage, a series without it no row. `pools`:
+    the statistics make a difference somewhere, so they pool over images.
     """
     rows: dict[str, Row] = {}
     for line in lines:
-        if not any(_level(row, s, measure) is not None for row, s in _beyond_running(line)):
+        if not any(_level(cell, s, measure) for cell in line.cells for s in STATISTICS[1:]):
             continue
         reference = next((c for c in line.cells if c.key["batch"] == reference_batch), None)
         pools = pools_images(line)
@@ -67,7 +59,7 @@ def decomposition_rows(lines: Sequence[Series], reference_batch: int, measure: s
                 **cell.key,
                 "reference_batch": reference_batch,
                 "reference_update_batch": reference.key["update_batch"] if reference else None,
-                "n_diverged": len(cell.of("diverged")),
+                "n_diverged": cell.diverged,
                 **_levels(cell, measure),
                 **_parts_of(cell, reference, reference_batch, measure),
                 "pools": pools,
@@ -79,24 +71,25 @@ def decomposition_rows(lines: Sequence[Series], reference_batch: int, measure: s
     return list(rows.values())
 
 
-def chance(cell: Cell, measure: str) -> float:
-    """Return what a diverged seed counts as: accuracy 1/classes, loss ln(classes)."""
-    return 1 / cell.classes if measure == ACCURACY else math.log(cell.classes)
+def _level(
+    cell: Cell, statistics: str, measure: str, chance: float | None = None
+) -> dict[int, float]:
+    """Return {seed: accuracy or loss} under these statistics; `Cell.numbers` says which seeds."""
+    name = "test_acc" if measure == ACCURACY else "test_loss"
+    return cell.numbers(name if statistics == "running" else f"{name}_{statistics}", chance)
 
 
 def _levels(cell: Cell, measure: str) -> Row:
     levels: Row = {}
     for name in STATISTICS:
-        values = [_level(row, name, measure) for row in cell.of("complete")]
-        values = [value for value in values if value is not None]
-        if measure == ACCURACY:
-            interval, over = accuracy_interval(values, cell.test_images)
-        else:
-            interval, over = statistics.t_interval(values), "t over seeds" * (len(values) > 1)
+        values = [*_level(cell, name, measure).values()]
+        interval, over = accuracy_interval(values, cell.test_images)
+        if measure == LOSS:
+            interval, over = t_interval(values), "t over seeds" * (len(values) > 1)
         levels |= interval.columns(level_column(name, measure))
         levels[f"n_{name}"] = interval.n
         if name == "running":
-            levels = {"n": interval.n, "interval": over, **levels}
+            levels |= {"n": interval.n, "interval": over}
     return levels
 
 
@@ -104,98 +97,66 @@ def _parts_of(cell: Cell, reference: Cell | None, reference_batch: int, measure:
     """Return both parts of the loss with their intervals, n_shared, and a note on missing seeds."""
     columns = [part_column(part, measure) for part in PARTS]
     none = {f"{column}{end}": math.nan for column in columns for end in ENDS}
-    none |= {"n_shared": 0, "n_at_chance": 0}
     if reference is None:
-        return {**none, "note": f"no batch {reference_batch} in its series"}
+        counts = {"n_shared": 0, "n_at_chance": 0}
+        return none | counts | {"note": f"no batch {reference_batch} in its series"}
     here, there = _pairs(cell, measure), _pairs(reference, measure)
-    shared = sorted(here.keys() & there.keys())
+    both = shared(here, there)
     diverged = {row["seed"] for one in (cell, reference) for row in one.of("diverged")}
-    none |= {"n_shared": len(shared), "n_at_chance": len(diverged & set(shared))}
+    none |= {"n_shared": len(both), "n_at_chance": len(diverged & set(both))}
     if cell is reference:
-        zero = dict.fromkeys(columns, 0.0 if shared else math.nan)
-        return {**none, **zero, "note": "the reference"}
-    note = "; ".join(_notes(cell, reference, here, there, shared))
-    if not shared:
-        return {**none, "note": note}
+        zero = dict.fromkeys(columns, 0.0 if both else math.nan)
+        return none | zero | {"note": "the reference"}
+    note = "; ".join(_notes(cell, reference, here, there, both, none["n_at_chance"]))
+    if not both:
+        return none | {"note": note}
     sign = 1 if measure == ACCURACY else -1
-    gaps = [(sign * (there[s][0] - here[s][0]), sign * (there[s][1] - here[s][1])) for s in shared]
-    total = statistics.t_interval([running for running, _ in gaps])
-    training = statistics.t_interval([repaired for _, repaired in gaps])
-    evaluation = statistics.t_interval([running - repaired for running, repaired in gaps])
-    values = dict(none)
-    for column, interval in zip(columns, (total, training, evaluation)):
-        if measure == ACCURACY:  # the last is a difference of two differences
-            limit = 2 if interval is evaluation else 1
-            interval = interval.within(-limit, limit)
-        values |= interval.columns(column)
-    values[columns[0]] = training.mean + evaluation.mean  # exactly, not but for rounding
-    return {**values, "note": note}
+    running, repaired = (
+        [sign * (of_reference[i] - own[i]) for own, of_reference in both.values()] for i in (0, 1)
+    )
+    evaluation = [a - b for a, b in zip(running, repaired)]
+    for column, values in zip(columns, (running, repaired, evaluation)):
+        most = (2 if values is evaluation else 1) if measure == ACCURACY else math.inf
+        none |= t_interval(values).within(-most, most).columns(column)
+    total = none[columns[1]] + none[columns[2]]  # exactly, not but for rounding
+    return none | {columns[0]: total, "note": note}
 
 
 def _pairs(cell: Cell, measure: str) -> Pairs:
     """Return {seed: (running, repaired)}; nothing where no seed's repaired level was measured."""
-    found = {}
-    for row in cell.of("complete"):
-        running, repaired = (_level(row, s, measure) for s in ("running", REPAIRED))
-        if running is not None and repaired is not None:
-            found[row["seed"]] = (running, repaired)
-    if found or not cell.of("complete"):
-        at_chance = chance(cell, measure)
-        found |= {row["seed"]: (at_chance, at_chance) for row in cell.of("diverged")}
-    return found
+    chance = 1 / cell.classes if measure == ACCURACY else math.log(cell.classes)
+    return shared(*(_level(cell, s, measure, chance) for s in ("running", REPAIRED)))
 
 
 def _notes(
-    cell: Cell, reference: Cell, here: Pairs, there: Pairs, shared: Sequence[int]
+    cell: Cell, reference: Cell, here: Pairs, there: Pairs, both: Collection[int], at_chance: int
 ) -> list[str]:
     notes = []
     for name, one, pairs in (("", cell, here), ("the reference: ", reference, there)):
-        lacking = [row["seed"] for row in one.of("complete") if row["seed"] not in pairs]
-        if lacking:
-            notes.append(
-                f"{name}population statistics of augmented images not measured for "
-                f"{_named(sorted(lacking))}"
-            )
-    if not shared and not notes:
+        if lacking := {row["seed"] for row in one.of("complete")} - pairs.keys():
+            what = "population statistics of augmented images not measured for"
+            notes.append(f"{name}{what} {_named(lacking)}")
+    if not both and not notes:
         notes.append("no seed in common with the reference")
-    extra = sorted(here.keys() - there.keys()) if shared and not notes else []
-    if extra:
-        notes.append(f"not in the reference: {_named(extra)}")
-    if len(shared) == 1:
-        notes.append("one shared seed: no interval")
-    diverged = {row["seed"] for one in (cell, reference) for row in one.of("diverged")}
-    if at_chance := len(diverged & set(shared)):
-        notes.append(f"{at_chance} of them diverged, at chance")
-    return notes
+    if both and not notes and here.keys() - there.keys():
+        notes.append(f"not in the reference: {_named(here.keys() - there.keys())}")
+    notes += ["one shared seed: no interval"] * (len(both) == 1)
+    return [*notes, *[f"{at_chance} of them diverged, at chance"] * bool(at_chance)]
 
 
-def _named(seeds: Sequence[int]) -> str:
-    return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+def _named(seeds: Collection[int]) -> str:
+    return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, sorted(seeds)))}"
 
 
 def pools_images(line: Series) -> bool:
     """Return True when statistics other than the running ones change a result of any cell."""
-    for cell in line.cells:
-        images = max(cell.test_images, 1)
-        for row in cell.of("complete"):
-            for name in STATISTICS[1:]:
-                a, b = (_level(row, s, LOSS) for s in ("running", name))
-                if a is not None and b is not None:
-                    if abs(a - b) > _AGREE * max(abs(a), abs(b)):
-                        return True
-                    continue
-                a, b = (_level(row, s, ACCURACY) for s in ("running", name))
-                if a is not None and b is not None and abs(a - b) * images > _AGREE_IMAGES + 0.5:
-                    return True
-    return False
+    return any(_differ(cell, name) for cell in line.cells for name in STATISTICS[1:])
 
 
-def _beyond_running(line: Series) -> list[tuple[Row, str]]:
-    return [
-        (row, name) for cell in line.cells for row in cell.of("complete") for name in STATISTICS[1:]
-    ]
-
-
-def _level(row: Row, name: str, measure: str) -> float | None:
-    value = row.get(_NUMBER[measure] + _SUFFIX[name])
-    return None if value is None or not math.isfinite(value) else float(value)
+def _differ(cell: Cell, name: str) -> bool:
+    losses = shared(*(_level(cell, s, LOSS) for s in ("running", name)))
+    accuracies = shared(*(_level(cell, s, ACCURACY) for s in ("running", name)))
+    most = (_AGREE_IMAGES + 0.5) / max(cell.test_images, 1)
+    return any(abs(a - b) > _AGREE * max(abs(a), abs(b)) for a, b in losses.values()) or any(
+        abs(a - b) > most for seed, (a, b) in accuracies.items() if seed not in losses
+    )

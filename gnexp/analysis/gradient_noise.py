@@ -5,11 +5,12 @@ Own weights: each run's weights measured at the batch size it was trained with.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from gnexp.analysis import statistics
 from gnexp.analysis.cells import Cell, Series
+from gnexp.analysis.statistics import Interval, fit_exponent, t_interval, t_quantile
 
 KINDS = ("gamma", "beta", "conv", "linear", "all")
 SHARED, OWN = "shared weights", "own weights"
@@ -23,36 +24,30 @@ Row = dict[str, Any]
 def gradient_rows(all_cells: Sequence[Cell]) -> list[Row]:
     """Return one row per cell, epoch, measured batch size and kind of parameter.
 
-    noise and signal: mean over seeds with a 95 % t interval (one seed: its jackknife interval).
-    noise_scale = at_batch * noise / signal; its limits combine those of noise and signal, hence
+    The limits of noise_scale = at_batch * noise / signal combine those of noise and signal, hence
     are wider than 95 % needs, and the upper one is inf when signal's interval reaches 0.
     """
     rows = []
     for cell in all_cells:
         shared = shared_epochs(cell)
-        for (epoch, at_batch, kind), points in _points(cell).items():
-            noise, interval = _mean(points, "noise")
-            signal, _ = _mean(points, "signal")
-            rows.append(
-                {
-                    **cell.key,
-                    "epoch": epoch,
-                    "at_batch": at_batch,
-                    "parameters": kind,
-                    "weights": SHARED if epoch in shared else OWN,
-                    "n": noise.n,
-                    "k": min(p["k"] for p in points),
-                    **{"noise": noise.mean, "noise_lo": noise.lo, "noise_hi": noise.hi},
-                    **{"signal": signal.mean, "signal_lo": signal.lo, "signal_hi": signal.hi},
-                    **_ratios(at_batch, noise, signal),
-                    "weight_norm": _average(p["weight_norm"] for p in points),
-                    "weight_norm2_noise": _average(
-                        p["weight_norm"] ** 2 * p["noise"] for p in points
-                    ),
-                    "interval": interval,
-                }
-            )
+        for (epoch, *place), points in _points(cell).items():
+            weights = SHARED if epoch in shared else OWN
+            rows.append({**cell.key, "epoch": epoch, **_gradient(*place, weights, points)})
     return rows
+
+
+def _gradient(at_batch: int, kind: str, weights: str, points: list[Row]) -> Row:
+    noise, signal = _mean(points, "noise"), _mean(points, "signal")
+    return {
+        **{"at_batch": at_batch, "parameters": kind, "weights": weights},
+        **{"n": noise.n, "k": min(p["k"] for p in points)},
+        **noise.columns("noise"),
+        **signal.columns("signal"),
+        **_ratios(at_batch, noise, signal),
+        "weight_norm": _average([p["weight_norm"] for p in points]),
+        "weight_norm2_noise": _average([p["weight_norm"] ** 2 * p["noise"] for p in points]),
+        "interval": "t over seeds" if noise.n > 1 else "jackknife over draws",
+    }
 
 
 def exponent_rows(all_cells: Sequence[Cell], lines: Sequence[Series]) -> list[Row]:
@@ -65,15 +60,14 @@ def exponent_rows(all_cells: Sequence[Cell], lines: Sequence[Series]) -> list[Ro
     for cell in all_cells:
         epochs = shared_epochs(cell)
         points = [p for (e, _, _), at in _points(cell).items() if e in epochs for p in at]
-        if points:
-            rows += _fits(cell.key, SHARED, cell.key["batch"], points, _separates(cell))
+        rows += _fits(cell.key, SHARED, cell.key["batch"], points, _separates(cell))
     for line in lines:
         points = [
-            p
+            point
             for cell in line.cells
-            for (_, at_batch, _), points in _points(cell).items()
+            for (_, at_batch, _), at in _points(cell).items()
             if at_batch == cell.key["batch"]
-            for p in points
+            for point in at
         ]
         if len({p["at_batch"] for p in points}) > 1:
             key = {k: v for k, v in line.cells[0].key.items() if k in line.key}
@@ -92,29 +86,24 @@ def check_rows(all_cells: Sequence[Cell]) -> list[Row]:
             (row["seed"], row["epoch"], row["parameters"]): row
             for row in cell.record.rows("covariance.csv")
         }
-        for (epoch, at_batch, kind), points in _points(cell).items():
+        for (epoch, _, kind), points in _points(cell).items() if traces else ():
             for point in points:
-                trace = traces.get((point["seed"], epoch, kind))
-                if trace is None or not (trace["trace"] > 0 and point["noise"] > 0):
-                    continue
-                half = statistics.t_quantile(0.9985, _jackknife_dof(point)) * _error(point)
-                total = at_batch * point["noise"]
-                lo, hi = total - at_batch * half, total + at_batch * half
-                rows.append(
-                    {
-                        **cell.key,
-                        "seed": point["seed"],
-                        "epoch": epoch,
-                        "at_batch": at_batch,
-                        "parameters": kind,
-                        **{"k": point["k"], "n_examples": trace["n"]},
-                        **{"batch_noise": total, "lo997": lo, "hi997": hi},
-                        "trace": trace["trace"],
-                        "ratio": total / trace["trace"],
-                        "agree": bool(lo <= trace["trace"] <= hi),
-                    }
-                )
+                found = traces.get((point["seed"], epoch, kind))
+                if found and found["trace"] > 0 and point["noise"] > 0:
+                    rows.append({**cell.key, **_check(point, found["trace"], found["n"])})
     return rows
+
+
+def _check(point: Row, trace: float, examples: int) -> Row:
+    half = t_quantile(0.9985, _jackknife_dof(point)) * _error(point)
+    at_batch = point["at_batch"]
+    total = at_batch * point["noise"]
+    lo, hi = total - at_batch * half, total + at_batch * half
+    return {
+        **{k: point[k] for k in ("seed", "epoch", "at_batch", "parameters", "k")},
+        **{"n_examples": examples, "batch_noise": total, "lo997": lo, "hi997": hi},
+        **{"trace": trace, "ratio": total / trace, "agree": bool(lo <= trace <= hi)},
+    }
 
 
 def shared_epochs(cell: Cell) -> set[int]:
@@ -137,35 +126,39 @@ def _points(cell: Cell) -> dict[tuple[int, int, str], list[Row]]:
 
 def _fits(
     key: Row, weights: str, batch: int | None, points: list[Row], separates: bool
-) -> Iterator[Row]:
-    groups: dict[tuple[int, str], list[Row]] = {}
+) -> list[Row]:
+    """Return a row per epoch and kind of parameter, of those with a point to fit."""
+    groups: dict[tuple[int, int], list[Row]] = {}
     for point in points:
-        groups.setdefault((point["epoch"], point["parameters"]), []).append(point)
-    for (epoch, kind), members in sorted(
-        groups.items(), key=lambda g: (g[0][0], KINDS.index(g[0][1]))
-    ):
-        apart = [p for p in members if key["norm"] == "bn" and p["at_batch"] == 1]
-        # Zero-gamma makes some gradients exactly zero at the start: they have no logarithm.
-        fitted = [p for p in members if p not in apart and p["noise"] > 0 and _error(p) > 0]
-        if not fitted:
-            continue
-        batches = [p["at_batch"] for p in fitted]
-        fit = statistics.fit_exponent(
-            batches,
-            [p["noise"] for p in fitted],
-            [_error(p) / p["noise"] for p in fitted],
-            [p["seed"] for p in fitted],
-        )
-        yield {
-            **{k: v for k, v in key.items() if k not in ("batch", "update_batch")},
-            **{"weights": weights, "batch": batch, "update_batch": key.get("update_batch")},
-            **{"epoch": epoch, "parameters": kind, "slope": fit.slope, "se": fit.se},
-            **{"lo95": fit.lo95, "hi95": fit.hi95, "lo997": fit.lo997, "hi997": fit.hi997},
-            **{"dof": fit.dof, "n_points": fit.n_points, "n_seeds": fit.n_groups},
-            "expected": EXPECTED if separates and weights == SHARED else None,
-            "at_batches": " ".join(map(str, sorted(set(batches)))),
-            "batch_1_ratio": _beyond_fit(apart, fitted, fit.slope),
-        }
+        place = (point["epoch"], KINDS.index(point["parameters"]))
+        groups.setdefault(place, []).append(point)
+    known = {
+        **{k: v for k, v in key.items() if k not in ("batch", "update_batch")},
+        **{"weights": weights, "batch": batch, "update_batch": key.get("update_batch")},
+        "expected": EXPECTED if separates and weights == SHARED else None,
+    }
+    found = [(place, _fit(groups[place], key["norm"] == "bn")) for place in sorted(groups)]
+    return [
+        {**known, "epoch": epoch, "parameters": KINDS[kind], **row}
+        for (epoch, kind), row in found
+        if row
+    ]
+
+
+def _fit(members: list[Row], is_bn: bool) -> Row | None:
+    apart = [p for p in members if is_bn and p["at_batch"] == 1]
+    # Zero-gamma makes some gradients exactly zero at the start: they have no logarithm.
+    fitted = [p for p in members if p not in apart and p["noise"] > 0 and _error(p) > 0]
+    if not fitted:
+        return None
+    batches = [p["at_batch"] for p in fitted]
+    noise, seeds = ([p[name] for p in fitted] for name in ("noise", "seed"))
+    fit = fit_exponent(batches, noise, [_error(p) / p["noise"] for p in fitted], seeds)
+    return {
+        **{**vars(fit), "n_seeds": fit.n_groups},
+        "at_batches": " ".join(map(str, sorted(set(batches)))),
+        "batch_1_ratio": _beyond_fit(apart, fitted, fit.slope),
+    }
 
 
 def _beyond_fit(apart: list[Row], fitted: list[Row], slope: float) -> float | None:
@@ -188,15 +181,14 @@ def _separates(cell: Cell) -> bool:
     return cell.key["norm"] in SEPARATE_EXAMPLES or bool(cell.record.rows("covariance.csv"))
 
 
-def _mean(points: list[Row], column: str) -> tuple[statistics.Interval, str]:
-    interval = statistics.t_interval([p[column] for p in points])
+def _mean(points: list[Row], column: str) -> Interval:
+    interval = t_interval([p[column] for p in points])
     if interval.n > 1:
-        return interval, "t over seeds"
-    lo, hi = points[0][f"{column}_lo"], points[0][f"{column}_hi"]
-    return statistics.Interval(interval.mean, math.nan, 1, lo, hi), "jackknife over draws"
+        return interval
+    return replace(interval, lo=points[0][f"{column}_lo"], hi=points[0][f"{column}_hi"])
 
 
-def _ratios(at_batch: int, noise: statistics.Interval, signal: statistics.Interval) -> Row:
+def _ratios(at_batch: int, noise: Interval, signal: Interval) -> Row:
     ratio = noise.mean / signal.mean if signal.mean > 0 else math.inf
     lo = max(noise.lo, 0.0) / signal.hi if signal.hi > 0 else math.inf
     hi = noise.hi / signal.lo if signal.lo > 0 else math.inf
@@ -211,13 +203,12 @@ def _ratios(at_batch: int, noise: statistics.Interval, signal: statistics.Interv
 def _error(point: Row) -> float:
     """Standard error of noise, from its 95 % jackknife interval; nan when it has none."""
     width = point["noise_hi"] - point["noise_lo"]
-    return width / (2 * statistics.t_quantile(0.975, _jackknife_dof(point)))
+    return width / (2 * t_quantile(0.975, _jackknife_dof(point)))
 
 
 def _jackknife_dof(point: Row) -> int:
     return min(BLOCKS, int(point["k"])) - 1
 
 
-def _average(values: Any) -> float:
-    values = list(values)
+def _average(values: Sequence[float]) -> float:
     return sum(values) / len(values)

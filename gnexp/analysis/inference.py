@@ -2,24 +2,25 @@
 
 Two sources of error stand in a difference: the seeds, whose spread is moderated over a setting (or
 each cell's own, which is Welch's test; gnexp.analysis.moderated_variance), and the sampling of the
-test images (gnexp.analysis.samples). Seeds are no blocks: a seed fixes the initialization and the
-order of the images, yet accuracies of one seed in two cells correlate by .02 to .24 on average in
-four published studies (results/reference/inference/correlations.csv): too little for what pairing
-costs in degrees of freedom, and where they correlate, not pairing errs on the safe side.
+test images (gnexp.analysis.samples). Seeds are no blocks: accuracies of one seed in two cells
+correlate by .02 to .24 on average in four published studies
+(results/reference/inference/correlations.csv): too little for what pairing costs in degrees of
+freedom, and where they correlate, not pairing errs on the safe side.
 What too few values or no spread cannot give is nan, not a guess.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from gnexp.analysis import statistics
 from gnexp.analysis.cells import Cell
 from gnexp.analysis.moderated_variance import KEPT
 from gnexp.analysis.samples import Sample, image_variance
+from gnexp.analysis.statistics import shared, t_interval, t_quantile
 
 ALPHA = 0.05
 MODERATED, WELCH = "moderated", "Welch"
@@ -27,6 +28,7 @@ AHEAD, BEHIND, UNDECIDED, UNTESTED = "ahead", "behind", "undecided", "not tested
 NO_SPREAD, TOO_FEW = "no spread between seeds", "fewer than two seeds"
 HALF_WIDTH = 0.005  # half a point of accuracy
 MOST_SEEDS = 30  # beyond which no number of seeds is advised
+Terms = Sequence[tuple[float, Sample]]
 
 
 @dataclass(frozen=True)
@@ -83,43 +85,48 @@ class HolmResult:
     family: int
     verdict: str
 
+    def columns(self) -> dict[str, Any]:
+        """Return what the tables have of it."""
+        known = {"p_holm": self.p_holm, "lo_simultaneous": self.lo, "hi_simultaneous": self.hi}
+        return known | {"family": self.family}
+
 
 def contrast(terms: Iterable[tuple[float, Sample]]) -> Difference:
     """Return sum weight x mean of the samples; 1 and -1 make a difference.
 
     se^2 = sum weight^2 variance / n + the variance over test images; degrees of freedom by
-    Satterthwaite over both, those of the seeds as in gnexp.analysis.moderated_variance. Where a
-    sample has one value, or no seed has any spread (all at chance, say), interval and p are nan:
-    equal values of every seed tell nothing of the spread.
+    Satterthwaite over both, those of the seeds as in gnexp.analysis.moderated_variance. Interval
+    and p are nan where a sample has one value, or no seed has any spread (all at chance, say).
     """
     terms = tuple(terms)
     value = math.fsum(w * sample.mean for w, sample in terms)
-    plus, minus = ([s for w, s in terms if (w > 0) == positive] for positive in (True, False))
-    limit = max(sum(w for w, _ in terms if w > 0), -sum(w for w, _ in terms if w < 0))
-    n_a, n_b = (min((s.n for s in side), default=0) for side in (plus, minus))
-    counts = {"limit": limit, "n_a": n_a, "n_b": n_b, "terms": terms}
-    if min(s.n for _, s in terms) < 2:
-        nothing = [math.nan] * 3
-        return Difference(value, math.nan, 0.0, *nothing, **counts, why=TOO_FEW)
+    plus, minus = ([t for t in terms if (t[0] > 0) == positive] for positive in (True, False))
+    counts = {
+        "limit": max(sum(w for w, _ in plus), -sum(w for w, _ in minus)),
+        **{"n_a": _fewest(plus), "n_b": _fewest(minus), "terms": terms},
+    }
+    if _fewest(terms) < 2:
+        return Difference(value, math.nan, 0.0, *[math.nan] * 3, **counts, why=TOO_FEW)
     seeds, dof = _over_seeds(terms)
     images, images_dof, how = image_variance(terms)
     se, total_dof = satterthwaite([(seeds**2, dof), (images, images_dof)])
-    found = estimate(value, se if seeds > 1e-12 else 0.0, total_dof, limit)
-    own, own_dof = satterthwaite([(w * w * s.own_variance / s.n, s.n - 1.0) for w, s in terms])
-    welch = estimate(value, own, own_dof, limit)
-    moderated = any(s.prior_dof for _, s in terms)
+    found = estimate(value, se if seeds > 1e-12 else 0.0, total_dof, counts["limit"])
+    own = satterthwaite((w * w * s.own_variance / s.n, s.n - 1.0) for w, s in terms)
+    welch = estimate(value, *own, counts["limit"])
     return Difference(
         **vars(found) | counts,
-        method=MODERATED if moderated else WELCH,
+        method=MODERATED if any(s.prior_dof for _, s in terms) else WELCH,
         **{"se_seeds": seeds, "se_images": math.sqrt(images), "images": how},
         **{"welch_lo": welch.lo, "welch_hi": welch.hi, "welch_p": welch.p},
         why="" if found.p == found.p else NO_SPREAD,
     )
 
 
-def _over_seeds(
-    terms: Sequence[tuple[float, Sample]], seeds: int | None = None
-) -> tuple[float, float]:
+def _fewest(terms: Terms) -> int:
+    return min((sample.n for _, sample in terms), default=0)
+
+
+def _over_seeds(terms: Terms, seeds: int | None = None) -> tuple[float, float]:
     """Return the standard error over seeds and its dof, were there so many `seeds` in each cell."""
     parts = [
         (w * w * s.variance / (seeds or s.n), s.dof if seeds is None else seeds - 1 + s.prior_dof)
@@ -138,17 +145,17 @@ def paired_difference(a: Mapping[int, float], b: Mapping[int, float]) -> Estimat
     For what a seed makes alike: runs whose updates are the same but for rounding, one network under
     two statistics. Norms and batch sizes are no such pair.
     """
-    steps = statistics.t_interval([a[s] - b[s] for s in sorted(a.keys() & b.keys())])
+    steps = t_interval([x - y for x, y in shared(a, b).values()])
     return estimate(steps.mean, steps.sd / math.sqrt(max(1, steps.n)), steps.n - 1.0)
 
 
 def welch_difference(a: Sequence[float], b: Sequence[float]) -> Estimate:
     """Return mean(a) - mean(b) with Welch's interval: each its own spread, values of one kind."""
-    if min(len(a), len(b)) < 2:
-        apart = float(np.mean(a) - np.mean(b)) if len(a) and len(b) else math.nan
+    found = [t_interval(values) for values in (a, b)]
+    apart = found[0].mean - found[1].mean
+    if min(one.n for one in found) < 2:
         return estimate(apart, math.nan, 0.0)
-    parts = [(float(np.var(x, ddof=1)) / len(x), len(x) - 1.0) for x in (a, b)]
-    return estimate(float(np.mean(a) - np.mean(b)), *satterthwaite(parts))
+    return estimate(apart, *satterthwaite((one.sd**2 / one.n, one.n - 1.0) for one in found))
 
 
 def satterthwaite(parts: Iterable[tuple[float, float]]) -> tuple[float, float]:
@@ -174,10 +181,13 @@ def estimate(difference: float, se: float, dof: float, limit: float = 1.0) -> Es
     # Rounding leaves 1e-17 of spread between equal values.
     if not (dof > 0 and math.isfinite(difference) and se > 1e-12):
         return Estimate(difference, math.nan, dof, math.nan, math.nan, math.nan, limit)
-    half = statistics.t_quantile(1 - ALPHA / 2, dof) * se
     p = 2 * float(stdtr(dof, -abs(difference) / se))
-    lo, hi = max(difference - half, -limit), min(difference + half, limit)
-    return Estimate(difference, se, dof, lo, hi, p, limit)
+    return Estimate(difference, se, dof, *_ends(difference, se, dof, ALPHA, limit), p, limit)
+
+
+def _ends(value: float, se: float, dof: float, alpha: float, limit: float) -> tuple[float, float]:
+    half = t_quantile(1 - alpha / 2, dof) * se
+    return max(value - half, -limit), min(value + half, limit)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -187,12 +197,10 @@ def holm(p_values: Sequence[float]) -> list[float]:
     alpha keeps the chance of any false rejection at most alpha, however the tests depend.
     """
     p = np.asarray(p_values, dtype=np.float64)
-    adjusted = np.full(len(p), math.nan)
-    known = np.flatnonzero(~np.isnan(p))
-    order = known[np.argsort(p[known], kind="stable")]
+    order = np.argsort(p, kind="stable")[: np.count_nonzero(~np.isnan(p))]  # nan is sorted last
     steps = p[order] * np.arange(len(order), 0, -1)
-    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(steps)) if len(order) else steps
-    return adjusted.tolist()
+    p[order] = np.minimum(1.0, np.maximum.accumulate(steps))
+    return p.tolist()
 
 
 def simultaneous(differences: Sequence[Estimate]) -> list[HolmResult]:
@@ -203,23 +211,19 @@ def simultaneous(differences: Sequence[Estimate]) -> list[HolmResult]:
     interval has no value on the other side of 0 (lo >= 0 or hi <= 0).
     All intervals together hold their true differences in at least 95 % of studies: a true
     difference other than 0 is lost either outside the uncut intervals (2.5 % together) or by a
-    decision in the wrong direction, which is half of Holm's 5 %. (The second half is exact for
-    one true difference near 0 and confirmed by simulation for independent ones; ends are closed:
-    that a difference is not 0 is Holm's own statement, at its own 5 %.) Why not narrower: no
-    bounded intervals both exclude 0 exactly when Holm rejects and hold everything in 95 %, as
-    Holm spends all 5 % on differences of 0. Strassburger & Bretz 2008 and Guilbaud 2008 keep
-    5 % by giving the rejected no bound but 0, which says nothing of the size.
+    decision in the wrong direction, half of Holm's 5 % (exact for one true difference near 0,
+    confirmed by simulation for independent ones). No bounded intervals are narrower everywhere, as
+    Holm spends all 5 % on differences of 0; Strassburger & Bretz 2008 and Guilbaud 2008 keep 5 %
+    by giving the rejected no bound but 0, which says nothing of the size.
     """
-    adjusted = holm([d.p for d in differences])
     family = sum(d.p == d.p for d in differences)
-    return [_adjust(d, p, family) for d, p in zip(differences, adjusted)]
+    return [_adjust(d, p, family) for d, p in zip(differences, holm([d.p for d in differences]))]
 
 
 def _adjust(d: Estimate, p_holm: float, family: int) -> HolmResult:
     if p_holm != p_holm:
         return HolmResult(math.nan, math.nan, math.nan, family, UNTESTED)
-    half = statistics.t_quantile(1 - ALPHA / (4 * family), d.dof) * d.se
-    lo, hi = max(d.difference - half, -d.limit), min(d.difference + half, d.limit)
+    lo, hi = _ends(d.difference, d.se, d.dof, ALPHA / (2 * family), d.limit)
     if p_holm > ALPHA:
         return HolmResult(p_holm, lo, hi, family, UNDECIDED)
     if d.difference > 0:
@@ -237,9 +241,8 @@ def with_images(sample: Sample) -> tuple[float, float]:
     seeds, dof = sample.own_variance / sample.n, sample.n - 1.0
     if sample.n < 2 or not how or seeds + images <= 0:
         return math.nan, math.nan
-    se, dof_both = satterthwaite([(seeds, dof), (images, images_dof)])
-    half = statistics.t_quantile(1 - ALPHA / 2, dof_both) * se
-    half = max(half, statistics.t_quantile(1 - ALPHA / 2, dof) * math.sqrt(seeds))
+    both = satterthwaite([(seeds, dof), (images, images_dof)])
+    half = max(t_quantile(1 - ALPHA / 2, dof) * se for se, dof in (both, (math.sqrt(seeds), dof)))
     return max(0.0, sample.mean - half), min(1.0, sample.mean + half)
 
 
@@ -252,12 +255,16 @@ def accuracy_rows(cells: Iterable[Cell], known: Mapping[int, Sample]) -> list[di
     rows = []
     for cell in cells:
         interval, over = cell.accuracy
-        numbers = {k: getattr(interval, k) for k in ("n", "mean", "sd", "lo", "hi")}
-        numbers |= {"n_diverged": len(cell.of("diverged")), "interval": over}
-        whole = id(cell) in known and not numbers["n_diverged"]
+        whole = id(cell) in known and not cell.diverged
         lo, hi = with_images(known[id(cell)]) if whole else (math.nan, math.nan)
+        numbers = {**vars(interval), "n_diverged": cell.diverged, "interval": over}
         rows.append({**cell.key, **numbers, "lo_images": lo, "hi_images": hi})
     return rows
+
+
+def _fewest_that(enough: Callable[[int], bool], first: int = 2) -> int | float:
+    """Return the least number of seeds that is enough, inf beyond MOST_SEEDS."""
+    return next((n for n in range(first, MOST_SEEDS + 1) if enough(n)), math.inf)
 
 
 def seeds_needed(sd: float, half_width: float = HALF_WIDTH) -> int | float:
@@ -268,11 +275,9 @@ def seeds_needed(sd: float, half_width: float = HALF_WIDTH) -> int | float:
     """
     if not sd > 0:
         return math.nan
-
-    def enough(n: int) -> bool:
-        return statistics.t_quantile(1 - ALPHA / 2, n - 1) * sd / math.sqrt(n) <= half_width
-
-    return next((n for n in range(2, MOST_SEEDS + 1) if enough(n)), math.inf)
+    return _fewest_that(
+        lambda n: t_quantile(1 - ALPHA / 2, n - 1) * sd / math.sqrt(n) <= half_width
+    )
 
 
 def seeds_to_decide(one: Difference, family: int) -> tuple[int | float, int | float]:
@@ -284,19 +289,18 @@ def seeds_to_decide(one: Difference, family: int) -> tuple[int | float, int | fl
     """
     if one.p != one.p or not one.terms:
         return math.nan, math.nan
-    _, dof = _over_seeds(one.terms)
+
+    def decides(factor: float, n: int) -> bool:
+        seeds, dof = _over_seeds(one.terms, n)
+        se, dof = satterthwaite([((factor * seeds) ** 2, dof), (one.se_images**2, math.inf)])
+        return abs(one.difference) > t_quantile(1 - ALPHA / (2 * family), dof) * se
+
     first = max(s.n for _, s in one.terms) + 1
-    found = []
-    for factor in _sd_factors(dof, 0.5):
-        fits = (n for n in range(first, MOST_SEEDS + 1) if _decides(one, family, n, factor))
-        found.append(next(fits, math.inf))
-    return found[0], found[1]
-
-
-def _decides(one: Difference, family: int, n: int, factor: float) -> bool:
-    seeds, dof = _over_seeds(one.terms, n)
-    se, dof = satterthwaite([((factor * seeds) ** 2, dof), (one.se_images**2, math.inf)])
-    return abs(one.difference) > statistics.t_quantile(1 - ALPHA / (2 * family), dof) * se
+    low, high = (
+        _fewest_that(partial(decides, factor), first)
+        for factor in _sd_factors(_over_seeds(one.terms)[1], 0.5)
+    )
+    return low, high
 
 
 def equivalence_needs(sd: float, p: float, family: int) -> tuple[int | float, int | float]:
@@ -327,8 +331,8 @@ def _sd_factors(dof: float, level: float) -> tuple[float, float]:
     return math.sqrt(dof / upper), math.sqrt(dof / lower)
 
 
-def seeds_columns(sd: float, dof: int, name: str = "seeds_needed") -> dict[str, float]:
+def seeds_columns(sd: float, dof: int) -> dict[str, float]:
     """Return seeds_needed, and _lo and _hi as the sd's 95 % interval has it."""
     low, high = sd_interval(sd, dof)
-    values = [seeds_needed(s) for s in (sd, low, high)]
-    return dict(zip((name, f"{name}_lo", f"{name}_hi"), values))
+    spreads = {"seeds_needed": sd, "seeds_needed_lo": low, "seeds_needed_hi": high}
+    return {name: seeds_needed(spread) for name, spread in spreads.items()}

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from gnexp.analysis.cells import Cell, Series
+from gnexp.analysis.cells import Cell
 from gnexp.analysis.comparisons import ComparisonGroup, NormComparison, between
 from gnexp.analysis.inference import (
     AHEAD,
@@ -52,7 +52,7 @@ class BatchVerdict:
 
     def mean(self, i: int) -> float:
         """Return a line's mean accuracy, diverged seeds at chance."""
-        return mean(self.cells[i])
+        return self.cells[i].mean
 
     @cached_property
     def compared(self) -> list[int]:
@@ -144,27 +144,18 @@ class Stretch:
         return self.places[-1 if self.from_end else 0]
 
 
-def mean(cell: Cell) -> float:
-    """Return the mean accuracy, diverged seeds at chance; -1 without a finished seed."""
-    return math.fsum(cell.scored) / len(cell.scored) if cell.scored else -1.0
-
-
 def flipped(one: NormComparison) -> NormComparison:
     """Return the comparison seen from the other side."""
     d, a = one.difference, one.adjusted
-    verdict = {AHEAD: BEHIND, BEHIND: AHEAD}.get(a.verdict, a.verdict)
-    return NormComparison(
-        one.batch,
-        one.other,
-        one.cell,
-        replace(
-            d,
-            **{"difference": -d.difference, "lo": -d.hi, "hi": -d.lo, "n_a": d.n_b, "n_b": d.n_a},
-            **{"welch_lo": -d.welch_hi, "welch_hi": -d.welch_lo},
-            terms=tuple((-weight, sample) for weight, sample in d.terms),
-        ),
-        replace(a, lo=-a.hi, hi=-a.lo, verdict=verdict),
+    turned = replace(
+        d,
+        **{"difference": -d.difference, "lo": -d.hi, "hi": -d.lo, "n_a": d.n_b, "n_b": d.n_a},
+        **{"welch_lo": -d.welch_hi, "welch_hi": -d.welch_lo},
+        terms=tuple((-weight, sample) for weight, sample in d.terms),
     )
+    verdict = {AHEAD: BEHIND, BEHIND: AHEAD}.get(a.verdict, a.verdict)
+    adjusted = replace(a, lo=-a.hi, hi=-a.lo, verdict=verdict)
+    return NormComparison(one.batch, one.other, one.cell, turned, adjusted)
 
 
 def untested_lead(
@@ -197,27 +188,19 @@ def seeds_at_chance(cell: Cell) -> int:
     return sum(low <= 1 / cell.classes for low in lows)
 
 
-def _by_batch(line: Series) -> dict[int, Cell]:
-    return {cell.key["batch"]: cell for cell in line.cells if cell.scored}
-
-
 def places(setting: ComparisonGroup, margin: float = MARGIN) -> list[BatchVerdict]:
     """Return the batch sizes at which two norms or more have a finished seed, ascending."""
     number = {id(line): i for i, line in enumerate(setting.lines)}
-    found = [
-        (number[id(line)], number[id(setting.bn)], one)
-        for line, pairs in setting.pairs
-        for one in pairs
-    ]
+    pairs = [(line, setting.bn, one) for line, of_line in setting.pairs for one in of_line]
     over: dict[int, dict[tuple[int, int], NormComparison]] = {}
-    found += [(number[id(a)], number[id(b)], one) for a, b, one in setting.other_pairs]
-    for i, j, one in found:
+    for a, b, one in [*pairs, *setting.other_pairs]:
+        i, j = number[id(a)], number[id(b)]
         if one.adjusted.verdict != UNTESTED:
             over.setdefault(one.batch, {}).update({(i, j): one, (j, i): flipped(one)})
     at: dict[int, dict[int, Cell]] = {}
     for i, line in enumerate(setting.lines):
-        for batch, cell in _by_batch(line).items():
-            at.setdefault(batch, {})[i] = cell
+        for cell in (cell for cell in line.cells if cell.scored):
+            at.setdefault(cell.key["batch"], {})[i] = cell
     return [
         BatchVerdict(batch, cells, over.get(batch, {}), margin, _at_chance(setting, cells))
         for batch, cells in sorted(at.items())
@@ -237,35 +220,31 @@ def _lowest(setting: ComparisonGroup, cell: Cell) -> float:
     """
     lo, _ = with_images(setting.samples[id(cell)])
     if lo != lo:
-        lo, _ = binomial_interval(mean(cell), cell.test_images)
+        lo, _ = binomial_interval(cell.mean, cell.test_images)
     return lo if lo == lo else cell.scored_mean.lo
 
 
 def stretches(found: Sequence[BatchVerdict], bn: int | None) -> list[Stretch]:
     """Return the batch sizes as few stretches, in order; bn: the line that is BN.
 
-    From the left, as many batch sizes of one kind as one leader allows: of the norms that are
-    candidates at all of them that with the highest mean over them. BN must fare alike beside it at
-    all of them, and half of those that it leads at any of them it must lead at all of them.
+    From the left, as many batch sizes of one kind as one leader allows, of the candidates that with
+    the highest mean. BN must fare alike beside it at all of them, and half of those that it leads
+    at any of them it must lead at all of them.
     """
-    found_stretches: list[Stretch] = []
-    left = list(found)
+    left, merged = list(found), []
     while left:
         runs = (left[:n] for n in range(len(left), 0, -1))
-        found_stretches.append(next(one for run in runs if (one := _as_one(run, bn))))
-        left = left[len(found_stretches[-1].places) :]
-    last, first = found[-1:], found[:1]
-    return [
-        replace(one, from_end=one.places[-1:] == last and one.places[:1] != first)
-        for one in found_stretches
-    ]
+        merged.append(next(one for run in runs if (one := _as_one(run, bn))))
+        left = left[len(merged[-1].places) :]
+    if len(merged) > 1:
+        merged[-1] = replace(merged[-1], from_end=True)
+    return merged
 
 
 def _as_one(run: list[BatchVerdict], bn: int | None) -> Stretch | None:
-    kinds = {place.kind for place in run}
-    if len(kinds) > 1:
+    if len({place.kind for place in run}) > 1:
         return None
-    (kind,) = kinds
+    kind = run[0].kind
     if kind in (CHANCE, NOT_TESTED):
         return Stretch(kind, None, run)
     fit = set.intersection(*(set(place.candidates) for place in run))

@@ -8,20 +8,18 @@ the test set, that at the chosen rate stands for it.
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from gnexp.analysis import statistics
 from gnexp.analysis.cells import Cell, cells, is_trial, key_text, row_order
-from gnexp.analysis.comparisons import scored_by_seed
-from gnexp.analysis.tables.table import Row
 from gnexp.store import lr_choices
 from gnexp.store.files import CorruptFile
 from gnexp.store.lr_choices import BEST, LRChoice, best_rate, recorded_choices
 from gnexp.store.study import Record, Study
 
+Row = dict[str, Any]
 GOOD = 0.02  # a rate is good when its accuracy is at most this far below the best one's
-_ENDS = {"": "mean", "_lo": "lo", "_hi": "hi"}
 TUNED = "tuned"
 
 
@@ -43,7 +41,7 @@ class TunedCell:
         """The rate with the best mean, which is the chosen one under the rule of that name."""
         if self.choice.rule == BEST:
             return self.rate
-        diverged = [rate for rate, cell in self.trials.items() if cell.of("diverged")]
+        diverged = [rate for rate, cell in self.trials.items() if cell.diverged]
         return best_rate({rate: cell.scored for rate, cell in self.trials.items()}, diverged)
 
     @property
@@ -55,9 +53,9 @@ class TunedCell:
         return bool({self.rate, self.best} & {min(self.trials), max(self.trials)})
 
     @property
-    def trial_budget(self) -> tuple[int, int]:
+    def trial_budget(self) -> Row:
         """The epochs of each trial, and the images of an epoch."""
-        return _budget(next(iter(self.trials.values())))
+        return _budget("trial", next(iter(self.trials.values())))
 
 
 def test_runs(study: Study) -> list[Record]:
@@ -68,29 +66,23 @@ def test_runs(study: Study) -> list[Record]:
 def tuned_cells(study: Study, extras: Sequence[str]) -> list[TunedCell]:
     """Return the cells whose rates were chosen, as the study's folder has it written down.
 
-    extras: the keys beyond BASE that tell cells apart. Those cells that have ended seeds at two
-    rates or more; what cannot be read counts as not there.
+    extras: the keys beyond BASE that tell cells apart. Of those that have ended seeds at two rates
+    or more; what cannot be read counts as not there.
     """
     try:
         choices = recorded_choices(study.folder)
-    except (
-        CorruptFile,
-        KeyError,
-        TypeError,
-        ValueError,
-    ):  # the command that trained it writes it anew
-        return []
+    except (CorruptFile, KeyError, TypeError, ValueError):
+        return []  # the command that trained it writes it anew
     by_name = {record.name: record for record in study.runs}
     found = []
     for choice in choices:
         records = [by_name[name] for name in choice.trials.values() if name in by_name]
         some = cells(records, extras)
-        trials = {c.record.config.get("lr"): c for c in some if c.scored}
+        trials = {cell.record.config.get("lr"): cell for cell in some if cell.scored}
         if len(trials) > 1 and choice.rate in trials:
-            ordered = {rate: trials[rate] for rate in sorted(trials)}
             key = _without_rate(some[0])
             key |= {name: value for name, value in choice.budget.items() if name in key}
-            found.append(TunedCell(key, ordered, choice))
+            found.append(TunedCell(key, dict(sorted(trials.items())), choice))
     return sorted(found, key=lambda each: row_order(each.key))
 
 
@@ -117,8 +109,8 @@ def at_chosen_lr(judged: Sequence[Cell], tuned: Sequence[TunedCell]) -> list[Cel
             key = {**cell.key, "lr": TUNED, "tuned": True}
             kept.append(dataclasses.replace(cell, key=key))
     if all(cell.key["tuned"] for cell in kept):
-        keys = [{k: v for k, v in cell.key.items() if k not in ("lr", "tuned")} for cell in kept]
-        kept = [dataclasses.replace(cell, key=key) for cell, key in zip(kept, keys)]
+        for cell in kept:
+            del cell.key["lr"], cell.key["tuned"]
     return sorted(kept, key=lambda cell: row_order(cell.key))
 
 
@@ -129,35 +121,27 @@ def _without_rate(cell: Cell) -> dict[str, Any]:
 def tuning_rows(tuned: Iterable[TunedCell]) -> list[Row]:
     """Return one row per tuned cell and rate: the accuracy on images held out, over tuning seeds.
 
-    Fractions; a diverged seed counts at chance. Two seeds know little of their spread, so the
-    interval is made with the standard deviation that the cell's rates have in common; a rate at
-    which a seed diverged has its own.
+    Two seeds know little of their spread, so the interval is made with the standard deviation that
+    the cell's rates have in common; a rate at which a seed diverged has its own.
     """
-    rows = []
-    for each in tuned:
-        sd, dof = lr_choices.pooled_sd(
-            [cell.scored for cell in each.trials.values() if not cell.of("diverged")]
-        )
-        for rate, cell in each.trials.items():
-            interval = cell.scored_mean.within(0, 1)
-            if sd > 0 and not cell.of("diverged"):
-                half = statistics.t_quantile(0.975, dof) * sd / math.sqrt(interval.n)
-                lo, hi = interval.mean - half, interval.mean + half
-                interval = dataclasses.replace(interval, sd=sd, lo=lo, hi=hi).within(0, 1)
-            chosen = rate == each.rate
-            rows.append(
-                {
-                    **each.key,
-                    "lr": rate,
-                    **dict(zip(("trial_epochs", "trial_images"), each.trial_budget)),
-                    "n": interval.n,
-                    "n_diverged": len(cell.of("diverged")),
-                    **{k: getattr(interval, k) for k in ("mean", "sd", "lo", "hi")},
-                    "chosen": chosen,
-                    "at_edge": chosen and each.at_edge,
-                }
-            )
-    return rows
+    return [row for each in tuned for row in _trial_rows(each)]
+
+
+def _trial_rows(each: TunedCell) -> Iterator[Row]:
+    steady = [cell.scored for cell in each.trials.values() if not cell.diverged]
+    sd, dof = lr_choices.pooled_sd(steady)
+    for rate, cell in each.trials.items():
+        interval = cell.scored_mean
+        if sd > 0 and not cell.diverged:
+            half = statistics.t_quantile(0.975, dof) * sd / math.sqrt(interval.n)
+            lo, hi = interval.mean - half, interval.mean + half
+            interval = dataclasses.replace(interval, sd=sd, lo=lo, hi=hi)
+        chosen = rate == each.rate
+        yield {
+            **{**each.key, "lr": rate, **each.trial_budget, "n_diverged": cell.diverged},
+            **vars(interval.within(0, 1)),
+            **{"chosen": chosen, "at_edge": chosen and each.at_edge},
+        }
 
 
 def choice_rows(
@@ -165,68 +149,56 @@ def choice_rows(
 ) -> list[Row]:
     """Return one row per tuned cell: the choice, how wide the good region is, what tuning gained.
 
-    judged: the cells on the test set, at whatever rate. tried: tuning_rows(tuned). The gap is the
-    accuracy at the chosen rate minus that at the untuned one, over the seeds that both have, with
-    its 95 % t interval.
+    judged: the cells on the test set, at whatever rate. tried: tuning_rows(tuned).
     """
     by_key: dict[str, dict[float, Cell]] = {}
     for cell in judged:
         by_key.setdefault(key_text(_without_rate(cell)), {})[cell.key.get("lr")] = cell
-    rows = []
     chosen = [row for row in tried if row["chosen"]]
-    for each, best in zip(tuned, chosen, strict=True):
-        means = {lr: c.scored_mean.mean for lr, c in each.trials.items()}
-        found = by_key.get(key_text(each.key), {})
-        run = _budget(found[each.rate]) if each.rate in found else (None, None)
-        untuned = each.choice.untuned_rate
-        rows.append(
-            {
-                **each.key,
-                "lr": each.rate,
-                "rates": len(each.trials),
-                "at_edge": each.at_edge,
-                **good_region(means, each.best),
-                "rule": each.choice.rule,
-                **dict(zip(("trial_epochs", "trial_images"), each.trial_budget)),
-                **dict(zip(("run_epochs", "run_images"), run)),
-                "n_tuning": best["n"],
-                **{f"validation{end}": best[k] for end, k in _ENDS.items()},
-                **_level(found.get(each.rate), "test"),
-                "untuned_lr": untuned,
-                **_level(found.get(untuned), "untuned"),
-                **_gap(found.get(each.rate), found.get(untuned)),
-            }
-        )
-    return rows
+    return [
+        _choice_row(each, best, by_key.get(key_text(each.key), {}))
+        for each, best in zip(tuned, chosen, strict=True)
+    ]
 
 
-def _budget(cell: Cell) -> tuple[int, int]:
+def _choice_row(each: TunedCell, trial: Row, found: Mapping[float, Cell]) -> Row:
+    rate = each.choice.untuned_rate
+    chosen, untuned = found.get(each.rate), found.get(rate)
+    means = {lr: cell.scored_mean.mean for lr, cell in each.trials.items()}
+    return {
+        **{**each.key, "lr": each.rate, "rates": len(each.trials), "at_edge": each.at_edge},
+        **{**good_region(means, each.best), "rule": each.choice.rule, **each.trial_budget},
+        **_budget("run", chosen),
+        **{"n_tuning": trial["n"], "validation": trial["mean"]},
+        **{"validation_lo": trial["lo"], "validation_hi": trial["hi"]},
+        **{**_level(chosen, "test"), "untuned_lr": rate, **_level(untuned, "untuned")},
+        **_gap(chosen, untuned),
+    }
+
+
+def _budget(of: str, cell: Cell | None) -> Row:
     """Return the epochs of a run, and the images of an epoch."""
-    return cell.record.config["epochs"], cell.record.result["data"]["train"]
+    epochs, images = None, None
+    if cell:
+        epochs, images = cell.record.config["epochs"], cell.record.result["data"]["train"]
+    return {f"{of}_epochs": epochs, f"{of}_images": images}
 
 
-def _level(cell: Cell | None, name: str) -> dict[str, Any]:
+def _level(cell: Cell | None, name: str) -> Row:
     interval = statistics.t_interval(cell.scored if cell else []).within(0, 1)
     return {f"n_{name}": interval.n, **interval.columns(name)}
 
 
-def _gap(chosen: Cell | None, untuned: Cell | None) -> dict[str, Any]:
+def _gap(chosen: Cell | None, untuned: Cell | None) -> Row:
     """Return the paired difference; exactly 0 where the untuned rate was chosen."""
-    if chosen is None or untuned is None or chosen is untuned:
-        same = chosen is not None and chosen is untuned
-        return {
-            "n_gap": 0,
-            "gap": 0.0 if same else math.nan,
-            "gap_lo": math.nan,
-            "gap_hi": math.nan,
-        }
-    a, b = scored_by_seed(chosen), scored_by_seed(untuned)
-    gaps = [a[seed] - b[seed] for seed in sorted({*a} & {*b})]
-    interval = statistics.t_interval(gaps).within(-1, 1)
+    if chosen and chosen is untuned:
+        return {"n_gap": 0, **statistics.t_interval([]).columns("gap"), "gap": 0.0}
+    both = statistics.shared(chosen.scores, untuned.scores) if chosen and untuned else {}
+    interval = statistics.t_interval([a - b for a, b in both.values()]).within(-1, 1)
     return {"n_gap": interval.n, **interval.columns("gap")}
 
 
-def good_region(means: Mapping[float, float], best: float) -> dict[str, Any]:
+def good_region(means: Mapping[float, float], best: float) -> Row:
     """Return where accuracy is within GOOD of the best rate's: {good_lo, good_hi, ...}.
 
     means: {rate: accuracy}; best: one of the rates. Between two rates the accuracy is taken to be
@@ -238,13 +210,9 @@ def good_region(means: Mapping[float, float], best: float) -> dict[str, Any]:
     least, at = means[best] - GOOD, rates.index(best)
     lo, lo_open = _border(rates[at::-1], means, least)
     hi, hi_open = _border(rates[at:], means, least)
-    ends = {(True, True): "both", (True, False): "lo", (False, True): "hi"}
-    return {
-        "good_lo": lo,
-        "good_hi": hi,
-        "good_octaves": math.log2(hi / lo),
-        "good_open": ends.get((lo_open, hi_open), ""),
-    }
+    opened = "both" if lo_open and hi_open else "lo" * lo_open + "hi" * hi_open
+    octaves = math.log2(hi / lo)
+    return {"good_lo": lo, "good_hi": hi, "good_octaves": octaves, "good_open": opened}
 
 
 def octaves(width: float, good_open: str) -> str:

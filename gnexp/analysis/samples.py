@@ -51,36 +51,30 @@ def samples(cells: Iterable[Cell]) -> dict[int, Sample]:
     several = [cell for cell in cells if len(cell.scored) > 1]
     spreads = {}
     if several:
-        variance = np.array([np.var(cell.scored, ddof=1) for cell in several])
+        own = np.array([np.var(cell.scored, ddof=1) for cell in several])
         own_dof = np.array([len(cell.scored) - 1.0 for cell in several])
         shared = np.array([not keeps_own_variance(cell) for cell in several])
-        moderated = zip(*moderate(variance, own_dof, shared), own_dof)
-        spreads = {
-            id(cell): (float(own), float(v), float(dof), float(dof - own_dof))
-            for cell, own, (v, dof, own_dof) in zip(several, variance, moderated)
-        }
-    unknown = (math.nan, math.nan, 0.0, 0.0)
+        variance, dof = moderate(own, own_dof, shared)
+        columns = np.stack([own, variance, dof, dof - own_dof], axis=1).tolist()
+        spreads = {id(cell): spread for cell, spread in zip(several, columns)}
+    unknown = [math.nan, math.nan, 0.0, 0.0]
     return {id(cell): _sample(cell, spreads.get(id(cell), unknown)) for cell in cells}
 
 
-def _sample(cell: Cell, spread: tuple[float, float, float, float]) -> Sample:
-    record, scored = cell.record, cell.scored
-    held_out = getattr(record, "config", {}).get("data", {}).get("validation")
-    test_set = f"{record.result.get('data', {}).get('checksum')} {held_out}"
-    score_N, rest = _over_images(cell)
-    mean = math.fsum(scored) / len(scored)
-    tested = (cell.test_images, test_set, score_N, rest)
-    return Sample(mean, len(scored), *spread, keeps_own_variance(cell), *tested)
+def _sample(cell: Cell, spread: Sequence[float]) -> Sample:
+    held_out = getattr(cell.record, "config", {}).get("data", {}).get("validation")
+    test_set = f"{cell.record.result.get('data', {}).get('checksum')} {held_out}"
+    tested = (cell.test_images, test_set, *_over_images(cell))
+    return Sample(cell.mean, len(cell.scored), *spread, keeps_own_variance(cell), *tested)
 
 
 def _over_images(cell: Cell) -> tuple[np.ndarray | None, float]:
     """Return score_N and rest of a Sample; (None, nan) where not every seed's images are known."""
-    correct = cell.correct
+    correct = [*cell.correct.values()]
     if not correct or len(correct) < len(cell.accuracies):
         return None, math.nan
-    diverged = len(cell.of("diverged"))
-    score_N, rest = over_images(np.stack([*correct.values()]))
-    share = len(correct) / (len(correct) + diverged)
+    score_N, rest = over_images(np.stack(correct))
+    share = len(correct) / (len(correct) + cell.diverged)
     return (share * score_N + (1 - share) / cell.classes).astype(np.float32), share**2 * rest
 
 
@@ -101,26 +95,33 @@ def over_images(right_SN: np.ndarray) -> tuple[np.ndarray, float]:
 def image_variance(terms: Sequence[tuple[float, Sample]]) -> tuple[float, float, str]:
     """Return what other test images add to the variance of sum weight x accuracy, its dof, and how.
 
-    terms: (weight, sample). CROSSED: from which images each network is right about, over samples of
-    one test set together, so that images hard for both sides of a difference cancel. BOUND, where
-    only the accuracies are known: W^2 p (1 - p) / N of each side, W its weights in sum and p its
-    mean accuracy; it assumes that all seeds of a side err on the same images, and that no image is
-    easier for one side because it is hard for the other. (0, inf, "") where N is unknown.
+    CROSSED: from which images each network is right about, over samples of one test set together,
+    so that images hard for both sides of a difference cancel. BOUND, where only the accuracies are
+    known: W^2 p (1 - p) / N of each side, W its weights in sum and p its mean accuracy, as if all
+    seeds of a side erred on the same images. (0, inf, "") where N is unknown.
     """
     if any(sample.images < 2 for _, sample in terms):
         return 0.0, math.inf, ""
-    total, images = 0.0, min(sample.images for _, sample in terms)
-    crossed = all(sample.score_N is not None for _, sample in terms)
-    for test_set in dict.fromkeys(sample.test_set for _, sample in terms):
-        of_set = [(w, sample) for w, sample in terms if sample.test_set == test_set]
-        n = of_set[0][1].images
-        if crossed:
-            score_N = sum(w * sample.score_N for w, sample in of_set)
-            rest = sum(w * w * sample.rest for w, sample in of_set)
-            total += max(0.0, float(np.var(score_N, ddof=1, dtype=np.float64)) - rest) / n
-            continue
-        for side in ([t for t in of_set if t[0] > 0], [t for t in of_set if t[0] < 0]):
-            weight = sum(abs(w) for w, _ in side)
-            p = sum(abs(w) * sample.mean for w, sample in side) / weight if weight else 0.0
-            total += weight**2 * max(p * (1 - p), 0.0) / n
-    return total, images - 1.0, CROSSED if crossed else BOUND
+    images = min(sample.images for _, sample in terms)
+    sets: dict[str, list[tuple[float, Sample]]] = {}
+    for term in terms:
+        sets.setdefault(term[1].test_set, []).append(term)
+    if all(sample.score_N is not None for _, sample in terms):
+        return sum(map(_crossed, sets.values())), images - 1.0, CROSSED
+    sides = [[t for t in of if (t[0] > 0) == up] for of in sets.values() for up in (True, False)]
+    return sum(_bound(side) for side in sides if side), images - 1.0, BOUND
+
+
+def _crossed(terms: Sequence[tuple[float, Sample]]) -> float:
+    """Return the variance of a sum over one test set, of whose images it is known who is right."""
+    score_N = sum(w * sample.score_N for w, sample in terms)
+    rest = sum(w * w * sample.rest for w, sample in terms)
+    variance = float(np.var(score_N, ddof=1, dtype=np.float64)) - rest
+    return max(0.0, variance) / terms[0][1].images
+
+
+def _bound(side: Sequence[tuple[float, Sample]]) -> float:
+    """Return the largest variance that one side of a difference can have over one test set."""
+    weight = sum(abs(w) for w, _ in side)
+    p = sum(abs(w) * sample.mean for w, sample in side) / weight
+    return weight**2 * max(p * (1 - p), 0.0) / side[0][1].images

@@ -6,11 +6,13 @@ Student's t throughout, because seeds are few. What too few values cannot give i
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
+T = TypeVar("T")
 FLAT, LOWER, HIGHER, UNDECIDED = "flat within 1 point", "lower", "higher", "undecided"
 
 
@@ -73,11 +75,17 @@ def t_interval(values: Sequence[float], level: float = 0.95) -> Interval:
     return Interval(mean, sd, n, mean - half, mean + half)
 
 
+def shared(*tables: Mapping[int, T]) -> dict[int, tuple[T, ...]]:
+    """Return {seed: its values in the tables}, of the seeds that all of them have, ascending."""
+    seeds = set.intersection(*map(set, tables)) if tables else ()
+    return {seed: tuple(table[seed] for table in tables) for seed in sorted(seeds)}
+
+
 def jackknife(n: int, statistic: Callable[[Sequence[int]], float]) -> Interval:
     """Return statistic(all of range(n)) with the 95 % t interval of the delete-one jackknife.
 
-    half-width = t_{n-1} * sqrt((n-1)/n * sum (s_i - mean s)^2), s_i the statistic without i; for
-    a mean it is the ordinary t interval. No interval for n = 1 or where an s_i is not finite.
+    half-width = t_{n-1} * sqrt((n-1)/n * sum (s_i - mean s)^2), s_i the statistic without i. No
+    interval for n = 1 or where an s_i is not finite.
     """
     if n == 0:
         return t_interval([])
@@ -93,9 +101,9 @@ def jackknife(n: int, statistic: Callable[[Sequence[int]], float]) -> Interval:
 def ratio_interval(pairs: Sequence[tuple[float, float]]) -> Interval:
     """Return sum a / sum b of n pairs (a, b) with Fieller's 95 % interval.
 
-    It holds the ratios r for which the t test of mean(a - r b) = 0 does not reject, so it covers as
-    that test does, however near 0 b comes. The ratio is nan unless mean b is positive; the interval
-    is nan for n = 1, and where it has no ends, the t interval of mean b reaching 0. sd: nan.
+    It holds the ratios r for which the t test of mean(a - r b) = 0 does not reject. The ratio is
+    nan unless mean b is positive; the interval is nan for n = 1, and where the t interval of mean b
+    reaches 0. sd: nan.
     """
     n = len(pairs)
     a, b = np.asarray(pairs, dtype=np.float64).reshape(n, 2).T
@@ -112,11 +120,9 @@ def ratio_interval(pairs: Sequence[tuple[float, float]]) -> Interval:
 
 
 def binomial_interval(accuracy: float, n: int, level: float = 0.95) -> tuple[float, float]:
-    """Return Wilson's score interval for a proportion of n independent trials.
+    """Return Wilson's score interval for a proportion of n independent trials, within [0, 1].
 
-    (p + z^2/2n +- z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n), within [0, 1]. It says how far the
-    choice of test images moves one network's accuracy; nothing about another seed.
-    Source: formula as in R's cicalc::ci_prop_wilson.
+    It says how far the choice of test images moves one network's accuracy, not another seed.
     """
     from scipy.special import ndtri
 
@@ -134,9 +140,8 @@ def equivalence(
 ) -> tuple[float, float, float]:
     """Return (lo90, hi90, p) of two one-sided tests that a difference lies within +-margin.
 
-    p is the larger of the two one-sided p values; p < 0.05 exactly when the 90 % interval lies
-    inside the margin. nan without spread: no spread at all (every seed at chance, say) is no
-    knowledge of the spread.
+    p < 0.05 exactly when the 90 % interval lies inside the margin. nan without spread: no spread at
+    all (every seed at chance, say) is no knowledge of the spread.
     Source: SAS/STAT user's guide, TTEST procedure, "TOST equivalence test".
     """
     from scipy.special import stdtr
@@ -159,11 +164,9 @@ def fit_exponent(
 
     batch_sizes, values: positive, one per point. log_errors: standard errors of log(value).
     groups: which points share an intercept (a seed has its own level but the common law).
-    slope = sum w x y / sum w x^2 with x, y centred at their group's weighted mean, w = 1/error^2;
-    se^2 = max(1, chi2/dof) / sum w x^2 (the scale factor: scatter beyond the errors widens the
-    interval, luck never narrows it), dof = points - groups - 1; intervals by Student's t.
-    slope and se are nan when no group has two batch sizes, the intervals when dof is 0.
-    Raises ValueError for a value or an error that is not positive.
+    se^2 = max(1, chi2/dof) / sum w x^2: scatter beyond the errors widens the interval, luck never
+    narrows it; dof = points - groups - 1. slope and se are nan when no group has two batch sizes,
+    the intervals when dof is 0. Raises ValueError for a value or an error that is not positive.
     """
     x, y, e = (np.asarray(v, dtype=np.float64) for v in (batch_sizes, values, log_errors))
     if not (np.all(x > 0) and np.all(y > 0) and np.all(e > 0)):

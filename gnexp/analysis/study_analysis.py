@@ -41,9 +41,6 @@ from gnexp.analysis.run_history import seconds_per_1000, training_curves
 from gnexp.store.study import Record, Study
 
 Row = dict[str, Any]
-# Rows that figures draw of cells and series; learning rates are of cells of their own.
-_OF_SERIES = ("gradient_variance", "exponents", "decomposition", "shift_summary", "classes")
-_OF_SERIES += ("batches", "two_batches")
 
 
 @dataclass
@@ -126,14 +123,10 @@ class StudyAnalysis:
         return [record for cell in self.cells for record in cell.records]
 
     def of_series(self, kept: Sequence[Series]) -> "StudyAnalysis":
-        """Return the analysis of some of the series; rows for figures are taken from this one."""
+        """Return the analysis of some of the series, for figures."""
         names = {cell.record.name for line in kept for cell in line.cells}
         own = [cell for cell in self.cells if cell.record.name in names]
-        part = replace(self, cells=own, series=kept)
-        for name in _OF_SERIES:
-            setattr(part, name, _rows_of(own, getattr(self, name)))
-        part.tuning, part.chosen_rates = self.tuning, self.chosen_rates
-        return part
+        return replace(self, cells=own, series=kept)
 
 
 def study_analysis(
@@ -145,17 +138,3 @@ def study_analysis(
     compared = at_chosen_lr(test_cells, tuned)
     found = series(compared)
     return StudyAnalysis(study, tuned, test_cells, compared, found, reference_batch, margin)
-
-
-def _rows_of(own: Sequence[Cell], rows: Sequence[Row]) -> list[Row]:
-    """Return the rows that belong to the series of these cells."""
-    names = [name for name in (own[0].key if own else ()) if name not in ("batch", "update_batch")]
-    wanted: dict[tuple[str, ...], set[tuple[str, ...]]] = {}
-    kept = []
-    for row in rows:
-        here = tuple(name for name in names if name in row)
-        if here not in wanted:
-            wanted[here] = {tuple(repr(cell.key.get(name)) for name in here) for cell in own}
-        if tuple(repr(row[name]) for name in here) in wanted[here]:
-            kept.append(row)
-    return kept

@@ -85,7 +85,7 @@ def fingerprint(analysis: StudyAnalysis, formats: Sequence[str] = FORMATS) -> st
 def _makers() -> str:
     """Return a digest of the code that makes reports, and of its libraries' versions."""
     package = Path(__file__).parents[1]
-    kinds, parts = ("py", "j2", "txt", "css", "js"), ("store", "analysis", "report")
+    kinds, parts = ("py", "j2", "txt", "toml", "css", "js"), ("store", "analysis", "report")
     sources = sorted(p for part in parts for k in kinds for p in (package / part).rglob(f"*.{k}"))
     versions = [f"{name} {metadata.version(name)}" for name in _LIBRARIES]
     text = "\n".join([*versions, *(_digest(path) for path in sources)])

@@ -6,9 +6,7 @@ from pathlib import Path
 
 from gnexp.analysis.eval_split import for_split
 from gnexp.analysis.study_analysis import StudyAnalysis
-from gnexp.analysis.tables.accuracy import build_tables
-from gnexp.analysis.tables.lr_search import LR_TABLES
-from gnexp.analysis.tables.shift_and_decomposition import WHY_TABLES
+from gnexp.analysis.tables.build import LR_TABLES, WHY_TABLES, build_tables
 from gnexp.analysis.tables.table import Table, write_table_files
 from gnexp.report.figures import accuracy, batch_vs_update_batch, lr_search, shift
 from gnexp.report.figures.style import captions_of, write_figures

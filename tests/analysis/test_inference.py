@@ -1,5 +1,6 @@
 """Differences, their families and their sizes: closed forms, scipy, and simulated errors."""
 
+import base64
 import importlib.util
 import math
 from pathlib import Path
@@ -93,15 +94,6 @@ def test_no_interval_leaves_what_a_difference_can_be():
     assert (costs.lo, costs.hi) == (-2.0, 2.0)  # of two differences
 
 
-def test_holm_is_the_textbook_example_and_ignores_what_has_no_p():
-    # By hand: 0.01 x 4, then max(0.04, 0.02 x 3), max(0.06, 0.022 x 2), max(0.06, 0.9).
-    assert holm([0.02, math.nan, 0.01, 0.9, 0.022]) == pytest.approx(
-        [0.06, math.nan, 0.04, 0.9, 0.06], rel=REL, nan_ok=True
-    )
-    assert holm([]) == []
-    assert holm([0.7, 0.8]) == [1.0, 1.0]
-
-
 def test_holm_rejects_what_a_step_down_by_hand_rejects():
     rng = np.random.default_rng(0)
     for _ in range(300):
@@ -111,7 +103,11 @@ def test_holm_rejects_what_a_step_down_by_hand_rejects():
             if p[index] > 0.05 / (len(p) - step):
                 break
             rejected.add(int(index))
-        assert {i for i, adjusted in enumerate(holm(list(p))) if adjusted <= 0.05} == rejected
+        adjusted = holm([math.nan, *p])  # what has no p does not count
+        assert math.isnan(adjusted[0])
+        assert {i for i, one in enumerate(adjusted[1:]) if one <= 0.05} == rejected
+        assert max(adjusted[1:]) <= 1
+    assert holm([]) == []
 
 
 def test_an_interval_lies_on_one_side_of_0_exactly_when_holm_rejects():
@@ -235,14 +231,14 @@ def test_a_family_errs_in_about_5_percent_of_studies_and_holds_the_truth_togethe
         assert row.get("coverage", 1.0) >= 0.93 - slack, row
 
 
-@pytest.mark.parametrize(("cells", "least"), [(28, 0.80), (10, 0.80), (4, 0.80), (2, 0.80)])
-def test_a_lead_of_five_spreads_is_decided_with_three_seeds(cells, least):
+@pytest.mark.parametrize("cells", [28, 10, 4, 2])
+def test_a_lead_of_five_spreads_is_decided_with_three_seeds(cells):
     norms, batches = simulation.GRIDS[cells]
     rng = np.random.default_rng(cells)
     row = next(
         simulation.simulate(rng, simulation.SCENARIOS[0], norms, batches, np.full(cells, 3), 1500)
     )
-    assert row["power"] > least
+    assert row["power"] > 0.80
 
 
 @pytest.mark.parametrize("cells", [28, 4])
@@ -269,15 +265,6 @@ def test_the_simulated_decisions_are_those_of_the_report(cells):
 
 def covered(estimates, truth=0.0):
     return np.mean([one.lo <= truth <= one.hi for one in estimates])
-
-
-@pytest.mark.parametrize("n", SEEDS)
-@pytest.mark.parametrize("scale", [1.0, 4.0])
-def test_welchs_interval_covers_about_95_percent_and_is_conservative_at_three(n, scale):
-    rng = np.random.default_rng([n, int(scale)])
-    a, b = rng.normal(0, 0.01, (STUDIES, n)), rng.normal(0, 0.01 * scale, (STUDIES, n))
-    found = [welch_difference(x, y) for x, y in zip(a, b)]
-    assert 0.93 < covered(found) < (0.98 if n == 3 else 0.97)
 
 
 def crossed_draw(rng, n, images, shared, seed_sd, cells=2):
@@ -339,13 +326,22 @@ def test_the_bound_is_that_of_each_side_and_other_test_sets_do_not_cancel():
     assert image_variance([(1.0, sample([0.8, 0.9]))]) == (0.0, math.inf, "")
 
 
+def in_base64(right):
+    return base64.b64encode(np.packbits(right).tobytes()).decode()
+
+
 def test_a_cell_reads_which_images_its_seeds_are_right_about_and_counts_a_diverged_one_at_chance():
     right = np.random.default_rng(1).random((2, 40)) < 0.7
     record = SimpleNamespace(
         result={"data": {"classes": list("abcd"), "test": 40}, "pools": ""}, config={}
     )
     seeds = [
-        {"seed": s, "status": "complete", "test_acc": r.mean(), "correct": base64_bits(r)}
+        {
+            "seed": s,
+            "status": "complete",
+            "test_acc": r.mean(),
+            "correct": base64.b64encode(np.packbits(r).tobytes()).decode(),
+        }
         for s, r in enumerate(right)
     ]
     seeds.append({"seed": 2, "status": "diverged", "test_acc": None})
@@ -356,12 +352,6 @@ def test_a_cell_reads_which_images_its_seeds_are_right_about_and_counts_a_diverg
     assert found.mean == pytest.approx(expected.mean(), rel=1e-6)
     seeds[0].pop("correct")
     assert samples([cell])[id(cell)].score_N is None
-
-
-def base64_bits(right):
-    import base64
-
-    return base64.b64encode(np.packbits(right).tobytes()).decode()
 
 
 @pytest.mark.parametrize("n", SEEDS)
@@ -393,12 +383,7 @@ def test_the_seeds_needed_are_the_fewest_that_do(sd):
     half = {k: stats.t.ppf(0.975, k - 1) * sd / math.sqrt(k) for k in range(2, n + 1)}
     assert half[n] <= 0.005
     assert all(width > 0.005 for k, width in half.items() if k < n)
-
-
-def test_an_unknown_or_absent_spread_needs_no_known_number_of_seeds_and_advice_ends_at_30():
-    assert math.isnan(seeds_needed(math.nan))
-    assert math.isnan(seeds_needed(0.0))
-    assert math.isinf(seeds_needed(0.1))
+    assert (seeds_needed(0.1), math.isnan(seeds_needed(0.0))) == (math.inf, True)  # beyond 30
 
 
 @pytest.mark.parametrize("family", [1, 21])

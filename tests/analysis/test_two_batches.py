@@ -1,57 +1,19 @@
-"""Two batch sizes apart: the statistics' share of a fall, the optimizer's, and who has none."""
+"""Two batch sizes apart: the statistics' share of a fall, and the optimizer's."""
 
-import functools
 import math
 
 import numpy as np
 import pytest
-import torch
 from evidence_series import make_series
 from omegaconf import OmegaConf
 
 from gnexp.analysis.batch_vs_update_batch import two_batches_rows
 from gnexp.analysis.cells import Series
-from gnexp.analysis.tables.batch_vs_update_batch import two_batches_table
-from gnexp.data.seeding import generator
-from gnexp.models.resnet import build_model, initialize
-from gnexp.norms.registry import build_norm
+from gnexp.analysis.tables.build import table
 from gnexp.report.text.summary import two_batches_sentences
-from gnexp.training.stacked_step import StackedStep
 
-UPDATE = 8
-FLOAT64 = 1e-12  # relative, after three updates: the same sums in another order
 SEEDS = 5
 POINTS = 100
-
-
-def trained(norm, batch):
-    """The weights after three updates of 8 images each, seen in batches of `batch`."""
-    model = build_model("resnet8", functools.partial(build_norm, norm), num_classes=4, width=8)
-    initialize(model, generator(0, "test"))
-    draws = torch.Generator().manual_seed(0)
-    x = torch.randn(1, 3, UPDATE, 3, 16, 16, generator=draws, dtype=torch.float64)
-    y = torch.randint(0, 4, (1, 3, UPDATE), generator=draws)
-    step = StackedStep([model.double()], batch, momentum=0.9, weight_decay=5e-4)
-    step.run(x, y, [[0.05]] * 3)
-    return {name: p.detach().clone() for name, p in step.model(0).named_parameters()}
-
-
-def apart(a, b):
-    scale = {name: p.abs().max().clamp_min(1e-3) for name, p in a.items()}
-    return max(((a[name] - b[name]).abs().max() / scale[name]).item() for name in a)
-
-
-@pytest.mark.parametrize("norm", ["gn", "ln", "in", "none"])
-def test_norms_that_do_not_mix_examples_coincide_along_the_fixed_update_batch(norm):
-    whole = trained(norm, UPDATE)
-    for batch in (1, 2, 4):
-        assert apart(trained(norm, batch), whole) < FLOAT64
-
-
-def test_batch_norm_does_not_coincide_along_the_fixed_update_batch():
-    whole = trained("bn", UPDATE)
-    distances = [apart(trained("bn", batch), whole) for batch in (1, 2, 4)]
-    assert min(distances) > 1e-2
 
 
 def two_rules(norm_loss, optimizer_loss, diverged=(), gain=0.0):
@@ -129,9 +91,9 @@ def test_one_seed_has_parts_without_an_interval():
 
 def test_a_study_with_one_rule_has_no_row_and_says_why():
     lines = two_rules({1: 30}, {1: 5})[:1]
-    table = two_batches_table(two_batches_rows(lines), ["norm", "batch"])
-    assert table.rows == []
-    assert "experiment=two_batches" in table.empty
+    two_batches = table("two_batches", two_batches_rows(lines), ["norm", "batch"])
+    assert two_batches.rows == []
+    assert "experiment=two_batches" in two_batches.empty
 
 
 def test_the_preset_holds_both_rules_and_the_largest_batch_once():

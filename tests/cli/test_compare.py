@@ -95,8 +95,8 @@ def test_a_cell_of_one_study_alone_is_listed_with_the_reason_and_not_dropped(out
     add_run(out / "b", "bn", 2, draws(0.5, 1), update_batch=64, model="resnet20")
     pairs, alone = match(*both(out), ("a", "b"))
     assert len(pairs) == 4
-    told = [(a.study, a.key["norm"], a.key["update_batch"], a.why) for a in alone]
-    assert told == [(0, "ln", 2, "not in b"), (1, "bn", 64, "not in a")]
+    told = [(a["study"], a["norm"], a["update_batch"], a["why"]) for a in alone]
+    assert told == [("a", "ln", 2, "not in b"), ("b", "bn", 64, "not in a")]
 
 
 def test_what_tells_cells_of_one_study_apart_must_agree_with_the_other(out):
@@ -111,7 +111,7 @@ def test_what_tells_cells_of_one_study_apart_must_agree_with_the_other(out):
                 Run(folder).write_result(stored)
     pairs, alone = match(*both(out), ("a", "b"))
     assert [p.key["norm.momentum_rule"] for p in pairs] == ["batches", "batches", None, None]
-    assert [(a.study, a.key["norm.momentum_rule"]) for a in alone] == [(1, "examples")]
+    assert [(a["study"], a["norm.momentum_rule"]) for a in alone] == [("b", "examples")]
     build_comparison(out, ["a", "b"])
     table = (out / "report/a-vs-b/unmatched.md").read_text()
     assert "| b | BN | 2 | examples | not in a |" in table

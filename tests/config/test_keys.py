@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from gnexp.analysis.cells import _NOT_COMPARED
+from gnexp.analysis.compared_keys import _NOT_COMPARED
 from gnexp.config.identity import as_dict
 from gnexp.config.keys import Key, group, key, keys, value_of, with_value
 from gnexp.config.rules import broken_rules

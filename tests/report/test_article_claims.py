@@ -10,8 +10,7 @@ from test_report import BATCHES, add_gradients, add_run, config, make_demo
 
 from gnexp.analysis.article_claims import COLUMNS, FAILS, HOLDS, UNDECIDED
 from gnexp.analysis.study_analysis import study_analysis
-from gnexp.analysis.tables.accuracy import build_tables
-from gnexp.analysis.tables.article_claims import article_claims_table
+from gnexp.analysis.tables.build import build_tables
 from gnexp.store.study import load_study
 
 
@@ -90,7 +89,7 @@ def test_a_tuned_gn_against_an_untuned_bn_is_a_claim_with_a_warning():
         make_series("ln", draw({2: 78, 32: 79}, seed=3), tuned=True),
         make_series("in", draw({2: 70, 32: 70}, seed=4), tuned=False),
     ]
-    table = article_claims_table(analysis_of(lines).article_claims)
+    table = build_tables(analysis_of(lines))["article_claims"]
     (lead,) = rows_with(table, "GN is the more accurate")
     assert lead["note"] == "the rate of BN was not tuned"
     (between,) = rows_with(table, "between LN and IN")
@@ -187,7 +186,7 @@ def test_the_exponents_interval_is_bonferronis(tmp_path):
     add_gradients(run, "gn", BATCHES)
     analysis = study_analysis(load_study(tmp_path / "s"))
     (fit,) = [r for r in analysis.exponents if r["parameters"] == "all" and r["epoch"] == 4]
-    (row,) = rows_with(article_claims_table(analysis.article_claims), "1 / batch")
+    (row,) = rows_with(build_tables(analysis)["article_claims"], "1 / batch")
     half = stats.t.ppf(1 - 0.05 / (2 * 3), fit["dof"]) * fit["se"]  # all, gamma, beta
     assert row["hi"] - row["value"] == pytest.approx(half, rel=1e-9)
 

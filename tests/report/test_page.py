@@ -11,7 +11,7 @@ from study_reports import build_report
 from test_report import add_gradients, add_run, config
 
 from gnexp.analysis.study_analysis import study_analysis
-from gnexp.analysis.tables.accuracy import build_tables
+from gnexp.analysis.tables.build import build_tables
 from gnexp.analysis.tables.table import Column, Table
 from gnexp.report.page import render as page
 from gnexp.report.page.render import LONG, pack

@@ -15,7 +15,7 @@ from study_reports import build_report, plain_summary
 from gnexp.analysis import cells as grouping
 from gnexp.analysis.gradient_noise import check_rows, exponent_rows, gradient_rows
 from gnexp.analysis.study_analysis import study_analysis
-from gnexp.analysis.tables.accuracy import build_tables
+from gnexp.analysis.tables.build import build_tables
 from gnexp.report.figures import style
 from gnexp.report.figures.accuracy import plot_preview
 from gnexp.report.fingerprint import STAMP

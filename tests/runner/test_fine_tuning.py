@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from gnexp.analysis.cells import cells, series, start_name, varying
+from gnexp.analysis.cells import cells, series
+from gnexp.analysis.compared_keys import start_name, varying
 from gnexp.cli import app
 from gnexp.cli.launchers import from_anywhere
 from gnexp.config.identity import restore

@@ -10,7 +10,7 @@ import pytest
 
 from gnexp.analysis.lr_search import good_region
 from gnexp.analysis.study_analysis import study_analysis
-from gnexp.analysis.tables.lr_search import tuning_tables
+from gnexp.analysis.tables.build import tuning_tables
 from gnexp.config.schema import DataConfig, ModelConfig, TrainConfig, TuningConfig
 from gnexp.data.sources import hold_out, load_images
 from gnexp.runner import lr_search

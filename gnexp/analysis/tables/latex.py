@@ -45,8 +45,9 @@ def latex_table(
     kind = "table*" if letters > COLUMN_LETTERS else "table"
     lines = [
         *("% needs \\usepackage{booktabs,graphicx}", rf"\begin{{{kind}}}", r"\centering", caption),
-        r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
-        *(rf"\begin{{tabular}}{{{spec}}}", *head, *body, r"\bottomrule", r"\end{tabular}}"),
+        r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{"
+        rf"\begin{{tabular}}{{{spec}}}",
+        *(*head, *body, r"\bottomrule", r"\end{tabular}}"),
         rf"\end{{{kind}}}",
     ]
     return "\n".join(lines) + "\n"

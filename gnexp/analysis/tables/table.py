@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gnexp.analysis.cells import NORM_LABELS
 from gnexp.analysis.tables.latex import latex_table
 from gnexp.store.files import write_whole
 
@@ -17,17 +16,6 @@ Unit = Callable[[Any], str]  # how a number is written
 
 PRINTED = 1_000  # rows of a LaTeX table at most: thirty pages
 READ = 5_000  # of a Markdown table, which beyond is shown by nothing
-_HEADERS = {
-    "groups": "Groups",
-    "channels_per_group": "Channels per group",
-    "batch": "Batch",
-    "update_batch": "Update batch",
-    "lr": "Learning rate",
-    "model": "Model",
-    "data": "Data",
-    "data.checksum": "Data checksum",
-    "epsilon": "Epsilon",
-}
 
 
 @dataclass(frozen=True)
@@ -144,50 +132,15 @@ def estimate(row: Row, column: str, unit: Unit = points, n: str = "n") -> str:
 
     n: the column that counts its seeds, shown where it is not the row's n.
     """
-    mean = unit(row.get(column))
-    seeds = f" (n = {row[n]})" if mean and row.get(n, row["n"]) != row["n"] else ""
+    mean, whole = unit(row.get(column)), row.get("n")
+    seeds = f" (n = {row[n]})" if mean and row.get(n, whole) != whole else ""
     interval = bounds(row.get(f"{column}_lo"), row.get(f"{column}_hi"), unit)
     return f"{mean} {interval}".rstrip() + seeds
 
 
-# The family of columns: a header with its unit, the CSV columns that it shows, and how.
-def number(header: str, column: str, unit: Unit = format_number) -> Column:
-    """Return a column of numbers, aligned right."""
-    return Column(header, lambda row: unit(row.get(column)))
-
-
-def words(header: str, column: str) -> Column:
-    """Return a column of texts, aligned left."""
-    return Column(header, lambda row: format_number(row.get(column)), False)
-
-
-def interval(header: str, lo: str, hi: str, unit: Unit = points) -> Column:
-    """Return a column of intervals."""
-    return Column(header, lambda row: bounds(row.get(lo), row.get(hi), unit))
-
-
-def estimated(header: str, column: str, unit: Unit = points, n: str = "n") -> Column:
-    """Return a column of means with their intervals, see `estimate`."""
-    return Column(header, lambda row: estimate(row, column, unit, n))
-
-
-def key_columns(key: Sequence[str]) -> list[Column]:
-    """Return the columns for people of the keys that identify a cell."""
-    norm = Column("Norm", lambda row: NORM_LABELS.get(row["norm"], str(row["norm"])), False)
-    texts = ("model", "data", "run")  # of which the columns are aligned left
-    return [
-        norm if k == "norm" else (words if k in texts else number)(_HEADERS.get(k, k), k)
-        for k in key
-    ]
-
-
-def names(text: str) -> list[str]:
-    """Return CSV columns; "rise*" stands for rise, rise_lo and rise_hi."""
-    return [
-        name.rstrip("*") + end
-        for name in text.split()
-        for end in (("", "_lo", "_hi") if name.endswith("*") else ("",))
-    ]
+def signed(value: float) -> str:
+    """Return a fraction in points with its sign; '' for what is unknown."""
+    return f"{100 * value:+.2f}" if math.isfinite(value) else ""
 
 
 def _raw(value: Any) -> Any:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gnexp.analysis.cells import norm_label
-from gnexp.analysis.tables.table import Column, Table, number
+from gnexp.analysis.tables.table import Column, Table
 
 COLUMNS = ("model", "width", "size", "norm", "groups", "memory_bytes", "largest_batch", "counted")
 
@@ -24,7 +24,10 @@ def memory_table(
     """
     shown = [
         Column("norm", norm_label, False),
-        *(number(f"batch {batch} (MiB)", name, _mebibytes) for batch, name in columns.items()),
+        *(
+            Column(f"batch {batch} (MiB)", lambda row, name=name: _mebibytes(row.get(name)))
+            for batch, name in columns.items()
+        ),
         Column(f"fits {memory_gb:g} GiB", lambda row: _largest(row["largest_batch"], most)),
     ]
     how = "the peak of PyTorch's allocator" if measured else "counted tensor by tensor"

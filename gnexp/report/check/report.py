@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from gnexp.analysis.check_result import POINT_COLUMNS, ROW_COLUMNS, CheckResult, Row
-from gnexp.analysis.tables.table import Column, Table, to_csv, to_markdown, words
+from gnexp.analysis.tables.columns import column
+from gnexp.analysis.tables.table import Column, Table, to_csv, to_markdown
 from gnexp.report.check.figures import draw_check
 from gnexp.report.templates import render
 from gnexp.store.files import write_whole
@@ -36,8 +37,8 @@ def verdict_table(result: CheckResult, main: bool = False) -> Table:
         head = {"claim": number, "title": f"{number}. {first['title']}" if begins else ""}
         rows.append({**head, "text": first["text"], **verdicts})
     shown = [
-        words("Claim", "title"),
-        words("In a sentence", "text"),
+        column("Claim | words title"),
+        column("In a sentence | words text"),
         *(Column(n, lambda row, n=n: row.get(n, "not measured"), False) for n in result.norms),
     ]
     title = "What the article claims, what was measured"
@@ -81,7 +82,8 @@ def _statement(rows: Sequence[Row]) -> dict[str, Any]:
     return {"table": to_markdown(table), "notes": notes}
 
 
-_SHOWN = [words(name.capitalize(), name) for name in ("norm", "expected", "measured", "verdict")]
+_TEXTS = ("norm", "expected", "measured", "verdict")
+_SHOWN = [column(f"{name.capitalize()} | words {name}") for name in _TEXTS]
 
 
 def _sentence(text: str) -> str:

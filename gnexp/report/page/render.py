@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import quote
 
 from gnexp.analysis.article_claims import tally
-from gnexp.analysis.cells import NOT_PRIVATE, epsilon, is_trial
+from gnexp.analysis.compared_keys import NOT_PRIVATE, epsilon, is_trial
 from gnexp.analysis.eval_split import TEST, VALIDATION
 from gnexp.analysis.study_analysis import StudyAnalysis
 from gnexp.analysis.tables.table import Table

@@ -7,7 +7,7 @@ from typing import Any
 from gnexp.analysis.cells import NORM_LABELS, Series, chosen, norm_label, telling
 from gnexp.analysis.comparisons import ComparisonGroup
 from gnexp.analysis.tables import table
-from gnexp.analysis.tables.compare_studies import signed
+from gnexp.analysis.tables.table import signed
 
 
 def names(setting: ComparisonGroup) -> list[str]:
