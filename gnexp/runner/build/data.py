@@ -21,7 +21,7 @@ def images_of(data: DataConfig) -> Dataset:
     With a validation split, its images are where the test images would be.
     """
     source = data.name, data.root, data.train_limit, data.test_limit, data.size, data.title
-    return _images(*source) if data.validation is None else _held_out(source, data.validation)
+    return _images(source, data.validation)
 
 
 def resolved(config: TrainConfig) -> TrainConfig:
@@ -50,14 +50,11 @@ def default_delta(train_size: int) -> float:
     return float(f"{train_size**-1.1:.3g}")
 
 
-@functools.lru_cache(maxsize=2)
-def _images(name, root, train_limit, test_limit, size, title) -> Dataset:
-    return load_images(name, root, train_limit, test_limit, size, title)
-
-
-@functools.lru_cache(maxsize=2)
-def _held_out(source: tuple, validation: float | int) -> Dataset:
-    return hold_out(_images(*source), validation)
+@functools.lru_cache(maxsize=4)
+def _images(source: tuple, validation: float | int | None) -> Dataset:
+    if validation is None:
+        return load_images(*source)
+    return hold_out(_images(source, None), validation)
 
 
 @functools.lru_cache(maxsize=4)
@@ -73,7 +70,7 @@ def device_images(data: DataConfig, device: torch.device) -> DeviceDataset:
 
 def forget() -> None:
     """Drop all images: a call in a notebook must not train on the files of the call before."""
-    for images in (_images, _held_out, _on_device):
+    for images in (_images, _on_device):
         images.cache_clear()
 
 
