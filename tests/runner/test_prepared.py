@@ -2,12 +2,8 @@
 
 import dataclasses
 import json
-import os
 import pickle
-import subprocess
-import sys
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
@@ -15,86 +11,50 @@ from gnexp.config.resolve import resolve
 from gnexp.config.schema import DataConfig, ModelConfig, TrainConfig
 from gnexp.norms.registry import NORMS
 from gnexp.norms.statistic_size import values_per_statistic
+from gnexp.runner.build import data as build_data
+from gnexp.runner.build import model as networks
 from gnexp.runner.build.data import images_of
 from gnexp.runner.build.model import model_without_weights, seeded_model
 from gnexp.runner.execute import Task, run_task
 from gnexp.runner.plan import plan
 from gnexp.runner.schedule import Replica, group_of
 
-ROOT = Path(__file__).resolve().parents[2]
-TYPED = ("norm=gn", "groups=32")
+TYPED = ("norm=gn", "groups=32", "workers=1", "report.format=[png]")
 TINY = ("data.train_limit=20", "data.test_limit=20", "epochs=1", "device=cpu")
 
-# Loaded by every process, also by a worker: counts what it opens and builds, by process.
-COUNTING = """
-import importlib.util, os, sys
 
-COUNTED = {"gnexp.data.sources": "load_images", "gnexp.models.resnet": "build_model"}
+@pytest.fixture
+def counts(monkeypatch):
+    """What this process opens and builds; an outline is a network without weights."""
+    found = Counter()
 
-class Finder:
-    @staticmethod
-    def find_spec(name, path=None, target=None):
-        if name not in COUNTED:
-            return None
-        sys.meta_path.remove(Finder)
-        spec = importlib.util.find_spec(name)
-        sys.meta_path.insert(0, Finder)
-        execute = spec.loader.exec_module
+    def count(module, name):
+        function = getattr(module, name)
 
-        def exec_module(module):
-            execute(module)
-            function = getattr(module, COUNTED[name])
+        def counted(*args, **options):
+            result = function(*args, **options)
+            weights = result.parameters() if name == "build_model" else ()
+            found["outline" if any(w.is_meta for w in weights) else name] += 1
+            return result
 
-            def counted(*args, **options):
-                result = function(*args, **options)
-                weights = list(result.parameters()) if hasattr(result, "parameters") else []
-                kind = "outline" if any(w.is_meta for w in weights) else COUNTED[name]
-                with open(os.environ["COUNTS"], "a") as file:
-                    file.write(f"{os.getpid()} {kind}\\n")
-                return result
+        monkeypatch.setattr(module, name, counted)
 
-            setattr(module, COUNTED[name], counted)
-
-        spec.loader.exec_module = exec_module
-        return spec
-
-sys.meta_path.insert(0, Finder)
-"""
+    count(build_data, "load_images")
+    count(networks, "build_model")
+    networks._outlines.clear()
+    networks._sites_of_table.cache_clear()
+    return found
 
 
-def counts(folder, *words):
-    """Train, and return {process: Counter of what it did}, this call's own process first."""
-    (folder / "sitecustomize.py").write_text(COUNTING)
-    path = os.pathsep.join(map(str, (folder, ROOT)))
-    log = folder / "counts.txt"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "gnexp", "train", *words],
-        env={**os.environ, "PYTHONPATH": path, "COUNTS": str(log)},
-        stdout=subprocess.DEVNULL,
-    )
-    assert process.wait() == 0
-    found = {str(process.pid): Counter()}
-    for line in log.read_text().splitlines():
-        pid, kind = line.split()
-        found.setdefault(pid, Counter())[kind] += 1
-    return list(found.values())
+def test_a_run_opens_its_data_once_and_builds_one_network_per_seed(gnexp, counts):
+    assert gnexp("train", *TYPED, *TINY, "batch=2", "seeds=2").code == 0
+    # Outlines: one that names the norm layers, one to look at before training.
+    assert counts == {"load_images": 1, "build_model": 2, "outline": 2}
 
 
-def test_one_process_opens_its_data_once_and_builds_one_network_per_seed(workdir):
-    (main,) = counts(workdir, *TYPED, "batch=2", *TINY, "workers=1", "seeds=2")
-    assert (main["load_images"], main["build_model"]) == (1, 2)
-    # Outlines have no weights: one that names the norm layers, one to look at before training.
-    assert main["outline"] == 2
-
-
-def test_a_grid_opens_its_data_once_in_each_process_and_builds_where_it_trains(workdir):
-    words = ("-m", *TYPED, "batch=2,4", *TINY, "workers=2", "report.format=[png]")
-    main, *workers = counts(workdir, *words)
-    assert len(workers) == 2
-    assert (main["load_images"], main["build_model"]) == (1, 0)
-    assert main["outline"] == 2  # both batch sizes are looked at by one
-    for worker in workers:
-        assert worker == {"load_images": 1, "outline": 1, "build_model": 1}
+def test_a_grid_opens_its_data_once_and_looks_at_one_network_for_all_batch_sizes(gnexp, counts):
+    assert gnexp("train", "-m", *TYPED, *TINY, "batch=2,4").code == 0
+    assert counts == {"load_images": 1, "build_model": 2, "outline": 2}
 
 
 def config(norm="gn", **keys):
