@@ -28,7 +28,7 @@ TINY += ("batch=10", "gradients=4")
 
 
 def test_a_shorter_form_of_the_harness_finds_no_mismatch():
-    words = ["--instants", "3", "--every", "450", "--only", "blocks"]
+    words = ["--instants", "3", "--every", "450", "--only", "seeds"]
     done = subprocess.run(
         [sys.executable, str(HARNESS), *words], capture_output=True, text=True, timeout=300
     )
