@@ -77,15 +77,7 @@ def measure_stored(
         print(f"measuring {', '.join(last)}: {runs}", flush=True)
     wanted = {folder: shared * (folder in largest) + last for folder in folders}
     tasks = [MeasureTask(folder, names, device, **how) for folder, names in wanted.items() if names]
-    return measure_all(tasks, workers, device)
-
-
-def measure_all(
-    tasks: Sequence[MeasureTask], workers: int | None, device: str
-) -> list[tuple[str, str]]:
-    """Measure each task's run; return (run, reason) for what failed."""
-    count = min(len(tasks), worker_count(workers, device))
-    failed = []
+    count, failed = min(len(tasks), worker_count(workers, device)), []
     for index, answer in run_tasks(tasks, _measure, _print_event, count):
         if why := answer.why if isinstance(answer, WorkerDied) else answer:
             failed.append((tasks[index].folder.name, why))

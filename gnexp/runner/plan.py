@@ -49,7 +49,7 @@ def plan(configs: list[TrainConfig], numbers: Sequence[int] | None = None) -> li
         name = run_name(config, run.data.checksum, checksum_of(run.code))
         run = dataclasses.replace(run, config=config, name=name, jobs=(number,))
         runs[name] = _joined(runs[name], run) if name in runs else run
-    if found := [line for run in runs.values() for line in _folder_problems(run)]:
+    if found := [s for run in runs.values() for s in (_other_config(run), _gone_start(run)) if s]:
         raise UsageError("\n".join(dict.fromkeys(found)))
     return list(runs.values())
 
@@ -68,11 +68,6 @@ def _joined(run: PreparedRun, other: PreparedRun) -> PreparedRun:
     seeds = list(dict.fromkeys([*run.config.seeds, *other.config.seeds]))
     config = dataclasses.replace(run.config, seeds=seeds)
     return dataclasses.replace(run, config=config, jobs=(*run.jobs, *other.jobs))
-
-
-def _folder_problems(run: PreparedRun) -> list[str]:
-    """Return whether a run's folder holds another run, or weights that it needs are gone."""
-    return [sentence for sentence in (_other_config(run), _gone_start(run)) if sentence]
 
 
 def _gone_start(run: PreparedRun) -> str:

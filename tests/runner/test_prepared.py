@@ -19,7 +19,7 @@ from gnexp.runner.execute import Task, run_task
 from gnexp.runner.plan import plan
 from gnexp.runner.schedule import Replica, group_of
 
-TYPED = ("norm=gn", "groups=32", "workers=1", "report.format=[png]")
+TYPED = ("norm=gn", "groups=32", "workers=1")
 TINY = ("data.train_limit=20", "data.test_limit=20", "epochs=1", "device=cpu")
 
 
@@ -53,7 +53,7 @@ def test_a_run_opens_its_data_once_and_builds_one_network_per_seed(gnexp, counts
 
 
 def test_a_grid_opens_its_data_once_and_looks_at_one_network_for_all_batch_sizes(gnexp, counts):
-    assert gnexp("train", "-m", *TYPED, *TINY, "batch=2,4").code == 0
+    assert gnexp("train", "-m", *TYPED, *TINY, "batch=2,4", "report.format=[png]").code == 0
     assert counts == {"load_images": 1, "build_model": 2, "outline": 2}
 
 
