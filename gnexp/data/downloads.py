@@ -65,7 +65,8 @@ def _load_cifar(name: str, root: Path, download: bool) -> Dataset:
         if archive.is_file() and not check_integrity(str(archive), source.tgz_md5):
             raise _corrupt(root, source.filename, "its md5 sum differs")
         files = f"{source.filename} or {source.base_folder}"
-        _fetch(name, root, files, partial(source, root, download=True), download, archive)
+        allowed = download or archive.is_file()  # which is only unpacked
+        _fetch(name, root, files, partial(source, root, download=True), allowed)
     try:
         train, test = (source(parent, train=part) for part in (True, False))
     except RuntimeError as error:
@@ -135,15 +136,10 @@ def _read_idx(folder: Path, name: str, root: Path) -> np.ndarray:
 
 
 def _fetch(
-    name: str,
-    root: Path,
-    files: str,
-    construct: Callable[[], object],
-    download: bool,
-    archive: Path | None = None,
+    name: str, root: Path, files: str, construct: Callable[[], object], download: bool
 ) -> None:
-    """Let torchvision download and unpack; an archive that is there is only unpacked."""
-    if not download and not (archive and archive.is_file()):
+    """Let torchvision download and unpack."""
+    if not download:
         raise ValueError(
             f"data.root={root} does not hold {name}: place {files} there, or use data=shapes10"
         )

@@ -33,7 +33,8 @@ class FilterResponseNorm2d(ActivatedNorm):
     Source: Singh & Krishnan 2020, arXiv:1911.09737.
     """
 
-    pools = "hw"
+    pools = pools_without = "hw"
+    of_activation = ("tau",)
 
     def __init__(self, num_channels: int, *, eps: float = DEFAULT_EPS) -> None:
         super().__init__(num_channels, eps)
@@ -44,9 +45,6 @@ class FilterResponseNorm2d(ActivatedNorm):
         mean_square = x_NRCHW.square().mean(dim=(3, 4), keepdim=True)
         y_NRCHW = self.affine(x_NRCHW * (mean_square + self.eps).rsqrt())
         return torch.maximum(y_NRCHW, self.spread(self.tau)) if self.activated else y_NRCHW
-
-    def _drop(self) -> None:
-        self.tau = None
 
 
 class EvoNormB0(ActivatedNorm):
@@ -60,6 +58,7 @@ class EvoNormB0(ActivatedNorm):
     """
 
     pools = "nhw"
+    of_activation = ("v", "running_var")
 
     def __init__(
         self, num_channels: int, *, eps: float = DEFAULT_EPS, momentum: float = DEFAULT_MOMENTUM
@@ -90,11 +89,6 @@ class EvoNormB0(ActivatedNorm):
         unbiased = variance_RC.flatten() * (count / (count - 1))
         self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
 
-    def _drop(self) -> None:
-        self.v = None
-        self.running_var = None
-        self.pools = ""  # the affine alone has no statistic
-
 
 class EvoNormS0(ActivatedNorm):
     """Divide x sigmoid(v x) by the deviation of the example's group: searched, without a batch.
@@ -105,6 +99,7 @@ class EvoNormS0(ActivatedNorm):
     """
 
     pools = "chw"
+    of_activation = ("v",)
 
     def __init__(
         self, num_channels: int, *, eps: float = DEFAULT_EPS, num_groups: int = DEFAULT_GROUPS
@@ -123,7 +118,3 @@ class EvoNormS0(ActivatedNorm):
         deviation = (variance + self.eps).sqrt().expand_as(grouped).flatten(2, 3)
         swish = x_NRCHW * torch.sigmoid(self.spread(self.v) * x_NRCHW)
         return self.affine(swish / deviation)
-
-    def _drop(self) -> None:
-        self.v = None
-        self.pools = ""

@@ -67,21 +67,21 @@ class ReplicatedNorm(nn.Module):
 class ActivatedNorm(ReplicatedNorm):
     """A layer that normalizes and activates; `without_activation` gives one that only normalizes.
 
-    Subclasses read `activated`, and take out what serves the activation alone in `_drop`.
+    Subclasses read `activated`. of_activation: the tensors that serve the activation alone.
+    pools_without: the axes that share a statistic in a layer without it.
     """
 
     carries_activation: ClassVar[bool] = True
+    of_activation: ClassVar[tuple[str, ...]]
+    pools_without: ClassVar[str] = ""
     activated = True
 
     def without_activation(self) -> "ActivatedNorm":
         """Return this layer, normalizing only: for places that no ReLU follows."""
-        self.activated = False
-        self._drop()
+        self.activated, self.pools = False, self.pools_without
+        for key in self.of_activation:
+            setattr(self, key, None)
         return self
-
-    def _drop(self) -> None:
-        """Delete the parameters of the activation."""
-        raise NotImplementedError
 
 
 def stack_replicated(layers: Sequence[ReplicatedNorm]) -> nn.Module:
