@@ -53,46 +53,34 @@ def measure_batches(
 ) -> list[dict]:
     """Return rows {statistics, composition, at_batch, n, accuracy, loss, expected, logit_change}.
 
-    statistics: "running", evaluation mode as it is; "batch", layers with running statistics (see
-    `running_layers`) in training mode instead, so that they normalize by the test batch; nothing is
-    updated. composition, by `compose`: "iid", "skewed", "one_class" at every size, each image
-    counted once; "label_shift" and "label_shift_extreme" under "batch" at every size, under
-    "running" at the usual one alone. n: answers that count; accuracy in [0, 1], loss in nats, both
-    weighted as the composition says. The usual evaluation, as reported for a run, is "running" in
-    the test order, 250 images at a time (fewer of more than 32x32 pixels).
-
-    expected: the accuracy if only the size of a batch mattered, not whom an image meets in it: that
-    of the same images, with the same weights, in "iid" batches of this size under these statistics
-    (under label shift: the class accuracies on the drawn images, reweighted by the priors, with no
-    sampling error between the two). For "iid" itself: that of the usual evaluation.
-    logit_change: the largest change of a logit of a counted answer against the usual evaluation,
-    over the rms of its logits. Where examples do not mix it is rounding, below 1e-5 in float32: a
-    convolution may round differently at another batch size.
+    statistics: "running", evaluation mode as it is; "batch", each batch's own, see `batch_passes`;
+    the same numbers for a model without running statistics. composition, by `compose`: "iid",
+    "skewed", "one_class" at every size, each image counted once; "label_shift" and
+    "label_shift_extreme" under "batch" at every size, under "running" at the usual one alone. The
+    usual evaluation is "running" in the test order, 250 images of 32x32 at a time. For the numbers
+    see `_rows`.
 
     seed: of the draws. limit: only the first so many test images, which lie in a fixed random
-    order. A model without running statistics has the same numbers under both. Rows of statistics
-    "batch" at a size at which a layer has a single value per channel, which PyTorch refuses to
-    normalize, are left out. Leaves no trace in the model. Raises ValueError for sizes or a limit
-    below 1.
+    order. Sizes at which a layer has a single value per channel, which PyTorch refuses, are left
+    out of "batch". Leaves no trace in the model. Raises ValueError for sizes or a limit below 1.
     """
     for key, values in (("sizes", sizes), ("limit", [] if limit is None else [limit])):
         if any(value < 1 for value in values):
             raise ValueError(f"{key}={min(values)} must be at least 1")
-    y_N = images.y_test[:limit].cpu()
-    sizes = sorted(set(sizes))
+    y_N, sizes = images.y_test[:limit].cpu(), sorted(set(sizes))
     with preserve_state(model), torch.no_grad(), matrix_precision(precision):
         model.eval()
         passes = batch_passes(model, images, precision)
         at_once = images_of_a_pass(images.x_test)
-        parts_N = torch.arange(len(y_N)).split(at_once)  # in the test order, the last one smaller
+        parts_N = torch.arange(len(y_N)).split(at_once)
         usual_NK = torch.cat([passes(part_N[None])[0].cpu() for part_N in parts_N])
-        once, answers = [*product(COMPOSITIONS[:3], sizes)], _answers(y_N, seed, passes)
-        plan = [*once, *product(COMPOSITIONS[3:], [at_once])]
+        once, shifts = [*product(COMPOSITIONS[:3], sizes)], COMPOSITIONS[3:]
+        answers, plan = _answers(y_N, seed, passes), [*once, *product(shifts, [at_once])]
         rows = list(_rows("running", plan, y_N, answers, usual_NK))
         if running_layers(model):
             passes = batch_passes(model, images, precision, own_statistics=True, most=PASS)
             answers = _answers(y_N, seed, passes)
-        plan = [*once, *product(COMPOSITIONS[3:], sizes)]
+        plan = [*once, *product(shifts, sizes)]
         return rows + list(_rows("batch", plan, y_N, answers, usual_NK))
 
 
@@ -213,7 +201,17 @@ def _rows(
     answers: Callable[[str, int], Answers | None],
     usual_NK: Tensor,
 ) -> Iterator[dict]:
-    """Yield the row of each (composition, size) of the plan under one kind of statistics."""
+    """Yield the row of each (composition, size) of the plan under one kind of statistics.
+
+    n: answers that count; accuracy in [0, 1], loss in nats, both weighted as the composition says.
+    expected: the accuracy if only the size of a batch mattered, not the other images in it: that
+    of the same images, with the same weights, in "iid" batches of this size (under label shift: the
+    class accuracies on the drawn images, reweighted by the priors, with no sampling error between
+    the two). For "iid" itself: that of the usual evaluation. logit_change: the largest change of a
+    logit of a counted answer against the usual evaluation, over the rms of its logits. Where
+    examples do not mix it is rounding, below 1e-5 in float32: a convolution may round differently
+    at another batch size.
+    """
     for composition, size in plan:
         iid = answers("iid", size)
         if iid is None:

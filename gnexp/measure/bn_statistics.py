@@ -50,32 +50,21 @@ def other_scores(
 ) -> dict[str, Scores | None]:
     """Score the test images with other statistics in the layers that have running ones.
 
-    "population_augmented": of 2,048 training images (the same ones always; all if fewer), augmented
-    as `augment` says by draws of `seed`, layer by layer, the earlier layers using theirs already;
-    the images are like those that training normalized. "population": of the same images without
-    augmentation. "batch": of the test images in batches of `batch`, the training batch; see
-    `batch_logits`. "example": see `example_statistics`.
+    "population_augmented": of the images of `training_chunks`, augmented as `augment` says by draws
+    of `seed`, layer by layer, the earlier layers using theirs already. "population": of the same
+    images as they are. "batch", "example": see `batch_logits`, `example_statistics`.
 
     None marks what cannot be said: both "population" ones where `precise_statistics` raises
-    NoPreciseStatistics, "example" where a layer with running statistics is no stock BatchNorm2d,
-    and all where a layer without running statistics makes an example depend on its training batch.
-    If no layer does, nothing is to be replaced: all are `plain`, the result of `evaluate` at this
-    precision, computed if not given. Leaves no trace in the model. A diverged model has nan losses.
-    Raises ValueError if batch < 1.
+    NoPreciseStatistics, "example" where a layer is no stock BatchNorm2d, and all where a layer
+    without running statistics mixes examples. If none does, all are `plain`, the usual scores.
+    Leaves no trace in the model. A diverged model has nan losses. Raises ValueError if batch < 1.
     """
     _require_batch(batch)
     if not running_layers(model):
-        some = images.x_test[: 1 + MOST_COMPANIONS]
-        dtype = next(model.parameters()).dtype
-        if find_mixing_layer(model, normalize(some, images.mean, images.std, dtype)) is not None:
-            return dict.fromkeys(STATISTICS)
-        if plain is None:
-            with preserve_state(model):
-                plain = evaluate(model, images, precision=precision)
-        return dict.fromkeys(STATISTICS, plain)
+        return dict.fromkeys(STATISTICS, _without_statistics(model, images, precision, plain))
     logits_NK = batch_logits(model, images, batch, precision).float()
-    hits = (logits_NK.argmax(dim=1) == images.y_test).double().mean()
-    loss = F.cross_entropy(logits_NK, images.y_test)
+    hits = (logits_NK.argmax(dim=1) == images.y_test).double().mean().item()
+    loss = F.cross_entropy(logits_NK, images.y_test).item()
     precise = _precise_scores(model, images, precision, "none", seed)
     like_training, example = precise, None
     if augment != "none":
@@ -86,9 +75,22 @@ def other_scores(
     return {
         "population_augmented": like_training,
         "population": precise,
-        "batch": Scores(hits.item(), loss.item(), logits_NK),
+        "batch": Scores(hits, loss, logits_NK),
         "example": example,
     }
+
+
+def _without_statistics(
+    model: nn.Module, images: DeviceDataset, precision: str, plain: Scores | None
+) -> Scores | None:
+    """Return the usual scores, computed if not given; None where examples mix all the same."""
+    some, dtype = images.x_test[: 1 + MOST_COMPANIONS], next(model.parameters()).dtype
+    if find_mixing_layer(model, normalize(some, images.mean, images.std, dtype)) is not None:
+        return None
+    if plain is None:
+        with preserve_state(model):
+            plain = evaluate(model, images, precision=precision)
+    return plain
 
 
 def _require_batch(batch: int) -> None:

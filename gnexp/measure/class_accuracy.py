@@ -87,21 +87,13 @@ def chance_gap(
     gap_p, the share of such gaps that reach the observed one, (1 + count) / (1 + permutations),
     so never 0.
 
-    Where classes do not matter, which images belong to which class is arbitrary: they are dealt
-    anew to the classes, whose sizes are kept (a class without images takes no part). An image
-    keeps its number of hits, so what seeds share, easy and hard images, is kept, and more seeds
-    make the chance gap smaller only as far as they disagree.
-
-    Included: that each class was tested on a finite sample of images, at these trained models.
-    Not included: (1) training. A seed that is by chance bad at one class has a real gap here, and
-    with S = 1 or 2 a small gap_p says that these models treat classes unequally, not that the
-    norm does; compare norms over seeds for that. (2) Images that come in clusters, such as
-    several of one patient, which count as independent. (3) Classes of equal accuracy but unequal
-    spread of difficulty: the null is equal distributions, and pools them. (4) A correction of the
-    observed gap: where classes do differ, it is too large by at most about chance_gap.
-
-    Raises ValueError without seeds, with fewer than two classes that have images, for shapes that
-    do not fit, or permutations < 1.
+    Where classes do not matter, images may be dealt anew to the classes, whose sizes are kept (a
+    class without images takes no part). An image keeps its number of hits, so that more seeds make
+    the chance gap smaller only as far as they disagree. Not included: training (one or two seeds
+    say that these models treat classes unequally, not that the norm does); images in clusters, such
+    as several of one patient; a correction of the observed gap, which is too large by at most about
+    chance_gap. The null is equal distributions of difficulty. Raises ValueError without seeds, with
+    fewer than two classes that have images, for shapes that do not fit, or permutations < 1.
     """
     hits_SN, y_N = torch.as_tensor(hits_SN).cpu(), torch.as_tensor(y_N).cpu()
     if hits_SN.ndim != 2 or not len(hits_SN) or y_N.shape != hits_SN.shape[1:]:
@@ -116,13 +108,7 @@ def chance_gap(
         raise ValueError(f"{len(sizes_K)} class has test images; a gap needs at least 2")
     hits_N = hits_SN.long().sum(dim=0)
     observed = _gaps(hits_N[None, y_N.argsort()], sizes_K)
-    draws = generator(seed, "chance gap")
-    gaps, step = [], max(1, _AT_ONCE // len(y_N))
-    for first in range(0, permutations, step):
-        count = min(step, permutations - first)
-        orders_PN = torch.stack([torch.randperm(len(y_N), generator=draws) for _ in range(count)])
-        gaps.append(_gaps(hits_N[orders_PN], sizes_K))
-    gaps_P = torch.cat(gaps)
+    gaps_P = _gaps_by_chance(hits_N, sizes_K, permutations, generator(seed, "chance gap"))
     reached = int((gaps_P >= observed).sum())
     gaps_P = gaps_P / len(hits_SN)
     return {
@@ -130,6 +116,17 @@ def chance_gap(
         "chance_gap_95": gaps_P.quantile(0.95).item(),
         "gap_p": (1 + reached) / (1 + permutations),
     }
+
+
+def _gaps_by_chance(
+    hits_N: Tensor, sizes_K: Tensor, permutations: int, draws: torch.Generator
+) -> Tensor:
+    gaps, step = [], max(1, _AT_ONCE // len(hits_N))
+    for first in range(0, permutations, step):
+        count = min(step, permutations - first)
+        orders = [torch.randperm(len(hits_N), generator=draws) for _ in range(count)]
+        gaps.append(_gaps(hits_N[torch.stack(orders)], sizes_K))
+    return torch.cat(gaps)
 
 
 def _gaps(hits_PN: Tensor, sizes_K: Tensor) -> Tensor:

@@ -36,20 +36,9 @@ def measure_gradients(
     """Noise and signal of the mini-batch gradient, one row for "all", each kind, each layer.
 
     batches: yields (x_NCHW, y_N), independent draws with N = `batch` on the model's device; exactly
-    `k` are taken. loss(logits, y_N) is the mean over the mini-batch. The forward passes run in
-    train mode, so batch normalization uses each mini-batch's own statistics; afterwards model and
-    global random state are bit-identical to before. Where the model allows it, several draws pass
-    at once through copies of it, see `draws_per_pass`; memory holds their gradients, and sums.
-
-    Of each row's K gradients g, in (loss/parameter)^2:
-      noise   (sum |g|^2 - |sum g|^2 / K) / (K - 1): trace of the covariance of one mini-batch
-              gradient, unbiased; it belongs to this batch size
-      signal  |mean g|^2 - noise / K: squared norm of the expected gradient, unbiased, so it may
-              come out negative; it is not clipped
-      *_lo, *_hi  95 % intervals, see `block_jackknife`
-      relative_noise  noise / signal; inf where signal <= 0, nan where both are zero
-      noise_scale     batch * noise / signal, in examples; inf and nan likewise
-      weight_norm     L2 norm of those parameters
+    `k` are taken. loss(logits, y_N) is the mean over them. In train mode; afterwards the model
+    and global random state are bit-identical to before. Where the model allows it, several draws
+    pass at once through copies of it, see `draws_per_pass`. The numbers: see `_row`.
 
     Raises ValueError if `k` < 4, `blocks` < 2, a mini-batch has another size than `batch`, or
     `batches` ends early. Rows are mini-batches, not examples: under batch normalization a
@@ -243,6 +232,17 @@ def _row(
     block_draws: np.ndarray,
     weight_norm: float,
 ) -> dict[str, object]:
+    """Return the numbers of a group of parameters, of its K gradients g, in (loss/parameter)^2.
+
+    noise   (sum |g|^2 - |sum g|^2 / K) / (K - 1): trace of the covariance of one mini-batch
+            gradient, unbiased; it belongs to this batch size
+    signal  |mean g|^2 - noise / K: squared norm of the expected gradient, unbiased, so it may
+            come out negative; it is not clipped
+    *_lo, *_hi  95 % intervals, see `block_jackknife`
+    relative_noise  noise / signal; inf where signal <= 0, nan where both are zero
+    noise_scale     batch * noise / signal, in examples; inf and nan likewise
+    weight_norm     L2 norm of those parameters
+    """
     noise, signal = float(noise_B[0]), float(signal_B[0])
     noise_lo, noise_hi = block_jackknife(noise_B, block_draws)
     signal_lo, signal_hi = block_jackknife(signal_B, block_draws)

@@ -158,9 +158,8 @@ def largest_batch(
 ) -> int:
     """Return the largest batch, up to `most`, whose update fits into `memory_bytes`; 0 if none.
 
-    Memory is nearly a line in the batch: guesses follow it, and end when a batch is known to fit
-    and the next one known not to. On CUDA a batch that runs out of memory does not fit either.
-    Raises ValueError if most < 1, or what the model raises at a batch that is tried.
+    Memory is nearly a line in the batch: guesses follow it until a batch fits and the next does
+    not. Raises ValueError if most < 1, or what the model raises at a batch that is tried.
     """
     if most < 1:
         raise ValueError(f"most={most} must be at least 1")
@@ -179,10 +178,7 @@ def largest_batch(
     while fails - fits > 1:
         guess = min(max(guess, fits + 1), fails - 1)
         known[guess] = needed(guess)
-        if known[guess] <= memory_bytes:
-            fits = guess
-        else:
-            fails = guess
+        fits, fails = (guess, fails) if known[guess] <= memory_bytes else (fits, guess)
         finite = sorted(item for item in known.items() if item[1] < float("inf"))
         if len(known) > _BY_LINE or len(finite) < 2:
             guess = (fits + fails) // 2

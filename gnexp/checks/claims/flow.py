@@ -7,12 +7,14 @@ Shapes: N examples, C channels (D behind a convolution), H and W pixels.
 """
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gnexp.checks.finding import Found, Point, Statement, table, vacuous
+from gnexp.checks.finding import Finding, Found, Point, Statement, table, vacuous
 from gnexp.checks.gradient_by_depth import by_depth
 from gnexp.checks.power_law import slope
 from gnexp.checks.statistic_sets import with_equal_sets
@@ -159,8 +161,7 @@ def _range(values: list[float]) -> float:
 
 def _weights(subject: Subject) -> Found:
     """Scale the filters of a convolution without bias before the norm, at a fixed dL/dy."""
-    g, channels = subject.generator("flow filters"), subject.channels
-    sets = subject.sets
+    channels, sets = subject.channels, subject.sets
     # Large activations, of which eps is a negligible part even where the filters are small.
     x_NCHW = 100 * subject.normal("flow conv", 4, 8, 5, 7)
     w_DCHW = subject.normal("flow weights", channels, 8, 3, 3) / math.sqrt(8 * 9)
@@ -192,13 +193,19 @@ def _weights(subject: Subject) -> Found:
         whole.append(off(a_C))
     value, tolerance = max(whole, key=lambda pair: _badness(pair[0]) / pair[1])
     yield WEIGHTS.found(value, high=tolerance, **WHOLE)
+    yield _filters(subject, off)
+
+
+def _filters(subject: Subject, off: Callable[[Tensor], tuple[float, float]]) -> Finding:
+    """Scale each filter by a random factor of its own, or all of a group by one."""
+    g, channels, sets = subject.generator("flow filters"), subject.channels, subject.sets
     groups = sets.groups if sets.scope == "group" else channels
-    a_G, a_C = (
-        10 ** (2 * torch.rand(n, generator=g, dtype=torch.float64) - 1) for n in (groups, channels)
-    )
+    drawn = (torch.rand(n, generator=g, dtype=torch.float64) for n in (groups, channels))
+    a_G, a_C = (10 ** (2 * uniform - 1) for uniform in drawn)
     (value, tolerance), (by_group, bound) = off(a_C), off(a_G.repeat_interleave(channels // groups))
-    how = {}
-    if not value <= tolerance and by_group <= bound:
-        how["verdict"] = conditional(f"the filters of a group (G = {groups}) share the factor")
-        how["note"] = f"with one random factor per group: off by {by_group:.1g}"
-    yield WEIGHTS.found(value, high=tolerance, **FILTER, **how)
+    row = WEIGHTS.found(value, high=tolerance, **FILTER)
+    if row.verdict == FAILS and by_group <= bound:
+        verdict = conditional(f"the filters of a group (G = {groups}) share the factor")
+        note = f"with one random factor per group: off by {by_group:.1g}"
+        row = replace(row, verdict=verdict, note=note)
+    return row
