@@ -57,21 +57,14 @@ def of_opacus(model: nn.Module, x_NCHW: Tensor, y_N: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("build", [resnet8, one_layer])
 @pytest.mark.parametrize("norm", PER_EXAMPLE)
-def test_per_example_gradients_are_those_of_opacus(norm, build):
+def test_per_example_gradients_and_the_trace_of_their_covariance_are_those_of_opacus(norm, build):
     model, (x_NCHW, y_N) = build(norm), examples(build is one_layer)
-    ours = per_example_gradients(model, x_NCHW, y_N)
     theirs = of_opacus(build(norm), x_NCHW, y_N)
+    ours = per_example_gradients(model, x_NCHW, y_N)
     torch.testing.assert_close(ours, theirs, rtol=RTOL, atol=ATOL)
-
-
-@pytest.mark.parametrize("build", [resnet8, one_layer])
-@pytest.mark.parametrize("norm", PER_EXAMPLE)
-def test_the_trace_of_the_covariance_is_that_of_the_gradients_of_opacus(norm, build):
-    model, (x_NCHW, y_N) = build(norm), examples(build is one_layer)
     rows = per_example_covariance(model, x_NCHW, y_N, chunk=4)
     trace = {row["parameters"]: row["trace"] for row in rows}
-    theirs = of_opacus(build(norm), x_NCHW, y_N).numpy()
-    assert trace["all"] == pytest.approx(theirs.var(axis=0).sum(), rel=RTOL)
+    assert trace["all"] == pytest.approx(theirs.numpy().var(axis=0).sum(), rel=RTOL)
 
 
 def test_opacus_refuses_batch_norm_as_gnexp_does():
