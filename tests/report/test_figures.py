@@ -17,6 +17,7 @@ from gnexp.analysis.lr_search import good_region as region
 from gnexp.norms.registry import NORMS
 from gnexp.report.figures import accuracy, style
 from gnexp.report.figures.batch_vs_update_batch import two_batches
+from gnexp.report.figures.gradient_noise import noise_vs_batch
 from gnexp.report.figures.lr_search import accuracy_vs_lr, good_region
 from gnexp.report.study_report import CAPTIONS
 
@@ -63,7 +64,20 @@ def parts():
     return rows
 
 
+def noise_by_kind():
+    kinds, rows, fits = ("gamma", "beta", "conv", "linear"), [], []
+    for kind, norm, epoch in itertools.product(kinds, ("bn", "gn"), (0, 4)):
+        key = {"norm": norm, "groups": None, "channels_per_group": None}
+        about = {"epoch": epoch, "weights": "shared weights", "parameters": kind}
+        fits.append({**key, **about, "slope": -1.0, "lo95": -1.01, "hi95": -0.99})
+        for batch in BATCHES:
+            noise = {"noise": 1 / batch, "noise_lo": 0.9 / batch, "noise_hi": 1.1 / batch}
+            rows.append({**key, **about, "at_batch": batch, **noise})
+    return noise_vs_batch(rows, fits, kinds)
+
+
 MAKERS = {
+    "gradient_variance_by_kind": noise_by_kind,
     "accuracy_vs_batch": lambda: accuracy.accuracy_vs_batch(lines()),
     "many_series": lambda: accuracy.accuracy_vs_batch(
         lines(("bn", "gn", "ln", "in", "none", "LongNameOfANorm"))
@@ -72,7 +86,7 @@ MAKERS = {
     "good_region": lambda: good_region(tuning()[1]),
     "two_batches": lambda: two_batches(parts()),
 }
-PAGE_WIDE = ("accuracy_vs_lr", "two_batches")
+PAGE_WIDE = ("accuracy_vs_lr", "two_batches", "gradient_variance_by_kind")
 
 
 @pytest.fixture(params=MAKERS)

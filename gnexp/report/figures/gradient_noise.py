@@ -45,14 +45,14 @@ def noise_vs_batch(
     kinds = [kind for kind in kinds if any(row["parameters"] == kind for row in rows)]
     shown = [(kind, epoch) for epoch in epochs for kind in kinds]
     columns = len(kinds) if len(kinds) > 1 else len(epochs)
-    figure, axes = panels.panel_grid(len(shown), columns, 2.2 + 0.14 * len(styles))
+    figure, axes = panels.panel_grid(len(shown), columns, 2.3 + 0.14 * len(styles))
     for axis, (kind, epoch) in zip(axes, shown):
         here = [r for r in rows if (r["parameters"], r["epoch"]) == (kind, epoch)]
         _noise_panel(axis, here, styles, {name: fits.get((name, kind, epoch)) for name in styles})
         when = "initialization" if epoch == 0 else f"epoch {epoch}"
         axis.set_title(f"{_KIND_TITLES[kind]},\n{when}")
-        axis.set_xlabel(f"Batch size ({weights})")
         axis.tick_params(axis="x", labelsize=panels.SMALL_PT)
+    figure.suptitle(f"Measured at {weights}", fontsize=8)
     axes[0].set_ylabel("Gradient noise\n(loss/parameter)\u00b2")
     panels.legend_below(figure)
     return figure
@@ -81,12 +81,10 @@ def _noise_panel(
     handles = {c.get_label(): c for c in axis.containers}
     told = {name: text for name, text in fits.items() if text and name in handles}
     if told:
-        place = {
-            "loc": "upper center",
-            "bbox_to_anchor": (0.45, -0.24),
-            "fontsize": panels.SMALL_PT,
-        }
-        axis.legend([handles[name] for name in told], told.values(), **place)
+        place = {"loc": "upper center", "bbox_to_anchor": (0.45, -0.24), "handlelength": 1.5}
+        size = {"fontsize": panels.SMALL_PT, "title_fontsize": panels.SMALL_PT}
+        entries = [handles[name] for name in told]
+        axis.legend(entries, told.values(), **place, **size, title="exponent [95 % interval]")
 
 
 def _distinguishing_keys(rows: Sequence[Row], shared: bool) -> list[str]:
