@@ -309,7 +309,7 @@ def test_a_process_that_fails_says_why_and_leaves_nobody():
 SOME = ("batches=[4]", *SMALL)
 MISTAKES = {
     "unknown norm": (["norms=[bn,gm]"], ["norms=[bn,gm]", "gm", "did you mean gn"]),
-    "one norm": (["norms=gn"], ["norms=gn", "norms=[gn]"]),
+    "one norm": (["norms=gn"], ["norms=gn must be a list of names", "norms=[bn,gn]"]),
     "no norms": (["norms=[]"], ["norms=[]", "a list of names"]),
     "the key of train": (["norm=gn"], ["norm", "norms"]),
     "half a batch": (["batches=[1,1.5]"], ["batches=[1, 1.5]", "whole numbers from 1 up"]),
