@@ -72,7 +72,7 @@ def programs(wheel, tmp_path_factory) -> Path:
 def test_a_wheel_holds_the_package_its_configs_its_page_and_its_license_and_nothing_else(wheel):
     expected = {
         path.relative_to(CHECKOUT).as_posix()
-        for kind in ("py", "j2", "css", "js", "txt")
+        for kind in ("py", "j2", "css", "js", "txt", "toml")
         for path in CHECKOUT.glob(f"gnexp/**/*.{kind}")
     }
     assert {"gnexp/report/page/page.html.j2", "gnexp/report/text/answer.j2"} <= expected

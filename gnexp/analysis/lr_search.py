@@ -53,8 +53,13 @@ class TunedCell:
         return bool({self.rate, self.best} & {min(self.trials), max(self.trials)})
 
     @property
-    def trial_budget(self) -> Row:
+    def trial_budget(self) -> tuple[int, int]:
         """The epochs of each trial, and the images of an epoch."""
+        return tuple(self.trial_columns.values())
+
+    @property
+    def trial_columns(self) -> Row:
+        """The budget of a trial as columns."""
         return _budget("trial", next(iter(self.trials.values())))
 
 
@@ -138,7 +143,7 @@ def _trial_rows(each: TunedCell) -> Iterator[Row]:
             interval = dataclasses.replace(interval, sd=sd, lo=lo, hi=hi)
         chosen = rate == each.rate
         yield {
-            **{**each.key, "lr": rate, **each.trial_budget, "n_diverged": cell.diverged},
+            **{**each.key, "lr": rate, **each.trial_columns, "n_diverged": cell.diverged},
             **vars(interval.within(0, 1)),
             **{"chosen": chosen, "at_edge": chosen and each.at_edge},
         }
@@ -167,7 +172,7 @@ def _choice_row(each: TunedCell, trial: Row, found: Mapping[float, Cell]) -> Row
     means = {lr: cell.scored_mean.mean for lr, cell in each.trials.items()}
     return {
         **{**each.key, "lr": each.rate, "rates": len(each.trials), "at_edge": each.at_edge},
-        **{**good_region(means, each.best), "rule": each.choice.rule, **each.trial_budget},
+        **{**good_region(means, each.best), "rule": each.choice.rule, **each.trial_columns},
         **_budget("run", chosen),
         **{"n_tuning": trial["n"], "validation": trial["mean"]},
         **{"validation_lo": trial["lo"], "validation_hi": trial["hi"]},
