@@ -18,11 +18,26 @@ torch.set_num_threads(1)
 # They take longest. Begun first, none of them is left to one process when the other is done.
 LONGEST = ("survives_kills", "studies", "train", "engine", "repair", "data_parallel", "lr_search")
 LONGEST += ("orphans",)
+SLOW = {
+    f"tests/{line}" for line in (Path(__file__).parent / "slow_tests.txt").read_text().split("\n")
+}
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the files that take longest."""
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fast", action="store_true", help="no commands, no test of slow_tests.txt")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest; with `--fast` leave out what takes long."""
     items.sort(key=lambda item: item.path.stem.removeprefix("test_") not in LONGEST)
+    if config.getoption("--fast"):
+        config.hook.pytest_deselected(items=[item for item in items if _is_slow(item)])
+        items[:] = [item for item in items if not _is_slow(item)]
+
+
+def _is_slow(item: pytest.Item) -> bool:
+    """Return whether a test runs commands, or stands in slow_tests.txt."""
+    return "workdir" in item.fixturenames or item.nodeid.partition("[")[0] in SLOW
 
 
 DEVICE_COMMANDS = (("train",), ("measure",), ("bench",))

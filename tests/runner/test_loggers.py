@@ -10,7 +10,7 @@ import sys
 from collections import Counter
 
 import pytest
-from study_reports import build_report
+from study_reports import SVG, build_report
 
 from gnexp.analysis.study_analysis import study_analysis
 from gnexp.config.rules import logger
@@ -191,7 +191,7 @@ def test_event_files_disturb_neither_the_report_nor_the_store(run):
     study = run.folder.parent
     build_report(study)
     export(run, "tensorboard")
-    assert is_fresh(study / "report", fingerprint(study_analysis(load_study(study))))
+    assert is_fresh(study / "report", fingerprint(study_analysis(load_study(study)), SVG))
     run.settle()
     assert repair_run(run, finished=True) == []
     assert [record.name for record in load_study(study).runs] == [run.name]
