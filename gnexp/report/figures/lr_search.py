@@ -105,7 +105,7 @@ def good_region(rows: Sequence[Row]) -> "Figure | None":
     figure, axes = panels.panel_grid(
         len(styles), 1, BAR_IN * sum(heights) / len(styles), sharex=True, height_ratios=heights
     )
-    figure.set_figheight(figure.get_figheight() + 0.5)  # of the axis of rates
+    figure.set_figheight(figure.get_figheight() + 1)  # of the axis of rates
     for axis, (name, of) in zip(axes, members.items()):
         of.sort(key=lambda row: row["batch"])
         for y, row in enumerate(of):
