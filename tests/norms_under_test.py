@@ -36,6 +36,17 @@ class Own(nn.Module):
         return self.standardize(x) * self.weight[:, None, None] + self.bias[:, None, None]
 
 
+class NoAffine(nn.Module):
+    """Group norm without gamma and beta."""
+
+    def __init__(self, num_channels: int, groups: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(groups, num_channels, affine=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x)
+
+
 class Peeks(Own):
     """Looks at the next example of the batch, a little."""
 

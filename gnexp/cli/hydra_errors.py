@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from omegaconf import OmegaConf
 
 from gnexp.config.files import config_folder, keys_of, norm_names, norm_options
-from gnexp.config.schema import COMMANDS, CUSTOM, TAKES_GROUPS
+from gnexp.config.schema import COMMANDS, CUSTOM, KEYS, TAKES_GROUPS
 from gnexp.config.unknown import unknown
 from gnexp.norms import plugins
 
@@ -45,7 +45,9 @@ def ambiguous(command: str, override: str) -> str:
     key, _, value = override.partition("=")
     if command == "report" and key == "study":
         return f"{override} would be a sweep: to compare two studies type {key}=[{value}]"
-    return f"{override} is a sweep: type -m {override}, or {key}=[{value}] for a list"
+    takes_a_list = key in KEYS and KEYS[key].grid == "list"
+    as_list = f", or {key}=[{value}] for a list" if takes_a_list else ""
+    return f"{override} is a sweep: type -m {override}{as_list}"
 
 
 def unknown_choice(group: str, choice: str) -> str:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from norms_under_test import BROKEN, Own, check, checked, subject
+from norms_under_test import BROKEN, NoAffine, Own, check, checked, subject
 from torch import Tensor, nn
 
 from gnexp.checks.finding import Statement, vacuous
@@ -35,17 +35,6 @@ class Dithers(Own):
 
     def standardize(self, x: Tensor) -> Tensor:
         return super().standardize(x) + 1e-4 * torch.randn_like(x)
-
-
-class NoAffine(nn.Module):
-    """Group norm without gamma and beta."""
-
-    def __init__(self, num_channels: int, groups: int) -> None:
-        super().__init__()
-        self.norm = nn.GroupNorm(groups, num_channels, affine=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.norm(x)
 
 
 @pytest.mark.parametrize("claim", CLAIMS)

@@ -5,7 +5,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from norms_under_test import AlmostInvariant, ForgetsEps, Own, WrongGroups, checked, subject
+from norms_under_test import (
+    AlmostInvariant,
+    ForgetsEps,
+    NoAffine,
+    Own,
+    WrongGroups,
+    checked,
+    subject,
+)
 from torch import Tensor, nn
 
 from gnexp.checks.claims.geometry import jacobian
@@ -16,17 +24,6 @@ CHANNELS = 16  # of the layer whose Jacobian is taken, where the norm can be bui
 PIXELS = 4  # 2x2
 OVER_THE_BATCH = conditional("taken over each channel of the whole batch")
 MANY = conditional("a statistic has more than two values")
-
-
-class NoAffine(nn.Module):
-    """Group norm without gamma and beta."""
-
-    def __init__(self, num_channels: int, groups: int) -> None:
-        super().__init__()
-        self.norm = nn.GroupNorm(groups, num_channels, affine=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.norm(x)
 
 
 class OnlyCentred(Own):

@@ -67,8 +67,9 @@ def try_own_norm(config: TrainConfig, data: DataSummary) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         for channels in dict.fromkeys(norm_sites(config, data).values()):
+            layer = build(channels)
             try:
-                try_norm(build(channels), channels, examples)
+                try_norm(layer, channels, examples)
             except ValueError as error:
                 kind = Undefined if examples == 1 and _takes_two(build, channels) else ValueError
                 raise kind(f"{norm_text(config.norm['_target_'])} {error}") from error
