@@ -78,12 +78,9 @@ def accuracy_claims(
     flatness, compared: rows of flatness and of norm against BN. value, lo, hi: fractions.
     """
     tested = [row for row in flatness if not math.isnan(row["p_holm"])]
-    of_series: dict[str, list[Row]] = {}
-    for row in tested:
-        if row["norm"] in SEPARATE_EXAMPLES[:-1]:
-            of_series.setdefault(series_name(row), []).append(row)
+    separate = [row for row in tested if row["norm"] in SEPARATE_EXAMPLES[:-1]]
     return [
-        *(_flat(name, rows) for name, rows in of_series.items()),
+        *(_flat(name, rows) for name, rows in _by_series(separate).items()),
         *(_bn_falls(row) for row in tested if row["norm"] == "bn" and _is_small(row)),
         *_gn_leads(compared),
         *_between(lines, known, reference_batch),
@@ -135,10 +132,11 @@ def _simultaneous(row: Row) -> Row:
 
 
 def _gn_leads(rows: Sequence[Row]) -> list[Row]:
+    of_series = _by_series(rows)
     return [
         claim_row(
             INDEPENDENCE,
-            f"GN is the more accurate at a batch below {SMALL}, {_behind(row, rows)}: GN - BN",
+            f"GN is the more accurate at a batch below {SMALL}, {_behind(row, of_series)}: GN - BN",
             series_name(row),
             decided(row["verdict"], AHEAD, BEHIND),
             **_simultaneous(row),
@@ -150,13 +148,20 @@ def _gn_leads(rows: Sequence[Row]) -> list[Row]:
     ]
 
 
-def _behind(row: Row, rows: Sequence[Row]) -> str:
+def _by_series(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(series_name(row), []).append(row)
+    return found
+
+
+def _behind(row: Row, of_series: Mapping[str, Sequence[Row]]) -> str:
     """Return who is behind a difference between two norms at one batch size.
 
     The norm alone where both were trained in updates of a larger size, or share theirs with their
     series at other batch sizes.
     """
-    same = [other for other in rows if series_name(other) == series_name(row)]
+    same = of_series[series_name(row)]
     fixed = row["update_batch"] != row["batch"] or optimizer_is_fixed(same)
     return whose(fixed, row["update_batch"])
 
