@@ -60,7 +60,7 @@ def _ranks_of(count: int) -> Ranks:
 
 
 def _end_ranks() -> None:
-    """Send the other ranks home, where there are any."""
+    """End the other ranks, where there are any."""
     global _ranks
     if _ranks:
         ended, _ranks = _ranks, None
@@ -71,8 +71,8 @@ def _end_ranks() -> None:
 def ranks_end(place: TorchrunEnv | None = None) -> Iterator[None]:
     """End the processes that were started within the context.
 
-    place: of this process among those of a launcher, which go home too, needed or not; else they
-    stay for the next call.
+    place: this process's rank under torchrun, where the other ranks end too, also when no training
+    needed them; without it, ranks that torchrun started stay for later trainings.
     """
     try:
         yield

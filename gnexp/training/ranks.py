@@ -183,7 +183,7 @@ class Ranks:
         return None
 
     def close(self) -> None:
-        """Send the others home; kill what this process has started and does not end."""
+        """End the other ranks; kill those that this process has started and that do not end."""
         if self.rank == 0:
             with contextlib.suppress(distributed.DistError):
                 self._tell(None)

@@ -279,16 +279,10 @@ def _sensitivity(found: dict[int, float], reach: Influence, count: int) -> Itera
         "least": GRADIENT_BATCHES[0],
         "most": most,
     }
-    how = {}
-    if reach.mixes:
-        how = {
-            "note": "every term of the sum may move by 2 clip, so clipping alone proves 2 N clip"
-        }
-    if reach.remembers:
-        how = {"note": "the output depends on earlier batches, which no bound on one step covers"}
     open_ended = reach.mixes or reach.remembers
+    why = {"note": UNBOUNDED if reach.remembers else MIXED} if open_ended else {}
     proven = FAILS if open_ended else HOLDS
-    yield ROWS["bound"].found(reach.bound(BATCH), **texts, **how, verdict=proven)
+    yield ROWS["bound"].found(reach.bound(BATCH), **texts, **why, verdict=proven)
     decided = UNDECIDED if open_ended else HOLDS
     how = {"verdict": decided if largest <= 2 + EXACT else FAILS, "n": count}  # nan fails
     yield ROWS["sensitivity"].found(largest, **texts, **how, bound=reach.bound(most))
