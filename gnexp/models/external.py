@@ -212,7 +212,8 @@ def with_norms(
     take images any more.
     """
     lines = out_of_place(model)
-    how: Any = {"affine": "reset", "standardize": weight_standardization}
-    model, replaced, notes = replace_norms(model, found, build, **how)
+    model, replaced, notes = replace_norms(
+        *(model, found, build), keep_affine=False, weight_standardization=weight_standardization
+    )
     try_example(model, found, _images(shape), PREFIX)
     return model, [*map(str, replaced), *map(str, found.left), *lines, *notes]

@@ -10,9 +10,9 @@ from collections.abc import Collection
 import torch
 from torch import nn
 
-from gnexp.models.blocks import ResidualBlock
+from gnexp.models.blocks import ResidualBlock, outside
 from gnexp.models.resnet import initialize, zero_last_gamma
-from gnexp.models.weight_standardization import standardize_weights
+from gnexp.models.weight_standardization import standardize
 
 SCALAR_RATE = 0.1  # of Fixup's biases and multipliers, over the rate of the weights
 
@@ -43,8 +43,13 @@ def start(
         )
     if generator is not None:
         initialize(model, generator, norms)
-    if weight_standardization:
-        standardize_weights(model, norms)
+    if weight_standardization and not standardize(
+        model, [name for name, _ in outside(model, norms)]
+    ):
+        raise ValueError(
+            "weight_standardization=true needs a model with convolutions;"
+            " use weight_standardization=false"
+        )
     if initialization == "fixup":
         fixup(model)
     if zero_gamma:

@@ -8,8 +8,6 @@ from collections.abc import Collection
 import torch
 from torch import Tensor, nn
 
-from gnexp.models.blocks import outside
-
 EPS = 1e-6  # of the weights, as in timm's StdConv2d; that of the norms is for activations
 
 
@@ -29,18 +27,12 @@ class StandardizedConv2d(nn.Conv2d):
         return self._conv_forward(x_NCHW, weight_DChw, self.bias)
 
 
-def standardize_weights(model: nn.Module, norms: Collection[str] = ()) -> list[str]:
-    """Turn every plain convolution of the model into a standardized one; return their names.
+def standardize(model: nn.Module, names: Collection[str]) -> list[str]:
+    """Turn the plain convolutions among these modules into standardized ones; return their names.
 
-    Weights, biases and names stay, and so do the classifier and what is in the layers `norms`.
-    Raises ValueError when there is no convolution.
+    Weights, biases and names stay.
     """
-    found = [name for name, module in outside(model, norms) if type(module) is nn.Conv2d]
-    if not found:
-        raise ValueError(
-            "weight_standardization=true needs a model with convolutions;"
-            " use weight_standardization=false"
-        )
+    found = [name for name in names if type(model.get_submodule(name)) is nn.Conv2d]
     for name in found:
         # The class alone differs: hooks, flags, device and layout stay as they are.
         model.get_submodule(name).__class__ = StandardizedConv2d

@@ -37,8 +37,7 @@ class FilterResponseNorm2d(ActivatedNorm):
     of_activation = ("tau",)
 
     def __init__(self, num_channels: int, *, eps: float = DEFAULT_EPS) -> None:
-        super().__init__(num_channels, eps)
-        self.add_affine()
+        super().__init__(num_channels, eps=eps)
         self.tau = nn.Parameter(torch.zeros(num_channels))
 
     def normalize(self, x_NRCHW: Tensor) -> Tensor:
@@ -63,10 +62,9 @@ class EvoNormB0(ActivatedNorm):
     def __init__(
         self, num_channels: int, *, eps: float = DEFAULT_EPS, momentum: float = DEFAULT_MOMENTUM
     ) -> None:
-        super().__init__(num_channels, eps)
+        super().__init__(num_channels, eps=eps)
         require_momentum(momentum)
         self.momentum = momentum
-        self.add_affine()
         self.v = nn.Parameter(torch.ones(num_channels))
         self.register_buffer("running_var", torch.ones(num_channels))
 
@@ -104,10 +102,9 @@ class EvoNormS0(ActivatedNorm):
     def __init__(
         self, num_channels: int, *, eps: float = DEFAULT_EPS, num_groups: int = DEFAULT_GROUPS
     ) -> None:
-        super().__init__(num_channels, eps)
+        super().__init__(num_channels, eps=eps)
         require_divisor("num_groups", num_groups, num_channels)
         self.num_groups = num_groups
-        self.add_affine()
         self.v = nn.Parameter(torch.ones(num_channels))
 
     def normalize(self, x_NRCHW: Tensor) -> Tensor:

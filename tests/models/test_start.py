@@ -16,7 +16,7 @@ from gnexp.data.seeding import generator
 from gnexp.models.blocks import ResidualBlock
 from gnexp.models.initialization import start
 from gnexp.models.resnet import build_model
-from gnexp.models.weight_standardization import StandardizedConv2d, standardize_weights
+from gnexp.models.weight_standardization import StandardizedConv2d
 from gnexp.norms.registry import build_norm
 
 SMALL = ("data.train_limit=60", "data.test_limit=20", "epochs=1", "gradients=0", "batch=10")
@@ -71,7 +71,7 @@ def test_every_convolution_is_standardized_and_names_stay():
     assert list(net.state_dict()) == list(plain.state_dict())
     assert all(torch.equal(a, b) for a, b in zip(net.parameters(), plain.parameters()))
     with pytest.raises(ValueError, match="weight_standardization=true needs a model with conv"):
-        standardize_weights(nn.Sequential(nn.Linear(2, 2)))
+        start(nn.Sequential(nn.Linear(2, 2)), None, weight_standardization=True)
 
 
 @pytest.mark.parametrize("model", ["resnet20", "preresnet20", "resnet50"])

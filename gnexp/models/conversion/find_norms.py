@@ -70,7 +70,7 @@ class Found:
 
 @dataclass(frozen=True)
 class _Known:
-    """A module that normalizes, or that is named in leave=; source: None where it stays."""
+    """A module that normalizes, or that is named in leave=; reason: why it stays, if it does."""
 
     names: tuple[str, ...]
     module: nn.Module
@@ -97,23 +97,22 @@ def find_norms(
     cannot be replaced.
     """
     search = _Search(model, example, only, leave, prefix)
-    known, traced = search.known(), search.traced
-    search.refuse_shared({each.names[0] for each in known if each.source})
-    allowed = {each.names[0] for each in known} | {*search.stays}
+    known = search.known()
+    search.refuse_shared({each.names[0] for each in known if not each.reason})
+    allowed = search.stays | {each.names[0] for each in known}
     search.refuse_strays(allowed)
-    sites, left = [], []
+    sites, left, pools = [], [], set()
     for each in known:
-        site = each.reason if each.source is None else search.site(each)
+        site = each.reason or search.site(each)
         if isinstance(site, Site):
             sites.append(site)
         else:
             left.append(Left(each.names[0], type(each.module).__name__, site))
-    for name in traced.standardized(allowed):
+            pools.add(each.pools)
+    for name in search.traced.standardized(allowed):
         old = type(model.get_submodule(name)).__name__
         left.append(Left(name, old, "it standardizes its weights, not its input"))
-    names_left = {row.name for row in left}
-    pools = [each.pools for each in known if each.names[0] in names_left]
-    of_functions = traced.strays({each.names[0] for each in known if each.pools != ""})
+    of_functions = search.traced.strays({each.names[0] for each in known if each.pools != ""})
     mixed = None if None in pools or of_functions else "".join(sorted({*"".join(pools)}))
     return Found(sites, left, search.notes, mixed)
 
@@ -121,27 +120,28 @@ def find_norms(
 class _Search:
     """A model and what was asked about it: its modules, each once, and a watched forward pass.
 
-    stays, wanted: the names of modules that leave= and only= are for, each with its entry.
+    stays: the first names of the modules that leave= is for.
     """
 
     def __init__(self, model: nn.Module, example: Any, only: Any, leave: Any, prefix: str) -> None:
-        self.model, self.prefix = model, prefix
+        self.model, self.prefix, self.blind = model, prefix, example is None
         self.modules = _by_identity(model)
-        self._refuse_wrapped()
-        leave = self._entries("leave", leave, "head")
-        only = FAMILIES if only is None else self._entries("only", only, KINDS[0])
-        self._refuse_unmatched("leave", leave, ())
-        self._refuse_unmatched("only", only, KINDS)
-        self.named, self.stays = {*leave}, self._matching(leave)
-        self.kinds = [each for each in only if each in KINDS]
-        self.wanted = self._matching([each for each in only if each not in KINDS])
-        self.blind = example is None
-        self.traced = Traced() if self.blind else _traced(model, example)
-        blind = (
-            "without example= no forward pass was looked at: functions that normalize would be"
-            " missed, and layer norms over the last axis are left"
-        )
-        self.notes = [blind] if self.blind else []
+        self.at = {name: each for each in self.modules for name in each[0]}
+        _refuse_wrapped(self.modules)
+        self.leave = self._entries("leave", leave, "head")
+        self.only = FAMILIES if only is None else self._entries("only", only, *KINDS)
+        self.stays = {names[0] for names, _ in self.modules if self._entry(names, self.leave)}
+        self.traced, self.notes = Traced(), []
+        if self.blind:
+            self.notes = [
+                "without example= no forward pass was looked at: functions that normalize would be"
+                " missed, and layer norms over the last axis are left"
+            ]
+            return
+        try:
+            self.traced = trace(model, example)
+        except Exception as error:  # whatever the user's forward pass does
+            raise ValueError(f"the model does not take the example: {error_text(error)}") from error
 
     def known(self) -> list[_Known]:
         """Return what normalizes, and what stays, in the order of the model."""
@@ -150,51 +150,55 @@ class _Search:
             name = names[0]
             within = any(other.startswith(f"{name}." if name else "") for other in known)
             shapes = () if within else self._shapes(name, module)
-            reason = self._stays(names)
+            reason, source, refused = self._stays(names), None, False
+            kept = kept_as_it_is(module)
             try:
-                kept = kept_as_it_is(module)
                 source = None if kept else source_of(module, shapes)
-                normalizes = bool(source or kept)
             except ValueError as error:
+                refused = True
                 if not reason:
                     if isinstance(error, OwnRule):
                         self.refuse_strays({*known}, name)
                     why = f"{name or 'the model'} {error}"
                     raise ValueError(why + self._way_out("; ", name)) from None
-                source, kept, normalizes = None, None, True
-            if normalizes or self.named.intersection(names):
-                pools = pools_of(module, shapes) if normalizes else ""
-                source = None if reason else source
+            normalizes = bool(source or kept or refused)
+            if normalizes or {*self.leave} & {*names}:
+                pools = pools_of(module, source, shapes) if normalizes else ""
                 known[name] = _Known(names, module, source, kept or reason, pools)
         return list(known.values())[::-1]
 
     def site(self, known: _Known) -> Site | str:
         """Return a layer that can be replaced, or why it is left."""
-        names, module, source = known.names, known.module, known.source
-        channels, seen = channels_of(module), self.traced.shapes.get(names[0], [])
+        names, source = known.names, known.source
+        seen, last = self.traced.shapes.get(names[0], []), source.axes == "last"
+        channels = channels_of(known.module)
         if channels is None:
             return "its gain is not one number per channel"
         if channels == 0:
-            channels = seen[0][1 if source.axes != "last" else -1]
-        layout = _layout(source, channels, seen)
-        if source.axes == "last" and not seen:
+            channels = seen[0][-1 if last else 1]
+        fits = all(len(shape) > 1 and shape[-1 if last else 1] == channels for shape in seen)
+        if last and not seen:
             return "what its axes mean is not known without an example that reaches it"
-        if source.axes == "last" and layout is None:
+        if last and not fits:
             return f"its input {seen[0]} has no axis of examples before the channels"
-        tokens = source.axes == "last" and any(len(shape) != 4 for shape in seen)
-        if names[0] not in self.wanted and (TOKENS if tokens else source.family) not in self.kinds:
-            if tokens:
+        kind = TOKENS if last and any(len(shape) != 4 for shape in seen) else source.family
+        if kind not in self.only and not self._entry(names, {*self.only} - {*KINDS}):
+            if kind == TOKENS:
                 includes = f"{self.prefix}only={TOKENS} includes it"
                 return f"it acts on tokens, input {seen[0]} as (N, T, C); {includes}"
-            return f"{self.prefix}only= does not name {source.family}"
-        if layout is None:
+            return f"{self.prefix}only= does not name {kind}"
+        if not fits:
             raise ValueError(
                 f"{names[0] or 'the model'} got an input of shape {seen[0]}, not"
                 f" (N, {channels}, ...); images need an axis of examples"
             )
-        shape, convolution = (seen or [None])[-1], self.traced.convolutions.get(names[0])
-        site = Site(names, type(module).__name__, source, channels, layout, shape, convolution)
-        return self._unreachable(site) or site
+        maps = source.axes == "2d" or (seen and all(len(shape) == 4 for shape in seen))
+        layout = "last" if last else "2d" if maps else "first"
+        old, shape = type(known.module).__name__, seen[-1] if seen else None
+        convolution = self.traced.convolutions.get(names[0])
+        return self._unreachable(known) or Site(
+            names, old, source, channels, layout, shape, convolution
+        )
 
     def refuse_shared(self, norms: Set[str]) -> None:
         """Refuse norms whose gamma or beta is another module's too: the new ones would not be."""
@@ -218,20 +222,15 @@ class _Search:
                     + self._way_out(", or ", name)
                 )
 
-    def _refuse_wrapped(self) -> None:
-        """Refuse what holds on to the model as it was: its parameters, or its compiled code."""
-        for names, module in self.modules:
-            where = names[0] or "the model"
-            if isinstance(module, DataParallel | DistributedDataParallel):
-                kind = type(module).__name__
-                raise ValueError(f"{where} is wrapped in {kind}: convert the model, then wrap it")
-            if hasattr(module, "_orig_mod"):
-                raise ValueError(f"{where} is compiled: convert the model, then compile it")
-
-    def _refuse_unmatched(self, key: str, entries: Sequence[str], kinds: Sequence[str]) -> None:
-        """Refuse what no module of the model is called, with the nearest."""
-        names = [*dict.fromkeys(n for each, _ in self.modules for n in each if n)]
-        names += dict.fromkeys(type(module).__name__ for _, module in self.modules)
+    def _entries(self, key: str, value: Any, example: str, *kinds: str) -> tuple[str, ...]:
+        """Return one name, or several, as a tuple; refuse what no module is called."""
+        if not isinstance(value, Iterable):
+            raise ValueError(
+                f"{self.prefix}{key}={value!r} must be a name, or a list of names such as"
+                f" [{example!r}]"
+            )
+        entries = (value,) if isinstance(value, str) else tuple(value)
+        kinds = (example, *kinds) if kinds else ()
         for entry in entries:
             if entry not in kinds and not any(_is(entry, *each) for each in self.modules):
                 kind = f"a kind ({', '.join(kinds)}), " if kinds else ""
@@ -239,28 +238,19 @@ class _Search:
                     f"{self.prefix}{key}={entry} is not {kind}the name of a module of the model, a"
                     " pattern of names such as layer4.*, or a class"
                 )
-                raise ValueError(unknown(sentence, entry, [*kinds, *names], listed=()))
+                classes = [type(module).__name__ for _, module in self.modules]
+                valid = dict.fromkeys([*kinds, *filter(None, self.at), *classes])
+                raise ValueError(unknown(sentence, entry, [*valid], listed=()))
+        return entries
 
-    def _entries(self, key: str, value: Any, example: str) -> tuple[str, ...]:
-        """Return one name, or several, as a tuple."""
-        if not isinstance(value, Iterable):
-            raise ValueError(
-                f"{self.prefix}{key}={value!r} must be a name, or a list of names such as"
-                f" [{example!r}]"
-            )
-        return (value,) if isinstance(value, str) else tuple(value)
-
-    def _matching(self, entries: Iterable[str]) -> dict[str, str]:
-        """Return the names of the modules that entries are for, and of all in them."""
-        found = {}
+    def _entry(self, names: Iterable[str], entries: Iterable[str]) -> str | None:
+        """Return the last of these entries that is for a module, or for one that it lies in."""
+        found = None
         for entry in entries:
-            chosen = {name for names, m in self.modules if _is(entry, names, m) for name in names}
-            for names, _ in self.modules:
-                for name in names:
-                    parts = name.split(".")
-                    within = (".".join(parts[:end]) for end in range(1, len(parts) + 1))
-                    if "" in chosen or not chosen.isdisjoint(within):
-                        found.update(dict.fromkeys(names, entry))
+            for parts in (name.split(".") for name in names):
+                above = (self.at.get(".".join(parts[:end])) for end in range(len(parts) + 1))
+                if any(each and _is(entry, *each) for each in above):
+                    found = entry
         return found
 
     def _shapes(self, name: str, module: nn.Module) -> list[tuple[int, ...]]:
@@ -272,7 +262,7 @@ class _Search:
 
     def _stays(self, names: Iterable[str]) -> str | None:
         """Return why a module stays: it, or what it is in, is named in leave=."""
-        entry = next((self.stays[name] for name in names if name in self.stays), None)
+        entry = self._entry(names, self.leave)
         if entry is None:
             return None
         within = any(name.startswith(f"{entry}.") for name in names)
@@ -282,25 +272,29 @@ class _Search:
     def _way_out(self, link: str, name: str) -> str:
         return f"{link}{self.prefix}leave={name} leaves it as it is" if name else ""
 
-    def _unreachable(self, site: Site) -> str | None:
+    def _unreachable(self, known: _Known) -> str | None:
         """Return why a norm stays whose weights its parent reads, or that is in an attention.
 
         The latter take queries and keys, (N, heads, T, C): four axes, but no feature map.
         """
-        parents = [self.model.get_submodule(name.rpartition(".")[0]) for name in site.names]
+        parents = [self.model.get_submodule(name.rpartition(".")[0]) for name in known.names]
         if any(isinstance(parent, _TRANSFORMERS) for parent in parents):
             return "a transformer layer of PyTorch reads its weights by itself"
         kinds = " ".join(type(parent).__name__ for parent in parents)
-        if site.source.axes == "last" and re.search("attention|attn", kinds, re.IGNORECASE):
+        if known.source.axes == "last" and re.search("attention|attn", kinds, re.IGNORECASE):
             return "it is within an attention layer, whose queries and keys are no feature map"
         return None
 
 
-def _traced(model: nn.Module, example: Any) -> Traced:
-    try:
-        return trace(model, example)
-    except Exception as error:  # whatever the user's forward pass does
-        raise ValueError(f"the model does not take the example: {error_text(error)}") from error
+def _refuse_wrapped(modules: Iterable[tuple[tuple[str, ...], nn.Module]]) -> None:
+    """Refuse what holds on to the model as it was: its parameters, or its compiled code."""
+    for names, module in modules:
+        where = names[0] or "the model"
+        if isinstance(module, DataParallel | DistributedDataParallel):
+            kind = type(module).__name__
+            raise ValueError(f"{where} is wrapped in {kind}: convert the model, then wrap it")
+        if hasattr(module, "_orig_mod"):
+            raise ValueError(f"{where} is compiled: convert the model, then compile it")
 
 
 def _is(entry: str, names: tuple[str, ...], module: nn.Module) -> bool:
@@ -315,14 +309,3 @@ def _by_identity(model: nn.Module) -> list[tuple[tuple[str, ...], nn.Module]]:
         if "parametrizations" not in name.split("."):
             names.setdefault(module, []).append(name)
     return [(tuple(each), module) for module, each in names.items()]
-
-
-def _layout(source: Source, channels: int, seen: list[tuple[int, ...]]) -> str | None:
-    """Return the layout of a site, None where an input does not fit its channels."""
-    if source.axes == "last":
-        return "last" if all(len(s) > 1 and s[-1] == channels for s in seen) else None
-    if any(len(shape) < 2 or shape[1] != channels for shape in seen):
-        return None
-    if source.axes == "2d" or (seen and all(len(shape) == 4 for shape in seen)):
-        return "2d"
-    return "first"

@@ -82,24 +82,21 @@ def kept_as_it_is(module: nn.Module) -> str | None:
     return KEPT_AS_IT_IS.get(_path(type(module)))
 
 
-def pools_of(module: nn.Module, shapes: Sequence[tuple[int, ...]] = ()) -> str | None:
+def pools_of(
+    module: nn.Module, source: Source | None, shapes: Sequence[tuple[int, ...]]
+) -> str | None:
     """Return the axes, letters of "nchw", that share a statistic in a layer that was left.
 
-    "" for what is no normalization layer, such as a convolution with standardized filters; None
-    where that is not known. shapes: as in `source_of`.
+    None where that is not known. source, shapes: as in `source_of`; without a source by a trial.
     """
     if kept_as_it_is(module):
         return "chw" if type(module).__name__ == "GlobalResponseNorm" else "c"
-    try:
-        source = source_of(module, shapes)
-    except ValueError:
+    if source is None:
         maps = [shape for shape in shapes if len(shape) == 4]
         try:
             return pooled_axes(module, maps[0][1])
         except Exception:  # whatever a layer does with what it was not built for
             return None
-    if source is None:
-        return ""
     over_maps = source.family == "layer" and len(getattr(module, "normalized_shape", ())) > 1
     return "chw" if over_maps else _POOLS[source.family]
 
@@ -131,7 +128,9 @@ def source_of(module: nn.Module, shapes: Sequence[tuple[int, ...]] = ()) -> Sour
     if kind.__module__.startswith("torch.nn.modules.") and not isinstance(module, _BASES):
         return None
     divides = any(normalizes(module, shape) for shape in shapes)
-    source = _by_trial(module, shapes) if divides or _keeps_statistics(module) else None
+    # With or without a forward pass that shows it: the running statistics of batch norm.
+    follows = all(isinstance(getattr(module, key, None), Tensor) for key in TENSORS[2:])
+    source = _by_trial(module, shapes) if divides or follows else None
     if source is not None:
         _refuse_variant(module, nn.Module)
     elif divides:
@@ -147,11 +146,6 @@ def source_of(module: nn.Module, shapes: Sequence[tuple[int, ...]] = ()) -> Sour
 def _by_trial(module: nn.Module, shapes: Sequence[tuple[int, ...]]) -> Source | None:
     rules = (known_rule(module, shape) for shape in shapes)
     return next((Source(*rule) for rule in rules if rule), None)
-
-
-def _keeps_statistics(module: nn.Module) -> bool:
-    """Return whether a module has the running statistics of batch norm, frozen or not."""
-    return all(isinstance(getattr(module, key, None), Tensor) for key in TENSORS[2:])
 
 
 def guessed_shapes(module: nn.Module) -> list[tuple[int, ...]]:

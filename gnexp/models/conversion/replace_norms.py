@@ -1,7 +1,10 @@
-"""Put new normalization layers into the places that `find_norms` found, and try the result."""
+"""Put new normalization layers into the places that `find_norms` found, and try the result.
+
+Shapes: N examples, C channels, L positions, H and W pixels.
+"""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,11 +13,10 @@ from torch import Tensor, nn
 from gnexp.models.conversion.find_norms import Found, Site
 from gnexp.models.conversion.report import Replaced
 from gnexp.models.conversion.trace import trace
-from gnexp.models.conversion.wrappers import AsFeatureMap, NormActivation
-from gnexp.models.weight_standardization import StandardizedConv2d
+from gnexp.models.weight_standardization import standardize
 from gnexp.norms.base import carries_activation
-from gnexp.norms.constant_affine import hold_constant
 from gnexp.norms.module_state import copied
+from gnexp.norms.stacked import hold_constant
 from gnexp.norms.statistic_size import Undefined, stock_pools
 from gnexp.norms.trials import error_text
 
@@ -25,20 +27,54 @@ _COMPARED = ("eps", "momentum", "track_running_stats")
 _SAVE_THEIR_INPUT = (nn.BatchNorm2d, nn.GroupNorm)
 
 
+class AsFeatureMap(nn.Module):
+    """A norm of (N, C, H, W) on (N, C), (N, C, L) or more axes, or on (N, ..., C).
+
+    All axes but N and C are pixels to it: H * W = L, or 1. The result has the shape of the input.
+    """
+
+    def __init__(self, norm: nn.Module, *, channels_last: bool = False) -> None:
+        super().__init__()
+        self.norm, self.channels_last = norm, channels_last
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.channels_last:
+            x = x.movedim(-1, 1)
+        if x.ndim == 4:
+            y = self.norm(x)
+        else:
+            y = self.norm(x.reshape(*x.shape[:2], -1, 1)).reshape(x.shape)
+        return y.movedim(1, -1) if self.channels_last else y
+
+    def extra_repr(self) -> str:
+        return "channels_last=True" if self.channels_last else ""
+
+
+class NormActivation(nn.Module):
+    """act(drop(norm(x))): in the place of a layer that does all three."""
+
+    def __init__(self, norm: nn.Module, drop: nn.Module, act: nn.Module) -> None:
+        super().__init__()
+        self.norm, self.drop, self.act = norm, drop, act
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.drop(self.norm(x)))
+
+
 def replace_norms(
     model: nn.Module,
     found: Found,
     build: Factory,
     *,
-    affine: str = "keep",
-    keep_eps: bool = False,
-    standardize: bool = False,
+    keep_affine: bool = True,
+    weight_standardization: bool = False,
 ) -> tuple[nn.Module, list[Replaced], list[str]]:
     """Replace the layers of `found` in the model itself.
 
-    found: of this model, or of another of the same architecture. affine, keep_eps: see `convert`.
-    standardize: the filters of the convolutions right before. Returns the model (another object
-    only where the model is itself such a layer), what was replaced, and notes.
+    found: of this model, or of another of the same architecture. keep_affine: copy gamma and beta
+    where both layers have one per channel. weight_standardization: of the filters of the
+    convolutions right before. Returns the model (another object only where the model is itself such
+    a layer), what was replaced, and notes.
 
     Running statistics go to a layer that keeps the same ones. Device, dtype, training flag and
     requires_grad are those of the old layer; so is which of gamma and beta it has, while what else
@@ -54,64 +90,46 @@ def replace_norms(
         raise ValueError("norm must build a new layer at each call; it returned one of them twice")
     rows = []
     for (site, old), layer in zip(layers, built, strict=True):
-        if keep_eps and hasattr(layer, "eps") and getattr(old, "eps", None) is not None:
-            layer.eps = old.eps
-        kept = _take_over(layer, old, affine, default)
+        kept = _take_over(layer, old, keep_affine, default)
         activation, act = _activation(model, site, old, layer)
-        placed, within = _wrapped(site, old, layer, act)
+        placed, within = layer, ""
+        if site.layout != "2d" and not (isinstance(layer, nn.GroupNorm) and site.layout == "first"):
+            placed, within = AsFeatureMap(layer, channels_last=site.layout == "last"), "norm"
+        if act is not None:
+            placed, within = NormActivation(placed, old.drop, act), f"norm.{within}".rstrip(".")
         placed.training = old.training
         _refuse_single_values(site, layer)
-        for name in site.names:
-            model = _put(model, name, placed)
+        for parent, _, attribute in (name.rpartition(".") for name in site.names):
+            if attribute:
+                model.get_submodule(parent)._modules[attribute] = placed
+            else:
+                model = placed
         also, kind = site.names[1:], type(layer).__name__
         told = kept, activation, _changed(old, layer), also, within
         rows.append(Replaced(site.name, site.old, kind, site.channels, *told))
     own = any(type(layer) not in _SAVE_THEIR_INPUT for layer in built)
     notes = out_of_place(model) if own else []
-    return model, rows, notes + (_standardize_before(model, found.sites) if standardize else [])
-
-
-def _where(site: Site) -> str:
-    return f"layer {site.name or '(the model)'}"
+    return model, rows, notes + (_standardize(model, found) if weight_standardization else [])
 
 
 def _built(site: Site, build: Factory) -> nn.Module:
     try:
         layer = build(site.channels)
-    except ValueError as error:
-        raise ValueError(f"{_where(site)}: {error}") from None
     except Exception as error:
-        raise ValueError(
-            f"{_where(site)}: building the norm for {site.channels} channels raised"
-            f" {error_text(error)}"
-        ) from error
+        raised = f"building the norm for {site.channels} channels raised {error_text(error)}"
+        why = error if isinstance(error, ValueError) else raised
+        raise ValueError(f"{_where(site)}: {why}") from error
     if not isinstance(layer, nn.Module):
         kind = type(layer).__name__
         raise ValueError(f"{_where(site)}: norm must build an nn.Module, not {kind}")
     return layer
 
 
-def _put(model: nn.Module, name: str, layer: nn.Module) -> nn.Module:
-    if not name:
-        return layer
-    parent, _, attribute = name.rpartition(".")
-    model.get_submodule(parent)._modules[attribute] = layer
-    return model
+def _where(site: Site) -> str:
+    return f"layer {site.name or '(the model)'}"
 
 
-def _wrapped(
-    site: Site, old: nn.Module, layer: nn.Module, act: nn.Module | None
-) -> tuple[nn.Module, str]:
-    """Return what stands in the old layer's place, and where in it the new layer is."""
-    placed, within = layer, ""
-    if site.layout != "2d" and not (isinstance(layer, nn.GroupNorm) and site.layout == "first"):
-        placed, within = AsFeatureMap(layer, channels_last=site.layout == "last"), "norm"
-    if act is not None:
-        placed, within = NormActivation(placed, old.drop, act), f"norm.{within}".rstrip(".")
-    return placed, within
-
-
-def _take_over(layer: nn.Module, old: nn.Module, affine: str, default: Tensor) -> str:
+def _take_over(layer: nn.Module, old: nn.Module, keep_affine: bool, default: Tensor) -> str:
     """Give a new layer the place, dtype, mode and tensors of the old; return its affine's fate."""
     tensors = [*old.parameters(recurse=False), *old.buffers(recurse=False)]
     like = next((t for t in tensors if t.is_floating_point()), default)
@@ -130,7 +148,7 @@ def _take_over(layer: nn.Module, old: nn.Module, affine: str, default: Tensor) -
             had.append(key)
             if isinstance(mine, nn.Parameter):  # frozen ones are buffers
                 mine.requires_grad_(its.requires_grad)
-            if mine.shape == its.shape and affine == "keep":
+            if mine.shape == its.shape and keep_affine:
                 mine.copy_(its)
                 kept.append(key)
         for key in ("running_mean", "running_var", "num_batches_tracked"):
@@ -139,7 +157,7 @@ def _take_over(layer: nn.Module, old: nn.Module, affine: str, default: Tensor) -
                 mine.copy_(its)
     if not had:
         return "absent"
-    only_one = f", {' and '.join(had)} alone" * (len(had) == 1)
+    only_one = f", {had[0]} alone" if len(had) == 1 else ""
     return ("kept" if kept else "reset") + only_one
 
 
@@ -229,27 +247,25 @@ def out_of_place(model: nn.Module) -> list[str]:
     return [note] if changed else []
 
 
-def _standardize_before(model: nn.Module, sites: Sequence[Site]) -> list[str]:
-    """Standardize the filters of the plain convolutions right before these layers.
+def _standardize(model: nn.Module, found: Found) -> list[str]:
+    """Standardize the filters of the plain convolutions right before the layers; return notes.
 
-    Others keep theirs, since nothing behind them takes the scale back. Returns notes; raises
-    ValueError when there is no such convolution.
+    Other kinds keep theirs. Raises ValueError when there is no such convolution.
     """
-    names = dict.fromkeys(site.convolution for site in sites if site.convolution)
-    kinds = {name: type(model.get_submodule(name)) for name in names}
-    found = [name for name, kind in kinds.items() if kind is nn.Conv2d]
-    others = [f"{name} ({kind.__name__})" for name, kind in kinds.items() if name not in found]
-    if not found:
-        here = "this model has none"
-        for name, kind in [*kinds.items()][:1]:
-            here = f"the one before is a {kind.__name__} ({name})"
+    names = dict.fromkeys(site.convolution for site in found.sites if site.convolution)
+    plain = standardize(model, names)
+    others = [
+        f"{name} ({type(model.get_submodule(name)).__name__})"
+        for name in names
+        if name not in plain
+    ]
+    if not plain:
+        here = f"right before them is {others[0]}" if others else "this model has none"
         raise ValueError(
             "weight standardization needs an nn.Conv2d right before a normalization layer, and"
             f" {here}; use a norm without, such as norm=gn"
         )
-    for name in found:
-        model.get_submodule(name).__class__ = StandardizedConv2d
-    notes = [f"the filters of {len(found)} convolutions right before a norm are standardized"]
+    notes = [f"the filters of {len(plain)} convolutions right before a norm are standardized"]
     return notes + ([f"those of other kinds are not: {', '.join(others)}"] if others else [])
 
 
@@ -258,7 +274,7 @@ def try_example(model: nn.Module, found: Found, example: Any, prefix: str = "") 
 
     prefix: as in `find_norms`.
     """
-    names = {site.name for site in found.sites} | {left.name for left in found.left}
+    names = {each.name for each in (*found.sites, *found.left)}
     try:
         traced = trace(model, example)
     except Exception as error:

@@ -135,8 +135,6 @@ def _doubled(example: Any) -> Any:
     """Return an example of one image as one of two."""
     example = dict(example) if isinstance(example, Mapping) else example
     tensors = [each for each in tree_leaves(example) if isinstance(each, Tensor) and each.ndim]
-    if {len(each) for each in tensors} != {1}:
+    if any(len(each) != 1 for each in tensors):
         return example
-    return tree_map_only(
-        Tensor, lambda x: x.repeat(2, *[1] * (x.ndim - 1)) if x.ndim else x, example
-    )
+    return tree_map_only(Tensor, lambda x: torch.cat([x, x]) if x.ndim else x, example)
