@@ -24,61 +24,43 @@ from torch.utils._pytree import tree_leaves
 
 from gnexp.norms.module_state import copied
 
-Loss = Callable[[Tensor, Tensor], Tensor]
 _BY_LINE = 7  # batches that are tried along a line before halving
 
 
-def training_bytes(
-    model: nn.Module,
-    input_shape: Sequence[int],
-    batch: int,
-    loss: Loss = F.cross_entropy,
-    *,
-    momentum: bool = True,
-) -> int:
+def training_bytes(model: nn.Module, input_shape: Sequence[int], batch: int) -> int:
     """Return the memory in bytes of one training update by `batch` inputs of (C, H, W).
 
-    batch: inputs in one forward pass. loss(logits (N, K), labels (N,)); momentum: whether SGD keeps
-    one value per weight. In the model's dtype. Counted where the model is on a CPU, measured where
-    it is on CUDA; see the head of this file. The model is left as it is. Raises ValueError if
-    batch < 1, or what the model itself raises at that batch (PyTorch's BN refuses to train with a
-    single value per channel).
+    batch: inputs in one forward pass. In the model's dtype. Counted where the model is on a CPU,
+    measured where it is on CUDA; see the head of this file. The model is left as it is. Raises
+    ValueError if batch < 1, or what the model itself raises at that batch (PyTorch's BN refuses to
+    train with a single value per channel).
     """
     if batch < 1:
         raise ValueError(f"batch={batch} must be at least 1")
     if next(model.parameters()).is_cuda:
-        return _measured(model, input_shape, batch, loss, momentum)
+        return _measured(model, input_shape, batch)
     with torch.random.fork_rng(devices=[]):
         try:
-            return _counted(model, "meta", input_shape, batch, loss, momentum)
+            return _counted(model, "meta", input_shape, batch)
         except (NotImplementedError, RuntimeError):  # it decides by values, or meta lacks something
-            return _counted(model, "cpu", input_shape, batch, loss, momentum)
+            return _counted(model, "cpu", input_shape, batch)
 
 
-def _counted(
-    model: nn.Module,
-    device: str,
-    input_shape: Sequence[int],
-    batch: int,
-    loss: Loss,
-    momentum: bool,
-) -> int:
-    trial = copied(model).to(device).train()
+def _counted(model: nn.Module, device: str, input_shape: Sequence[int], batch: int) -> int:
+    trial, live = copied(model).to(device).train(), _LiveBytes()
     trial.zero_grad()
-    live, (x, y) = _LiveBytes(), _data(trial, input_shape, batch, device)
+    x, y = _data(trial, input_shape, batch)
     for tensor in (*trial.parameters(), *trial.buffers(), x, y):
         live.add(tensor)
     with torch.enable_grad(), live:
-        loss(trial(x), y).backward()
-    return live.peak + momentum * sum(p.nbytes for p in trial.parameters() if p.requires_grad)
+        F.cross_entropy(trial(x), y).backward()
+    return live.peak + sum(p.nbytes for p in trial.parameters() if p.requires_grad)  # momentum
 
 
-def _data(
-    model: nn.Module, input_shape: Sequence[int], batch: int, device: torch.device | str
-) -> tuple[Tensor, Tensor]:
-    dtype = next(model.parameters()).dtype
-    x = torch.zeros(batch, *input_shape, dtype=dtype, device=device)
-    return x, torch.zeros(batch, dtype=torch.int64, device=device)
+def _data(model: nn.Module, input_shape: Sequence[int], batch: int) -> tuple[Tensor, Tensor]:
+    one = next(model.parameters())
+    x = torch.zeros(batch, *input_shape, dtype=one.dtype, device=one.device)
+    return x, torch.zeros(batch, dtype=torch.int64, device=one.device)
 
 
 class _LiveBytes(TorchDispatchMode):
@@ -113,37 +95,28 @@ class _LiveBytes(TorchDispatchMode):
         return result
 
 
-def _measured(
-    model: nn.Module, input_shape: Sequence[int], batch: int, loss: Loss, momentum: bool
-) -> int:
+def _measured(model: nn.Module, input_shape: Sequence[int], batch: int) -> int:
     """Return the peak of PyTorch's allocator above what lived before, on the model's CUDA device.
 
     The first update is for what CUDA's libraries allocate once and keep.
     """
     device = next(model.parameters()).device
     with torch.random.fork_rng(devices=[device]), torch.enable_grad():
-        _update(model, device, input_shape, batch, loss, momentum)
+        _update(model, input_shape, batch)
         torch.cuda.synchronize(device)
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
-        _update(model, device, input_shape, batch, loss, momentum)
+        _update(model, input_shape, batch)
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
 
 
-def _update(
-    model: nn.Module,
-    device: torch.device,
-    input_shape: Sequence[int],
-    batch: int,
-    loss: Loss,
-    momentum: bool,
-) -> None:
+def _update(model: nn.Module, input_shape: Sequence[int], batch: int) -> None:
     trial = copied(model).train()
     trial.zero_grad()
-    velocities = [torch.zeros_like(p) for p in trial.parameters() if p.requires_grad and momentum]
-    x, y = _data(trial, input_shape, batch, device)
-    loss(trial(x), y).backward()
+    velocities = [torch.zeros_like(p) for p in trial.parameters() if p.requires_grad]
+    x, y = _data(trial, input_shape, batch)
+    F.cross_entropy(trial(x), y).backward()
     del velocities  # until here they were to take their place
 
 
@@ -152,9 +125,6 @@ def largest_batch(
     input_shape: Sequence[int],
     memory_bytes: int,
     most: int = 4096,
-    *,
-    loss: Loss = F.cross_entropy,
-    momentum: bool = True,
 ) -> int:
     """Return the largest batch, up to `most`, whose update fits into `memory_bytes`; 0 if none.
 
@@ -167,7 +137,7 @@ def largest_batch(
 
     def needed(batch: int) -> float:
         try:
-            return training_bytes(model, input_shape, batch, loss, momentum=momentum)
+            return training_bytes(model, input_shape, batch)
         except torch.cuda.OutOfMemoryError:
             return float("inf")
 

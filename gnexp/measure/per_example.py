@@ -7,7 +7,6 @@ drawn with replacement has the noise trace / B. Nothing is accumulated here the 
 Shape suffixes: N examples, C channels, H, W pixels, M examples of a chunk.
 """
 
-from collections.abc import Callable
 from contextlib import ExitStack
 
 import torch
@@ -28,14 +27,12 @@ def per_example_covariance(
     x_NCHW: Tensor,
     y_N: Tensor,
     chunk: int = 32,
-    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
 ) -> list[dict[str, object]]:
     """Trace of the covariance of the N examples' gradients, rows for "all", kinds and layers.
 
     trace: sum |g - mean g|^2 / N in (loss/parameter)^2, the population's covariance: that of
     drawing one of these N examples with replacement. Train mode, as in training; the model and the
-    global random state are left bit-identical. loss(logits, y_N) is a mean over examples. Memory:
-    `chunk` gradients.
+    global random state are left bit-identical. Memory: `chunk` gradients.
 
     Raises ValueError if N < 1, `chunk` < 1, or the model mixes examples in train mode: then a
     per-example gradient does not exist.
@@ -52,7 +49,7 @@ def per_example_covariance(
         )
     with preserve_state(model), torch.enable_grad():
         model.train()
-        trace = _traces(model, x_NCHW, y_N, chunk, loss)
+        trace = _traces(model, x_NCHW, y_N, chunk)
     return [
         {"parameters": name, "n": len(x_NCHW), "trace": sum(trace[p] for p in members)}
         for name, members in groups.items()
@@ -80,43 +77,33 @@ def find_mixing_layer(model: nn.Module, x_NCHW: Tensor) -> str | None:
 def _outputs_of_first_example(model: nn.Module, x_NCHW: Tensor) -> list[tuple[str, Tensor]]:
     """(module, its output for example 0), in the order in which modules finish."""
     outputs: list[tuple[str, Tensor]] = []
+    names = {module: name or "model" for name, module in model.named_modules()}
 
-    def watch(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: object, output: object) -> None:
-            if isinstance(output, Tensor) and output.ndim and len(output) == len(x_NCHW):
-                outputs.append((name, output[0].clone()))
-
-        return hook
+    def watch(module: nn.Module, inputs: object, output: object) -> None:
+        if isinstance(output, Tensor) and output.ndim and len(output) == len(x_NCHW):
+            outputs.append((names[module], output[0].clone()))
 
     # The random state is put back in between, so dropout masks do not pass for mixing.
     with preserve_state(model), torch.no_grad(), ExitStack() as hooks:
-        for name, module in model.named_modules():
-            hooks.enter_context(module.register_forward_hook(watch(name or "model")))
-        model.train()
-        model(x_NCHW)
+        for module in names:
+            hooks.enter_context(module.register_forward_hook(watch))
+        model.train()(x_NCHW)
     return outputs
 
 
-def _traces(
-    model: nn.Module,
-    x_NCHW: Tensor,
-    y_N: Tensor,
-    chunk: int,
-    loss: Callable[[Tensor, Tensor], Tensor],
-) -> dict[str, float]:
+def _traces(model: nn.Module, x_NCHW: Tensor, y_N: Tensor, chunk: int) -> dict[str, float]:
     """Parameter name -> trace, by merging the mean and scatter of one chunk after another."""
     weights = {name: p.detach() for name, p in trainable_parameters(model).items()}
 
     def loss_of_one(weights: dict[str, Tensor], x_CHW: Tensor, y: Tensor) -> Tensor:
-        return loss(functional_call(model, weights, x_CHW[None]), y[None])
+        return F.cross_entropy(functional_call(model, weights, x_CHW[None]), y[None])
 
     gradients = vmap(grad(loss_of_one), in_dims=(None, 0, 0), randomness="different")
     mean = {name: torch.zeros_like(w, dtype=torch.float64) for name, w in weights.items()}
     scatter = {name: w.new_zeros((), dtype=torch.float64) for name, w in weights.items()}
     seen = 0
-    for start in range(0, len(x_NCHW), chunk):
-        g = gradients(weights, x_NCHW[start : start + chunk], y_N[start : start + chunk])
-        m = len(x_NCHW[start : start + chunk])
+    for x_MCHW, y_M in zip(x_NCHW.split(chunk), y_N.split(chunk), strict=True):
+        g, m = gradients(weights, x_MCHW, y_M), len(y_M)
         for name, g_M in g.items():
             chunk_mean = g_M.mean(dim=0, dtype=torch.float64)
             step = chunk_mean - mean[name]

@@ -21,8 +21,8 @@ def preserve_state(model: nn.Module) -> Iterator[None]:
     # The objects as well as their values: a forward pass may update a buffer in place or rebind it.
     # A tied parameter is met once per owner; restoring it twice does no harm.
     owners = [owner for module, _ in modes for owner in (module._parameters, module._buffers)]
-    kept = [(owner, name, t, _copy(t)) for owner in owners for name, t in owner.items()]
-    grads = [(p, p.requires_grad, p.grad, _copy(p.grad)) for p in model.parameters()]
+    kept = [(owner, name, *_kept(t)) for owner in owners for name, t in owner.items()]
+    grads = [(p, p.requires_grad, *_kept(p.grad)) for p in model.parameters()]
     with torch.random.fork_rng(devices=devices):
         try:
             yield
@@ -31,15 +31,11 @@ def preserve_state(model: nn.Module) -> Iterator[None]:
                 for module, training in modes:
                     module.training = training
                 for owner, name, tensor, copy in kept:
-                    owner[name] = _restored(tensor, copy)
+                    owner[name] = tensor if tensor is None else tensor.copy_(copy)
                 for parameter, requires_grad, grad, copy in grads:
                     parameter.requires_grad_(requires_grad)
-                    parameter.grad = _restored(grad, copy)
+                    parameter.grad = grad if grad is None else grad.copy_(copy)
 
 
-def _copy(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.detach().clone()
-
-
-def _restored(tensor: Tensor | None, copy: Tensor | None) -> Tensor | None:
-    return None if tensor is None or copy is None else tensor.copy_(copy)
+def _kept(tensor: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    return tensor, None if tensor is None else tensor.detach().clone()

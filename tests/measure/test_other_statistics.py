@@ -126,28 +126,6 @@ def test_population_statistics_are_those_of_torch_over_one_big_batch(images):
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-11)  # float64
 
 
-def test_in_a_linear_network_they_are_the_mean_and_covariance_of_the_inputs_propagated(images):
-    model = scatter(
-        nn.Sequential(
-            nn.Conv2d(3, 5, 1), nn.BatchNorm2d(5), nn.Conv2d(5, 4, 1), nn.BatchNorm2d(4),
-            nn.Conv2d(4, 3, 1), nn.BatchNorm2d(3),
-        )
-    ).double()  # fmt: skip
-    x = train_images(images)
-    pixels = x.numpy().transpose(1, 0, 2, 3).reshape(3, -1)
-    mean, covariance = pixels.mean(axis=1), np.cov(pixels, bias=True)
-    with precise_statistics(model, x.split(7)) as found:
-        found = {name: [s.numpy() for s in pair] for name, pair in found.items()}
-    for conv, norm, name in ((0, 1, "1"), (2, 3, "3"), (4, 5, "5")):
-        weight, bias = (p.detach().numpy().squeeze() for p in model[conv].parameters())
-        mean, covariance = weight @ mean + bias, weight @ covariance @ weight.T
-        np.testing.assert_allclose(found[name][0], mean, rtol=1e-10)  # float64
-        np.testing.assert_allclose(found[name][1], np.diag(covariance), rtol=1e-10)  # float64
-        gamma, beta = (p.detach().numpy() for p in model[norm].parameters())
-        scale = gamma / np.sqrt(np.diag(covariance) + model[norm].eps)
-        mean, covariance = beta, scale[:, None] * covariance * scale
-
-
 @pytest.mark.parametrize("build", [net, partial(resnet, "bn")])
 def test_chunks_one_layer_after_another_and_small_parts_give_the_statistics_of_a_single_pass(
     images, build, monkeypatch
@@ -156,7 +134,7 @@ def test_chunks_one_layer_after_another_and_small_parts_give_the_statistics_of_a
     with precise_statistics(model, [x]) as at_once:
         pass
     assert at_once.keys() == running_layers(model).keys()
-    for size, part in ((1, 2**20), (7, 1000), (59, 2**20), (60, 1000)):
+    for size, part in ((7, 1000), (59, 2**20)):
         monkeypatch.setattr(population, "_PART", part)
         with precise_statistics(model, x.split(size)) as in_chunks:
             pass
@@ -312,22 +290,12 @@ def in_turn_by_torch(model, images, batch):
     return torch.cat(rows)[:count]
 
 
-@pytest.mark.parametrize("batch", [1, 7, 30, 64])
-def test_batch_logits_are_those_of_one_batch_after_another(images, batch):
-    model = net()
-    expected = in_turn_by_torch(model, images, batch)
-    for together in (True, False):
-        logits = batch_logits(model, images, batch, together=together)
-        torch.testing.assert_close(logits, expected, rtol=0, atol=1e-10)  # float64
-
-
 # Of 30 images in passes of 16: batches that share a pass. A dropout draws, so nothing is shared.
 SHARED = {
     ("relu", 1): [16, 14],
     ("relu", 7): [2, 2, 1],
-    ("mapped", 1): [16, 14],
+    ("relu", 64): [],
     ("mapped", 3): [5, 5],
-    ("dropout", 1): [],
     ("dropout", 2): [],
 }
 
@@ -349,7 +317,7 @@ CHECKS = {"relu": 0, "mapped": 2, "dropout": 1}  # passes of two batches that tr
 
 
 @pytest.mark.parametrize(("activation", "batch"), SHARED)
-@pytest.mark.parametrize(("name", "momentum"), [("bn", None), ("bn", 0.1), ("brn", 0.1)])
+@pytest.mark.parametrize(("name", "momentum"), [("bn", None), ("brn", 0.1)])
 def test_many_batches_in_one_pass_give_what_they_give_in_turn(
     images, name, momentum, activation, batch, monkeypatch
 ):
@@ -367,7 +335,8 @@ def test_many_batches_in_one_pass_give_what_they_give_in_turn(
     logits = batch_logits(model, images, batch)
     shared = SHARED[activation, batch]
     # Only stock BN tells batches apart within a pass; the others pass one after the other.
-    assert passes == ([2] * CHECKS[activation] + shared if name == "bn" else [])
+    checks = [2] * CHECKS[activation] if batch < 9 else []  # 64 images are too many for a try
+    assert passes == (checks + shared if name == "bn" else [])
     expected = in_turn_by_torch(model, images, batch)
     in_turn = batch_logits(model, images, batch, together=False)
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-10)  # float64

@@ -25,25 +25,6 @@ def resnet8(norm: str) -> nn.Module:
     return net.double().train()
 
 
-def one_layer(norm: str) -> nn.Module:
-    """The norm with a gamma and beta that are not 1 and 0, and what makes its output logits."""
-    layer = build_norm(norm, 16).double()
-    g = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in layer.parameters():
-            parameter.copy_(torch.randn(16, generator=g))
-    return nn.Sequential(layer, nn.Softplus(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).train()
-
-
-def examples(single: bool) -> tuple[Tensor, Tensor]:
-    if single:
-        g = torch.Generator().manual_seed(1)
-        x_NCHW = torch.randn(6, 16, 5, 7, generator=g, dtype=torch.float64)
-        return 3 * x_NCHW + 1, torch.arange(6)
-    data = subject("gn")
-    return data.x_NCHW[:6, :, ::2, ::2].double(), data.y_N[:6]
-
-
 def of_opacus(model: nn.Module, x_NCHW: Tensor, y_N: Tensor) -> Tensor:
     """(N, P) by the library's own hooks, formulas written out layer type by layer type."""
     module = pytest.importorskip("opacus", reason="needs opacus").GradSampleModule(
@@ -55,31 +36,16 @@ def of_opacus(model: nn.Module, x_NCHW: Tensor, y_N: Tensor) -> Tensor:
     return rows_NP
 
 
-@pytest.mark.parametrize("build", [resnet8, one_layer])
 @pytest.mark.parametrize("norm", PER_EXAMPLE)
-def test_per_example_gradients_and_the_trace_of_their_covariance_are_those_of_opacus(norm, build):
-    model, (x_NCHW, y_N) = build(norm), examples(build is one_layer)
-    theirs = of_opacus(build(norm), x_NCHW, y_N)
+def test_per_example_gradients_and_the_trace_of_their_covariance_are_those_of_opacus(norm):
+    model, data = resnet8(norm), subject("gn")
+    x_NCHW, y_N = data.x_NCHW[:6, :, ::2, ::2].double(), data.y_N[:6]
+    theirs = of_opacus(resnet8(norm), x_NCHW, y_N)
     ours = per_example_gradients(model, x_NCHW, y_N)
     torch.testing.assert_close(ours, theirs, rtol=RTOL, atol=ATOL)
     rows = per_example_covariance(model, x_NCHW, y_N, chunk=4)
     trace = {row["parameters"]: row["trace"] for row in rows}
     assert trace["all"] == pytest.approx(theirs.numpy().var(axis=0).sum(), rel=RTOL)
-
-
-def test_opacus_refuses_batch_norm_as_gnexp_does():
-    pytest.importorskip("opacus", reason="needs opacus")
-    from opacus.validators import ModuleValidator
-
-    for norm in ("gn", "bn"):
-        model, (x_NCHW, y_N) = resnet8(norm), examples(False)
-        refused = bool(ModuleValidator.validate(model, strict=False))
-        assert refused == (norm == "bn")
-        if refused:
-            with pytest.raises(ValueError, match="per-example gradient does not exist"):
-                per_example_covariance(model, x_NCHW, y_N)
-        else:
-            per_example_covariance(model, x_NCHW, y_N)
 
 
 def exact_sigma(epsilon: float) -> float:
@@ -93,17 +59,10 @@ def exact_sigma(epsilon: float) -> float:
     return optimize.brentq(excess, 1e-2, 1e3, xtol=1e-12)
 
 
-@pytest.mark.parametrize("epsilon", [0.5, 2.0, 8.0])
+@pytest.mark.parametrize("epsilon", [0.5, 8.0])
 def test_the_noise_of_one_full_batch_is_close_above_the_exact_one(epsilon):
-    pytest.importorskip("dp_accounting", reason="needs dp-accounting")
     ratio = noise_multiplier(epsilon, DELTA, 64, 64, 1) / exact_sigma(epsilon)
     assert 1 <= ratio < 1.12  # in units of the sensitivity: another unit is off by 2
-
-
-def test_the_noise_of_many_full_batches_is_that_of_one_larger_step():
-    pytest.importorskip("dp_accounting", reason="needs dp-accounting")
-    one, many = (noise_multiplier(2.0, DELTA, 64, 64, steps) for steps in (1, 25))
-    assert many == pytest.approx(5 * one, rel=1e-3)  # Gaussians compose in 1 / sigma^2
 
 
 @pytest.mark.parametrize("epsilon", [1.0, 4.0])
@@ -112,7 +71,6 @@ def test_sampling_saves_noise_but_never_more_than_a_pair_of_datasets_allows(epsi
 
     The outputs are then a mixture of normals at 0 and 1 (in sensitivities) and a normal at 0.
     """
-    pytest.importorskip("dp_accounting", reason="needs dp-accounting")
     n, batch = 1000, 100
     s = noise_multiplier(epsilon, DELTA, n, batch, 1)
     assert s < noise_multiplier(epsilon, DELTA, batch, batch, 1)
@@ -124,7 +82,6 @@ def test_sampling_saves_noise_but_never_more_than_a_pair_of_datasets_allows(epsi
 
 
 def test_more_privacy_needs_more_noise_and_what_is_returned_suffices():
-    pytest.importorskip("dp_accounting", reason="needs dp-accounting")
     setting = (DELTA, 50_000, 64, 7812)
     noise = [noise_multiplier(epsilon, *setting) for epsilon in (1.0, 2.0, 4.0, 8.0)]
     assert noise == sorted(noise, reverse=True)

@@ -1,62 +1,18 @@
 """Whatever ends a call of gnexp, SIGKILL too, no process that it started outlives it."""
 
-import contextlib
-import os
-import signal
-import subprocess
-import sys
 import time
-import uuid
 from pathlib import Path
 
 import pytest
+from processes import called, marked, needs_proc, others, wait_until
 
 from gnexp.runner import process_pool
 
-pytestmark = pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="needs /proc")
+pytestmark = needs_proc
 
 TINY = ("model=resnet8", "model.width=8", "data.train_limit=60", "data.test_limit=40")
 TINY += ("batch=2", "device=cpu", "gradients=0", "epochs=100000")
 SECONDS = 10.0  # in which all must have gone, on a busy machine
-
-
-def marked(mark):
-    """Return the processes whose environment holds a mark, as those of a call do."""
-    found = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # it has just ended, or is somebody else's
-            state = (folder / "stat").read_text().rpartition(")")[2].split()[0]
-            if state not in "ZX" and mark.encode() in (folder / "environ").read_bytes():
-                found[int(folder.name)] = (folder / "cmdline").read_text().replace("\0", " ")
-    return found
-
-
-@contextlib.contextmanager
-def called(*command):
-    """Start a command in a session of its own; yields its process and the mark of all it starts."""
-    mark = f"mark-{uuid.uuid4().hex}"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GNEXP_MARK": mark}
-    process = subprocess.Popen(
-        [sys.executable, *command], env=environment, stdout=-3, stderr=-3, start_new_session=True
-    )
-    try:
-        yield process, mark
-    finally:
-        for pid in marked(mark):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        process.wait()
-
-
-def wait_until(condition, seconds=240.0):
-    start = time.monotonic()
-    while not condition():
-        assert time.monotonic() - start < seconds
-        time.sleep(0.01)
-
-
-def others(process, mark):
-    return [pid for pid in marked(mark) if pid != process.pid]
 
 
 def trains(process, mark):
