@@ -54,6 +54,27 @@ class Peeks(Own):
         return super().standardize(x + 0.01 * x.roll(1, 0))
 
 
+class Dithers(Own):
+    """Adds noise from the global random state."""
+
+    def standardize(self, x: Tensor) -> Tensor:
+        return super().standardize(x) + 1e-4 * torch.randn_like(x)
+
+
+class Constant(Own):
+    """Returns beta for every input."""
+
+    def standardize(self, x: Tensor) -> Tensor:
+        return 0 * x
+
+
+class Tracks(nn.InstanceNorm2d):
+    """Instance norm that evaluates with running statistics, as PyTorch offers it."""
+
+    def __init__(self, num_channels: int, groups: int) -> None:
+        super().__init__(num_channels, affine=True, track_running_stats=True)
+
+
 class ForgetsEps(Own):
     """Divides by a standard deviation that may be zero."""
 

@@ -18,8 +18,9 @@ from gnexp.checks.power_law import (
     LESS,
     NORMAL,
     TOLERANCE,
-    Variance,
     fit,
+    law_text,
+    law_verdict,
     predicted,
     ratio_text,
 )
@@ -126,19 +127,21 @@ def _exponent(subject: Subject, kind: str, rows: list[dict[str, Row]], first: in
     how = {"kind": kind, "first": batches[0], "theory": theory, "n": subject.draws}
     if any(kind not in row for row in rows):
         return EXPONENT.found(**how, verdict=NOT_MEASURED)
-    law = fit(batches, [_variance(row[kind]) for row in rows[first:]])
+    variances = []
+    for noise, lo, hi in (_noise_interval(row[kind]) for row in rows[first:]):
+        # The interval is Student's, so this error is as wide as few draws make it.
+        variances.append((noise, (hi - lo) / 2 / NORMAL / noise if noise else math.nan))
+    law = fit(batches, variances)
     apart = "batch 1 is another function, for outputs depend on the rest of the batch"
     mean = "the exponent is -1, that of a mean over independent examples"
-    is_mean = theory != -1 and law.verdict(-1.0) == HOLDS
-    how |= {"measured": str(law), "verdict": law.verdict(theory)}
+    is_mean = theory != -1 and law_verdict(law, -1.0) == HOLDS
+    how |= {"measured": law_text(law), "verdict": law_verdict(law, theory)}
     how["note"] = notes(apart if first else "", mean if is_mean else "")
-    return EXPONENT.found(law.exponent, law.lo, law.hi, **how)
+    return EXPONENT.found(law, **how)
 
 
-def _variance(row: Row) -> Variance:
-    # The interval is Student's, so this error is as wide as few draws make it.
-    half = (row["noise_hi"] - row["noise_lo"]) / 2
-    return Variance(row["noise"], half / NORMAL / row["noise"] if row["noise"] else math.nan)
+def _noise_interval(row: Row) -> tuple[float, float, float]:
+    return row["noise"], row["noise_lo"], row["noise_hi"]
 
 
 def _less(
@@ -187,7 +190,7 @@ def _points(kind: str, rows: list[dict[str, Row]]) -> Iterator[Point]:
     for batch, row in zip(BATCHES, (row.get(kind) for row in rows)):
         if row is None or not math.isfinite(row["noise"]):
             continue
-        noise, lo, hi = (row[key] for key in ("noise", "noise_lo", "noise_hi"))
+        noise, lo, hi = _noise_interval(row)
         yield Point(f"network, {kind}", "noise", batch, noise, lo, hi)
         if row["signal"] > 0:
             low = max(lo, 0.0) / row["signal_hi"]

@@ -7,12 +7,11 @@ number. Shapes: C channels, K draws.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
 
-from gnexp.analysis.statistics import fit_exponent, t_quantile
+from gnexp.analysis.statistics import Interval, fit_exponent, t_quantile
 from gnexp.checks.verdicts import inside
 
 TOLERANCE = 0.1  # of an exponent: a tenth of the article's -1
@@ -25,41 +24,28 @@ LESS = {  # of a statement on such a ratio
 }
 NORMAL = 1.96  # half the width of a normal 95 % interval, in standard errors
 DEGENERATE = "a variance is zero or not finite"
+Variance = tuple[float, float]  # one estimated from draws, and its standard error divided by it
 
 
-@dataclass(frozen=True)
-class PowerLaw:
-    """A power law: its exponent and 95 % interval, all nan where there is none to fit."""
-
-    exponent: float = math.nan
-    lo: float = math.nan
-    hi: float = math.nan
-
-    def __str__(self) -> str:
-        if not math.isfinite(self.exponent):
-            return f"no power law ({DEGENERATE})"
-        return f"{self.exponent:.2f} [{self.lo:.2f}, {self.hi:.2f}]"
-
-    def verdict(self, predicted: float) -> str:
-        """Return whether the whole interval lies within the tolerance of an exponent."""
-        return inside(self.lo, self.hi, predicted - TOLERANCE, predicted + TOLERANCE)
-
-
-@dataclass(frozen=True)
-class Variance:
-    """A variance estimated from draws, and its standard error divided by it."""
-
-    value: float
-    error: float
-
-
-def fit(x: Sequence[float], variances: Sequence[Variance]) -> PowerLaw:
-    """Return the law variance ~ x^exponent, weighted by the errors."""
-    numbers = np.array([(v.value, v.error) for v in variances])
+def fit(x: Sequence[float], variances: Sequence[Variance]) -> Interval:
+    """Return the exponent of variance ~ x^exponent, weighted by the errors; nan if none fits."""
+    numbers = np.array(variances)
     if len(x) < 3 or not (np.isfinite(numbers) & (numbers > 0)).all():
-        return PowerLaw()
+        return Interval(math.nan, math.nan, len(x), math.nan, math.nan)
     fitted = fit_exponent(x, *numbers.T, [0] * len(x))
-    return PowerLaw(fitted.slope, fitted.lo95, fitted.hi95)
+    return Interval(fitted.slope, fitted.se, len(x), fitted.lo95, fitted.hi95)
+
+
+def law_text(law: Interval) -> str:
+    """Return an exponent and its interval in words."""
+    if not math.isfinite(law.mean):
+        return f"no power law ({DEGENERATE})"
+    return f"{law.mean:.2f} [{law.lo:.2f}, {law.hi:.2f}]"
+
+
+def law_verdict(law: Interval, predicted: float) -> str:
+    """Return whether the whole interval lies within the tolerance of an exponent."""
+    return inside(law.lo, law.hi, predicted - TOLERANCE, predicted + TOLERANCE)
 
 
 def slope(x: Sequence[float], y: Sequence[float]) -> float:
@@ -69,24 +55,17 @@ def slope(x: Sequence[float], y: Sequence[float]) -> float:
     return fit_exponent(x, y, np.ones(len(x)), [0] * len(x)).slope
 
 
-def widened(error: float, dof: int) -> float:
-    """Return a standard error as large as a normal one with the same 95 % interval.
-
-    An error estimated from few draws is itself uncertain, and a fit takes errors for known.
-    """
-    return error * t_quantile(0.975, dof) / NORMAL
-
-
 def variance_over_draws(g_KC: Tensor) -> Variance:
     """Return the variance over draws, averaged over channels.
 
-    The error is that of a mean over the K draws, which are independent; channels need not be.
+    The error is that of a mean over the K draws, which are independent; channels need not be. It is
+    widened to a normal one with the same 95 % interval, since a fit takes errors for known.
     """
     k = len(g_KC)
     squares_K = (g_KC - g_KC.mean(dim=0)).square().mean(dim=1) * k / (k - 1)
     value = squares_K.mean()
     error = squares_K.std() / k**0.5 / value
-    return Variance(value.item(), widened(error.item(), k - 1))
+    return value.item(), error.item() * t_quantile(0.975, k - 1) / NORMAL
 
 
 def predicted(x: Sequence[float], values: Sequence[int]) -> float:

@@ -3,7 +3,7 @@
 Shapes: N examples, C channels, H and W pixels.
 """
 
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,66 +14,61 @@ from gnexp.models.blocks import ResidualBlock
 from gnexp.models.resnet import stages_of, zero_last_gamma
 
 
-@dataclass
-class SignalTrace:
-    """Statistics of one batch in a network: one value per block, in order.
+class BlockSignal(NamedTuple):
+    """Statistics of one batch at one block.
 
-    start: variance before the first block. stage: of the block. variance: of its output, over all
-    values. branch: variance of its residual branch. correlation: of branch and shortcut. resized:
-    whether it changes the shape. unchanged: whether the output is the input to the last bit, or,
-    where the shape changes, what the shortcut makes of it.
+    before, variance: of its input and output, over all values; branch: of its residual branch.
+    correlation: of branch and shortcut. resized: whether it changes the shape. unchanged: whether
+    the output is the input to the last bit, or, resized, what the shortcut makes of it.
     """
 
-    start: float = 0.0
-    stage: list[int] = field(default_factory=list)
-    variance: list[float] = field(default_factory=list)
-    branch: list[float] = field(default_factory=list)
-    correlation: list[float] = field(default_factory=list)
-    resized: list[bool] = field(default_factory=list)
-    unchanged: list[bool] = field(default_factory=list)
-
-    def slope(self) -> float:
-        """Return the growth of the variance per block: least squares within each stage, whose
-        first block sets the level, then the mean over stages."""
-        v, stage = np.array(self.variance), np.array(self.stage)
-        parts = [v[stage == s] for s in sorted(set(self.stage))]
-        return float(np.mean([np.polyfit(np.arange(len(part)), part, 1)[0] for part in parts]))
+    stage: int
+    before: float
+    variance: float
+    branch: float
+    correlation: float
+    resized: bool
+    unchanged: bool
 
 
-def trace(net: nn.Sequential, x_NCHW: Tensor) -> SignalTrace:
-    """Return what the blocks of a residual network of the table do, in train mode."""
-    seen, stages = SignalTrace(), stages_of(net)
+def growth(blocks: list[BlockSignal]) -> float:
+    """Return the growth of the variance per block: least squares within each stage, whose first
+    block sets the level, then the mean over stages."""
+    parts = [[b.variance for b in blocks if b.stage == s] for s in range(1 + blocks[-1].stage)]
+    return float(np.mean([np.polyfit(np.arange(len(part)), part, 1)[0] for part in parts]))
+
+
+def trace(net: nn.Sequential, x_NCHW: Tensor) -> list[BlockSignal]:
+    """Return what each block of a residual network of the table does, in train mode."""
+    seen, stages = [], {stage: index for index, stage in enumerate(stages_of(net))}
     try:
         with torch.no_grad():
             for child in net:
-                if not any(child is stage for stage in stages):
+                for block in child if child in stages else ():
+                    y_NCHW, signal = _through(block, x_NCHW, stages[child])
+                    seen.append(signal)
+                    x_NCHW = y_NCHW
+                if child not in stages:
                     x_NCHW = child(x_NCHW)
-                    continue
-                seen.start = seen.start or _variance(x_NCHW)
-                seen.stage += [len(set(seen.stage))] * len(child)
-                for block in child:
-                    x_NCHW = _through(block, x_NCHW, seen)
     except Exception as error:
         raise NormError(f"a network raised {type(error).__name__}: {error}") from error
     return seen
 
 
-def _through(block: ResidualBlock, x_NCHW: Tensor, seen: SignalTrace) -> Tensor:
+def _through(block: ResidualBlock, x_NCHW: Tensor, stage: int) -> tuple[Tensor, BlockSignal]:
     branches: list[Tensor] = []
     norm = block.get_submodule(block.last_norm)
     with norm.register_forward_hook(lambda _, __, output: branches.append(output)):
         y_NCHW = block(x_NCHW)
     skip_NCHW, r_NCHW = block.shortcut(x_NCHW), branches[0]
-    seen.variance.append(_variance(y_NCHW))
-    seen.branch.append(_variance(r_NCHW))
-    seen.resized.append(y_NCHW.shape != x_NCHW.shape)
     a, b = ((t - t.mean()).flatten() for t in (skip_NCHW.double(), r_NCHW.double()))
-    seen.correlation.append((a @ b / (a.norm() * b.norm())).item())
-    expected = x_NCHW
-    if seen.resized[-1]:
+    correlation = (a @ b / (a.norm() * b.norm())).item()
+    resized, expected = y_NCHW.shape != x_NCHW.shape, x_NCHW
+    if resized:
         expected = torch.relu(skip_NCHW) if block.activated else skip_NCHW
-    seen.unchanged.append(torch.equal(y_NCHW, expected))
-    return y_NCHW
+    variances = map(_variance, (x_NCHW, y_NCHW, r_NCHW))
+    unchanged = torch.equal(y_NCHW, expected)
+    return y_NCHW, BlockSignal(stage, *variances, correlation, resized, unchanged)
 
 
 def _variance(x_NCHW: Tensor) -> float:

@@ -18,14 +18,11 @@ def cross_example_share(layer: nn.Module, x_NCHW: Tensor) -> float:
 
     One backward pass per output value: small maps only. Without a cross-example entry it is 0.
     """
-    x_NCHW = x_NCHW.detach().clone().requires_grad_()
-    squares_NN = x_NCHW.new_zeros(len(x_NCHW), len(x_NCHW), requires_grad=False)
+    n = len(x_NCHW)
     with preserve_state(layer), torch.enable_grad():
-        for squares_N, y_P in zip(squares_NN, layer(x_NCHW).flatten(1)):
-            for y in y_P:
-                (dx,) = torch.autograd.grad(y, x_NCHW, retain_graph=True, materialize_grads=True)
-                squares_N += dx.flatten(1).square().sum(dim=1)
-    cross = squares_NN.masked_fill(torch.eye(len(x_NCHW), dtype=torch.bool), 0).sum().item()
+        jacobian = torch.autograd.functional.jacobian(layer, x_NCHW)
+    squares_NN = jacobian.reshape(n, -1, n, x_NCHW[0].numel()).square().sum(dim=(1, 3))
+    cross = squares_NN.masked_fill(torch.eye(n, dtype=torch.bool), 0).sum().item()
     return (cross / squares_NN.sum().item()) ** 0.5 if cross != 0 else 0.0
 
 
@@ -41,23 +38,6 @@ def with_replaced(batch: Tensor, replaced: int, other: Tensor) -> Tensor:
     batch = batch.clone()
     batch[replaced] = other
     return batch
-
-
-def relative_change_of_others(before_NK: Tensor, after_NK: Tensor, replaced: int) -> float:
-    """Return RMS change over RMS value of all rows but `replaced`; 0 where nothing changes."""
-    others_N = torch.arange(len(before_NK)) != replaced
-    change = (after_NK - before_NK)[others_N].square().mean().sqrt()
-    if change == 0:
-        return 0.0
-    return (change / before_NK[others_N].square().mean().sqrt()).item()
-
-
-def loss_changes_of_others(
-    before_NK: Tensor, after_NK: Tensor, y_N: Tensor, replaced: int
-) -> list[float]:
-    """Return |change| of the cross-entropy, in nats, of each example but `replaced`."""
-    before_N, after_N = (F.cross_entropy(z, y_N, reduction="none") for z in (before_NK, after_NK))
-    return (after_N - before_N).abs()[torch.arange(len(y_N)) != replaced].tolist()
 
 
 def state_written(layer: nn.Module, x_NCHW: Tensor) -> list[str]:
@@ -129,14 +109,3 @@ def moves_of_clipped_sum(
         after_P = clipped_sum(per_example_gradients(model, x, y), clip)
         moves.append((after_P - before_P).norm().item())
     return moves
-
-
-def sensitivity_bound(batch: int, clip: float, mixes: bool) -> float:
-    """Return a proven upper bound on how far replacing one of `batch` examples moves the sum.
-
-    Of clipped gradients: a term's norm is at most `clip`, so it moves by at most 2 clip. Where
-    examples do not mix, one term depends on the replaced example; where they do, each of the
-    `batch` terms may, and clipping promises no more than 2 batch clip. No estimate: how far below
-    the true sensitivity lies is not known; `moves_of_clipped_sum` finds lower bounds of it.
-    """
-    return 2.0 * clip * (batch if mixes else 1)

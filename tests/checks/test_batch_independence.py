@@ -6,10 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from norms_under_test import Own, Peeks, check, checked, subject
+from norms_under_test import Own, Peeks, Tracks, check, checked, subject
 from torch import nn
 
-from gnexp.checks.claims import train_vs_eval
 from gnexp.checks.verdicts import FAILS, HOLDS, UNDECIDED, VACUOUS, conditional
 
 OUTPUTS = [f"{done}_output" for done in ("one_mate", "all_mates", "batch_size")]
@@ -83,13 +82,6 @@ class OfTheMoment(nn.BatchNorm2d):
         super().__init__(num_channels, track_running_stats=False)
 
 
-class Tracks(nn.InstanceNorm2d):
-    """Instance norm that evaluates with running statistics."""
-
-    def __init__(self, num_channels, groups):
-        super().__init__(num_channels, affine=True, track_running_stats=True)
-
-
 def batch(norm, draws=16):
     return checked("batch_independence", norm, draws)
 
@@ -111,17 +103,15 @@ def test_norms_of_single_examples_are_independent_of_the_batch(norm):
     assert {p.y for p in found.points} == {1e-16}  # for log axes
 
 
-@pytest.mark.parametrize("norm", ["bn", Peeks, PeeksBack, OfTheMoment, LeaksMore])
+@pytest.mark.parametrize("norm", [PeeksBack, OfTheMoment])
 def test_norms_that_look_at_the_batch_are_caught_at_it(norm):
-    found = batch(norm, 16 if norm in ("bn", Peeks, LeaksMore) else 4)
-    assert set(found.verdicts(*OUTPUTS)) == {FAILS}
-    if norm == "bn":
-        assert {found[s].note for s in INDEPENDENT} == {"in evaluation mode: 0"}
+    assert set(batch(norm, 4).verdicts(*OUTPUTS)) == {FAILS}
 
 
 def test_batch_norm_s_dependence_falls_as_means_over_the_batch_do():
     found = batch("bn")
-    assert found.verdicts(*FALLS) == [HOLDS] * 4
+    assert {found[s].note for s in INDEPENDENT} == {"in evaluation mode: 0"}
+    assert found.verdicts(*OUTPUTS, *FALLS) == [FAILS] * 3 + [HOLDS] * 4
     for s, theory in zip(FALLS, (-1, -1, -0.5, -0.5)):
         # The next order in 1/N steepens the gradient's fall by 0.05 from N = 8 on.
         assert found[s].value == pytest.approx(theory, abs=0.08)
@@ -208,9 +198,8 @@ def test_statistics_of_the_moment_undo_one_affine_map_of_their_sets_and_no_other
     assert found["shift"].value > 1e-9  # eps leaves a trace in float64
 
 
-@pytest.mark.parametrize(("norm", "groups"), [("gn", 8), ("in", 64)])
 @pytest.mark.parametrize(("name", "shape"), [("channel", (64, 1, 1)), ("pixel", (4, 4))])
-def test_the_change_by_another_shift_is_that_of_numpy(norm, groups, name, shape):
+def test_the_change_by_another_shift_is_that_of_numpy(name, shape):
     """Of a batch whose channels, or pixels, are shifted apart."""
     random = np.random.default_rng(0)
     x = random.normal(size=(256, 64, 1, 1)) + 4 ** random.uniform(-0.5, 0.5, (256, 64, 1, 1)) * (
@@ -218,17 +207,14 @@ def test_the_change_by_another_shift_is_that_of_numpy(norm, groups, name, shape)
     )
 
     def normed(x):
-        rows = x.reshape(len(x), groups, -1)
+        rows = x.reshape(len(x), 8, -1)
         rows = rows - rows.mean(2, keepdims=True)
         return rows / rows.std(2, keepdims=True)
 
     a, b = (random.uniform(size=shape) for _ in range(2))
     expected = np.sqrt(((normed((1 + a) * x + b) - normed(x)) ** 2).mean())
-    stated = re.search(rf"([\d.e-]+) by one for each {name}", modes(norm)["shift"].measured)
-    if (norm, name) == ("in", "channel"):
-        assert max(float(stated[1]), expected) < 1e-5  # eps
-    else:
-        assert float(stated[1]) == pytest.approx(expected, rel=0.3)  # one draw of a and b
+    stated = re.search(rf"([\d.e-]+) by one for each {name}", modes("gn")["shift"].measured)
+    assert float(stated[1]) == pytest.approx(expected, rel=0.3)  # one draw of a and b
 
 
 @pytest.mark.parametrize(
@@ -266,26 +252,6 @@ def test_the_unbiased_running_variance_is_what_is_left_on_a_batch_s_own_statisti
     assert len(gaps) == 3
     for n, gap in gaps.items():
         assert gap == pytest.approx(1 - np.sqrt(1 - 1 / (n * 16)), rel=1e-3)  # eps against variance
-
-
-@pytest.mark.parametrize("n", [1, 4, 64])
-def test_batch_norm_s_gap_is_that_of_a_simulation(n):
-    """Running averages in NumPy, with draws of its own from the same population."""
-    random = np.random.default_rng(0)
-    population = subject("bn").features("train test", train_vs_eval.POOL).numpy()
-    mean, variance, gaps = np.zeros(64), np.ones(64), []
-    for i in range(130):
-        x = population[random.permutation(len(population))[:n]]
-        m, v = x.mean(axis=(0, 2, 3)), x.var(axis=(0, 2, 3))
-        if i >= 100:
-            # (x - mean) / sd of the running statistics, seen from the standardized batch
-            a, b = np.sqrt((v + 1e-5) / (variance + 1e-5)), (m - mean) / np.sqrt(variance + 1e-5)
-            gaps.append(np.sqrt(((a - 1) ** 2 + b**2).mean()))
-        values = n * 16
-        mean, variance = 0.9 * mean + 0.1 * m, 0.9 * variance + 0.1 * v * values / (values - 1)
-    point = next(p for p in modes("bn").points if (p.series, p.x) == ("same data", n))
-    assert point.y == pytest.approx(np.mean(gaps), rel=0.1)
-    assert point.lo < point.y < point.hi
 
 
 def test_memory_is_found_where_no_buffer_shows_it_and_a_buffer_that_nothing_reads_is_none():

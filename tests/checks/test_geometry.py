@@ -1,22 +1,18 @@
 """Claim 6 of the check: hyperplane, sphere, and what is lost."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
-import torch
 from norms_under_test import (
     AlmostInvariant,
+    Constant,
     ForgetsEps,
     NoAffine,
     Own,
     WrongGroups,
     checked,
-    subject,
 )
 from torch import Tensor, nn
 
-from gnexp.checks.claims.geometry import jacobian
 from gnexp.checks.finding import Finding
 from gnexp.checks.verdicts import FAILS, HOLDS, VACUOUS, conditional
 
@@ -32,13 +28,6 @@ class OnlyCentred(Own):
     def standardize(self, x: Tensor) -> Tensor:
         rows = x.reshape(len(x), self.groups, -1)
         return (rows - rows.mean(2, keepdim=True)).reshape(x.shape)
-
-
-class Constant(Own):
-    """Returns beta for every input."""
-
-    def standardize(self, x: Tensor) -> Tensor:
-        return 0 * x
 
 
 class Detached(Own):
@@ -111,20 +100,6 @@ def test_the_jacobian_takes_as_many_channels_as_the_groups_need(groups, channels
     assert len(spectrum("gn", 3, groups)) <= 800
 
 
-def test_the_jacobian_is_the_one_of_finite_differences():
-    s = subject("gn", channels=8)
-    x = torch.tensor(np.random.default_rng(0).standard_normal((2, 8, 2, 2)))
-    layer, step = nn.GroupNorm(8, 8).double(), 1e-6
-    columns = []
-    for i in range(x.numel()):
-        moved = torch.zeros(x.numel(), dtype=x.dtype)
-        moved[i] = step
-        moved = moved.view_as(x)
-        columns.append(((layer(x + moved) - layer(x - moved)) / (2 * step)).reshape(-1).detach())
-    # float64, differences of size 1e-6 of numbers of size 1
-    np.testing.assert_allclose(jacobian(s, x), torch.stack(columns, dim=1), rtol=0, atol=1e-8)
-
-
 def test_the_radius_is_sqrt_n_only_where_the_variance_is_far_above_eps():
     for series in ("measured", "expected"):
         line = sorted(checked("geometry", "gn", groups=None).line("radius", series).items())
@@ -156,17 +131,3 @@ def test_on_one_pixel_outputs_are_signs_where_a_statistic_has_two_values(norm, v
     assert finding.verdict == verdict
     assert finding.measured.startswith(stated)
     assert row(norm, "few_values_2").verdict == (VACUOUS if norm == "none" else HOLDS)
-
-
-def test_the_spread_of_outputs_is_that_of_numpy_s_standardized_values():
-    found = {}
-    for channels in (16, 32, 64):
-        for n in (1, 2, 8):
-            of = replace(subject("gn"), channels=channels)
-            x = 1e3 * of.features("geometry few", n, 1, 1).numpy().reshape(n * 8, -1)
-            y = x - x.mean(1, keepdims=True)
-            y = np.abs(y / y.std(1, keepdims=True))  # eps is 1e-5, variances 1e5 and more
-            found[channels, n] = y.std() / np.sqrt((y**2).mean())
-    assert max(found[16, n] for n in (1, 2, 8)) < 1e-6  # 1 and -1
-    least = min(spread for (channels, _), spread in found.items() if channels > 16)
-    assert row("gn", "few_values_1").measured.endswith(f"else {least:.2g} or more")

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from gnexp.checks import first_updates
 from gnexp.checks.finding import Point
-from gnexp.checks.signal_growth import SignalTrace, set_last_gamma, trace
+from gnexp.checks.signal_growth import BlockSignal, growth, set_last_gamma, trace
 from gnexp.checks.subject import NormError
 from gnexp.checks.verdicts import FAILS, HOLDS, UNDECIDED
 from gnexp.models.resnet import zero_last_gamma
@@ -83,18 +83,19 @@ def test_the_traced_signal_is_that_of_the_formulas():
     u = F.conv2d(x.relu(), weight["stage1.0.conv1.weight"], padding=1)
     u = F.conv2d(normalized(u, 1).relu(), weight["stage1.0.conv2.weight"], padding=1)
     r = normalized(u, 0.5)
-    seen = trace(net, x_NCHW)
-    assert seen.start == pytest.approx(x.numpy().var(), rel=1e-4)  # float32
-    assert seen.branch[0] == pytest.approx(r.numpy().var(), rel=1e-4)
-    assert seen.variance[0] == pytest.approx((x + r).numpy().var(), rel=1e-4)
+    first, *rest = trace(net, x_NCHW)
+    assert first.before == pytest.approx(x.numpy().var(), rel=1e-4)  # float32
+    assert first.branch == pytest.approx(r.numpy().var(), rel=1e-4)
+    assert first.variance == pytest.approx((x + r).numpy().var(), rel=1e-4)
     correlation = np.corrcoef(x.flatten(), r.flatten())[0, 1]
-    assert seen.correlation[0] == pytest.approx(correlation, abs=1e-4)
-    assert seen.resized == [False, True, True]
+    assert first.correlation == pytest.approx(correlation, abs=1e-4)
+    assert [block.resized for block in (first, *rest)] == [False, True, True]
 
 
 def test_growth_is_counted_within_stages():
-    seen = SignalTrace(stage=[0, 0, 0, 1, 1, 1], variance=[5, 6, 7, 3, 5, 7])
-    assert seen.slope() == pytest.approx(1.5)  # 1 in the first stage, 2 in the second
+    pairs = zip([0, 0, 0, 1, 1, 1], [5, 6, 7, 3, 5, 7])
+    blocks = [BlockSignal(stage, 0, variance, 0, 0, False, False) for stage, variance in pairs]
+    assert growth(blocks) == pytest.approx(1.5)  # 1 in the first stage, 2 in the second
 
 
 def test_the_losses_are_those_of_a_plain_loop_over_the_same_batches(monkeypatch):

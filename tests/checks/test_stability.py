@@ -15,7 +15,7 @@ from gnexp.checks import network_noise
 from gnexp.checks.claims import stability
 from gnexp.checks.finding import Finding
 from gnexp.checks.network_noise import measure_network
-from gnexp.checks.power_law import Variance, fit, predicted, slope, variance_over_draws
+from gnexp.checks.power_law import fit, law_verdict, predicted, slope, variance_over_draws
 from gnexp.checks.statistic_sets import StatisticSets
 from gnexp.checks.subject import NormError
 from gnexp.checks.verdicts import FAILS, HOLDS, NOT_MEASURED, UNDECIDED, VACUOUS
@@ -80,6 +80,9 @@ def test_one_layers_variance_is_1_over_nhw_whatever_shares_a_statistic(norm):
         assert line == pytest.approx({x: (x / first) ** power for x in line}, rel=0.25)
     times = float(layer(norm)["layer_batch_2"].note.rsplit(" ", 1)[1])
     assert times == pytest.approx(1, abs=0.2)
+    # C = 32: 32 to 2 groups, N = 2 examples of 4x8 pixels; the other uses half as many groups.
+    values = {"gn": "32 to 512 values", "wrong groups": "64 to 1024 values"}.get(norm, "")
+    assert f"{values} per statistic" in layer(norm)["channels"].what
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -94,12 +97,6 @@ def test_the_rule_of_values_per_statistic_gets_the_verdict_it_deserves(norm):
     assert bool(found["channels"].note)
     assert ("there is no statistic" in found["batch"].note) == (norm == "none")
     assert ("compared with its like" in found["layer_batch_2"].note) == (norm == "bn")
-
-
-def test_groups_that_are_not_as_stated_are_counted_by_measurement():
-    # C = 32: 32 to 2 groups, N = 2 examples of 4x8 pixels; the other uses half as many groups.
-    assert "32 to 512 values per statistic" in layer("gn")["channels"].what
-    assert "64 to 1024 values per statistic" in layer("wrong groups")["channels"].what
 
 
 @pytest.mark.parametrize("norm", ["bn", "gn"])
@@ -118,25 +115,21 @@ def test_noise_falls_as_1_over_the_batch_where_examples_stay_apart():
         assert "batch 1 to 32" in found.what
 
 
-def test_batch_1_stands_apart_exactly_where_examples_mix():
+def test_batch_1_stands_apart_where_examples_mix_and_batchnorm_is_as_noisy_as_itself():
     for kind in ("gamma", "beta"):
         found = network("bn", 40)[f"network_batch_{kind}"]
         assert "batch 2 to 32" in found.what
         assert "batch 1 is another function" in found.note
         assert found.expected == "exponent -1"
+        itself = network("bn", 40)[f"network_noise_{kind}"]
+        assert itself.lo < 1 < itself.hi
+        assert itself.value != 1, "on batches of its own"
+        assert HOLDS not in (itself.verdict, network("bn", 40)[f"network_relative_{kind}"].verdict)
         mixed, apart = (network(norm, 4).line(f"network, {kind}", "noise") for norm in ("bn", "in"))
         assert tuple(mixed) == network_noise.BATCHES
         # The same images: one alone is normalized alike (float32), two are not.
         assert mixed[1] == pytest.approx(apart[1], rel=1e-3)
         assert mixed[2] > 1.1 * apart[2]
-
-
-def test_batchnorm_is_as_noisy_as_itself_and_its_relative_noise_is_not_called_less():
-    for kind in ("gamma", "beta"):
-        found = network("bn", 40)[f"network_noise_{kind}"]
-        assert found.lo < 1 < found.hi
-        assert found.value != 1  # on batches of its own
-        assert HOLDS not in (found.verdict, network("bn", 40)[f"network_relative_{kind}"].verdict)
 
 
 def test_noise_of_a_network_is_that_of_its_single_examples():
@@ -193,18 +186,18 @@ def test_a_norm_that_raises_in_a_network_is_named():
 
 def test_laws_and_variances_are_those_of_numpy():
     x = (1, 2, 4, 8)
-    law = fit(x, [Variance(3 * n**-0.5, 0.01) for n in x])
-    assert law.exponent == pytest.approx(-0.5, abs=1e-12)  # float64
-    assert (law.verdict(-0.5), law.verdict(0.0)) == (HOLDS, FAILS)
-    assert math.isnan(fit(x, [Variance(0.0, 0.01)] * 4).exponent)
+    law = fit(x, [(3 * n**-0.5, 0.01) for n in x])
+    assert law.mean == pytest.approx(-0.5, abs=1e-12)  # float64
+    assert (law_verdict(law, -0.5), law_verdict(law, 0.0)) == (HOLDS, FAILS)
+    assert math.isnan(fit(x, [(0.0, 0.01)] * 4).mean)
     y = [1.0, 3.0, 2.0, 5.0]
     assert slope(x, y) == pytest.approx(np.polyfit(np.log(x), np.log(y), 1)[0], rel=1e-12)
     assert math.isnan(slope(x, [1.0, 0.0, 2.0, 5.0]))
     g_KC = np.random.default_rng(0).normal(5, 2, (4000, 3))
     found = variance_over_draws(torch.from_numpy(g_KC))
-    assert found.value == pytest.approx(g_KC.var(axis=0, ddof=1).mean(), rel=1e-12)
+    assert found[0] == pytest.approx(g_KC.var(axis=0, ddof=1).mean(), rel=1e-12)
     # Of n independent normal values: sqrt(2 / n), here of 12,000.
-    assert found.error == pytest.approx((2 / g_KC.size) ** 0.5, rel=0.1)
+    assert found[1] == pytest.approx((2 / g_KC.size) ** 0.5, rel=0.1)
     assert (predicted((2, 4), (10, 20)), predicted((2, 4), (7, 7))) == (-1, 0)
     assert StatisticSets("group", 2).size(3, 4, 5, 6) == 60
 
@@ -212,4 +205,4 @@ def test_laws_and_variances_are_those_of_numpy():
 def test_an_error_counts_channels_that_move_together_once():
     g_K = torch.from_numpy(np.random.default_rng(1).normal(size=(1000, 1)))
     alone, copies = variance_over_draws(g_K), variance_over_draws(g_K.expand(-1, 50))
-    assert copies.error == pytest.approx(alone.error, rel=1e-9)
+    assert copies[1] == pytest.approx(alone[1], rel=1e-9)

@@ -10,6 +10,7 @@ Shapes: N examples, C channels, H and W pixels.
 
 import math
 from collections.abc import Iterable, Iterator
+from itertools import chain
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from gnexp.analysis.statistics import Interval, t_interval
 from gnexp.checks.finding import Finding, Found, Point, Statement, table
 from gnexp.checks.first_updates import first_updates, spelled
 from gnexp.checks.gradient_by_depth import DEPTHS, verdict_by_depth
-from gnexp.checks.signal_growth import SignalTrace, set_last_gamma, trace
+from gnexp.checks.signal_growth import BlockSignal, growth, set_last_gamma, trace
 from gnexp.checks.subject import Subject
 from gnexp.checks.verdicts import FAILS, HOLDS, conditional, inside, worst
 
@@ -37,7 +38,8 @@ ABOUT_ONE = {
     "low": 1 - GROWTH_TOLERANCE,
     "high": 1 + GROWTH_TOLERANCE,
 }
-Traces = dict[tuple[str, int], list[SignalTrace]]
+Trace = list[BlockSignal]
+Traces = dict[tuple[str, int], list[Trace]]
 
 ROWS = table(
     Statement(
@@ -117,7 +119,7 @@ def measure(subject: Subject) -> Found:
     yield from first_updates(subject)
 
 
-def _traces(subject: Subject, model: str, gamma: float, seeds: Iterable[int]) -> list[SignalTrace]:
+def _traces(subject: Subject, model: str, gamma: float, seeds: Iterable[int]) -> list[Trace]:
     traces = []
     for seed in seeds:
         net = subject.network(model, seed=seed)
@@ -126,13 +128,14 @@ def _traces(subject: Subject, model: str, gamma: float, seeds: Iterable[int]) ->
     return traces
 
 
-def _points(panel: str, series: str, traces: list[SignalTrace]) -> Iterator[Point]:
-    for b, values in enumerate(zip(*(t.variance for t in traces), strict=True), start=1):
+def _points(panel: str, series: str, traces: list[Trace]) -> Iterator[Point]:
+    for b, blocks in enumerate(zip(*traces, strict=True), start=1):
+        values = [block.variance for block in blocks]
         yield Point(panel, series, b, *(float(f(values)) for f in (np.mean, np.min, np.max)))
 
 
-def _branch(of_gamma: dict[float, list[SignalTrace]]) -> Finding:
-    ratios = [v / gamma**2 for gamma, traces in of_gamma.items() for t in traces for v in t.branch]
+def _branch(of_gamma: dict[float, list[Trace]]) -> Finding:
+    ratios = [b.branch / gamma**2 for gamma, traces in of_gamma.items() for b in chain(*traces)]
     least, most = min(ratios), max(ratios)
     how = {"least": least, "most": most, "depth": DEPTH_OF_GAMMAS, "gammas": _listed(GAMMAS)}
     return ROWS["branch"].found(max(abs(least - 1), abs(most - 1)), **how)
@@ -140,7 +143,7 @@ def _branch(of_gamma: dict[float, list[SignalTrace]]) -> Finding:
 
 def _correlation(ones: Traces) -> Finding:
     by_seed = zip(*(ones["preresnet", depth] for depth in DEPTHS), strict=True)
-    values = [np.concatenate([t.correlation for t in traces]) for traces in by_seed]
+    values = [np.array([b.correlation for b in chain(*traces)]) for traces in by_seed]
     mean = t_interval([float(v.mean()) for v in values])
     how = {"mean": spelled(mean), "largest": max(float(np.abs(v).max()) for v in values)}
     return ROWS["uncorrelated"].found(mean, **how, depths=_depths())
@@ -148,7 +151,7 @@ def _correlation(ones: Traces) -> Finding:
 
 def _growth(ones: Traces, family: str) -> Finding:
     _, key, block = FAMILIES[family]
-    slopes = {f"depth {d}": _mean([t.slope() for t in ones[family, d]]) for d in DEPTHS}
+    slopes = {f"depth {d}": _mean([*map(growth, ones[family, d])]) for d in DEPTHS}
     verdict = verdict_by_depth(dict(zip(DEPTHS, map(_grows_by_one, slopes.values()))))
     how = {"key": key, "block": block, "family": family, "verdict": verdict}
     return GROWS.found(**_of_worst(slopes), **how)
@@ -178,9 +181,9 @@ def _of_worst(slopes: dict[str, Interval]) -> dict[str, object]:
     return {"value": far, "measured": measured}
 
 
-def _growth_of_gamma(of_gamma: dict[float, list[SignalTrace]]) -> Finding:
+def _growth_of_gamma(of_gamma: dict[float, list[Trace]]) -> Finding:
     slopes = {
-        f"gamma {gamma:g}": _mean([t.slope() / gamma**2 for t in traces])
+        f"gamma {gamma:g}": _mean([growth(t) / gamma**2 for t in traces])
         for gamma, traces in of_gamma.items()
     }
     how = {"gammas": _listed(GAMMAS), "depth": DEPTH_OF_GAMMAS}
@@ -188,26 +191,24 @@ def _growth_of_gamma(of_gamma: dict[float, list[SignalTrace]]) -> Finding:
     return ROWS["growth_of_gamma"].found(**_of_worst(slopes), **how)
 
 
-def _adds_up(traces: list[SignalTrace], projected: SignalTrace) -> Finding:
-    blocks = len(traces[0].variance)
-    share = _mean([t.variance[-1] / (t.start + blocks) for t in traces])
+def _adds_up(traces: list[Trace], projected: Trace) -> Finding:
+    blocks = len(traces[0])
+    share = _mean([t[-1].variance / (t[0].before + blocks) for t in traces])
     verdict = _grows_by_one(share)
-    if verdict == FAILS and _grows_by_one(_mean([t.slope() for t in traces])) == HOLDS:
+    if verdict == FAILS and _grows_by_one(_mean([*map(growth, traces)])) == HOLDS:
         verdict = conditional("no block changes the shape")
-    first = [b for b, resized in enumerate(traces[0].resized) if resized]
-    falls = np.mean([[t.variance[b] / t.variance[b - 1] for b in first] for t in traces])
+    falls = np.mean([[b.variance / b.before for b in t if b.resized] for t in traces])
     how = {"mean": spelled(share), "falls": falls, "depth": DEPTHS[-1], "blocks": blocks}
-    how["behind"] = ", ".join(f"{v:.2g}" for v in projected.variance)
+    how["behind"] = ", ".join(f"{b.variance:.2g}" for b in projected)
     return ROWS["adds_up"].found(share, verdict=verdict, **how)
 
 
 def _identity(zeros: Traces, family: str) -> Finding:
     _, key, block = FAMILIES[family]
-    traces = [t for d in DEPTHS for t in zeros[family, d]]
-    unchanged = [u for t in traces for u in t.unchanged]
-    how = {"blocks": len(unchanged), "resized": sum(r for t in traces for r in t.resized)}
+    blocks = [b for d in DEPTHS for b in chain(*zeros[family, d])]
+    how = {"blocks": len(blocks), "resized": sum(b.resized for b in blocks)}
     how |= {"key": key, "block": block, "family": family, "depths": _depths()}
-    return IDENTITY.found(len(unchanged) - sum(unchanged), **how)
+    return IDENTITY.found(sum(not b.unchanged for b in blocks), **how)
 
 
 def _listed(numbers: Iterable[float]) -> str:

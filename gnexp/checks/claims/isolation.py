@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from gnexp.analysis.statistics import t_interval
 from gnexp.checks.finding import Finding, Found, Point, Statement, table, vacuous
-from gnexp.checks.subject import NormError, Subject
+from gnexp.checks.subject import NormError, Subject, relative_change
 from gnexp.checks.verdicts import FAILS, HOLDS, UNDECIDED
 from gnexp.measure import isolation as instrument
 from gnexp.measure.dp_accounting import INSTALL, noise_multiplier
@@ -139,8 +139,13 @@ class Influence:
     state: list[str]
 
     def bound(self, batch: int) -> float:
-        """Return the proven upper bound of the clipped sum's sensitivity, over the clip."""
-        return instrument.sensitivity_bound(batch, 1.0, self.mixes)
+        """Return a proven upper bound, over the clip, on how far one replacement moves the sum.
+
+        A clipped gradient moves by at most 2 clip. Where examples do not mix, one term depends on
+        the replaced example; where they do, each of the `batch` terms may. How far above the true
+        sensitivity that lies is not known.
+        """
+        return 2.0 * (batch if self.mixes else 1)
 
 
 def measure(subject: Subject) -> Found:
@@ -229,13 +234,15 @@ def _draws(subject: Subject, size: int, draws: int, contrast: float = 1) -> Iter
 def _changes(model: nn.Module, draws: Iterator[tuple]) -> tuple[list[float], list[float]]:
     """Return the others' relative RMS output change of every draw, and all |loss changes|."""
     relative, losses = [], []
-    for replaced, x_NCHW, other_CHW, *y_N in draws:
-        before = instrument.training_output(model, x_NCHW)
-        x_NCHW = instrument.with_replaced(x_NCHW, replaced, other_CHW)
-        after = instrument.training_output(model, x_NCHW)
-        relative.append(instrument.relative_change_of_others(before, after, replaced))
-        for labels in y_N:
-            losses += instrument.loss_changes_of_others(before, after, labels, replaced)
+    for replaced, x_NCHW, other_CHW, *labels in draws:
+        others_N = torch.arange(len(x_NCHW)) != replaced
+        pair = x_NCHW, instrument.with_replaced(x_NCHW, replaced, other_CHW)
+        before, after = (instrument.training_output(model, x)[others_N] for x in pair)
+        relative.append(relative_change(after, before))
+        for y_N in labels:
+            y_N = y_N[others_N]
+            old, new = (F.cross_entropy(z, y_N, reduction="none") for z in (before, after))
+            losses += (new - old).abs().tolist()
     return relative, losses
 
 

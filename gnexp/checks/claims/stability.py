@@ -18,15 +18,17 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from gnexp.analysis.statistics import Interval
 from gnexp.checks.finding import NO_STATISTIC, Finding, Found, Point, Statement
 from gnexp.checks.network_noise import measure_network
 from gnexp.checks.power_law import (
     LESS,
     NORMAL,
     TOLERANCE,
-    PowerLaw,
     Variance,
     fit,
+    law_text,
+    law_verdict,
     predicted,
     ratio_text,
     variance_over_draws,
@@ -143,13 +145,12 @@ def _pixels(subject: Subject) -> list[Finding | Point]:
     if alike is not None:
         note = (
             "with one upstream gradient for all pixels of a channel, as behind global average"
-            f" pooling, the exponent of beta is {alike}"
+            f" pooling, the exponent of beta is {law_text(alike)}"
         )
-        theory = predicted([s.x for s in settings], _values(settings))
-        if row.verdict == HOLDS and alike.verdict(theory) != HOLDS:
-            apart = conditional("the pixels' upstream gradients are independent")
-            row = replace(row, verdict=apart)
-        row = replace(row, note=notes(row.note, note))
+        verdict, theory = row.verdict, predicted([s.x for s in settings], _values(settings))
+        if verdict == HOLDS and law_verdict(alike, theory) != HOLDS:
+            verdict = conditional("the pixels' upstream gradients are independent")
+        row = replace(row, verdict=verdict, note=notes(row.note, note))
     return [row, *points]
 
 
@@ -171,24 +172,18 @@ def _axis(
     more["n"] = settings[0].subject.draws
     if not laws:
         return [AXIS.found(**more, verdict=NOT_MEASURED)]
-    verdicts = [law.verdict(theory) for law in laws.values()]
+    verdicts = [law_verdict(law, theory) for law in laws.values()]
     more["verdict"] = worst(verdicts)
     judged = list(laws.values())[verdicts.index(more["verdict"])]
-    more["measured"] = ", ".join(f"{name} {law}" for name, law in laws.items())
-    numbers = (judged.exponent, judged.lo, judged.hi)
-    row = AXIS.found(*numbers, **more, note=_instead(x, theory, list(laws.values())))
+    more["measured"] = ", ".join(f"{name} {law_text(law)}" for name, law in laws.items())
+    own = 0.0 if x in "mC" else -1.0
+    if own != theory and all(law_verdict(law, own) == HOLDS for law in laws.values()):
+        more["note"] = (
+            f"the exponent is {own:.0f}: the gradient of a channel sums its own N H W values,"
+            " however many share a statistic"
+        )
+    row = AXIS.found(judged, **more)
     return [row, *_points(series, settings, [v["gamma"] for v in variances if "gamma" in v])]
-
-
-def _instead(x: str, predicted: float, laws: list[PowerLaw]) -> str:
-    """Return what holds where the article's rule does not."""
-    theory = 0.0 if x in "mC" else -1.0
-    if theory == predicted or any(law.verdict(theory) != HOLDS for law in laws):
-        return ""
-    return (
-        f"the exponent is {theory:.0f}: the gradient of a channel sums its own N H W values,"
-        " however many share a statistic"
-    )
 
 
 def _small_batch(subject: Subject) -> Finding:
@@ -199,16 +194,16 @@ def _small_batch(subject: Subject) -> Finding:
     if ours is None:
         return SMALL.found(**how, verdict=NOT_MEASURED)
     theirs = _variances(Setting(SMALL_BATCH, bn, n=SMALL_BATCH), "stability BatchNorm")["gamma"]
-    ratio, half = ours.value / theirs.value, NORMAL * math.hypot(ours.error, theirs.error)
+    ratio, half = ours[0] / theirs[0], NORMAL * math.hypot(ours[1], theirs[1])
     numbers = ratio, ratio * math.exp(-half), ratio * math.exp(half)
     used, like = subject.sets_used, ""
     if used is not None and used.scope == "batch_channel":
         like = "the norm pools as BatchNorm does and is compared with its like"
-    times = f"variance times N H W is {ours.value * SMALL_BATCH * HEIGHT * WIDTH:.3g}"
+    times = f"variance times N H W is {ours[0] * SMALL_BATCH * HEIGHT * WIDTH:.3g}"
     return SMALL.found(*numbers, **how, measured=ratio_text(*numbers), note=notes(like, times))
 
 
-def _laws(settings: list[Setting], variances: list[dict[str, Variance]]) -> dict[str, PowerLaw]:
+def _laws(settings: list[Setting], variances: list[dict[str, Variance]]) -> dict[str, Interval]:
     x = [setting.x for setting in settings]
     return {name: fit(x, [v[name] for v in variances]) for name in variances[0]}
 
@@ -240,7 +235,7 @@ def _variances(
 
 
 def _points(series: str, settings: list[Setting], variances: list[Variance]) -> Iterator[Point]:
-    if variances and variances[0].value > 0:
-        for setting, v in zip(settings, variances):
-            y, factor = v.value / variances[0].value, math.exp(NORMAL * v.error)
+    if variances and variances[0][0] > 0:
+        for setting, (value, error) in zip(settings, variances):
+            y, factor = value / variances[0][0], math.exp(NORMAL * error)
             yield Point("one layer, gamma", series, setting.x, y, y / factor, y * factor)
