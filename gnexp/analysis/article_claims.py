@@ -15,7 +15,7 @@ from gnexp.analysis.batch_vs_update_batch import optimizer_is_fixed, whose
 from gnexp.analysis.cells import Cell, Series, norm_label
 from gnexp.analysis.comparisons import between, untuned_note
 from gnexp.analysis.gradient_noise import BLOCKS, SEPARATE_EXAMPLES, SHARED
-from gnexp.analysis.inference import AHEAD, ALPHA, BEHIND, UNTESTED, simultaneous
+from gnexp.analysis.inference import AHEAD, ALPHA, BEHIND, UNTESTED, Difference, simultaneous
 from gnexp.analysis.samples import Sample
 from gnexp.analysis.statistics import FLAT, HIGHER, LOWER, t_quantile
 from gnexp.analysis.tables.table import Row, format_number
@@ -181,13 +181,11 @@ def _between(
         here = [_at(line, reference_batch) for line in (gn, *ends) if line]
         if len(here) == 3 and all(here):
             cases.append((gn, *here))
-    differences = [between(cell, end, known) for _, cell, *ends in cases for end in ends]
-    both = list(zip(differences, simultaneous(differences)))
-    pairs = zip(both[::2], both[1::2])
+    found = simultaneous([between(c, end, known) for _, c, *ends in cases for end in ends])
     return [
         _lies_between(line, cells, pair, reference_batch)
-        for (line, *cells), pair in zip(cases, pairs)
-        if UNTESTED not in {adjusted.verdict for _, adjusted in pair}
+        for (line, *cells), *pair in zip(cases, found[::2], found[1::2])
+        if UNTESTED not in {one.verdict for one in pair}
     ]
 
 
@@ -195,11 +193,14 @@ def _at(line: Series, batch: int) -> Cell | None:
     return next((c for c in line.cells if c.key["batch"] == batch and len(c.scored) > 1), None)
 
 
-def _lies_between(line: Series, cells: Sequence[Cell], pair: Sequence[Any], batch: int) -> Row:
-    sides = {adjusted.verdict for _, adjusted in pair}
+def _lies_between(
+    line: Series, cells: Sequence[Cell], pair: Sequence[Difference], batch: int
+) -> Row:
+    sides = {one.verdict for one in pair}
     to = [
-        f"{line.label} - {name} {number_text(POINTS, d.difference, a.lo, a.hi)}"
-        for name, (d, a) in zip(("LN", "IN"), pair)
+        f"{line.label} - {name} "
+        + number_text(POINTS, d.difference, d.lo_simultaneous, d.hi_simultaneous)
+        for name, d in zip(("LN", "IN"), pair)
     ]
     return claim_row(
         "A unified view",
@@ -209,7 +210,7 @@ def _lies_between(line: Series, cells: Sequence[Cell], pair: Sequence[Any], batc
         measured=f"{', '.join(to)} points",
         batch=batch,
         n=" and ".join(str(len(cell.scored)) for cell in cells),
-        family=pair[0][1].family,
+        family=pair[0].family,
         note=untuned_note(*cells),
     )
 

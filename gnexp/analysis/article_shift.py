@@ -33,29 +33,26 @@ MARGIN = 0.01  # of what is called no change of the error
 
 def shift_claims(rows: Sequence[Row]) -> list[Row]:
     """Norms without running statistics: whether the error rises less than BN's under corruption."""
-    cases: list[tuple[Row, Row, Estimate]] = []
+    cases: list[tuple[Row, Row]] = []
     rows = [row for row in rows if row["n"] > 1 and not math.isnan(row["rise"])]
     for row in (row for row in rows if row["norm"] in SEPARATE_EXAMPLES[:-1]):
         keys = [k for k in cell_keys(row) if k not in OF_THE_NORM and not k.startswith("norm.")]
         same = [r for r in rows if r["norm"] == "bn" and all(r[k] == row[k] for k in keys)]
         if same:
-            cases.append((row, same[0], _welch(row, same[0])))
+            cases.append((row, same[0]))
     return [
         claim_row(
             SHIFT,
             "the error rises less than BN's on corrupted images: norm - BN",
             series_name(row),
-            decided(adjusted.verdict, BEHIND, AHEAD),  # a smaller rise is what is promised
-            batch=row["batch"],
-            value=difference.difference,
-            lo=adjusted.lo,
-            hi=adjusted.hi,
+            decided(d.verdict, BEHIND, AHEAD),  # a smaller rise is what is promised
+            **{"batch": row["batch"], "value": d.difference},
+            **{"lo": d.lo_simultaneous, "hi": d.hi_simultaneous, "family": d.family},
             n=f"{row['n']} and {bn['n']}",
-            family=adjusted.family,
             note=_corrupted(row, bn),
         )
-        for (row, bn, difference), adjusted in zip(cases, simultaneous([d for *_, d in cases]))
-        if adjusted.verdict != UNTESTED
+        for (row, bn), d in zip(cases, simultaneous([_welch(*pair) for pair in cases]))
+        if d.verdict != UNTESTED
     ]
 
 

@@ -38,8 +38,8 @@ def break_even(pairs: Sequence[NormComparison]) -> Row:
     none in range: one side leads at every decided size, both ends among them;
     undecided: no size is decided, or both ends are open and the mean changes sign at both or none.
     """
-    known = [one for one in pairs if one.adjusted.p_holm == one.adjusted.p_holm]
-    sides = [_SIDE[one.adjusted.verdict] for one in known]
+    known = [one for one in pairs if one.difference.verdict != UNTESTED]
+    sides = [_SIDE[one.difference.verdict] for one in known]
     decided = [i for i, side in enumerate(sides) if side]
     if not decided:
         return _even(OPEN, OPEN) if known else _even(UNKNOWN, UNKNOWN)
@@ -60,7 +60,7 @@ def _row(group: ComparisonGroup, line: Series, pairs: Sequence[NormComparison]) 
     seeds = [min(p.difference.n_a, p.difference.n_b) for p in pairs]
     columns = {AHEAD: "ahead", UNDECIDED: "undecided", BEHIND: "behind", UNTESTED: "not_tested"}
     at = {
-        column: " ".join(str(pair.batch) for pair in pairs if pair.adjusted.verdict == verdict)
+        column: " ".join(str(pair.batch) for pair in pairs if pair.difference.verdict == verdict)
         for verdict, column in columns.items()
     }
     key = pairs[0].cell.key
@@ -68,7 +68,7 @@ def _row(group: ComparisonGroup, line: Series, pairs: Sequence[NormComparison]) 
         **{k: v for k, v in key.items() if all(p.cell.key.get(k) == v for p in pairs)},
         **{"series": line.label, "against": group.bn.label, **break_even(pairs), **at},
         "n": "-".join(map(str, dict.fromkeys([min(seeds), max(seeds)]))),
-        "family": pairs[0].adjusted.family,
+        "family": pairs[0].difference.family,
     }
 
 
@@ -108,7 +108,11 @@ def _crossing(known: Sequence[NormComparison], i: int | None, j: int | None) -> 
 
 def _near(one: NormComparison, decided: NormComparison) -> float:
     """Return of a comparison the bound that decided the other: lo where that is ahead."""
-    return one.adjusted.lo if decided.adjusted.verdict == AHEAD else one.adjusted.hi
+    return (
+        one.difference.lo_simultaneous
+        if decided.difference.verdict == AHEAD
+        else one.difference.hi_simultaneous
+    )
 
 
 def _zero(x: np.ndarray, y: Sequence[float], k: int) -> float:

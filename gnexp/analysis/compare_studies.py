@@ -211,10 +211,10 @@ def _tested(differences: Sequence[Difference]) -> list[Row]:
     words = {AHEAD: HIGHER, BEHIND: LOWER}
     return [
         {
-            **{**vars(d), "lo95": d.lo, "hi95": d.hi, **adjusted.columns()},
-            "verdict": words.get(adjusted.verdict, adjusted.verdict) + (d.why and f": {d.why}"),
+            **{**vars(d), "lo95": d.lo, "hi95": d.hi},
+            "verdict": words.get(d.verdict, d.verdict) + (d.why and f": {d.why}"),
         }
-        for d, adjusted in zip(differences, simultaneous(differences))
+        for d in simultaneous(differences)
     ]
 
 

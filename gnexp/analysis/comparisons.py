@@ -21,7 +21,6 @@ from gnexp.analysis.inference import (
     BEHIND,
     TOO_FEW,
     Difference,
-    HolmResult,
     contrast,
     holm,
     seeds_to_decide,
@@ -37,13 +36,12 @@ _OF_THE_SERIES = ("norm", "groups", "channels_per_group", "tuned")
 
 @dataclass(frozen=True)
 class NormComparison:
-    """Two cells at one batch size: their difference, and it as a member of its family."""
+    """Two cells at one batch size: their difference, a member of its family."""
 
     batch: int
     cell: Cell
     other: Cell
     difference: Difference
-    adjusted: HolmResult
 
     @property
     def mean(self) -> float:
@@ -53,12 +51,12 @@ class NormComparison:
     @cached_property
     def seeds_to_decide(self) -> tuple[int | float, int | float]:
         """The range of seeds in each cell that would decide a difference of this size."""
-        return seeds_to_decide(self.difference, self.adjusted.family)
+        return seeds_to_decide(self.difference, self.difference.family)
 
     @property
     def images_are_too_few(self) -> bool:
         """True where no number of seeds decides the difference: the test images are too few."""
-        quantile = statistics.t_quantile(1 - ALPHA / (2 * self.adjusted.family), 1e9)
+        quantile = statistics.t_quantile(1 - ALPHA / (2 * self.difference.family), 1e9)
         return abs(self.difference.difference) <= quantile * self.difference.se_images
 
     @property
@@ -112,10 +110,10 @@ def _family(
         for other in b.cells
         if cell.key["batch"] == other.key["batch"]
     ]
-    found = [between(cell, other, known) for *_, cell, other in asked]
+    found = simultaneous([between(cell, other, known) for *_, cell, other in asked])
     return [
-        (a, b, NormComparison(cell.key["batch"], cell, other, one, adjusted))
-        for (a, b, cell, other), one, adjusted in zip(asked, found, simultaneous(found))
+        (a, b, NormComparison(cell.key["batch"], cell, other, one))
+        for (a, b, cell, other), one in zip(asked, found)
     ]
 
 
@@ -207,9 +205,8 @@ def _compared_row(line: Series, against: Series, one: NormComparison) -> Row:
         **one.cell.key,
         **{"series": line.label, "against": against.label},
         **vars(one.difference),
-        **one.adjusted.columns(),
         **{"n_diverged": one.cell.diverged, "n_diverged_against": one.other.diverged},
-        **{"verdict": one.adjusted.verdict, "note": one.note},
+        "note": one.note,
     }
 
 
@@ -239,9 +236,9 @@ def flatness_rows(
         for cell in line.cells
         if cell is not reference
     ]
-    found = [between(cell, reference, known[id(line)]) for line, cell, reference in asked]
+    found = simultaneous([between(cell, ref, known[id(line)]) for line, cell, ref in asked])
     tests = [statistics.equivalence(one.difference, one.se, one.dof) for one in found]
-    family = zip(asked, found, tests, simultaneous(found), holm([p for *_, p in tests]))
+    family = zip(asked, found, tests, holm([p for *_, p in tests]))
     return [_flatness_row(*pair, *member) for (_, *pair), *member in family]
 
 
@@ -250,11 +247,10 @@ def _flatness_row(
     reference: Cell,
     one: Difference,
     flat: tuple[float, float, float],
-    adjusted: HolmResult,
     p_flat: float,
 ) -> Row:
     words = {AHEAD: statistics.HIGHER, BEHIND: statistics.LOWER}
-    decided = words.get(adjusted.verdict, statistics.UNDECIDED)
+    decided = words.get(one.verdict, statistics.UNDECIDED)
     differing = [k for k, v in cell.key.items() if k not in BASE and v != reference.key.get(k)]
     return {
         **cell.key,
@@ -265,7 +261,7 @@ def _flatness_row(
         "accuracy_reference": reference.mean if reference.scored else 0.0,
         **{**vars(one), "lo95": one.lo, "hi95": one.hi},
         **dict(zip(("lo90", "hi90", "p_equivalence"), flat)),
-        **{**adjusted.columns(), "p_equivalence_holm": p_flat},
+        "p_equivalence_holm": p_flat,
         "verdict": statistics.FLAT if p_flat < ALPHA else decided,
         "differs": ", ".join(differing),
     }

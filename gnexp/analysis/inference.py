@@ -11,9 +11,9 @@ What too few values or no spread cannot give is nan, not a guess.
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -29,13 +29,17 @@ NO_SPREAD, TOO_FEW = "no spread between seeds", "fewer than two seeds"
 HALF_WIDTH = 0.005  # half a point of accuracy
 MOST_SEEDS = 30  # beyond which no number of seeds is advised
 Terms = Sequence[tuple[float, Sample]]
+AnEstimate = TypeVar("AnEstimate", bound="Estimate")
 
 
 @dataclass(frozen=True)
 class Estimate:
     """A difference, its standard error and degrees of freedom, its own 95 % interval, and p.
 
-    limit: the largest size that it can have; intervals end there.
+    limit: the largest size that it can have; intervals end there. The rest is of a member of a
+    family, as `simultaneous` has it. verdict: AHEAD or BEHIND (Holm rejects at 5 %; the interval
+    lies on one side of 0), UNDECIDED, or UNTESTED (no p; not counted in `family`, the number of
+    comparisons that have one).
     """
 
     difference: float
@@ -45,6 +49,11 @@ class Estimate:
     hi: float
     p: float
     limit: float = 1.0
+    p_holm: float = math.nan
+    lo_simultaneous: float = math.nan
+    hi_simultaneous: float = math.nan
+    family: int = 0
+    verdict: str = UNTESTED
 
 
 @dataclass(frozen=True)
@@ -69,26 +78,6 @@ class Difference(Estimate):
     welch_p: float = math.nan
     why: str = ""
     terms: tuple[tuple[float, Sample], ...] = ()
-
-
-@dataclass(frozen=True)
-class HolmResult:
-    """A member of a family: Holm's p, the simultaneous interval, and the decision.
-
-    verdict: AHEAD or BEHIND (Holm rejects at 5 %; the interval lies on one side of 0), UNDECIDED,
-    or UNTESTED (no p; not counted in `family`, the number of comparisons that have one).
-    """
-
-    p_holm: float
-    lo: float
-    hi: float
-    family: int
-    verdict: str
-
-    def columns(self) -> dict[str, Any]:
-        """Return what the tables have of it."""
-        known = {"p_holm": self.p_holm, "lo_simultaneous": self.lo, "hi_simultaneous": self.hi}
-        return known | {"family": self.family}
 
 
 def contrast(terms: Iterable[tuple[float, Sample]]) -> Difference:
@@ -203,8 +192,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return p.tolist()
 
 
-def simultaneous(differences: Sequence[Estimate]) -> list[HolmResult]:
-    """Return each member's Holm p and an interval that agrees with Holm's decision at 5 %.
+def simultaneous(differences: Sequence[AnEstimate]) -> list[AnEstimate]:
+    """Return the family with each member's Holm p and an interval that agrees with Holm at 5 %.
 
     Of a family of m: d +- t_{1 - 0.05/(4m), dof} se (Bonferroni at 2.5 % in all); where Holm
     rejects and that still holds 0, the end beyond 0 is set to 0. So Holm rejects exactly when the
@@ -220,15 +209,16 @@ def simultaneous(differences: Sequence[Estimate]) -> list[HolmResult]:
     return [_adjust(d, p, family) for d, p in zip(differences, holm([d.p for d in differences]))]
 
 
-def _adjust(d: Estimate, p_holm: float, family: int) -> HolmResult:
+def _adjust(d: AnEstimate, p_holm: float, family: int) -> AnEstimate:
     if p_holm != p_holm:
-        return HolmResult(math.nan, math.nan, math.nan, family, UNTESTED)
+        return replace(d, family=family)
     lo, hi = _ends(d.difference, d.se, d.dof, ALPHA / (2 * family), d.limit)
-    if p_holm > ALPHA:
-        return HolmResult(p_holm, lo, hi, family, UNDECIDED)
-    if d.difference > 0:
-        return HolmResult(p_holm, max(lo, 0.0), hi, family, AHEAD)
-    return HolmResult(p_holm, lo, min(hi, 0.0), family, BEHIND)
+    verdict = UNDECIDED
+    if p_holm <= ALPHA:
+        verdict = AHEAD if d.difference > 0 else BEHIND
+        lo, hi = (max(lo, 0.0), hi) if verdict == AHEAD else (lo, min(hi, 0.0))
+    ends = {"lo_simultaneous": lo, "hi_simultaneous": hi}
+    return replace(d, p_holm=p_holm, **ends, family=family, verdict=verdict)
 
 
 def with_images(sample: Sample) -> tuple[float, float]:

@@ -69,7 +69,7 @@ class BatchVerdict:
         return {pair: self._of(one) for pair, one in self.over.items()}
 
     def _of(self, one: NormComparison) -> str:
-        d, verdict = one.difference.difference, one.adjusted.verdict
+        d, verdict = one.difference.difference, one.difference.verdict
         if verdict == UNDECIDED:
             return APART if abs(d) >= LARGE else TIED
         if abs(d) <= self.margin:
@@ -146,16 +146,16 @@ class Stretch:
 
 def flipped(one: NormComparison) -> NormComparison:
     """Return the comparison seen from the other side."""
-    d, a = one.difference, one.adjusted
+    d = one.difference
     turned = replace(
         d,
         **{"difference": -d.difference, "lo": -d.hi, "hi": -d.lo, "n_a": d.n_b, "n_b": d.n_a},
         **{"welch_lo": -d.welch_hi, "welch_hi": -d.welch_lo},
+        **{"lo_simultaneous": -d.hi_simultaneous, "hi_simultaneous": -d.lo_simultaneous},
+        verdict={AHEAD: BEHIND, BEHIND: AHEAD}.get(d.verdict, d.verdict),
         terms=tuple((-weight, sample) for weight, sample in d.terms),
     )
-    verdict = {AHEAD: BEHIND, BEHIND: AHEAD}.get(a.verdict, a.verdict)
-    adjusted = replace(a, lo=-a.hi, hi=-a.lo, verdict=verdict)
-    return NormComparison(one.batch, one.other, one.cell, turned, adjusted)
+    return NormComparison(one.batch, one.other, one.cell, turned)
 
 
 def untested_lead(
@@ -195,7 +195,7 @@ def places(setting: ComparisonGroup, margin: float = MARGIN) -> list[BatchVerdic
     over: dict[int, dict[tuple[int, int], NormComparison]] = {}
     for a, b, one in [*pairs, *setting.other_pairs]:
         i, j = number[id(a)], number[id(b)]
-        if one.adjusted.verdict != UNTESTED:
+        if one.difference.verdict != UNTESTED:
             over.setdefault(one.batch, {}).update({(i, j): one, (j, i): flipped(one)})
     at: dict[int, dict[int, Cell]] = {}
     for i, line in enumerate(setting.lines):

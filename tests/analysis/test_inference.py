@@ -89,7 +89,7 @@ def test_no_interval_leaves_what_a_difference_can_be():
     wide = minus([0.1, 0.9], [0.9, 0.1])
     assert (wide.lo, wide.hi) == (-1.0, 1.0)
     (member,) = simultaneous([wide])
-    assert (member.lo, member.hi) == (-1.0, 1.0)
+    assert (member.lo_simultaneous, member.hi_simultaneous) == (-1.0, 1.0)
     costs = contrast((w, sample([0.1, 0.9])) for w in (1.0, -1.0, -1.0, 1.0))
     assert (costs.lo, costs.hi) == (-2.0, 2.0)  # of two differences
 
@@ -116,12 +116,12 @@ def test_an_interval_lies_on_one_side_of_0_exactly_when_holm_rejects():
     for _ in range(400):
         found = [estimate(d, 1.0, 4.0, INF) for d in rng.normal(0, 4, size=rng.integers(1, 9))]
         for one, member in zip(found, simultaneous(found)):
-            one_sided = member.lo >= 0 or member.hi <= 0
+            one_sided = member.lo_simultaneous >= 0 or member.hi_simultaneous <= 0
             assert one_sided == (member.p_holm <= 0.05)
             assert one_sided == (member.verdict in (AHEAD, BEHIND))
-            assert member.lo <= one.difference <= member.hi
+            assert member.lo_simultaneous <= one.difference <= member.hi_simultaneous
             assert (one.difference > 0) == (member.verdict == AHEAD) or not one_sided
-            cut += 0.0 in (member.lo, member.hi)
+            cut += 0.0 in (member.lo_simultaneous, member.hi_simultaneous)
             verdicts.append(member.verdict)
     assert {AHEAD, BEHIND, UNDECIDED} == set(verdicts)
     assert cut > 20  # Holm decides more than the uncut intervals would
@@ -133,10 +133,10 @@ def test_the_family_counts_only_comparisons_with_a_p():
     family = simultaneous(several)
     assert [member.family for member in family] == [2, 2, 2]
     assert family[1].verdict == UNTESTED
-    assert math.isnan(family[1].lo)
+    assert math.isnan(family[1].lo_simultaneous)
     half = stats.t.ppf(1 - 0.025 / 2 / 2, 4)  # Bonferroni at 2.5 % over two
-    assert family[0].lo == pytest.approx(9 - half, rel=REL)
-    assert family[2].hi == pytest.approx(0.5 + half, rel=REL)
+    assert family[0].lo_simultaneous == pytest.approx(9 - half, rel=REL)
+    assert family[2].hi_simultaneous == pytest.approx(0.5 + half, rel=REL)
 
 
 def moderated_by_hand(variance, dof, shared):
@@ -258,9 +258,9 @@ def test_the_simulated_decisions_are_those_of_the_report(cells):
             make_series(n, dict(zip(batches, map(list, v))), test=0) for n, v in zip(names, values)
         ]
         (setting,) = settings(lines)
-        found = [one.adjusted for _, of in setting.pairs for one in of]
-        assert [one.lo for one in found] == pytest.approx(lo[0], rel=1e-6, abs=1e-12)
-        assert [one.hi for one in found] == pytest.approx(hi[0], rel=1e-6, abs=1e-12)
+        found = [one.difference for _, of in setting.pairs for one in of]
+        assert [one.lo_simultaneous for one in found] == pytest.approx(lo[0], rel=1e-6, abs=1e-12)
+        assert [one.hi_simultaneous for one in found] == pytest.approx(hi[0], rel=1e-6, abs=1e-12)
 
 
 def covered(estimates, truth=0.0):

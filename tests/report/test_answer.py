@@ -48,7 +48,10 @@ def told(*lines, **options):
 def test_the_numbers_are_those_of_the_simultaneous_interval():
     lines = [bn(), gn()]
     one = settings(lines)[0].pairs[0][1][0]
-    lo, hi = f"{100 * one.adjusted.lo:.1f}", f"{100 * one.adjusted.hi:.1f}"
+    lo, hi = (
+        f"{100 * one.difference.lo_simultaneous:.1f}",
+        f"{100 * one.difference.hi_simultaneous:.1f}",
+    )
     size = f"{100 * one.difference.difference:.1f} points at batch 1"
     assert f"{size} (95 % interval {lo} to {hi}, n = 5 each)" in told(*lines)[0]
 
@@ -66,11 +69,11 @@ def decided(lines):
     ]
     for with_bn in (True, False):
         family = [pair for pair in asked if (lines[pair[1]].norm == "bn") == with_bn]
-        differences = [between(a, b, setting.samples) for *_, a, b in family]
-        for (batch, i, j, *_), d, adjusted in zip(family, differences, simultaneous(differences)):
+        differences = simultaneous([between(a, b, setting.samples) for *_, a, b in family])
+        for (batch, i, j, *_), d in zip(family, differences):
             leads = found.setdefault(batch, {})
-            if adjusted.p_holm <= 0.05 and abs(d.difference) > 0.005:
-                leads[(i, j) if adjusted.verdict == AHEAD else (j, i)] = abs(d.difference)
+            if d.p_holm <= 0.05 and abs(d.difference) > 0.005:
+                leads[(i, j) if d.verdict == AHEAD else (j, i)] = abs(d.difference)
     return found
 
 

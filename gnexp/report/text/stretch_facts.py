@@ -137,7 +137,7 @@ class StretchFacts:
         """
         found = [place.over[self.of.leader, rival] for place in self.places]
         above = [one for one in found if one.difference.difference >= 0] or found
-        sized = [one for one in above if one.adjusted.lo]
+        sized = [one for one in above if one.difference.lo_simultaneous]
         return (sized or above)[0]
 
     def scatters(self, rival: int) -> str:

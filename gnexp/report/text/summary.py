@@ -40,7 +40,7 @@ def summary(analysis: StudyAnalysis) -> list[str]:
             (line, group.bn, pairs[0])
             for group in analysis.comparison_groups
             for line, pairs in group.pairs
-            if pairs and pairs[0].adjusted.verdict != UNTESTED
+            if pairs and pairs[0].difference.verdict != UNTESTED
         ],
         exponents=_last_exponents(analysis.exponents),
         noise_check=analysis.noise_check,
