@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gnexp.config.unknown import unknown
 from gnexp.data.device_images import DeviceDataset
 from gnexp.data.seeding import generator
 from gnexp.measure.batch_passes import Passes, batch_passes
@@ -62,11 +61,8 @@ def measure_batches(
 
     seed: of the draws. limit: only the first so many test images, which lie in a fixed random
     order. Sizes at which a layer has a single value per channel, which PyTorch refuses, are left
-    out of "batch". Leaves no trace in the model. Raises ValueError for sizes or a limit below 1.
+    out of "batch". Leaves no trace in the model.
     """
-    for key, values in (("sizes", sizes), ("limit", [] if limit is None else [limit])):
-        if any(value < 1 for value in values):
-            raise ValueError(f"{key}={min(values)} must be at least 1")
     y_N, sizes = images.y_test[:limit].cpu(), sorted(set(sizes))
     with preserve_state(model), torch.no_grad(), matrix_precision(precision):
         model.eval()
@@ -98,11 +94,7 @@ def compose(composition: str, y_N: Tensor, size: int, seed: int) -> Batches:
     both as evenly as whole images allow, then shuffled into batches. All places, N rounded up to
     whole batches, count: a class as much as its prior, in equal parts. Images of a class come in a
     random order, again from the start where there are too few. Classes without images are left out.
-    Raises ValueError for another composition.
     """
-    if composition not in COMPOSITIONS:
-        sentence = f"composition={composition} is unknown"
-        raise ValueError(unknown(sentence, composition, COMPOSITIONS))
     order_N = torch.randperm(len(y_N), generator=generator(seed, "batch shifts"))
     members = [order_N[y_N[order_N] == label] for label in y_N.unique()]
     if composition == "iid":

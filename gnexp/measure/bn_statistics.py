@@ -57,9 +57,8 @@ def other_scores(
     None marks what cannot be said: both "population" ones where `precise_statistics` raises
     NoPreciseStatistics, "example" where a layer is no stock BatchNorm2d, and all where a layer
     without running statistics mixes examples. If none does, all are `plain`, the usual scores.
-    Leaves no trace in the model. A diverged model has nan losses. Raises ValueError if batch < 1.
+    Leaves no trace in the model. A diverged model has nan losses.
     """
-    _require_batch(batch)
     if not running_layers(model):
         return dict.fromkeys(STATISTICS, _without_statistics(model, images, precision, plain))
     logits_NK = batch_logits(model, images, batch, precision).float()
@@ -91,11 +90,6 @@ def _without_statistics(
         with preserve_state(model):
             plain = evaluate(model, images, precision=precision)
     return plain
-
-
-def _require_batch(batch: int) -> None:
-    if batch < 1:
-        raise ValueError(f"batch={batch} must be at least 1")
 
 
 def training_chunks(
@@ -146,21 +140,17 @@ def batch_logits(
     images: DeviceDataset,
     batch: int,
     precision: str = "fp32",
-    *,
-    together: bool = True,
 ) -> Tensor:
     """Return logits (N, K) of the test images, each normalized with its batch's statistics.
 
     Batches of `batch` images in the fixed test order, the last one filled up from the start; each
-    image is scored once. In float64. together: pass many batches at once, where the model
-    stacks; see `batch_passes`. Leaves no trace in the model. Raises ValueError if batch < 1.
+    image is scored once. In float64. Leaves no trace in the model.
     """
-    _require_batch(batch)
     count, batches = len(images.x_test), -(-len(images.x_test) // batch)
     index_MB = torch.arange(batches * batch).remainder(count).view(batches, batch)
     on_cpu = images.x_test.device.type == "cpu"
     most = _TOGETHER_ON_CPU if on_cpu else images_of_a_pass(images.x_test)
-    shared = most if together and 2 * batch <= most else 0
+    shared = most if 2 * batch <= most else 0
     with preserve_state(model):
         passes = batch_passes(model, images, precision, own_statistics=True, most=shared)
         return passes(index_MB).flatten(0, 1)[:count]
@@ -182,20 +172,12 @@ def example_statistics(model: nn.Module, batch: int) -> Iterator[None]:
     of the image's own mean m and biased variance v per channel. At batch 1 that is instance norm,
     what batch norm computed in training; for large batches it is the usual evaluation. In the
     spirit of EvalNorm, without its learned weights. The model is in evaluation mode; afterwards it
-    is as it was. Raises ValueError if batch < 1, or naming a layer with running statistics that is
-    no stock BatchNorm2d.
+    is as it was. All layers with running statistics must be stock BatchNorm2d, of which alone is
+    known what they do with them.
     """
-    _require_batch(batch)
-    layers = running_layers(model)
-    for name, layer in layers.items():
-        if not _is_stock(layer):
-            raise ValueError(
-                f"{name} is a {type(layer).__name__}; only what a stock BatchNorm2d does with its "
-                f"statistics is known"
-            )
     with preserve_state(model), ExitStack() as hooks:
         model.eval()
-        for layer in layers.values():
+        for layer in running_layers(model).values():
             mixer = layer.register_forward_hook(_mixer(1 / batch), with_kwargs=True)
             hooks.enter_context(mixer)
         yield

@@ -21,14 +21,8 @@ def class_accuracies(logits_NK: Tensor, y_N: Tensor, classes: Sequence[str]) -> 
     """Return a row {class, n, accuracy} for each class, in the order of `classes`.
 
     n: its test images; accuracy: the share of them whose largest logit is that of the class, in
-    [0, 1]; nan without images or if any logit is not finite. Raises ValueError for labels or
-    logits that do not fit `classes`.
+    [0, 1]; nan without images or if any logit is not finite.
     """
-    logits_NK, y_N = _checked(logits_NK, y_N)
-    if logits_NK.shape[1] != len(classes):
-        raise ValueError(
-            f"logits of {logits_NK.shape[1]} classes, but {len(classes)} class names; need one each"
-        )
     hits_N = (logits_NK.argmax(dim=1) == y_N).double()
     finite = bool(logits_NK.isfinite().all())
     rows = []
@@ -46,12 +40,9 @@ def calibration_error(logits_NK: Tensor, y_N: Tensor, bins: int = 15) -> float:
     width, open below and closed above; the error is the mean over images of |mean confidence -
     accuracy| of their bin. Computed in float64, so that no rounding moves an image across an edge
     that its probability does not lie on. It is biased upwards: a calibrated model has up to
-    about 0.4 sqrt(bins in use / N). Raises ValueError if bins < 1 or shapes do not fit.
+    about 0.4 sqrt(bins in use / N).
     Source: `_ECELoss` of the authors of Guo et al. 2017, github.com/gpleiss/temperature_scaling.
     """
-    if bins < 1:
-        raise ValueError(f"bins={bins} must be at least 1; the usual number is 15")
-    logits_NK, y_N = _checked(logits_NK, y_N)
     if not logits_NK.isfinite().all():
         return math.nan
     confidence_N, predicted_N = logits_NK.double().softmax(dim=1).max(dim=1)
@@ -60,20 +51,6 @@ def calibration_error(logits_NK: Tensor, y_N: Tensor, bins: int = 15) -> float:
     excess_N = confidence_N - (predicted_N == y_N).double()
     excess_B = torch.zeros(bins, dtype=torch.float64, device=bin_N.device)
     return (excess_B.index_add_(0, bin_N, excess_N).abs().sum() / len(y_N)).item()
-
-
-def _checked(logits_NK: Tensor, y_N: Tensor) -> tuple[Tensor, Tensor]:
-    logits_NK, y_N = torch.as_tensor(logits_NK), torch.as_tensor(y_N)
-    if logits_NK.ndim != 2 or y_N.shape != logits_NK.shape[:1] or not len(y_N):
-        raise ValueError(
-            f"logits of shape {tuple(logits_NK.shape)} and labels of shape {tuple(y_N.shape)}; "
-            f"need (N, K) and (N,) with N >= 1"
-        )
-    count = logits_NK.shape[1]
-    if y_N.min() < 0 or y_N.max() >= count:
-        wrong = y_N.min() if y_N.min() < 0 else y_N.max()
-        raise ValueError(f"label {int(wrong)} is not one of 0 to {count - 1}")
-    return logits_NK, y_N
 
 
 def chance_gap(
@@ -92,17 +69,10 @@ def chance_gap(
     the chance gap smaller only as far as they disagree. Not included: training (one or two seeds
     say that these models treat classes unequally, not that the norm does); images in clusters, such
     as several of one patient; a correction of the observed gap, which is too large by at most about
-    chance_gap. The null is equal distributions of difficulty. Raises ValueError without seeds, with
-    fewer than two classes that have images, for shapes that do not fit, or permutations < 1.
+    chance_gap. The null is equal distributions of difficulty. Raises ValueError with fewer than two
+    classes that have images.
     """
     hits_SN, y_N = torch.as_tensor(hits_SN).cpu(), torch.as_tensor(y_N).cpu()
-    if hits_SN.ndim != 2 or not len(hits_SN) or y_N.shape != hits_SN.shape[1:]:
-        raise ValueError(
-            f"hits of shape {tuple(hits_SN.shape)} and labels of shape {tuple(y_N.shape)}; "
-            f"need (S, N) and (N,) with S >= 1"
-        )
-    if permutations < 1:
-        raise ValueError(f"permutations={permutations} must be at least 1; 1000 is usual")
     sizes_K = torch.unique(y_N, return_counts=True)[1]
     if len(sizes_K) < 2:
         raise ValueError(f"{len(sizes_K)} class has test images; a gap needs at least 2")

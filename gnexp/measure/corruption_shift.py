@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gnexp.data.corruptions.cifar_c import CifarC
-from gnexp.data.corruptions.table import corrupt, require_corruption, require_severity
+from gnexp.data.corruptions.table import corrupt
 from gnexp.data.device_images import DeviceDataset
 from gnexp.measure.preserve_state import preserve_state
 from gnexp.training.evaluate import evaluate
@@ -42,16 +42,9 @@ def measure_shift(
     then each name with each severity. All rows are of the same n images. seed: of the corruptions.
     cifar_c: where it has a name's published images these are used; other names are computed.
     The model, on the images' device, is left bit-identical. Corrupted images are kept for the next
-    model, up to KEPT_BYTES.
-    Raises ValueError, before any work, for names, severities, a limit or files that do not fit.
+    model, up to KEPT_BYTES. Raises ValueError, before any work, for files that do not fit.
     """
-    names, severities = tuple(names), tuple(severities)
-    for name in names:
-        require_corruption(name, released=cifar_c is not None and name in cifar_c.images)
-    for severity in severities:
-        require_severity(severity)
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit={limit} must be at least 1, or None for all test images")
+    severities = tuple(severities)
     count = min(limit or len(images.x_test), len(images.x_test))
     part = copy.copy(images)
     part.x_test, part.y_test = images.x_test[:count], images.y_test[:count]

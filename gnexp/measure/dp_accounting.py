@@ -36,13 +36,8 @@ def noise_multiplier(epsilon: float, delta: float, examples: int, batch: int, st
     Each step adds Gaussian noise to a function of `batch` of `examples` examples, drawn without
     replacement; neighbors differ in one example, replaced. The result suffices, and is at most
     1e-4 (relative) above the least that this accountant lets suffice. Raises ImportError when
-    dp-accounting is not installed, ValueError for numbers out of range.
+    dp-accounting is not installed.
     """
-    if not (epsilon > 0 and 0 < delta < 1 and 1 <= batch <= examples and steps >= 1):
-        raise ValueError(
-            f"need epsilon > 0, 0 < delta < 1, 1 <= batch <= examples, steps >= 1;"
-            f" got {epsilon}, {delta}, {batch}, {examples}, {steps}"
-        )
     low = high = 1.0
     while epsilon_spent(high, delta, examples, batch, steps) > epsilon:
         high *= 2

@@ -6,7 +6,6 @@ draws.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import chain, islice
 
 import numpy as np
@@ -35,26 +34,20 @@ def measure_gradients(
 ) -> list[dict[str, object]]:
     """Noise and signal of the mini-batch gradient, one row for "all", each kind, each layer.
 
-    batches: yields (x_NCHW, y_N), independent draws with N = `batch` on the model's device; exactly
-    `k` are taken. loss(logits, y_N) is the mean over them. In train mode; afterwards the model
-    and global random state are bit-identical to before. Where the model allows it, several draws
-    pass at once through copies of it, see `draws_per_pass`. The numbers: see `_row`.
-
-    Raises ValueError if `k` < 4, `blocks` < 2, a mini-batch has another size than `batch`, or
-    `batches` ends early. Rows are mini-batches, not examples: under batch normalization a
-    per-example gradient does not exist.
+    batches: yields (x_NCHW, y_N), at least `k` independent draws with N = `batch` on the model's
+    device; exactly `k` >= LEAST_DRAWS are taken. loss(logits, y_N) is the mean over them. In train
+    mode; afterwards the model and global random state are bit-identical to before. Where the model
+    allows it, several draws pass at once through copies of it, see `draws_per_pass`. The numbers:
+    see `_row`. Rows are mini-batches, not examples: under batch normalization a per-example
+    gradient does not exist.
     """
-    if k < LEAST_DRAWS:
-        raise ValueError(f"k={k} draws are too few for an interval; use at least {LEAST_DRAWS}")
-    if blocks < 2:
-        raise ValueError(f"blocks={blocks} cannot give a jackknife; use at least 2, e.g. 32")
     groups = reported_groups(model)
     parameters = trainable_parameters(model)
     with preserve_state(model), torch.enable_grad():
         model.train()
-        gradients = _gradients(model, batches, k, batch, loss)
-        sums = _sum(gradients, [p.numel() for p in parameters.values()], min(blocks, k))
-    noise_TB, signal_TB = _estimates_without_each_block(sums)
+        gradients = _gradients(model, batches, k, loss)
+        sizes = [p.numel() for p in parameters.values()]
+        noise_TB, signal_TB, block_draws = _estimates(gradients, sizes, min(blocks, k))
     weights_T = torch.stack([p.detach().double().square().sum() for p in parameters.values()])
     # Both estimates, like a squared norm, add up over parameter tensors.
     names = list(parameters)
@@ -62,7 +55,7 @@ def measure_gradients(
     noise_RB, signal_RB = rows_RT @ noise_TB.cpu().numpy(), rows_RT @ signal_TB.cpu().numpy()
     norm_R = np.sqrt(rows_RT @ weights_T.cpu().numpy())
     return [
-        _row(name, k, batch, noise_RB[r], signal_RB[r], sums.block_draws, float(norm_R[r]))
+        _row(name, k, batch, noise_RB[r], signal_RB[r], block_draws, float(norm_R[r]))
         for r, name in enumerate(groups)
     ]
 
@@ -105,19 +98,14 @@ def block_jackknife(estimates: np.ndarray, block_draws: np.ndarray) -> tuple[flo
     return float(estimates[0] - half_width), float(estimates[0] + half_width)
 
 
-@dataclass(frozen=True)
-class _Sums:
-    """Running sums of the draws: of d = g - first gradient, per block of draws."""
+def _estimates(
+    gradients: Iterable[Tensor], sizes: list[int], blocks: int
+) -> tuple[Tensor, Tensor, np.ndarray]:
+    """Return (noise, signal) per tensor of these sizes, each (T, 1 + B) float64: of all draws, then
+    without a block; and the draws of each block, (B,).
 
-    first_P: Tensor
-    d_BP: Tensor
-    squares_BT: Tensor  # float64
-    block_draws: np.ndarray  # (B,)
-    sizes: list[int]  # entries of each parameter tensor
-
-
-def _sum(gradients: Iterable[Tensor], sizes: list[int], blocks: int) -> _Sums:
-    """Keep `blocks` sums of the gradients g_P; never waits for the device."""
+    Sums of the gradients g_P are kept by block; no draw waits for the device.
+    """
     block_draws = np.zeros(blocks, dtype=np.int64)
     for i, g_P in enumerate(gradients):
         if i == 0:
@@ -131,16 +119,23 @@ def _sum(gradients: Iterable[Tensor], sizes: list[int], blocks: int) -> _Sums:
         norms = torch._foreach_norm(d_P.split(sizes), dtype=torch.float64)
         squares_BT[i % blocks] += torch.stack(norms).square()
         block_draws[i % blocks] += 1
-    return _Sums(first_P, d_BP, squares_BT, block_draws, sizes)
+    first_P, total_P = first_P.double(), d_BP.sum(dim=0, dtype=torch.float64)
+    total_T, draws, noise, signal = squares_BT.sum(dim=0), int(block_draws.sum()), [], []
+    for block in (None, *range(blocks)):
+        k, sum_P, squares_T = draws, total_P, total_T
+        if block is not None:
+            k -= int(block_draws[block])
+            sum_P, squares_T = sum_P - d_BP[block], squares_T - squares_BT[block]
+        noise_T = (squares_T - _squared_norms(sum_P, sizes) / k) / (k - 1)
+        noise.append(noise_T)
+        signal.append(_squared_norms(first_P + sum_P / k, sizes) - noise_T / k)
+    return torch.stack(noise, dim=1), torch.stack(signal, dim=1), block_draws
 
 
-def _gradients(
-    model: nn.Module, batches: Iterable[Batch], k: int, batch: int, loss: Loss
-) -> Iterator[Tensor]:
+def _gradients(model: nn.Module, batches: Iterable[Batch], k: int, loss: Loss) -> Iterator[Tensor]:
     """Yield the gradients (P,) of exactly `k` mini-batches, in their order."""
-    draws = iter(batches)
-    checked = (_next_batch(draws, i, k, batch) for i in range(k))
-    first = next(checked)
+    draws = islice(batches, k)
+    first = next(draws)
     nets: dict[int, nn.Module] = {1: model}
     together = draws_per_pass(k, first[0])
     # Before the loop, since on CUDA both trying and stacking wait for the device; and unchanged,
@@ -150,7 +145,7 @@ def _gradients(
             together = 1
         for size in {together, k % together} - {0, 1}:
             nets[size] = Stack([model] * size).train()
-    every = chain([first], checked)
+    every = chain([first], draws)
     while some := list(islice(every, together)):
         yield from _pass(nets[len(some)], model, some, loss)
 
@@ -188,35 +183,6 @@ def _pass(net: nn.Module, model: nn.Module, draws: Sequence[Batch], loss: Loss) 
     gradients = torch.autograd.grad(losses, trainable, materialize_grads=True)
     # A stacked tensor holds the copies one after the other, be it (D * O, ...) or (D, O, ...).
     return map(torch.cat, zip(*(g.reshape(len(draws), -1) for g in gradients), strict=True))
-
-
-def _next_batch(draws: Iterator[Batch], i: int, k: int, batch: int) -> Batch:
-    try:
-        x_NCHW, y_N = next(draws)
-    except StopIteration:
-        raise ValueError(f"the mini-batches ended after {i} of k={k} draws; supply {k}") from None
-    if len(x_NCHW) != batch:
-        raise ValueError(f"mini-batch {i} holds {len(x_NCHW)} examples, not batch={batch}")
-    return x_NCHW, y_N
-
-
-def _estimates_without_each_block(sums: _Sums) -> tuple[Tensor, Tensor]:
-    """(noise, signal) per tensor, each (T, 1 + B) float64: of all draws, then without a block."""
-    first_P = sums.first_P.double()
-    total_P = sums.d_BP.sum(dim=0, dtype=torch.float64)
-    total_T = sums.squares_BT.sum(dim=0)
-    draws = int(sums.block_draws.sum())
-    noise, signal = [], []
-    for block in (None, *range(len(sums.block_draws))):
-        k, sum_P, squares_T = draws, total_P, total_T
-        if block is not None:
-            k -= int(sums.block_draws[block])
-            sum_P = sum_P - sums.d_BP[block]
-            squares_T = squares_T - sums.squares_BT[block]
-        noise_T = (squares_T - _squared_norms(sum_P, sums.sizes) / k) / (k - 1)
-        noise.append(noise_T)
-        signal.append(_squared_norms(first_P + sum_P / k, sums.sizes) - noise_T / k)
-    return torch.stack(noise, dim=1), torch.stack(signal, dim=1)
 
 
 def _squared_norms(v_P: Tensor, sizes: list[int]) -> Tensor:

@@ -31,12 +31,10 @@ def training_bytes(model: nn.Module, input_shape: Sequence[int], batch: int) -> 
     """Return the memory in bytes of one training update by `batch` inputs of (C, H, W).
 
     batch: inputs in one forward pass. In the model's dtype. Counted where the model is on a CPU,
-    measured where it is on CUDA; see the head of this file. The model is left as it is. Raises
-    ValueError if batch < 1, or what the model itself raises at that batch (PyTorch's BN refuses to
-    train with a single value per channel).
+    measured where it is on CUDA; see the head of this file. The model is left as it is. Raises what
+    the model itself raises at that batch (PyTorch's BN refuses to train with a single value per
+    channel).
     """
-    if batch < 1:
-        raise ValueError(f"batch={batch} must be at least 1")
     if next(model.parameters()).is_cuda:
         return _measured(model, input_shape, batch)
     with torch.random.fork_rng(devices=[]):
@@ -129,10 +127,8 @@ def largest_batch(
     """Return the largest batch, up to `most`, whose update fits into `memory_bytes`; 0 if none.
 
     Memory is nearly a line in the batch: guesses follow it until a batch fits and the next does
-    not. Raises ValueError if most < 1, or what the model raises at a batch that is tried.
+    not. Raises what the model raises at a batch that is tried.
     """
-    if most < 1:
-        raise ValueError(f"most={most} must be at least 1")
     model = build_model()
 
     def needed(batch: int) -> float:

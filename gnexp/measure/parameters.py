@@ -31,31 +31,19 @@ def parameter_kinds(model: nn.Module) -> dict[str, list[str]]:
     return {kind: names for kind, names in kinds.items() if names}
 
 
-def layer_parameters(model: nn.Module) -> dict[str, list[str]]:
-    """Names of the trainable parameters each module holds itself: row -> names, in model order.
-
-    Parameters of the model itself, outside any submodule, appear under "(model)". A module whose
-    name another row has, as "conv", or that begins with "layer:" itself, appears as "layer:NAME".
-    """
-    layers: dict[str, list[str]] = {}
-    for _, attribute, name, _ in _owned(model):
-        module = name.removesuffix(attribute).removesuffix(".")
-        layers.setdefault(_row_of(module), []).append(name)
-    return layers
-
-
-def _row_of(module: str) -> str:
-    if module in TAKEN or module.startswith(LAYER):
-        return LAYER + module
-    return module or WHOLE
-
-
 def reported_groups(model: nn.Module) -> dict[str, list[str]]:
     """Rows of every table of gradients: "all", the kinds the model has, its layers; in that order.
 
-    Raises ValueError when the model has no trainable parameter.
+    A layer's row has the trainable parameters that it holds itself; those outside any submodule
+    appear under "(model)". A layer whose name another row has, as "conv", or that begins with
+    "layer:" itself, appears as "layer:NAME". Raises ValueError when the model has no trainable
+    parameter.
     """
-    layers = layer_parameters(model)
+    layers: dict[str, list[str]] = {}
+    for _, attribute, name, _ in _owned(model):
+        layer = name.removesuffix(attribute).removesuffix(".")
+        hides = layer in TAKEN or layer.startswith(LAYER)
+        layers.setdefault(LAYER + layer if hides else layer or WHOLE, []).append(name)
     if not layers:
         raise ValueError("the model has no trainable parameter, so it has no gradient to measure")
     every = [name for names in layers.values() for name in names]

@@ -32,27 +32,15 @@ def per_example_covariance(
 
     trace: sum |g - mean g|^2 / N in (loss/parameter)^2, the population's covariance: that of
     drawing one of these N examples with replacement. Train mode, as in training; the model and the
-    global random state are left bit-identical. Memory: `chunk` gradients.
-
-    Raises ValueError if N < 1, `chunk` < 1, or the model mixes examples in train mode: then a
-    per-example gradient does not exist.
+    global random state are left bit-identical. Memory: `chunk` gradients. Where the model mixes
+    examples a per-example gradient does not exist: ask `find_mixing_layer` first.
     """
-    if len(x_NCHW) < 1 or chunk < 1:
-        raise ValueError(f"need at least one example and chunk >= 1, got {len(x_NCHW)} and {chunk}")
-    groups = reported_groups(model)
-    mixing = find_mixing_layer(model, x_NCHW)
-    if mixing is not None:
-        raise ValueError(
-            f"under batch normalization a per-example gradient does not exist: the output of "
-            f"{mixing} for one example depends on the others in its batch; "
-            f"measure mini-batch gradients instead"
-        )
     with preserve_state(model), torch.enable_grad():
         model.train()
         trace = _traces(model, x_NCHW, y_N, chunk)
     return [
         {"parameters": name, "n": len(x_NCHW), "trace": sum(trace[p] for p in members)}
-        for name, members in groups.items()
+        for name, members in reported_groups(model).items()
     ]
 
 

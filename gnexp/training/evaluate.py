@@ -24,18 +24,13 @@ class Scores(NamedTuple):
 
 
 @torch.no_grad()
-def evaluate(
-    model: nn.Module, images: DeviceDataset, *, precision: str = "fp32", chunk: int | None = None
-) -> Scores:
-    """Score the model on the test images in evaluation mode; its mode is restored.
-
-    chunk: images of one forward pass; by default so many that memory is that of 250 small ones.
-    """
+def evaluate(model: nn.Module, images: DeviceDataset, *, precision: str = "fp32") -> Scores:
+    """Score the model on the test images in evaluation mode; its mode is restored."""
     was_training = model.training
     model.eval()
     dtype = next(model.parameters()).dtype
     parts = []
-    for x in images.x_test.split(chunk or images_of_a_pass(images.x_test)):
+    for x in images.x_test.split(images_of_a_pass(images.x_test)):
         with autocast(x.device, precision):
             parts.append(model(normalize(x, images.mean, images.std, dtype)))
     model.train(was_training)

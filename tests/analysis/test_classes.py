@@ -116,19 +116,6 @@ def test_permutations_in_blocks_are_the_permutations(monkeypatch):
     assert chance_gap(*data, permutations=100) == whole
 
 
-@pytest.mark.parametrize(
-    ("call", "words"),
-    [
-        (lambda: class_accuracies(torch.zeros(3, 2), torch.zeros(3), "abc"), "3 class names"),
-        (lambda: class_accuracies(torch.zeros(3, 2), torch.tensor([0, 1, 2]), "ab"), "label 2"),
-        (lambda: calibration_error(torch.zeros(3, 2), torch.zeros(2)), r"\(3, 2\)"),
-        (lambda: calibration_error(torch.zeros(0, 2), torch.zeros(0)), "N >= 1"),
-        (lambda: calibration_error(torch.zeros(1, 2), torch.zeros(1), bins=0), "bins=0"),
-        (lambda: chance_gap(torch.zeros(0, 3), torch.zeros(3)), "S >= 1"),
-        (lambda: chance_gap(torch.zeros(1, 3), torch.zeros(3)), "at least 2"),
-        (lambda: chance_gap(torch.zeros(1, 3), torch.arange(3), permutations=0), "permutations=0"),
-    ],
-)
-def test_what_does_not_fit_is_refused_in_one_sentence(call, words):
-    with pytest.raises(ValueError, match=words):
-        call()
+def test_a_gap_needs_two_classes():
+    with pytest.raises(ValueError, match="at least 2"):
+        chance_gap(torch.zeros(1, 3), torch.zeros(3))

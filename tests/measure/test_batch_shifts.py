@@ -236,14 +236,3 @@ def test_a_limit_takes_the_first_test_images():
     assert {row["n"] for row in rows if row["composition"] in ONCE} == {30}
     data.x_test, data.y_test = data.x_test[:30], data.y_test[:30]
     assert measure_batches(trained("bn"), data, (5,)) == rows
-
-
-@pytest.mark.parametrize(("wrong", "words"), [({"sizes": (4, 0)}, "sizes=0"), ({"limit": 0}, "=0")])
-def test_sizes_and_limits_below_one_are_refused(wrong, words):
-    with pytest.raises(ValueError, match=words):
-        measure_batches(trained("bn"), images(), **wrong)
-
-
-def test_an_unknown_composition_is_refused_with_the_nearest_one():
-    with pytest.raises(ValueError, match="did you mean one_class"):
-        compose("oneclass", LABELS, 4, 0)

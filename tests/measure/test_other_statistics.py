@@ -338,9 +338,7 @@ def test_many_batches_in_one_pass_give_what_they_give_in_turn(
     checks = [2] * CHECKS[activation] if batch < 9 else []  # 64 images are too many for a try
     assert passes == (checks + shared if name == "bn" else [])
     expected = in_turn_by_torch(model, images, batch)
-    in_turn = batch_logits(model, images, batch, together=False)
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-10)  # float64
-    torch.testing.assert_close(in_turn, expected, rtol=0, atol=1e-10)  # float64
 
 
 class Follower(nn.Module):
@@ -403,11 +401,6 @@ def test_example_statistics_are_those_of_a_batch_whose_other_images_are_the_runn
 def test_example_statistics_need_stock_layers(images):
     model = nn.Sequential(nn.BatchNorm2d(3), nn.Flatten(2), nn.BatchNorm1d(3), nn.Flatten(1))
     model.append(nn.Linear(3 * 64, 3))
-    with (
-        pytest.raises(ValueError, match="2 is a BatchNorm1d"),
-        example_statistics(model, 2),
-    ):
-        pass
     scores = other_scores(model, images, 2)
     assert scores["example"] is None
     assert scores["population"] is not None
@@ -493,9 +486,3 @@ def test_bf16_scores_are_near_those_of_float32(images):
     for name, scores in other_scores(model, images, 2, "bf16").items():
         assert scores.loss == pytest.approx(exact[name].loss, rel=0.1)  # bfloat16
         assert scores.loss != exact[name].loss
-
-
-@pytest.mark.parametrize("call", [other_scores, batch_logits])
-def test_a_batch_below_1_is_refused(images, call):
-    with pytest.raises(ValueError, match="batch=0 must be at least 1"):
-        call(net(), images, 0)

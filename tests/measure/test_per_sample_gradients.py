@@ -87,8 +87,3 @@ def test_more_privacy_needs_more_noise_and_what_is_returned_suffices():
     assert noise == sorted(noise, reverse=True)
     assert len(set(noise)) == 4
     assert epsilon_spent(noise[-1], *setting) <= 8.0 < epsilon_spent(0.999 * noise[-1], *setting)
-
-
-def test_numbers_that_make_no_sense_are_named():
-    with pytest.raises(ValueError, match="1 <= batch <= examples"):
-        noise_multiplier(8.0, DELTA, 10, 11, 1)

@@ -146,20 +146,3 @@ def test_files_that_belong_to_other_images_are_refused_before_any_evaluation(
     release = load_cifar_c(published[1], ["fog"])
     with pytest.raises(ValueError, match=r"shift\.root=.* does not fit the data"):
         measure_shift(model, images, ["fog"], [2], cifar_c=release)
-
-
-@pytest.mark.parametrize(
-    ("names", "severities", "limit", "sentence"),
-    [
-        (["fog", "forst"], [1], None, "corruptions=forst is unknown; did you mean frost?"),
-        (["saturate"], [1], None, "corruptions=saturate comes only from the files of CIFAR-10-C"),
-        (["fog"], [1, 6], None, "severity=6 must be a whole number from 1 to 5"),
-        (["fog"], [1], 0, "limit=0 must be at least 1"),
-    ],
-)
-def test_wrong_choices_are_refused_before_any_evaluation(
-    images, names, severities, limit, sentence
-):
-    with pytest.raises(ValueError) as caught:
-        measure_shift(None, images, names, severities, limit=limit)
-    assert str(caught.value).startswith(sentence)
