@@ -37,8 +37,6 @@ from gnexp.analysis.samples import BOUND, CROSSED, Sample, image_variance, over_
 from gnexp.analysis.statistics import equivalence
 
 REL = 1e-9  # float64
-STUDIES = 4000
-SEEDS = (3, 5, 10)
 INF = math.inf
 
 _file = Path(__file__).parents[2] / "scripts" / "inference_errors.py"
@@ -217,7 +215,7 @@ def test_the_method_is_named_and_small_settings_are_welchs():
     assert one.dof > welch.df
 
 
-@pytest.mark.parametrize("cells", [28, 10, 2])
+@pytest.mark.parametrize("cells", [28, 2])
 @pytest.mark.parametrize("scenario", simulation.SCENARIOS, ids=lambda one: one.name)
 def test_a_family_errs_in_about_5_percent_of_studies_and_holds_the_truth_together(scenario, cells):
     # The large simulation, 10,000 studies each: scripts/inference_errors.py, results/LOG.md.
@@ -231,7 +229,7 @@ def test_a_family_errs_in_about_5_percent_of_studies_and_holds_the_truth_togethe
         assert row.get("coverage", 1.0) >= 0.93 - slack, row
 
 
-@pytest.mark.parametrize("cells", [28, 10, 4, 2])
+@pytest.mark.parametrize("cells", [28, 2])
 def test_a_lead_of_five_spreads_is_decided_with_three_seeds(cells):
     norms, batches = simulation.GRIDS[cells]
     rng = np.random.default_rng(cells)
@@ -340,7 +338,7 @@ def test_a_cell_reads_which_images_its_seeds_are_right_about_and_counts_a_diverg
             "seed": s,
             "status": "complete",
             "test_acc": r.mean(),
-            "correct": base64.b64encode(np.packbits(r).tobytes()).decode(),
+            "correct": in_base64(r),
         }
         for s, r in enumerate(right)
     ]
@@ -354,25 +352,14 @@ def test_a_cell_reads_which_images_its_seeds_are_right_about_and_counts_a_diverg
     assert samples([cell])[id(cell)].score_N is None
 
 
-@pytest.mark.parametrize("n", SEEDS)
-def test_the_interval_over_images_covers_fresh_seeds_and_images_and_more(n):
-    # Half of the images are easy for every seed and half hard: seeds err on the same images.
-    rng, images, studies = np.random.default_rng(n), 400, 1500
-    right = np.where(rng.random((studies, 1, images)) < 0.5, 0.95, 0.35)
-    scores = (rng.random((studies, n, images)) < right).mean(axis=2)
-    bounds = np.array([with_images(sample(values, images=images)) for values in scores])
-    lo, hi = bounds.T
-    assert np.mean((lo <= 0.65) & (hi >= 0.65)) >= 0.95
-    over_seeds = stats.t.ppf(0.975, n - 1) * scores.std(axis=1, ddof=1) / math.sqrt(n)
-    assert np.all(hi - lo >= 2 * over_seeds - 1e-12)
-
-
 def test_the_interval_over_images_adds_the_binomial_variance():
     values = [0.790, 0.800, 0.805, 0.795, 0.81]
     seeds, images = np.var(values, ddof=1) / 5, 0.8 * 0.2 / 1000
     dof = (seeds + images) ** 2 / (seeds**2 / 4 + images**2 / 999)
     expected = stats.t.interval(0.95, dof, loc=0.8, scale=math.sqrt(seeds + images))
     assert with_images(sample(values, images=1000)) == pytest.approx(expected, rel=REL)
+    over_seeds = stats.t.interval(0.95, 1, loc=0.8, scale=0.01)  # never narrower than that
+    assert with_images(sample([0.79, 0.81], images=1000)) == pytest.approx(over_seeds, rel=REL)
     for unknown in (sample([0.8], images=1000), sample(values)):
         assert all(math.isnan(v) for v in with_images(unknown))
 
@@ -426,7 +413,5 @@ def test_with_fewer_seeds_and_images_than_named_flat_cannot_be_shown():
 
 
 def test_the_spreads_interval_is_that_of_the_chi_square():
-    rng = np.random.default_rng(5)
-    bounds = [sd_interval(x.std(ddof=1), 4) for x in rng.normal(0, 1, size=(STUDIES, 5))]
-    held = np.mean([lo <= 1 <= hi for lo, hi in bounds])
-    assert held == pytest.approx(0.95, abs=0.012)  # 3.5 standard errors
+    quantiles = stats.chi2.ppf((0.975, 0.025), 4)
+    assert sd_interval(0.3, 4) == pytest.approx(tuple(0.3 * np.sqrt(4 / quantiles)), rel=REL)

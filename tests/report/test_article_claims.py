@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from evidence_series import analysis_of, draw, make_series
 from scipy import stats
-from test_report import BATCHES, add_gradients, add_run, config, make_demo
+from test_report import BATCHES, add_gradients, add_run, config
 
 from gnexp.analysis.article_claims import COLUMNS, FAILS, HOLDS, UNDECIDED
 from gnexp.analysis.study_analysis import study_analysis
@@ -36,8 +36,8 @@ def study_of(folder, accuracies, n=5, scatter=0.001, update_batch=None):
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory):
-    return claims_of(make_demo(tmp_path_factory.mktemp("results") / "demo"))
+def claims(demo):
+    return claims_of(demo)
 
 
 def test_a_norm_is_independent_of_the_batch_when_every_batch_is_flat(tmp_path):
@@ -61,8 +61,8 @@ def test_one_seed_gives_no_verdict(tmp_path):
     assert claims_of(tmp_path / "s").rows == []
 
 
-def test_bn_falls_and_gn_leads_at_the_small_batches_where_it_was_made_so(demo):
-    falls = {r["batch"]: r for r in rows_with(demo, "BN loses accuracy")}
+def test_bn_falls_and_gn_leads_at_the_small_batches_where_it_was_made_so(claims):
+    falls = {r["batch"]: r for r in rows_with(claims, "BN loses accuracy")}
     assert sorted(falls) == [1, 2, 4]  # 8 is not below 8
     assert falls[2]["verdict"] == HOLDS
     assert falls[2]["hi"] <= 0 < falls[2]["n"].count("3")
@@ -172,10 +172,10 @@ def test_captions_of_what_a_batch_costs_name_the_optimizer_unless_it_is_fixed(
         assert sentence in tables[name].caption
 
 
-def test_an_exponent_holds_only_when_its_whole_simultaneous_interval_is_near_what_was_said(demo):
-    law = rows_with(demo, "1 / batch")
+def test_an_exponent_holds_only_when_its_whole_simultaneous_interval_is_near_what_was_said(claims):
+    law = rows_with(claims, "1 / batch")
     assert [(r["of"], r["verdict"]) for r in law] == [("GN(8)", HOLDS)]  # made with -1.0
-    gamma = {r["of"]: r for r in rows_with(demo, "gamma's gradient goes as")}
+    gamma = {r["of"]: r for r in rows_with(claims, "gamma's gradient goes as")}
     assert gamma["GN(8)"]["verdict"] == FAILS  # the article's set does not grow with the batch: 0
     assert gamma["BN"]["verdict"] == FAILS  # -0.7 for -1
     assert {r["family"] for r in (*law, *gamma.values())} == {5}
@@ -223,13 +223,13 @@ def test_gn_lies_between_ln_and_in_when_it_is_behind_one_and_ahead_of_the_other(
     assert row["verdict"] == UNDECIDED
 
 
-def test_every_row_has_an_interval_that_holds_its_value_and_says_its_n(demo):
-    assert demo.rows
-    for row in demo.rows:
+def test_every_row_has_an_interval_that_holds_its_value_and_says_its_n(claims):
+    assert claims.rows
+    for row in claims.rows:
         assert tuple(row) == COLUMNS
         assert row["verdict"] in (HOLDS, FAILS, UNDECIDED)
         assert row["n"]
         if row["value"] is not None:
             assert row["lo"] <= row["value"] <= row["hi"]
             assert not math.isnan(row["value"])
-    assert all(all(isinstance(text, str) for text in texts) for texts in demo.texts())
+    assert all(all(isinstance(text, str) for text in texts) for texts in claims.texts())

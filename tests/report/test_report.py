@@ -163,16 +163,6 @@ def add_unfinished(study):
     )
 
 
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory):
-    return make_demo(tmp_path_factory.mktemp("results") / "demo")
-
-
-@pytest.fixture(scope="module")
-def report(demo):
-    return build_report(demo)
-
-
 def rows_of(path):
     with open(path, newline="") as file:
         return list(csv.DictReader(file))
@@ -346,7 +336,6 @@ def test_exactly_zero_gradients_stay_out_of_the_fit(tmp_path):
     cells = grouping.cells(load_study(tmp_path / "s").runs)
     assert {row["parameters"] for row in exponent_rows(cells, [])} == {"all"}
     assert "gamma" in {row["parameters"] for row in gradient_rows(cells)}
-    assert build_report(tmp_path / "s")["index.html"].is_file()
 
 
 def test_the_noise_scale_has_no_upper_end_when_the_signals_interval_reaches_zero(tmp_path):
