@@ -5,13 +5,8 @@ from typing import Any
 
 Row = dict[str, Any]
 
-
 ROW_COLUMNS = ("norm", "claim", "key", "title", "section", "statement", "text", "what")
-
-
 ROW_COLUMNS += ("expected", "measured", "value", "lo", "hi", "tolerance", "n", "verdict", "note")
-
-
 POINT_COLUMNS = ("norm", "claim", "key", "panel", "series", "x", "y", "lo", "hi")
 
 

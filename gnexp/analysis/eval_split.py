@@ -2,14 +2,11 @@
 
 import dataclasses
 import re
-from typing import TYPE_CHECKING
+
 
 from gnexp.analysis.cells import is_trial
 from gnexp.analysis.tables.table import Table
 from gnexp.store.study import Study
-
-if TYPE_CHECKING:
-    pass
 
 TEST, VALIDATION = "test", "validation"
 _OF_IMAGES = re.compile(r"\b[Tt]est(?=\s(?:accurac|batch|image|loss|set\b))")  # no t test

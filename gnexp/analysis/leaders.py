@@ -1,10 +1,9 @@
-"""The leading norms at each batch size of a comparison group, and ranges of batch sizes.
+"""The leading norms at each batch size of a comparison group.
 
 Norm against BN is decided in its own family, every pair of other norms in a second one. A lead
 counts where its family decides it and the measured difference is beyond the margin.
 """
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -89,10 +88,6 @@ class BatchVerdict:
         """Return the lines that are tied with i and led by nobody, the highest mean first."""
         return [j for j in self.among(i, TIED, CLOSE) if j not in self.led]
 
-    def out(self, i: int) -> list[int]:
-        """Return the other lines that i or another line leads, the highest mean first."""
-        return [j for j in self.compared if j != i and j in self.led]
-
     @property
     def kind(self) -> str:
         if self.at_chance:
@@ -110,38 +105,6 @@ class BatchVerdict:
 
     def _far_above(self, i: int) -> list[int]:
         return [j for j in self.among(i, APART) if self.mean(j) > self.mean(i)]
-
-
-@dataclass(frozen=True)
-class Stretch:
-    """Batch sizes of which one sentence is true; leader: None where nothing is recommended."""
-
-    kind: str
-    leader: int | None
-    places: list[BatchVerdict]
-    from_end: bool = False
-
-    def throughout(self, *states: str) -> list[int]:
-        """Return the lines in these states beside the leader at every place, highest mean first."""
-        return self._in_all([place.among(self.leader, *states) for place in self.places])
-
-    @property
-    def near(self) -> list[int]:
-        """The lines that are tied with the leader and led by nobody, at every place."""
-        return self._in_all([place.near(self.leader) for place in self.places])
-
-    @property
-    def out(self) -> list[int]:
-        """The lines that are led at every place, by the leader or another line."""
-        return self._in_all([place.out(self.leader) for place in self.places])
-
-    def _in_all(self, found: Sequence[Sequence[int]]) -> list[int]:
-        return sorted(set.intersection(*map(set, found)), key=self.outer.compared.index)
-
-    @property
-    def outer(self) -> BatchVerdict:
-        """The end of the stretch that is an end of the grid; its numbers come first."""
-        return self.places[-1 if self.from_end else 0]
 
 
 def flipped(one: NormComparison) -> NormComparison:
@@ -222,54 +185,3 @@ def _lowest(setting: ComparisonGroup, cell: Cell) -> float:
     if lo != lo:
         lo, _ = binomial_interval(cell.mean, cell.test_images)
     return lo if lo == lo else cell.scored_mean.lo
-
-
-def stretches(found: Sequence[BatchVerdict], bn: int | None) -> list[Stretch]:
-    """Return the batch sizes as few stretches, in order; bn: the line that is BN.
-
-    From the left, as many batch sizes of one kind as one leader allows, of the candidates that with
-    the highest mean. BN must fare alike beside it at all of them, and half of those that it leads
-    at any of them it must lead at all of them.
-    """
-    left, merged = list(found), []
-    while left:
-        runs = (left[:n] for n in range(len(left), 0, -1))
-        merged.append(next(one for run in runs if (one := _as_one(run, bn))))
-        left = left[len(merged[-1].places) :]
-    if len(merged) > 1:
-        merged[-1] = replace(merged[-1], from_end=True)
-    return merged
-
-
-def _as_one(run: list[BatchVerdict], bn: int | None) -> Stretch | None:
-    if len({place.kind for place in run}) > 1:
-        return None
-    kind = run[0].kind
-    if kind in (CHANCE, NOT_TESTED):
-        return Stretch(kind, None, run)
-    fit = set.intersection(*(set(place.candidates) for place in run))
-    if not fit:
-        return None
-    leader = max(sorted(fit), key=lambda i: math.fsum(place.mean(i) for place in run))
-    one = Stretch(kind, leader, run)
-    states = [TIED, CLOSE, APART] if kind == OPEN else [BEATEN]
-    common = one.throughout(*states)
-    if not common or 2 * len(common) < max(len(p.among(leader, *states)) for p in run):
-        return None
-    alike = len({(place.state(leader, bn), bn in place.led) for place in run}) == 1
-    return one if alike or leader == bn else None
-
-
-def joined(found_stretches: Sequence[Stretch], bn: int | None) -> list[Stretch]:
-    """Return the stretches, joined where they agree at batch sizes further apart."""
-    found: list[Stretch] = []
-    for one in found_stretches:
-        for k, other in enumerate(found):
-            both = sorted([*other.places, *one.places], key=lambda place: place.batch)
-            whole = _as_one(both, bn) if one.kind == other.kind else None
-            if whole and whole.leader == other.leader == one.leader:
-                found[k] = whole
-                break
-        else:
-            found.append(one)
-    return found

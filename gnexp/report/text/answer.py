@@ -15,11 +15,11 @@ from gnexp.analysis.comparisons import ComparisonGroup, NormComparison
 from gnexp.analysis.eval_split import for_split
 from gnexp.analysis.inference import ALPHA, TOO_FEW
 from gnexp.analysis.leaders import LARGE, NOT_TESTED, BatchVerdict, typical_errors, untested_lead
+from gnexp.analysis.stretches import stretches
 from gnexp.analysis.study_analysis import StudyAnalysis
 from gnexp.report.text import phrases
 from gnexp.report.text.beside_answer import gaps, training, update_rule
 from gnexp.report.text.sentences import write
-from gnexp.report.text.stretch_facts import lead_facts
 
 SEEDS = 5  # as many as a first study should have
 MOST_SETTINGS = 3  # that are answered one by one
@@ -100,7 +100,9 @@ def _of_setting(
         facts["batch"] = found[0].batch
         beside = gaps(setting, [], names)
     elif kind == "compared":
-        facts["stretches"], facts["in_tables"] = lead_facts(compared, names, bn)
+        facts["stretches"], facts["in_tables"] = stretches(compared, bn)
+        facts |= {"every": [place.batch for place in compared], "bn": bn}
+        facts["named"] = lambda lines: [names[i] for i in lines]
         beside = gaps(setting, found, names)
     tested = {
         (place.batch, min(i, j), max(i, j)): one
