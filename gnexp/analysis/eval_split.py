@@ -3,7 +3,6 @@
 import dataclasses
 import re
 
-
 from gnexp.analysis.cells import is_trial
 from gnexp.analysis.tables.table import Table
 from gnexp.store.study import Study

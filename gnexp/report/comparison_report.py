@@ -1,22 +1,30 @@
 """The report on two studies: OUT/report/A-vs-B/, from whatever both hold at this moment."""
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from gnexp.analysis.compare_studies import StudyComparison, labelled, varies
-from gnexp.analysis.tables.compare_studies import comparison_tables
-from gnexp.analysis.tables.table import write_table_files
-from gnexp.report.figures.compare_studies import accuracy_side_by_side, difference_vs_batch
-from gnexp.report.figures.style import captions_of, write_figures
+from gnexp.analysis.cells import BASE, Series, norm_label, norm_rank
+from gnexp.analysis.compare_studies import HIGHER, LOWER, StudyComparison, labelled, varies
+from gnexp.analysis.eval_split import TEST
+from gnexp.analysis.inference import NO_SPREAD, TOO_FEW, UNDECIDED
+from gnexp.analysis.tables.build import comparison_tables, key_of
+from gnexp.analysis.tables.table import Row, write_table_files
+from gnexp.report.figures import panels, style
+from gnexp.report.figures.accuracy import accuracy_points
 from gnexp.report.fingerprint import FORMATS, formats_kept
 from gnexp.report.page.render import render
+from gnexp.report.templates import write
 from gnexp.report.text.answer import answer
-from gnexp.report.text.compare_studies import sentences, warnings
 from gnexp.store.files import write_whole
 from gnexp.store.run import exclusive
 
-CAPTIONS = captions_of("compare_captions.txt")
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+CAPTIONS = style.captions_of("compare_captions.txt")
 
 
 def comparison_folder(out: Path, names: Sequence[str]) -> Path:
@@ -60,9 +68,9 @@ def _build(
         "accuracy_vs_batch": lambda: accuracy_side_by_side(*lines, names),
         "difference_vs_batch": lambda: difference_vs_batch(rows, shown_keys, names),
     }
-    images, written = write_figures(makers, CAPTIONS, folder, formats)
+    images, written = style.write_figures(makers, CAPTIONS, folder, formats)
     written += [path for table in tables.values() for path in write_table_files(table, folder)]
-    found = sentences(comparison) or [tables["comparison"].empty]
+    found = findings(comparison) or [tables["comparison"].empty]
     written.append(folder / "index.html")
     page = render(
         "compare.html.j2",
@@ -78,3 +86,115 @@ def _build(
     )
     write_whole(written[-1], page)
     return {path.name: path for path in written}, found
+
+
+def warnings(comparison: StudyComparison) -> list[str]:
+    """Return what keeps the accuracies of two studies from being of one task, or of test images."""
+    tasks = [sorted({(c.test_images, c.classes) for c in s.cells}) for s in comparison.sides]
+    splits = [side.eval_split for side in comparison.sides]
+    return write(
+        "compare_warnings.j2",
+        names=comparison.names,
+        splits=splits,
+        all_test=set(splits) == {TEST},
+        tasks=tasks,
+        other_tasks=all(tasks) and tasks[0] != tasks[1],
+        other_chance={k for _, k in tasks[0]} != {k for _, k in tasks[1]},
+    )
+
+
+def findings(comparison: StudyComparison) -> list[str]:
+    """Return what the comparison found, and what it leaves undecided; never more than it shows."""
+    if not comparison.accuracy:
+        return []
+    (found, second, first), names = comparison.overall, comparison.names
+    overall = {"found": found, "first": first, "second": second, "pairs": len(comparison.pairs)}
+    overall["lacking"] = [name for name, n in zip(names, (first, second)) if not n]
+    too_few = TOO_FEW if min(first, second) < 2 else NO_SPREAD
+    return write(
+        "compare_studies.j2",
+        names=tuple(names),
+        overall={**overall, "why": too_few if found.p != found.p else ""},
+        accuracy=_decisions(comparison.accuracy),
+        costs=_decisions(comparison.costs),
+        reference_batch=comparison.sides[0].reference_batch,
+    )
+
+
+def _decisions(rows: Sequence[Row]) -> dict[str, object]:
+    """Return the rows by what is decided of them; largest: the largest difference decided.
+
+    cell: that of the largest difference or, where none is decided, of the widest interval, whose
+    width is the difference that is not excluded. reasons: why some have no test.
+    """
+    decided = [row for row in rows if row["verdict"] in (HIGHER, LOWER)]
+    undecided = [row for row in rows if row["verdict"] == UNDECIDED]
+    untested = [row for row in rows if row["verdict"] not in (HIGHER, LOWER, UNDECIDED)]
+    largest = max(decided, key=lambda row: abs(row["difference"]), default=None)
+    widest = max(undecided, key=_width, default=None)
+    told = largest or widest
+    return {
+        **{"rows": rows, "decided": decided, "undecided": undecided, "untested": untested},
+        "largest": largest,
+        "counts": Counter(row["verdict"] for row in decided),
+        "width": _width(widest) if widest else 0.0,
+        "cell": _cell(told, rows) if told else "",
+        "reasons": " or ".join(dict.fromkeys(r["verdict"].partition(": ")[2] for r in untested)),
+    }
+
+
+def _width(row: Row) -> float:
+    return max(abs(row["lo_simultaneous"]), abs(row["hi_simultaneous"]))
+
+
+def _cell(row: Row, rows: Sequence[Row]) -> str:
+    texts = [f"{norm_label(row)} at batch {row['batch']}"]
+    if row["update_batch"] != row["batch"]:
+        texts.append(f"update batch {row['update_batch']}")
+    texts += [f"{key} {row[key]}" for key in key_of(rows) if key not in BASE and varies(key, rows)]
+    return ", ".join(texts)
+
+
+def accuracy_side_by_side(
+    first: Sequence[Series], second: Sequence[Series], names: Sequence[str]
+) -> "Figure | None":
+    """Two panels of mean accuracy against batch size, with one scale and one style per series."""
+    sides = [accuracy_points(lines) for lines in (first, second)]
+    if not any(sides):
+        return None
+    styles = style.series_styles(sorted((*first, *second), key=lambda line: norm_rank(line.norm)))
+    figure, axes = panels.panel_grid(2, 2, 2.4, sharey=True)
+    for axis, points, name in zip(axes, sides, names):
+        panels.interval_lines(axis, points, "batch", "accuracy", styles)
+        panels.size_axis(axis, [point["batch"] for side in sides for point in side])
+        axis.set_title(name)
+    axes[0].set_ylabel("Test accuracy (%)")
+    panels.legend_below(figure)
+    return figure
+
+
+def difference_vs_batch(
+    rows: Sequence[Row], shown_keys: Sequence[str], names: Sequence[str]
+) -> "Figure | None":
+    """The difference of each matched cell against batch size, a line per norm and `shown_keys`.
+
+    rows: of the table `comparison`. shown_keys: columns beyond the norm that make separate lines.
+    """
+    points = [
+        {**row, "series": _label(row, shown_keys), "difference_lo": row["lo95"]}
+        | {"difference_hi": row["hi95"]}
+        for row in rows
+    ]
+    styles = style.norm_styles({point["series"]: point["norm"] for point in points})
+    title = f"{names[1]} minus {names[0]}\n(points of test accuracy)"
+    figure = panels.against_batch(points, "difference", styles, title)
+    if figure is not None:
+        figure.axes[0].axhline(0, color="#999999", linewidth=0.8, zorder=0)
+    return figure
+
+
+def _label(row: Row, shown_keys: Sequence[str]) -> str:
+    fixed = row["update_batch"] != row["batch"]
+    parts = [f"update {row['update_batch']}"] if fixed else []
+    parts += [f"{key.removeprefix('norm.')}={row[key]}" for key in shown_keys]
+    return ", ".join([norm_label(row), *parts])

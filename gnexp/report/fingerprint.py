@@ -12,7 +12,7 @@ from pathlib import Path
 
 from gnexp.analysis.study_analysis import StudyAnalysis
 from gnexp.report.figures import style
-from gnexp.report.page.check_summary import CHECK
+from gnexp.report.page.render import CHECK
 from gnexp.store.files import CorruptFile, bytes_of, read_json, write_json
 from gnexp.store.lr_choices import CHOICES
 from gnexp.store.run_files import INPUTS

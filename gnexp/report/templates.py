@@ -1,6 +1,7 @@
 """The templates of all reports: pages, sentences, Markdown."""
 
 import functools
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,17 @@ def _environment() -> "Environment":
     made.filters |= {**phrases.FUNCTIONS, "pretty": pretty, "for_split": for_split}
     made.globals |= phrases.FUNCTIONS
     return made
+
+
+def write(template: str, **facts: Any) -> list[str]:
+    """Return the sentences of a template of `text`, each in one line.
+
+    What is true is decided before; a template chooses the words. Its line breaks and indents mean
+    nothing; a line of -- ends a sentence.
+    """
+    text = render(f"text/{template}", **facts)
+    joined = (" ".join(part.split()) for part in re.split(r"(?m)^\s*--$", text))
+    return [re.sub(r" (?=[,.;:)])|(?<=\() ", "", sentence) for sentence in joined if sentence]
 
 
 def pretty(text: str) -> str:

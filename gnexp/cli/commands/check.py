@@ -17,8 +17,7 @@ from gnexp.config.schema import CUSTOM, CheckConfig, UsageError
 from gnexp.config.unknown import unknown
 from gnexp.norms import user_code
 from gnexp.norms.reference.table import REFERENCES
-from gnexp.report.check.console import terminal_text
-from gnexp.report.check.report import write_check
+from gnexp.report.check.report import terminal_text, write_check
 from gnexp.runner.build import data, model
 from gnexp.runner.plan import output_folder
 from gnexp.runner.process_pool import WorkerDied, run_tasks

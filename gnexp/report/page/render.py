@@ -1,7 +1,9 @@
 """The report's page: one file that reads, prints and answers without a network or a script."""
 
+import csv
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,12 +15,12 @@ from gnexp.analysis.eval_split import TEST, VALIDATION
 from gnexp.analysis.study_analysis import StudyAnalysis
 from gnexp.analysis.tables.table import Table
 from gnexp.report import templates
-from gnexp.report.page.check_summary import verdict_counts
 from gnexp.report.templates import pretty
 from gnexp.store.study import Study
 
 LONG, HEAVY = 400, 600_000  # rows that a table on the page has at most; bytes of a packed one
 WIDE_TEXT = 42  # letters beyond which a cell breaks its line
+CHECK = Path("check") / "check.csv"  # below the folder that holds the studies
 MAIN_FIGURE = "accuracy_vs_batch"  # above the sections
 _OF_A_MACHINE = ("commit", "torch", "gnexp", "device", "determinism")  # should be one
 VERSION_KEYS = ("gnexp", "commit", "python", "torch", "numpy", "device", "threads", "determinism")
@@ -151,3 +153,26 @@ def _span(study: Study) -> str:
         str(r.provenance["started"]) for r in study.runs if r.provenance.get("started")
     )
     return " to ".join(dict.fromkeys([started[0], started[-1]])) if started else ""
+
+
+def verdict_counts(out: Path) -> dict[str, Any]:
+    """Return norms, claims and counts {(claim, norm, verdict): n}; nothing if none was checked.
+
+    out: the folder of the studies, under which `gnexp check` writes too.
+    """
+    try:
+        with open(out / CHECK, newline="", encoding="utf-8") as file:
+            rows = [r for r in csv.DictReader(file) if r.get("verdict") and r.get("statement")]
+    except (OSError, ValueError, csv.Error):
+        return {}
+    if not rows:
+        return {}
+    return {
+        "norms": list(dict.fromkeys(row["norm"] for row in rows)),
+        "claims": sorted({(int(row["claim"]), row["title"]) for row in rows}),
+        "counts": Counter((int(r["claim"]), r["norm"], _kind(r["verdict"])) for r in rows),
+    }
+
+
+def _kind(verdict: str) -> str:
+    return "holds only when" if verdict.startswith("holds only when") else verdict

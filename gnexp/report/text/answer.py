@@ -17,9 +17,9 @@ from gnexp.analysis.inference import ALPHA, TOO_FEW
 from gnexp.analysis.leaders import LARGE, NOT_TESTED, BatchVerdict, typical_errors, untested_lead
 from gnexp.analysis.stretches import stretches
 from gnexp.analysis.study_analysis import StudyAnalysis
+from gnexp.report.templates import write
 from gnexp.report.text import phrases
 from gnexp.report.text.beside_answer import gaps, training, update_rule
-from gnexp.report.text.sentences import write
 
 SEEDS = 5  # as many as a first study should have
 MOST_SETTINGS = 3  # that are answered one by one

@@ -7,8 +7,8 @@ from gnexp.analysis.cells import Cell, Series
 from gnexp.analysis.comparisons import ComparisonGroup
 from gnexp.analysis.leaders import BatchVerdict
 from gnexp.analysis.lr_search import TUNED
+from gnexp.report.templates import write
 from gnexp.report.text import phrases
-from gnexp.report.text.sentences import write
 
 MOST = 3  # clauses of one kind; the tables have them all
 Batches = tuple[int, ...]  # empty: all of them

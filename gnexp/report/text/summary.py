@@ -13,7 +13,7 @@ from gnexp.analysis.leaders import seeds_at_chance
 from gnexp.analysis.lr_search import chosen_cell
 from gnexp.analysis.statistics import LOWER
 from gnexp.analysis.study_analysis import StudyAnalysis
-from gnexp.report.text.sentences import write
+from gnexp.report.templates import write
 from gnexp.store.lr_choices import BEST
 
 Row = dict[str, Any]
