@@ -81,14 +81,14 @@ def accuracy_claims(
     separate = [row for row in tested if row["norm"] in SEPARATE_EXAMPLES[:-1]]
     return [
         *(_flat(name, rows) for name, rows in _by_series(separate).items()),
-        *(_bn_falls(row) for row in tested if row["norm"] == "bn" and _is_small(row)),
+        *(
+            _bn_falls(row)
+            for row in tested
+            if row["norm"] == "bn" and row["batch"] < min(SMALL, reference_batch)
+        ),
         *_gn_leads(compared),
         *_between(lines, known, reference_batch),
     ]
-
-
-def _is_small(row: Row) -> bool:
-    return row["batch"] < min(SMALL, row["reference_batch"])
 
 
 def _flat(name: str, tested: Sequence[Row]) -> Row:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from gnexp.analysis.cells import Cell, accuracy_interval
+from gnexp.analysis.cells import Cell, measured_columns
 from gnexp.analysis.statistics import t_interval
 
 Row = dict[str, Any]
@@ -30,21 +30,16 @@ def batch_rows(cells: Sequence[Cell]) -> list[Row]:
 
 
 def _row(cell: Cell, place: tuple[str, str, int], here: Sequence[Row]) -> Row:
-    images = min(row["n"] for row in here)
-    accuracy, over = accuracy_interval([row["accuracy"] for row in here], images)
     known = [row for row in here if math.isfinite(row["expected"])]
     change = t_interval([row["accuracy"] - row["expected"] for row in known]).within(-1, 1)
     changes = [row["logit_change"] for row in here if math.isfinite(row["logit_change"])]
     return {
         **cell.key,
         **dict(zip(("statistics", "composition", "at_batch"), place)),
-        **{"n": accuracy.n, "images": images, "n_diverged": cell.diverged},
-        **accuracy.columns("accuracy"),
-        "interval": over,
+        **measured_columns(cell, here),
         "expected": t_interval([row["expected"] for row in known]).mean,
         **change.columns("change"),
         "n_change": change.n,
-        **t_interval([row["loss"] for row in here]).columns("loss_nats"),
         "logit_change": max(changes, default=math.nan),
     }
 

@@ -163,6 +163,17 @@ def accuracy_interval(accuracies: Sequence[float], images: int) -> tuple[statist
     return statistics.Interval(interval.mean, math.nan, 1, lo, hi), "binomial over test images"
 
 
+def measured_columns(cell: Cell, here: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return n, images, accuracy and loss of rows of a measured table, one per seed of the cell."""
+    images = min(row["n"] for row in here)
+    accuracy, over = accuracy_interval([row["accuracy"] for row in here], images)
+    return {
+        **{"n": accuracy.n, "images": images, "n_diverged": cell.diverged},
+        **{**accuracy.columns("accuracy"), "interval": over},
+        **statistics.t_interval([row["loss"] for row in here]).columns("loss_nats"),
+    }
+
+
 def run_rows(runs: Sequence[Record]) -> list[dict[str, Any]]:
     """Return one row per run and seed: RUN_COLUMNS, `why`, and other config keys that vary.
 
@@ -255,6 +266,16 @@ def series_label(key: Mapping[str, Any], keys: list[Mapping[str, Any]]) -> str:
     """Return a short name for people: the norm, its groups, and what tells the series apart."""
     texts = [chosen(c, key[c], [other.get(c) for other in keys]) for c in telling(key, keys)]
     return ", ".join([norm_label(key), *texts])
+
+
+def line_names(keys: Sequence[Mapping[str, Any]], along: Sequence[str]) -> list[str]:
+    """Return the name of the line that each cell is on; along: what tells no line from another."""
+    lines = []
+    for key in keys:
+        update = "= batch" if key["update_batch"] == key["batch"] else str(key["update_batch"])
+        kept = {k: v for k, v in key.items() if k not in ("update_batch", *along)}
+        lines.append({**kept, "update": update})
+    return [series_label(line, lines) for line in lines]
 
 
 def telling(key: Mapping[str, Any], keys: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -21,7 +21,7 @@ from gnexp.analysis.inference import (
     welch_difference,
 )
 from gnexp.analysis.samples import Sample
-from gnexp.analysis.statistics import shared
+from gnexp.analysis.statistics import HIGHER, LOWER, shared
 from gnexp.analysis.study_analysis import StudyAnalysis
 from gnexp.store.study import Record
 
@@ -29,7 +29,6 @@ Row = dict[str, Any]
 
 VERSION_KEYS = ("gnexp", "commit", "python", "torch", "numpy", "device", "threads", "determinism")
 _SHOWN_AS_DATA = ("data", "data.checksum", "data.train_limit", "data.test_limit", "data.size")
-HIGHER, LOWER = "higher", "lower"
 
 
 @dataclass(frozen=True)
@@ -223,12 +222,15 @@ def what_differs(first: Sequence[Cell], second: Sequence[Cell]) -> list[Row]:
 
     A setting of several values in a study is given as all of them.
     """
-    both = [_records(cells) for cells in (first, second)]
+    both = [
+        [*{record.name: record for cell in cells for record in cell.records}.values()]
+        for cells in (first, second)
+    ]
     of_data = {"title": "data", "train": "training images", "test": "test images"}
     of_data |= {"classes": "classes", "checksum": "checksum of the data"}
     settings = [key for key in varying([*both[0], *both[1]]) if key not in _SHOWN_AS_DATA]
     asked = [
-        *((key, partial(_setting, key=key)) for key in settings),
+        *((key, lambda record, key=key: cell_key(record, [key])[key]) for key in settings),
         *((title, partial(_of_data, key=k)) for k, title in of_data.items()),
         *((key, partial(_provenance, key=key)) for key in VERSION_KEYS),
     ]
@@ -236,14 +238,6 @@ def what_differs(first: Sequence[Cell], second: Sequence[Cell]) -> list[Row]:
     seeds = ([row["seed"] for cell in cells for row in cell.seeds] for cells in (first, second))
     rows.append(("seeds", *map(_values, seeds)))
     return [{"what": what, "first": a, "second": b} for what, a, b in rows if a != b]
-
-
-def _setting(record: Record, key: str) -> Any:
-    return cell_key(record, [key]).get(key)
-
-
-def _records(cells: Sequence[Cell]) -> list[Record]:
-    return list({record.name: record for cell in cells for record in cell.records}.values())
 
 
 def _of_data(record: Record, key: str) -> Any:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from gnexp.analysis.cells import NORM_LABELS, Cell, accuracy_interval, norm_label
+from gnexp.analysis.cells import NORM_LABELS, Cell, measured_columns, norm_label
 from gnexp.analysis.statistics import Interval, jackknife, ratio_interval, shared, t_interval
 
 Row = dict[str, Any]
@@ -50,14 +50,8 @@ def condition_rows(cells: Sequence[Cell]) -> list[Row]:
 def _condition_row(
     cell: Cell, condition: Condition, here: Mapping[int, Row], clean: Mapping[int, Row]
 ) -> Row:
-    images = min(row["n"] for row in here.values())
-    accuracy, over = accuracy_interval([row["accuracy"] for row in here.values()], images)
-    row = {
-        **{**cell.key, "corruption": condition[0], "severity": condition[1]},
-        **{"n": accuracy.n, "images": images, "n_diverged": cell.diverged},
-        **{**accuracy.columns("accuracy"), "interval": over},
-        **t_interval([row["loss"] for row in here.values()]).columns("loss_nats"),
-    }
+    row = {**cell.key, "corruption": condition[0], "severity": condition[1]}
+    row |= measured_columns(cell, [*here.values()])
     if condition == CLEAN:
         return row
     pairs = [(clean[s]["accuracy"], r["accuracy"]) for s, r in here.items() if s in clean]

@@ -172,16 +172,15 @@ def places(setting: ComparisonGroup, margin: float = MARGIN) -> list[BatchVerdic
 
 
 def _at_chance(setting: ComparisonGroup, cells: Mapping[int, Cell]) -> bool:
-    # Nothing is known of one seed on an unknown number of images: nan, which is not at chance.
-    return all(_lowest(setting, cell) <= 1 / cell.classes for cell in cells.values())
+    """Return whether no cell's 95 % interval, over seeds and test images, is above chance.
 
-
-def _lowest(setting: ComparisonGroup, cell: Cell) -> float:
-    """Return the lower end of the accuracy's 95 % interval, over seeds and test images.
-
-    Of one seed, or of seeds without any spread, over test images alone.
+    Of one seed, or of seeds without any spread, over test images alone; where nothing is known of
+    either (nan), that is not at chance.
     """
-    lo, _ = with_images(setting.samples[id(cell)])
-    if lo != lo:
-        lo, _ = binomial_interval(cell.mean, cell.test_images)
-    return lo if lo == lo else cell.scored_mean.lo
+    for cell in cells.values():
+        lo, _ = with_images(setting.samples[id(cell)])
+        if lo != lo:
+            lo, _ = binomial_interval(cell.mean, cell.test_images)
+        if not (lo if lo == lo else cell.scored_mean.lo) <= 1 / cell.classes:
+            return False
+    return True

@@ -21,16 +21,14 @@ def training_curves(cells: Iterable[Cell]) -> "dict[int, dict[str, pd.DataFrame]
     known = [cell for cell in cells if not cell.record.metrics.empty]
     if not any(cell.record.metrics["epoch"].nunique() > 1 for cell in known):
         return {}
-    return {id(cell): _curves(cell) for cell in known}
-
-
-def _curves(cell: Cell) -> "dict[str, pd.DataFrame]":
-    metrics = cell.record.metrics
-    metrics = metrics[metrics["seed"].isin([row["seed"] for row in cell.of("complete")])]
-    if metrics.empty:
-        return {}
-    by_images = metrics.groupby("examples_seen")
-    return {name: by_images[name].agg(mean="mean", low="min", high="max") for name in CURVES}
+    found: dict[int, dict[str, pd.DataFrame]] = {}
+    for cell in known:
+        metrics = cell.record.metrics
+        metrics = metrics[metrics["seed"].isin([row["seed"] for row in cell.of("complete")])]
+        by_images = metrics.groupby("examples_seen")
+        curves = {name: by_images[name].agg(mean="mean", low="min", high="max") for name in CURVES}
+        found[id(cell)] = {} if metrics.empty else curves
+    return found
 
 
 def seconds_per_1000(cells: Iterable[Cell]) -> dict[int, statistics.Interval]:

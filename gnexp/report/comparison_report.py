@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gnexp.analysis.cells import BASE, Series, norm_label, norm_rank
-from gnexp.analysis.compare_studies import HIGHER, LOWER, StudyComparison, labelled, varies
+from gnexp.analysis.cells import BASE, Series, line_names, norm_label, norm_rank
+from gnexp.analysis.compare_studies import StudyComparison, labelled, varies
 from gnexp.analysis.eval_split import TEST
 from gnexp.analysis.inference import NO_SPREAD, TOO_FEW, UNDECIDED
+from gnexp.analysis.statistics import HIGHER, LOWER
 from gnexp.analysis.tables.build import comparison_tables, key_of
 from gnexp.analysis.tables.table import Row, write_table_files
 from gnexp.report.figures import panels, style
@@ -63,10 +64,9 @@ def _build(
     names, sides, rows = comparison.names, comparison.sides, comparison.accuracy
     tables = comparison_tables(comparison)
     lines = labelled([side.series for side in sides], comparison.key)
-    shown_keys = [key for key in comparison.key if varies(key, rows)]
     makers = {
         "accuracy_vs_batch": lambda: accuracy_side_by_side(*lines, names),
-        "difference_vs_batch": lambda: difference_vs_batch(rows, shown_keys, names),
+        "difference_vs_batch": lambda: difference_vs_batch(rows, names),
     }
     images, written = style.write_figures(makers, CAPTIONS, folder, formats)
     written += [path for table in tables.values() for path in write_table_files(table, folder)]
@@ -173,17 +173,12 @@ def accuracy_side_by_side(
     return figure
 
 
-def difference_vs_batch(
-    rows: Sequence[Row], shown_keys: Sequence[str], names: Sequence[str]
-) -> "Figure | None":
-    """The difference of each matched cell against batch size, a line per norm and `shown_keys`.
-
-    rows: of the table `comparison`. shown_keys: columns beyond the norm that make separate lines.
-    """
+def difference_vs_batch(rows: Sequence[Row], names: Sequence[str]) -> "Figure | None":
+    """The difference of each matched cell against batch size; rows: of the table `comparison`."""
+    labels = line_names([{k: row[k] for k in key_of(rows)} for row in rows], ("batch",))
     points = [
-        {**row, "series": _label(row, shown_keys), "difference_lo": row["lo95"]}
-        | {"difference_hi": row["hi95"]}
-        for row in rows
+        {**row, "series": label, "difference_lo": row["lo95"], "difference_hi": row["hi95"]}
+        for row, label in zip(rows, labels)
     ]
     styles = style.norm_styles({point["series"]: point["norm"] for point in points})
     title = f"{names[1]} minus {names[0]}\n(points of test accuracy)"
@@ -191,10 +186,3 @@ def difference_vs_batch(
     if figure is not None:
         figure.axes[0].axhline(0, color="#999999", linewidth=0.8, zorder=0)
     return figure
-
-
-def _label(row: Row, shown_keys: Sequence[str]) -> str:
-    fixed = row["update_batch"] != row["batch"]
-    parts = [f"update {row['update_batch']}"] if fixed else []
-    parts += [f"{key.removeprefix('norm.')}={row[key]}" for key in shown_keys]
-    return ", ".join([norm_label(row), *parts])

@@ -89,7 +89,7 @@ MAKERS = {
 PAGE_WIDE = ("accuracy_vs_lr", "two_batches", "gradient_variance_by_kind")
 
 
-@pytest.fixture(params=MAKERS)
+@pytest.fixture(params=MAKERS, scope="module")
 def named_figure(request):
     with style.drawing():
         yield request.param, MAKERS[request.param]()

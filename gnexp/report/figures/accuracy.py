@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gnexp.analysis.cells import Cell, Series, series_label
+from gnexp.analysis.cells import Cell, Series, line_names
 from gnexp.analysis.gradient_noise import KINDS
 from gnexp.analysis.statistics import Interval
 from gnexp.analysis.study_analysis import StudyAnalysis
@@ -101,8 +101,10 @@ def accuracy_vs_groups(cells: Sequence[Cell]) -> "Figure | None":
             found.append((column, title, chosen))
     if not found:
         return None
-    names = _names_without_groups([cell for _, _, chosen in found for cell in chosen])
-    styles = style.sequence_styles(list(dict.fromkeys(names.values())))
+    shown = [cell for _, _, chosen in found for cell in chosen]
+    labels = line_names([cell.key for cell in shown], ("groups", "channels_per_group"))
+    names = {id(cell): label for cell, label in zip(shown, labels)}
+    styles = style.sequence_styles(list(dict.fromkeys(labels)))
     figure, axes = panels.panel_grid(len(found), 2, 2.3, sharey=True)
     for axis, (column, title, chosen) in zip(axes, found):
         points = [
@@ -113,16 +115,6 @@ def accuracy_vs_groups(cells: Sequence[Cell]) -> "Figure | None":
     axes[0].set_ylabel("Test accuracy (%)")
     panels.legend_below(figure)
     return figure
-
-
-def _names_without_groups(cells: Sequence[Cell]) -> dict[int, str]:
-    """Name each cell (by id) by its norm and batch size and whatever else varies, groups apart."""
-    keys = []
-    for cell in cells:
-        key = {k: v for k, v in cell.key.items() if k not in ("groups", "channels_per_group")}
-        update = key.pop("update_batch")
-        keys.append({**key, "update": "= batch" if update == key["batch"] else str(update)})
-    return {id(cell): series_label(key, keys) for cell, key in zip(cells, keys)}
 
 
 def cost(lines: Sequence[Series], known: Mapping[int, Interval]) -> "Figure | None":

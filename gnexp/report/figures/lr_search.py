@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from gnexp.analysis.cells import BASE, norm_rank, series_label
+from gnexp.analysis.cells import line_names, norm_rank
 from gnexp.analysis.lr_search import octaves
 from gnexp.analysis.study_analysis import StudyAnalysis
 from gnexp.analysis.tables.table import Row
@@ -143,12 +143,7 @@ def _lines_of(rows: Sequence[Row]) -> tuple[list[Row], Mapping[str, Style]]:
     A line's name: its norm, and what tells it from others of its batch and rate.
     """
     columns = list(rows[0])[: list(rows[0]).index("lr")]
-    keys = []
-    for row in rows:
-        update = row["update_batch"] if row["update_batch"] != row["batch"] else "= batch"
-        extras = {k: row.get(k) for k in columns if k not in BASE}
-        base = {k: row.get(k) for k in ("norm", "groups", "channels_per_group")}
-        keys.append({**base, **extras, "update": update})
-    named = [{**row, "series": series_label(key, keys)} for row, key in zip(rows, keys)]
+    names = line_names([{k: row.get(k) for k in columns} for row in rows], ("batch",))
+    named = [{**row, "series": name} for row, name in zip(rows, names)]
     ordered = sorted(named, key=lambda row: norm_rank(row["norm"]))
     return named, style.norm_styles({row["series"]: row["norm"] for row in ordered})
