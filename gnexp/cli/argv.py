@@ -17,21 +17,19 @@ FOLDERS = ("hydra.run.dir", "hydra.sweep.dir")  # that Hydra would write to; a s
 NOT_IN_GLOBS = {"norm": "custom", "model": "[custom,torchvision,timm]"}
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
-        raise UsageError(message)
-
-
 def flags_of(arguments: list[str]) -> argparse.Namespace | None:
     """Return Hydra's flags about composing, and the overrides; None for a question to Hydra."""
-    parser = _Parser(add_help=False)
+    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False)
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("-m", "--multirun", action="store_true")
     parser.add_argument("-r", "--run", action="store_true")
     for flag in ("-cd=--config-dir", "-cn=--config-name", "-cp=--config-path", "-c=--cfg"):
         parser.add_argument(*flag.split("="))
     parser.add_argument("--experimental-rerun")
-    flags, others = parser.parse_known_args(arguments)
+    try:
+        flags, others = parser.parse_known_args(arguments)
+    except argparse.ArgumentError as error:
+        raise UsageError(str(error)) from error
     if flags.experimental_rerun:
         raise UsageError(
             "--experimental-rerun is not supported: the same command again goes on where it ended"
@@ -108,7 +106,7 @@ def _refuse_odd_overrides(command: str, arguments: list[str]) -> None:
             raise UsageError(f"{argument}: no key can be taken away; give it another value")
         if argument.startswith("-") or "=" not in argument:
             continue
-        key, _, value = argument.lstrip("+").partition("=")
+        key, _, text = argument.lstrip("+").partition("=")
         if not key:
             raise UsageError(f"{argument} names no key; write key=value, such as batch=2")
         if key in FOLDERS:
@@ -122,26 +120,13 @@ def _refuse_odd_overrides(command: str, arguments: list[str]) -> None:
         if key in seen:
             raise UsageError(f"{key} is typed twice, {seen[key]} and {argument}: keep one of them")
         seen[key] = argument
-        values = [each.strip() for each in value.split(",")]
-        if key in truths:
-            _refuse_numbers(key, values)
-        if key in GROUPS:
-            _refuse_no_choice(command, key, value, values)
-
-
-def _refuse_numbers(key: str, values: list[str]) -> None:
-    for value in values:
-        if NUMBER.fullmatch(value) and value not in "01":
-            raise UsageError(f"{key}={value} must be true or false")
-
-
-def _refuse_no_choice(command: str, group: str, text: str, values: list[str]) -> None:
-    """Refuse values of a group that are no names of its choices, and a list of them."""
-    for value in values:
-        if NO_NAME.fullmatch(value):
-            raise UsageError(unknown_choice(group, value))
-    if text.lstrip("'\"").startswith("["):
-        names = text.strip("'\"[]")
-        raise UsageError(
-            f"{group}={text}: {group} takes one choice; for a grid type -m {group}={names}"
-        )
+        for value in map(str.strip, text.split(",")):
+            if key in truths and NUMBER.fullmatch(value) and value not in "01":
+                raise UsageError(f"{key}={value} must be true or false")
+            if key in GROUPS and NO_NAME.fullmatch(value):
+                raise UsageError(unknown_choice(key, value))
+        if key in GROUPS and text.lstrip("'\"").startswith("["):
+            names = text.strip("'\"[]")
+            raise UsageError(
+                f"{key}={text}: {key} takes one choice; for a grid type -m {key}={names}"
+            )

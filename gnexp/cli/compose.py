@@ -2,12 +2,10 @@
 
 import argparse
 import contextlib
-import functools
 import itertools
 import os
 import re
 import sys
-import traceback
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,7 +15,6 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, flag_override
@@ -45,7 +42,11 @@ def jobs_of(command: str, arguments: list[str]) -> tuple[list[list[Any]], bool]:
     jobs, wrong = [], []
     for config in composed:
         try:
-            jobs.append(_configs(command, config))
+            if isinstance(config, str):
+                raise UsageError(config)
+            config.out = os.path.expanduser(config.out)
+            jobs.append(expand(config) if command == "train" else [config])
+            wrong += [sentence for each in jobs[-1] for sentence in PROBLEMS[command](each)]
         except UsageError as mistake:
             wrong += str(mistake).splitlines()
     if wrong:
@@ -57,17 +58,6 @@ def jobs_of(command: str, arguments: list[str]) -> tuple[list[list[Any]], bool]:
     if command in ("train", "check"):
         _look_at_norms(command, [config.norm for config in configs])
     return jobs, grid
-
-
-def _configs(command: str, composed: Any) -> list[Any]:
-    """Return the configs of a job; raises UsageError with the rules that they break."""
-    if isinstance(composed, str):
-        raise UsageError(composed)
-    composed.out = os.path.expanduser(composed.out)
-    configs = expand(composed) if command == "train" else [composed]
-    if wrong := [sentence for config in configs for sentence in PROBLEMS[command](config)]:
-        raise UsageError("\n".join(wrong))
-    return configs
 
 
 def _composed(command: str, arguments: list[str]) -> tuple[list[Any], bool]:
@@ -82,8 +72,10 @@ def _composed(command: str, arguments: list[str]) -> tuple[list[Any], bool]:
                 config = compose(name, flags.overrides, return_hydra_config=True)
                 if config.hydra.mode != RunMode.MULTIRUN:
                     return [_handed_over(config)], False
-            # Norms may be swept, whose keys the usual norm has not: the jobs show what is wrong.
-            fixed = [each.input_line for each in typed if _may_choose_axes(each)]
+            # A preset's axes, and Hydra's settings, hang on these alone. Norms may be swept, whose
+            # keys the usual norm has not: the jobs show what is wrong.
+            choices = (o for o in typed if o.key_or_group in GROUPS or o.is_hydra_override())
+            fixed = [each.input_line for each in choices if not each.is_sweep_override()]
             hydra = compose(name, fixed, return_hydra_config=True).hydra
             if sweeps and not (flags.multirun or hydra.mode == RunMode.MULTIRUN):
                 raise UsageError(ambiguous(command, sweeps[0].input_line))
@@ -91,12 +83,6 @@ def _composed(command: str, arguments: list[str]) -> tuple[list[Any], bool]:
         except ERRORS as error:
             raise UsageError(sentence_of(error, command, arguments)) from error
         return [_job(command, name, number, words) for number, words in enumerate(jobs)], True
-
-
-def _may_choose_axes(override: Override) -> bool:
-    """Return whether an override may change what a preset sweeps, or Hydra's own settings."""
-    chooses = override.key_or_group in GROUPS or override.is_hydra_override()
-    return chooses and not override.is_sweep_override()
 
 
 def _parsed(overrides: list[str]) -> list[Override]:
@@ -203,35 +189,9 @@ def _look_at_norms(command: str, norms: list[dict[str, Any]]) -> None:
 
 def store_configs() -> None:
     """Give Hydra what is in no YAML file: the types of keys, and the norms that plug-ins name."""
-    _scan_plugins()
-    _store_schemas()
     store = ConfigStore.instance()
+    for name, schema in COMMANDS.items():
+        store.store(f"{name}_schema", schema)
     store.repo.pop("norm", None)  # what another call in this process found installed
     for name, plugin in plugins.usable(norm_names()).items():
         store.store(name, plugin.node, group="norm", provider=plugin.package)
-
-
-def _scan_plugins() -> None:
-    """Let Hydra import its own plug-ins; one that raises is named, and passed over."""
-    while True:
-        try:
-            Plugins.instance()
-            return
-        except (Exception, SystemExit) as error:
-            frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-            scans = [f for f in frames if f.f_code is Plugins._scan_all_plugins.__code__]
-            if not scans:
-                raise
-            name = scans[-1].f_locals["modname"]
-            sys.modules[name] = None  # as of a module that is not there
-            print(
-                f"gnexp: {name}, a plug-in of Hydra, is passed over: importing it raised"
-                f" {type(error).__name__}: {error}",
-                file=sys.stderr,
-            )
-
-
-@functools.cache
-def _store_schemas() -> None:
-    for name, schema in COMMANDS.items():
-        ConfigStore.instance().store(f"{name}_schema", schema)

@@ -12,9 +12,9 @@ import re
 import shlex
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import hydra
@@ -46,7 +46,7 @@ def run(command: str, arguments: list[str]) -> int:
                 f"hydra/sweeper={sweeper} trains in this process: leave hydra/launcher={launcher}"
                 " out"
             )
-        return _optimize(sweeper, arguments, typed)
+        return sweepers.optimize(sweeper, arguments, typed, partial(_run_hydra, "train"))
     jobs, grid = jobs_of(command, others)
     if launcher != "basic":
         return launchers.train(launcher, jobs, ours, others, typed)
@@ -104,47 +104,26 @@ def _answer_question(command: str, arguments: list[str]) -> int:
     return 0
 
 
-def _optimize(sweeper: str, arguments: list[str], typed: str) -> int:
-    """Let an optimizing sweeper start trainings, one after the other."""
-    words = sweepers.arguments_for(sweeper, arguments)
-
-    def run(task: Callable[[Any], Any], scratch: Path) -> None:
-        _run_hydra("train", words, task, str(scratch))
-
-    return sweepers.optimize(sweeper, typed, run)
-
-
 def _run_hydra(
     command: str, arguments: list[str], task: Callable[[Any], Any], scratch: str
 ) -> None:
     """Let Hydra do all that is typed, and call `task` with each job's config.
 
-    That is to answer a question, or to let a sweeper choose. What Hydra writes goes to `scratch`.
+    That is to answer a question, or to let a sweeper choose. What Hydra writes goes to `scratch`,
+    and what it does to logging, which is to send all to the standard output of now, ends here.
     """
     store_configs()
     app = hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=command)
-    with _hydra_arguments(command, arguments, scratch):
-        try:
-            app(task)()
-        except ERRORS as error:
-            raise UsageError(sentence_of(error, command, arguments)) from error
-
-
-@contextlib.contextmanager
-def _hydra_arguments(command: str, arguments: list[str], scratch: str) -> Iterator[None]:
-    """Show Hydra its command line, let it raise, and keep what it writes in a scratch folder.
-
-    It may send all that anybody logs to the standard output of this moment, which ends here.
-    """
-    before = sys.argv
-    root = logging.getLogger()
+    before, root = sys.argv, logging.getLogger()
     handlers, level = list(root.handlers), root.level
     # The completion that is installed is for the program's name, each of its words.
     program = "gnexp" if "-sc" in arguments else f"gnexp {command}"
     sys.argv = [program, *arguments, f"hydra.sweep.dir={scratch}"]
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
-        yield
+        app(task)()
+    except ERRORS as error:
+        raise UsageError(sentence_of(error, command, arguments)) from error
     finally:
         sys.argv = before
         root.handlers[:] = handlers

@@ -1,7 +1,7 @@
 """Wait for the jobs of a launcher: tell of runs that ended, and let one lost job end no other.
 
-Two plug-ins are patched while they launch. Ray's and submitit's raise for the first job that is
-lost and wait for no other; submitit's leaves its jobs behind when this process is stopped.
+Two plug-ins are patched while they launch: Ray's and submitit's raise for the first job that is
+lost and wait for no other, and submitit's leaves its jobs behind when this process is stopped.
 """
 
 import contextlib
@@ -10,78 +10,42 @@ import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hydra.core.utils import JobReturn, JobStatus
 
 from gnexp.config.schema import UsageError
 
-if TYPE_CHECKING:
-    from gnexp.runner.prepared_run import PreparedRun
-
-
-class RunMonitor:
-    """Prints a line for every run that has ended in its folder, whoever trained it."""
-
-    def __init__(self, todo: "dict[PreparedRun, list[int]]") -> None:
-        """todo: the missing seeds by run."""
-        from gnexp.cli.commands.train import size
-        from gnexp.cli.progress import Progress
-
-        self.left = list(todo)
-        self.progress = Progress({run.name: size(run, seeds) for run, seeds in todo.items()})
-        self.print_line = self.progress.print_line
-
-    def __enter__(self) -> "RunMonitor":
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        if exc[0] is None:
-            self.look()
-        self.progress.__exit__()
-
-    def look(self) -> None:
-        """Tell of the runs that have ended since the last look."""
-        from gnexp.cli.console import closing_line
-        from gnexp.runner.prepared_run import seed_progress
-
-        for run in list(self.left):
-            with contextlib.suppress(ValueError, OSError):  # corrupt, or gone: told at the end
-                now = seed_progress(run)
-                if not now.todo:
-                    self.left.remove(run)
-                    why = next(iter(now.failed.values()), None)
-                    line = f"{run.name}: {why}" if why else closing_line(run)
-                    self.progress.run_done(run.name, line, bool(why))
+# Returns what a job returns, or what stands for it when its process is lost.
+WaitFor = Callable[..., Any]
 
 
 def patient(
-    launcher: Any, name: str, monitor: RunMonitor
+    launcher: Any, name: str, job_ended: Callable[[], None]
 ) -> contextlib.AbstractContextManager[list[Any]]:
     """Let a launcher wait for all jobs when one is lost, and end them when this process stops.
 
-    Yields a list that is empty as long as it is known that no job has started.
+    job_ended is called after each. Yields a list, empty as long as surely no job has started.
     """
+
+    def wait_for(result: Callable[[], Any], log: str = "") -> Any:
+        try:
+            return result()
+        except Exception as error:
+            return JobReturn(status=JobStatus.FAILED, _return_value=f"{first_line(error)}{log}")
+        finally:
+            job_ended()
+
     plugin, kind = type(launcher).__module__.split(".")[1], type(launcher).__name__
     if (plugin, kind) == ("hydra_ray_launcher", "RayLauncher"):
-        return _on_ray(launcher, name, monitor)
+        return _on_ray(launcher, name, wait_for)
     if plugin == "hydra_submitit_launcher":
-        return _on_submitit(monitor)
+        return _on_submitit(wait_for)
     return contextlib.nullcontext([launcher])
 
 
-def _waited_for(monitor: RunMonitor, result: Callable[[], Any], log: str = "") -> Any:
-    """Return what a job returns, or what stands for it when its process is lost."""
-    try:
-        return result()
-    except Exception as error:
-        return JobReturn(status=JobStatus.FAILED, _return_value=f"{first_line(error)}{log}")
-    finally:
-        monitor.look()
-
-
 @contextlib.contextmanager
-def _on_ray(launcher: Any, name: str, monitor: RunMonitor) -> Iterator[list[Any]]:
+def _on_ray(launcher: Any, name: str, wait_for: WaitFor) -> Iterator[list[Any]]:
     """Connect to the cluster; disconnecting, at the latest, ends what still runs for this call."""
     import ray
     from hydra_plugins.hydra_ray_launcher import _core
@@ -97,7 +61,7 @@ def _on_ray(launcher: Any, name: str, monitor: RunMonitor) -> Iterator[list[Any]
             " hydra.launcher.ray.init.address=HOST:6379"
         ) from error
     # All that the plug-in uses of it there.
-    _core.ray = SimpleNamespace(get=lambda job: _waited_for(monitor, lambda: ray.get(job)))
+    _core.ray = SimpleNamespace(get=lambda job: wait_for(lambda: ray.get(job)))
     try:
         yield [ray]
     finally:
@@ -124,7 +88,7 @@ def _knock(address: str) -> None:
 
 
 @contextlib.contextmanager
-def _on_submitit(monitor: RunMonitor) -> Iterator[list[Any]]:
+def _on_submitit(wait_for: WaitFor) -> Iterator[list[Any]]:
     """Remember the jobs that are submitted, to wait for each and to cancel those that are left."""
     from submitit import AutoExecutor
 
@@ -132,14 +96,12 @@ def _on_submitit(monitor: RunMonitor) -> Iterator[list[Any]]:
     submit = AutoExecutor.map_array
 
     def map_array(self: Any, *words: Any) -> list[SimpleNamespace]:
-        # What holds a local job would end in a traceback of its own at Ctrl-C.
-        with _mute_children() if self.cluster == "local" else contextlib.nullcontext():
-            jobs = submit(self, *words)
+        jobs = submit(self, *words)
         started.extend(jobs)
         return [SimpleNamespace(results=lambda job=job: [_result(job)]) for job in jobs]
 
     def _result(job: Any) -> Any:
-        return _waited_for(monitor, lambda: job.results()[0], f" (log: {job.paths.stderr})")
+        return wait_for(lambda: job.results()[0], f" (log: {job.paths.stderr})")
 
     AutoExecutor.map_array = map_array
     try:
@@ -154,19 +116,6 @@ def _on_submitit(monitor: RunMonitor) -> Iterator[list[Any]]:
         raise
     finally:
         AutoExecutor.map_array = submit
-
-
-@contextlib.contextmanager
-def _mute_children() -> Iterator[None]:
-    """Let processes that are started meanwhile write nothing to this one's standard error."""
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
 
 
 def no_start(name: str, error: Exception) -> str:

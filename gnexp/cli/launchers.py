@@ -6,6 +6,7 @@ and reads from the run folders, which all machines share, how they ended.
 
 import contextlib
 import dataclasses
+import functools
 import importlib.util
 import os
 import re
@@ -26,7 +27,7 @@ from omegaconf import DictConfig
 
 from gnexp.cli.argv import flags_of, quoted
 from gnexp.cli.compose import ERRORS, composer
-from gnexp.cli.launcher_waits import RunMonitor, first_line, no_start, patient
+from gnexp.cli.launcher_waits import first_line, no_start, patient
 from gnexp.config.resolve import seed_list
 from gnexp.config.schema import TrainConfig, UsageError, is_tuned
 from gnexp.config.unknown import unknown
@@ -34,6 +35,7 @@ from gnexp.runner.process_pool import end_unless
 from gnexp.store.locks import is_gone, this_process
 
 if TYPE_CHECKING:
+    from gnexp.cli.progress import Progress
     from gnexp.runner.prepared_run import PreparedRun
 
 # Hydra's name of a launcher: the packages it needs, what people call them, how to get them.
@@ -115,12 +117,14 @@ def train(
             launcher = Plugins.instance().instantiate_launcher(context, task, config)
         except Exception as error:  # whatever a plug-in's __init__ raises
             raise UsageError(f"hydra/launcher={name}: {first_line(error)}") from error
-        launching = Launching(name, launcher, jobs, config.hydra.sweeper.max_batch_size)
+        at_once = config.hydra.sweeper.max_batch_size
+        launch = functools.partial(_launch, name, launcher, jobs, at_once)
         try:
             configs = [config for job in jobs for config in job]
-            return train_command.train(configs, command, grid=True, launch=launching)
+            return train_command.train(configs, command, grid=True, launch=launch)
         finally:
-            _remove_empty(logs)
+            with contextlib.suppress(OSError):  # it holds logs, or was never made
+                logs.rmdir()
 
 
 def _option_sentence(name: str, error: Exception) -> str:
@@ -184,44 +188,56 @@ class Job:
         return None
 
 
-@dataclass
-class Launching:
-    """Trains the missing seeds of runs through a launcher; see `__call__`."""
+def _launch(
+    name: str,
+    launcher: Any,
+    jobs: list[list[TrainConfig]],
+    at_once: int | None,
+    todo: "dict[PreparedRun, list[int]]",
+) -> None:
+    """Train what is to do, the missing seeds by run; return when all jobs are done or given up.
 
-    name: str
-    launcher: Any
-    jobs: list[list[TrainConfig]]
-    at_once: int | None  # jobs; None: all
+    at_once: how many jobs; None for all. Raises UsageError when the launcher cannot start.
+    """
+    from gnexp.cli.commands.train import size
+    from gnexp.cli.progress import Progress
 
-    def __call__(self, todo: "dict[PreparedRun, list[int]]") -> None:
-        """Train what is to do, the missing seeds by run; return when all jobs are done or given up.
-
-        Raises UsageError when the launcher cannot start.
-        """
-        needed = needed_jobs(self.jobs, todo)
-        with RunMonitor(todo) as monitor, patient(self.launcher, self.name, monitor) as started:
+    needed, left = needed_jobs(jobs, todo), list(todo)
+    with Progress({run.name: size(run, seeds) for run, seeds in todo.items()}) as progress:
+        look = functools.partial(_tell_of_ended, left, progress)
+        with patient(launcher, name, look) as started:
             many = f"{len(needed)} job{'s' * (len(needed) > 1)}"
-            monitor.print_line(f"{many} through hydra/launcher={self.name}")
-            for first in range(0, len(needed), self.at_once or len(needed)):
-                self._launch(needed[first:][: self.at_once], first, started, monitor)
+            progress.print_line(f"{many} through hydra/launcher={name}")
+            for first in range(0, len(needed), at_once or len(needed)):
+                overrides = [[f"job={number}"] for number in needed[first:][:at_once]]
+                try:
+                    returned = launcher.launch(overrides, initial_job_idx=first)
+                except Exception as error:
+                    if not started:
+                        raise UsageError(no_start(name, error)) from error
+                    # A launcher that gives all up when one job is lost.
+                    progress.print_line(f"hydra/launcher={name} gave up: {first_line(error)}")
+                    continue
+                for number, answer in enumerate(returned, first + 1):
+                    why = answer._return_value
+                    if answer.status == JobStatus.FAILED or why:
+                        progress.print_line(f"job {number} ended early: {first_line(why)}")
+        look()
 
-    def _launch(
-        self, numbers: list[int], first: int, started: list[Any], monitor: "RunMonitor"
-    ) -> None:
-        """Launch some jobs and tell of those that trained nothing; their runs lack a result."""
-        overrides = [[f"job={number}"] for number in numbers]
-        try:
-            returned = self.launcher.launch(overrides, initial_job_idx=first)
-        except Exception as error:
-            if not started:
-                raise UsageError(no_start(self.name, error)) from error
-            # A launcher that gives all up when one job is lost.
-            monitor.print_line(f"hydra/launcher={self.name} gave up: {first_line(error)}")
-            return
-        for number, answer in enumerate(returned, first + 1):
-            why = answer._return_value
-            if answer.status == JobStatus.FAILED or why:
-                monitor.print_line(f"job {number} ended early: {first_line(why)}")
+
+def _tell_of_ended(left: "list[PreparedRun]", progress: "Progress") -> None:
+    """Take each run that has ended in its folder off the list, and print a line for it."""
+    from gnexp.cli.console import closing_line
+    from gnexp.runner.prepared_run import seed_progress
+
+    for run in list(left):
+        with contextlib.suppress(ValueError, OSError):  # corrupt, or gone: told at the end
+            now = seed_progress(run)
+            if not now.todo:
+                left.remove(run)
+                why = next(iter(now.failed.values()), None)
+                line = f"{run.name}: {why}" if why else closing_line(run)
+                progress.run_done(run.name, line, bool(why))
 
 
 def needed_jobs(jobs: list[list[TrainConfig]], todo: "dict[PreparedRun, list[int]]") -> list[int]:
@@ -238,10 +254,3 @@ def needed_jobs(jobs: list[list[TrainConfig]], todo: "dict[PreparedRun, list[int
                 needed.add(index)
                 left = left - its
     return sorted(needed)
-
-
-def _remove_empty(folder: Path) -> None:
-    """Remove a folder of logs, and those in it, as far as they hold nothing."""
-    for path in (*sorted(folder.rglob("*"), reverse=True), folder):
-        with contextlib.suppress(OSError):  # a file, or a folder that holds one
-            path.rmdir()

@@ -1,4 +1,4 @@
-"""Sweepers that optimize, such as Optuna's: each job trains, and returns its validation accuracy.
+"""A sweeper that optimizes, Optuna's: each job trains, and returns its validation accuracy.
 
 What they maximize must not be accuracy on test images, so a job without a validation split is
 refused, and so is a sweeper that is told to look for the lowest accuracy.
@@ -25,20 +25,6 @@ from gnexp.config.unknown import unknown
 from gnexp.store.digests import Writer
 from gnexp.store.run import exclusive
 
-# Hydra's name of a sweeper: its plugin, how to get it, and the option that makes it maximize.
-SWEEPERS = {
-    "optuna": ("hydra_optuna_sweeper", "gnexp[optuna]", "hydra.sweeper.direction=maximize"),
-    "nevergrad": (
-        "hydra_nevergrad_sweeper",
-        "hydra-nevergrad-sweeper",
-        "hydra.sweeper.optim.maximize=true",
-    ),
-    "ax": (
-        "hydra_ax_sweeper",
-        "hydra-ax-sweeper",
-        "hydra.sweeper.ax_config.experiment.minimize=false",
-    ),
-}
 RESULTS = "optimization_results.yaml"
 
 
@@ -51,64 +37,31 @@ def chosen(arguments: Sequence[str]) -> str | None:
     name = typed[-1].partition("=")[2].strip("'\"") if typed else "basic"
     if name == "basic":
         return None
-    if name not in SWEEPERS:
-        raise UsageError(unknown(f"hydra/sweeper={name} is unknown", name, sorted(SWEEPERS)))
-    plugin, package, _ = SWEEPERS[name]
-    if not is_installed(f"hydra_plugins.{plugin}"):
-        raise UsageError(f"hydra/sweeper={name} needs its plugin: pip install '{package}'")
+    if name != "optuna":
+        raise UsageError(unknown(f"hydra/sweeper={name} is unknown", name, ["optuna"]))
+    if not is_installed("hydra_plugins.hydra_optuna_sweeper"):
+        raise UsageError("hydra/sweeper=optuna needs its plugin: pip install 'gnexp[optuna]'")
     return name
-
-
-def arguments_for(name: str, arguments: Sequence[str]) -> list[str]:
-    """Return the arguments with the option by which the sweeper looks for the highest accuracy.
-
-    Raises UsageError when another direction is typed.
-    """
-    key, _, wanted = SWEEPERS[name][2].partition("=")
-    typed = [a for a in arguments if a.lstrip("+").partition("=")[0] == key]
-    if typed and typed[-1].partition("=")[2].lower() != wanted:
-        raise UsageError(
-            f"{typed[-1]} looks for the lowest accuracy: leave it out, or type {key}={wanted}"
-        )
-    return [*arguments, *([] if typed else [f"{key}={wanted}"])]
 
 
 class _Refused(BaseException):
     """A job's mistake on its way through Hydra, which would print any other exception."""
 
 
-def _only_run(name: str, config: TrainConfig) -> TrainConfig:
-    """Return the one run of a job; raises UsageError for a job that no sweeper can score."""
-    what = f"hydra/sweeper={name}"
-    if config.data.validation is None:
-        raise UsageError(
-            f"{what} maximizes what a training returns, which must not be test accuracy: hold"
-            " images out of the training set, such as data.validation=0.2"
-        )
-    if is_tuned(config) or len(expand(config)) > 1:
-        raise UsageError(f"{what} chooses one rate per job: sweep it, such as lr=0.1,0.2")
-    (only,) = expand(config)  # with the keys of together= set
-    return dataclasses.replace(only, out=os.path.expanduser(only.out))
-
-
-def validation_accuracy(config: TrainConfig) -> float:
-    """Return the mean accuracy of a run's seeds on the images held out, last epoch, 0..1.
-
-    A diverged seed counts at chance; 0 when no seed has a result, which is worse than any.
-    """
-    from gnexp.runner.lr_search import validation_scores
-
-    return mean(validation_scores(config) or [0.0])
-
-
-def optimize(name: str, typed: str, run: Callable[[Callable[[Any], float], Path], None]) -> int:
+def optimize(
+    name: str,
+    arguments: list[str],
+    typed: str,
+    run_hydra: Callable[[list[str], Callable[[Any], float], str], None],
+) -> int:
     """Let a sweeper train its jobs, keep what it found beside the runs, and report.
 
-    run: runs Hydra with a task, in a folder that what Hydra writes goes to. Raises UsageError
-    for the first job that breaks a rule.
+    run_hydra: runs Hydra on arguments with a task, in a folder that what Hydra writes goes to.
+    Raises UsageError for the first job that breaks a rule, and for another direction than up.
     """
     from gnexp.cli.commands.report import make_report
     from gnexp.cli.commands.train import train
+    from gnexp.runner.lr_search import validation_scores
 
     begun: list[Any] = []
     codes: list[int] = []  # exit codes of the jobs
@@ -121,12 +74,16 @@ def optimize(name: str, typed: str, run: Callable[[Callable[[Any], float], Path]
             codes.append(train(last, typed, grid=False))
         except UsageError as mistake:
             raise _Refused(mistake) from mistake
-        return validation_accuracy(last[0])
+        # Without a result it is worse than any.
+        return mean(validation_scores(last[0]) or [0.0])
 
-    _quieten(name)
+    arguments = _upwards(arguments)
+    with contextlib.suppress(ImportError):  # it sets its own level when it is imported
+        importlib.import_module(name)
+    logging.getLogger(name).setLevel(logging.WARNING)  # a line per job is printed already
     with tempfile.TemporaryDirectory() as scratch:
         try:
-            run(objective, Path(scratch))
+            run_hydra(arguments, objective, scratch)
         except _Refused as refused:
             raise refused.args[0] from refused
         except (UsageError, OSError):
@@ -148,11 +105,29 @@ def optimize(name: str, typed: str, run: Callable[[Callable[[Any], float], Path]
     return max(codes)
 
 
-def _quieten(package: str) -> None:
-    """Let a package log no more than warnings: a line per job is printed already."""
-    with contextlib.suppress(ImportError):  # it sets its own level when it is imported
-        importlib.import_module(package)
-    logging.getLogger(package).setLevel(logging.WARNING)
+def _upwards(arguments: list[str]) -> list[str]:
+    """Return the arguments with the option by which Optuna looks for the highest accuracy."""
+    key = "hydra.sweeper.direction"
+    typed = [a for a in arguments if a.lstrip("+").partition("=")[0] == key]
+    if typed and typed[-1].partition("=")[2].lower() != "maximize":
+        raise UsageError(
+            f"{typed[-1]} looks for the lowest accuracy: leave it out, or type {key}=maximize"
+        )
+    return [*arguments, *([] if typed else [f"{key}=maximize"])]
+
+
+def _only_run(name: str, config: TrainConfig) -> TrainConfig:
+    """Return the one run of a job; raises UsageError for a job that no sweeper can score."""
+    what = f"hydra/sweeper={name}"
+    if config.data.validation is None:
+        raise UsageError(
+            f"{what} maximizes what a training returns, which must not be test accuracy: hold"
+            " images out of the training set, such as data.validation=0.2"
+        )
+    if is_tuned(config) or len(expand(config)) > 1:
+        raise UsageError(f"{what} chooses one rate per job: sweep it, such as lr=0.1,0.2")
+    (only,) = expand(config)  # with the keys of together= set
+    return dataclasses.replace(only, out=os.path.expanduser(only.out))
 
 
 def _keep(found: Path, folder: Path) -> list[str]:
