@@ -79,6 +79,13 @@ def gnexp(workdir, capfd):
 
 
 @pytest.fixture
+def no_report(monkeypatch) -> None:
+    """Draw no report at the end of a command: figures take seconds."""
+    for command in ("train", "measure"):
+        monkeypatch.setattr(f"gnexp.cli.commands.{command}.make_report", lambda *_: "")
+
+
+@pytest.fixture
 def own_module(workdir) -> Callable[[str], str]:
     """Write a module that only the current directory has, and return its name."""
     name = f"own_{os.getpid()}_{workdir.parent.name.replace('-', '_')}"

@@ -49,12 +49,6 @@ class Plain(nn.Module):
         return self.scale * x * self.weight[:, None, None]
 
 
-@pytest.fixture
-def no_report(monkeypatch):
-    """Figures take seconds."""
-    monkeypatch.setattr("gnexp.cli.commands.train.make_report", lambda *args: "")
-
-
 LIGHT = """
 import sys, io, contextlib
 import gnexp

@@ -42,7 +42,7 @@ def moody(workdir, own_module):
     return f"norm._target_={own_module(MOODY)}.Moody"
 
 
-def test_a_larger_grid_trains_only_what_is_new_and_counts_the_rest(gnexp):
+def test_a_larger_grid_trains_only_what_is_new_and_counts_the_rest(gnexp, no_report):
     assert gnexp("train", "-m", *QUICK, "norm=bn,gn").code == 0
     before = {run: epochs(run) for run in runs()}
     answer = gnexp("train", "-m", *QUICK, "norm=bn,gn,ln", "lr=0.1,1e30")
@@ -74,7 +74,7 @@ def test_force_trains_again_what_is_asked_for_and_ends_with_the_same_numbers(gne
     assert "force" not in stored
 
 
-def test_what_failed_is_listed_and_tried_again_only_when_asked_to(gnexp, moody):
+def test_what_failed_is_listed_and_tried_again_only_when_asked_to(gnexp, moody, no_report):
     words = ("train", "-m", *QUICK, moody, "batch=10,20")
     words = tuple(word for word in words if word != "batch=10")
     first = gnexp(*words)
@@ -158,11 +158,11 @@ class Stop(BaseException):
 @pytest.mark.parametrize(
     ("norm", "instants"),
     # The second reads in training what earlier passes left; test_engine.py has every norm.
-    [("bn", (1, 2, 4)), ("online", (1,))],
+    [("bn", (2, 4)), ("online", (1,))],
 )
 def test_a_run_stopped_within_an_epoch_goes_on_from_there(gnexp, monkeypatch, norm, instants):
     words = [w for w in QUICK if not w.startswith(("data.train_limit", "batch"))]
-    words += ["data.train_limit=640", "batch=32", f"norm={norm}", "seeds=2", "stack=2"]
+    words += ["data.train_limit=320", "batch=16", f"norm={norm}", "seeds=2", "stack=2"]
     words += ["checkpoint_minutes=0"]
     assert gnexp("train", *words, "study=whole").code == 0
     (whole,) = runs("results/whole")
@@ -205,7 +205,7 @@ def test_a_run_planned_but_not_begun_gets_the_company_it_was_planned_with(gnexp,
 
 
 def test_status_says_what_is_complete_running_interrupted_failed_and_missing(
-    gnexp, moody, monkeypatch
+    gnexp, moody, monkeypatch, no_report
 ):
     assert gnexp("train", *QUICK, moody).code == 1
     assert gnexp("train", *QUICK, "norm=gn", "seeds=3").code == 0
@@ -257,12 +257,3 @@ def test_the_time_left_is_that_of_the_remaining_epochs_shared_by_those_at_work(t
     study = load_study(tmp_path / "main")
     states = {record.name: outlook.seed_states(record) for record in study.runs}
     assert outlook.time_left_s(study, states) == pytest.approx((6 + 10) * 30), "not what failed"
-
-
-def test_a_very_long_name_works(gnexp, own_module):
-    long = "N" * 240
-    source = f"from torch import nn\n\n\nclass {long}(nn.GroupNorm):\n"
-    source += "    def __init__(self, channels):\n        super().__init__(4, channels)\n"
-    assert gnexp("train", *QUICK, f"norm._target_={own_module(source)}.{long}").code == 0
-    (folder,) = Path("results/main").glob("N*")
-    assert len(folder.name) < 100

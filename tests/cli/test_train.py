@@ -101,59 +101,47 @@ def test_what_is_printed_says_what_runs_and_what_came_out(trained):
     assert folder.name in last
 
 
-def test_the_same_command_again_trains_nothing_and_says_the_same(gnexp):
+def test_the_same_command_again_trains_nothing_and_more_seeds_only_the_new_ones(gnexp):
     first = gnexp("train", *TINY)
     before = {p.name: p.stat().st_mtime_ns for p in only_run().iterdir()}
     again = gnexp("train", *TINY)
     assert again.code == 0
     assert {p.name: p.stat().st_mtime_ns for p in only_run().iterdir()} == before
     assert again.out.strip() == first.out.strip().splitlines()[-1]
-
-
-def test_more_seeds_train_only_the_new_ones_and_provenance_keeps_the_earlier_call(gnexp):
-    gnexp("train", *TINY, "seeds=1")
-    before = epochs(only_run())
+    kept = epochs(only_run())
     out = gnexp("train", *TINY, "seeds=3").out
     assert "seed 0, epoch" not in out
     assert "seed 2, epoch 2" in out
     after = epochs(only_run())
-    assert [r for r in after if r["seed"] == "0"] == before
+    assert [r for r in after if r["seed"] == "0"] == kept
     assert len(after) == 6
-    kept = json.loads((only_run() / "provenance.json").read_text())
-    assert "seeds=3" in kept["command"]
-    assert [("seeds=3" in call["command"]) for call in kept["earlier"]] == [False]
+    provenance = json.loads((only_run() / "provenance.json").read_text())
+    assert "seeds=3" in provenance["command"]
+    assert [("seeds=3" in call["command"]) for call in provenance["earlier"]] == [False]
 
 
-def test_a_seed_gets_the_same_numbers_among_others_wherever_it_stands(gnexp):
+def test_a_seed_gets_the_same_numbers_among_others_and_starts_alone_as_among_them(gnexp):
     # Of three in a step, seed 1 is once the second and once the first.
-    gnexp("train", *TINY, "seeds=3", "study=first", "workers=1")
-    gnexp("train", *TINY, "seeds=[1,7,9]", "study=second", "workers=1")
-    first, second = (numbers(only_run(f"results/{s}")) for s in ("first", "second"))
-    for kind in (0, 1):
-        ours, theirs = ([r for r in n[kind] if r["seed"] == "1"] for n in (first, second))
-        assert ours == theirs
-
-
-def test_a_seed_alone_starts_as_among_others_to_rounding(gnexp):
+    for study, typed in (("first", "3"), ("second", "[1,7,9]"), ("alone", "[1]")):
+        gnexp("train", *TINY, f"seeds={typed}", f"study={study}", "workers=1")
+    rows = {
+        study: [[r for r in kind if r["seed"] == "1"] for kind in numbers(only_run(study))]
+        for study in ("results/first", "results/second", "results/alone")
+    }
+    first, second, alone = rows.values()
+    assert first == second
     # float32 kernels for one model and for several round differently, and training is chaotic.
-    gnexp("train", *TINY, "seeds=3", "study=both", "workers=1")
-    gnexp("train", *TINY, "seeds=[1]", "study=alone")
-    both, alone = (numbers(only_run(f"results/{s}")) for s in ("both", "alone"))
-    (row,) = (r for r in both[0] if (r["seed"], r["epoch"]) == ("1", "1"))
-    assert float(row["train_loss"]) == pytest.approx(float(alone[0][0]["train_loss"]), rel=1e-4)
-    start = [r for r in both[1] if (r["seed"], r["epoch"]) == ("1", "0")]
-    assert start == [r for r in alone[1] if r["epoch"] == "0"], "measured before the first update"
+    loss, loss_alone = (float(each[0][0]["train_loss"]) for each in (first, alone))
+    assert loss == pytest.approx(loss_alone, rel=1e-4)
+    start = [[r for r in each[1] if r["epoch"] == "0"] for each in (first, alone)]
+    assert start[0] == start[1], "measured before the first update"
 
 
 def test_measuring_gradients_does_not_change_training(gnexp):
-    for norm in ("bn", "gn"):
-        trained = []
-        for draws in (0, 4):
-            words = [w for w in TINY if not w.startswith("gradients")]
-            gnexp("train", *words, f"norm={norm}", f"gradients={draws}", f"study={norm}{draws}")
-            folder = only_run(f"results/{norm}{draws}")
-            trained.append(epochs(folder))
-        assert trained[0] == trained[1]
+    words = [w for w in TINY if not w.startswith("gradients")]
+    for draws in (0, 4):
+        gnexp("train", *words, "norm=bn", f"gradients={draws}", f"study=bn{draws}")
+    assert epochs(only_run("results/bn0")) == epochs(only_run("results/bn4"))
 
 
 def test_a_diverged_seed_is_a_result_and_no_error(gnexp):
@@ -196,13 +184,18 @@ def own_norm(own_module):
     return own_module(OWN_NORM)
 
 
-def test_an_own_norm_trains_like_any_other_with_the_keys_typed_for_it(gnexp, own_norm):
-    answer = gnexp("train", *TINY, f"norm._target_={own_norm}.MyNorm", "norm.power=3")
-    assert answer.code == 0, answer.err
+def test_an_own_norm_trains_like_any_other_with_the_keys_typed_for_it_and_repeatably(
+    gnexp, own_norm
+):
+    for study in ("main", "two"):
+        words = (f"norm._target_={own_norm}.MyNorm", "norm.power=3", f"study={study}")
+        answer = gnexp("train", *TINY, *words)
+        assert answer.code == 0, answer.err
     assert "MyNorm, batch 10" in answer.out
     config = yaml.safe_load((only_run() / "config.yaml").read_text())
     assert config["norm"] == {"name": "custom", "_target_": f"{own_norm}.MyNorm", "power": 3}
     assert Run(only_run()).result()["pools"] == "chw"
+    assert numbers(only_run()) == numbers(only_run("results/two")), "its weights are drawn alike"
 
 
 def test_an_own_norm_whose_trial_fails_has_unknown_pools(own_norm, monkeypatch):
@@ -214,16 +207,13 @@ def test_an_own_norm_whose_trial_fails_has_unknown_pools(own_norm, monkeypatch):
     assert model.pools(config, images) is None
 
 
-def test_an_own_norm_that_draws_its_weights_starts_the_same_every_time(gnexp, own_norm):
-    for study in ("one", "two"):
-        gnexp("train", *TINY, f"norm._target_={own_norm}.MyNorm", f"study={study}")
-    assert numbers(only_run("results/one")) == numbers(only_run("results/two"))
-
-
-def test_an_edited_norm_is_another_run(gnexp, own_module):
+def test_an_edited_norm_is_another_run(own_module):
+    names = set()
     for source in (OWN_NORM, OWN_NORM + "\n# changed\n"):
-        gnexp("train", *TINY, f"norm._target_={own_module(source)}.MyNorm")
-    assert len(runs()) == 2
+        data.forget()
+        configs, _, _ = compose("train", [*TINY, f"norm._target_={own_module(source)}.MyNorm"])
+        names |= {run.name for run in plan(configs)}
+    assert len(names) == 2
 
 
 def test_jobs_that_mean_the_same_are_one_run(workdir):
@@ -271,10 +261,12 @@ def few_draws(monkeypatch):
     monkeypatch.setattr(measure_stored, "LEAST_DRAWS", 4)
 
 
-def test_shared_weights_are_measured_at_every_batch_size_asked_for(gnexp, few_draws):
-    words = ("-m", *TINY, "norm=bn,gn", "batch=5,10", "workers=1")
-    words = tuple(w for w in words if w != "batch=10")
-    answer = gnexp("train", *words, "gradients_at=[1,2,5]", "covariance=true")
+def test_shared_weights_are_measured_once_at_every_batch_size_asked_for(
+    gnexp, few_draws, no_report
+):
+    words = [w for w in TINY if w != "batch=10"]
+    words += ["-m", "norm=bn,gn", "batch=5,10", "workers=1", "gradients_at=[1,2,5]"]
+    answer = gnexp("train", *words, "covariance=true")
     assert answer.code == 0, answer.err
     for norm in ("bn", "gn-g8"):
         large = next(Path("results/main").glob(f"{norm}-b10-*"))
@@ -284,10 +276,15 @@ def test_shared_weights_are_measured_at_every_batch_size_asked_for(gnexp, few_dr
         assert {r["at_batch"] for r in table(small / "gradients.csv")} == {"5"}
         assert (large / "covariance.csv").exists() == (norm != "bn")
     assert list(table(large / "covariance.csv")[0]) == list(TABLES["covariance.csv"].columns)
+    before = (large / "gradients.csv").stat().st_mtime_ns
+    (large / "checkpoint.pt").unlink()
+    answer = gnexp("train", *words)
+    assert answer.code == 0, answer.out
+    assert (large / "gradients.csv").stat().st_mtime_ns == before
 
 
-def test_stored_runs_are_measured_later_without_training(gnexp):
-    gnexp("train", *TINY)
+def test_stored_runs_are_measured_later_without_training(gnexp, trained, no_report):
+    shutil.copytree(trained[0], Path("results/main") / trained[0].name)
     before = table(only_run() / "metrics.csv")
     answer = gnexp("measure", "gradients=8", "gradients_at=[2,4]", "what=[gradients,covariance]")
     assert answer.code == 0, answer.err
@@ -364,7 +361,7 @@ def test_hydra_still_shows_the_config_and_its_help(gnexp, workdir):
 
 
 @pytest.mark.parametrize(
-    "words", ["--hel", "-h", "-cjob", "--version", "--info searchpath"], ids=lambda words: words
+    "words", ["--hel", "-cjob", "--version", "--info searchpath"], ids=lambda words: words
 )
 def test_a_question_is_answered_however_it_is_typed_and_changes_no_logging(words, gnexp, workdir):
     root = logging.getLogger()
@@ -398,16 +395,6 @@ def test_a_norm_that_draws_while_it_trains_is_repeatable(gnexp, own_module):
     for study in ("one", "two"):
         gnexp("train", *TINY, f"norm._target_={own_module(source)}.Noisy", f"study={study}")
     assert epochs(only_run("results/one")) == epochs(only_run("results/two"))
-
-
-def test_shared_weights_measured_once_are_not_measured_again(gnexp, few_draws):
-    words = (*TINY, "gradients_at=[1,5]")
-    gnexp("train", *words)
-    before = (only_run() / "gradients.csv").stat().st_mtime_ns
-    (only_run() / "checkpoint.pt").unlink()
-    answer = gnexp("train", *words)
-    assert answer.code == 0, answer.out
-    assert (only_run() / "gradients.csv").stat().st_mtime_ns == before
 
 
 def test_a_published_copy_without_checkpoints_goes_on_and_gives_the_same_numbers(

@@ -116,6 +116,7 @@ def test_the_readable_part_says_norm_groups_batches_and_model():
     assert name(channels_per_group=4).startswith("gn-m4-b32-tiny-")
     own = {"name": "custom", "_target_": "pkg.mod.MyNorm"}
     assert name(norm=own).startswith("MyNorm-b32-tiny-")
+    assert len(name(norm={**own, "_target_": "pkg." + 240 * "N"})) < 100
 
 
 def test_a_config_comes_back_from_the_folder_as_it_went_in():
