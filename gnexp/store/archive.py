@@ -40,11 +40,6 @@ def contents(path: Path) -> dict[str, bytes]:
     return _read(path, *version(path))[1]
 
 
-def top_folder(path: Path) -> str:
-    """Return the name of the folder that a zip holds."""
-    return _read(path, *version(path))[0]
-
-
 def version(path: Path) -> tuple[int, int, int]:
     """Return numbers that change when a file is replaced."""
     found = path.stat()

@@ -1,14 +1,13 @@
 """A study as it is read: its runs, their statuses, and their corrupt files."""
 
 import difflib
-import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gnexp.store.archive import SUFFIX, top_folder
+from gnexp.store.archive import SUFFIX
 from gnexp.store.files import CorruptFile, names_in
 from gnexp.store.integrity import changed_files, lost_rows, without_digest
 from gnexp.store.run import NOT_STUDIES, Run
@@ -126,13 +125,6 @@ def zips_of(folder: Path) -> list[Path]:
     """Return the zips that stand for a study's folder: within the folder, and beside it."""
     name = folder.name + SUFFIX
     return [path for path in (folder / name, folder.parent / name) if path.is_file()]
-
-
-def how_to_unpack(path: Path) -> str:
-    """Return the command that makes a folder of a study's zip."""
-    folder, top = folder_of(path), top_folder(path)
-    command = shlex.join(["python", "-m", "zipfile", "-e", str(path), str(folder.parent)])
-    return command if top == folder.name else f"{command}, and rename {top} to {folder.name}"
 
 
 def only_zip(folder: Path) -> Path | None:

@@ -34,7 +34,7 @@ def give_old_name(run: Run) -> Run:
     return Run(run.folder.rename(old))
 
 
-def test_renamed_runs_are_complete_and_whole_and_a_study_at_work_is_left_as_it_is(gnexp, capsys):
+def test_renamed_runs_are_complete_and_whole_and_a_study_at_work_is_left_as_it_is(gnexp, capfd):
     assert gnexp(*TRAIN, "norm=bn", "seeds=2").code == 0
     (path,) = STUDY.glob("bn-*/result.json")
     name, run = path.parent.name, give_old_name(Run(path.parent))
@@ -42,7 +42,7 @@ def test_renamed_runs_are_complete_and_whole_and_a_study_at_work_is_left_as_it_i
         RENAME([STUDY])
     before = run.rows("metrics.csv"), run.result()["seeds"]
     RENAME([STUDY])
-    assert "1 of 1 renamed" in capsys.readouterr().out
+    assert "1 of 1 renamed" in capfd.readouterr().out
     now = Run(STUDY / name)
     assert (now.result()["run"], now.result()["config"]["convert"]["only"]) == (name, None)
     steps = [state["step"] for state in load_states(now).values()]

@@ -1,13 +1,13 @@
 """`gnexp report`: tables, figures and the page from what a study holds, or two side by side."""
 
+import shlex
 from pathlib import Path
-from typing import Any
 
 from gnexp.config.schema import ReportConfig, ReportOptions, UsageError, listed
 from gnexp.runner.loggers import export_all, viewing_lines
 from gnexp.store.archive import SUFFIX
 from gnexp.store.disk import disk_failure
-from gnexp.store.study import Study, how_to_unpack, load_study, runs_of, study_path
+from gnexp.store.study import Study, folder_of, load_study, runs_of, study_path
 
 
 def report(config: ReportConfig) -> int:
@@ -24,18 +24,14 @@ def report(config: ReportConfig) -> int:
         print(_comparison(studies, out, config.reference_batch, config.report))
     else:
         print(_report(studies[0], config.reference_batch, config.report))
-    failed = [line for study in studies for line in _logged(study, config.logger)]
-    for line in failed:
-        print(line)
+    failed = []
+    for study in studies:
+        failed += export_all([record.folder for record in study.runs], config.logger)
+        for line in viewing_lines(study.folder, config.logger):
+            print(line)
+    for what, why in failed:
+        print(f"failed: {what}: {why}")
     return 1 if failed else 0
-
-
-def _logged(study: Study, logger: Any) -> list[str]:
-    """Export a stored study to the loggers, print how to open it; return the failures."""
-    failed = export_all([record.folder for record in study.runs], logger)
-    for line in viewing_lines(study.folder, logger):
-        print(line)
-    return [f"failed: {what}: {why}" for what, why in failed]
 
 
 def _loaded(out: str, name: str) -> Study:
@@ -73,16 +69,12 @@ def unread_line(path: Path, folder: Path) -> str:
 
 def require_folder(path: Path, what: str) -> None:
     """Raise UsageError for a study that is a zip, into which nothing can be written."""
-    if path.suffix != SUFFIX:
-        return
-    try:
-        command = how_to_unpack(path)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-    raise UsageError(
-        f"{what} writes into the folders of runs, and {path} is one file: unpack it first with"
-        f" {command}"
-    )
+    if path.suffix == SUFFIX:
+        command = ["python", "-m", "zipfile", "-e", str(path), str(folder_of(path).parent)]
+        raise UsageError(
+            f"{what} writes into the folders of runs, and {path} is one file: unpack it first with"
+            f" {shlex.join(command)}"
+        )
 
 
 def make_report(

@@ -56,7 +56,7 @@ def train(
     study = Path(configs[0].out) / configs[0].study
     if path := only_zip(study):
         require_folder(path, "gnexp train")
-    call = _Call(command, now(), launch)
+    started = now()
     grid = grid or any(map(is_tuned, configs))
     if configs[0].data.preview:
         plan(configs=[c for _, c in wanted(configs)])  # refuses what is wrong
@@ -68,7 +68,7 @@ def train(
                 for line in tuning_lines(configs) + passed_over_lines(run.data for run in fresh):
                     print(line)
             runs += fresh
-            failed += _train(fresh, call, grid)
+            failed += _train(fresh, (command, started), launch, grid)
     except OSError as error:  # nothing more can be written
         if why := error.args[0] if isinstance(error, _DiskFailed) else disk_failure(error, study):
             return _conclude(runs, {f"study={study.name}": why}, grid)
@@ -104,15 +104,6 @@ class _DiskFailed(OSError):
     """The disk under a study, not a training, failed; the text is a sentence."""
 
 
-@dataclasses.dataclass(frozen=True)
-class _Call:
-    """One call of the command: what was typed, when, and who trains if not this machine."""
-
-    command: str
-    started: str
-    launch: Launch | None = None
-
-
 def _rounds(configs: list[TrainConfig]) -> Iterator[list[PreparedRun]]:
     """Yield the runs that are asked for, then those that follow from what these gave, and so on."""
     known: set[str] = set()
@@ -128,13 +119,18 @@ def _rounds(configs: list[TrainConfig]) -> Iterator[list[PreparedRun]]:
     record(configs)
 
 
-def _train(runs: list[PreparedRun], call: _Call, grid: bool) -> list[tuple[str, str]]:
-    """Train what is missing of these runs, telling of it; return (run, reason) for what failed."""
+def _train(
+    runs: list[PreparedRun], call: tuple[str, str], launch: Launch | None, grid: bool
+) -> list[tuple[str, str]]:
+    """Train what is missing of these runs, telling of it; return (run, reason) for what failed.
+
+    call: the command line, and when it started.
+    """
     try:
         todo = missing(runs)
         for run in [run for run in todo if run.undefined]:
-            record_undefined(run, todo.pop(run), call.command, call.started)
-        if call.launch is None:
+            record_undefined(run, todo.pop(run), *call)
+        if launch is None:
             steps, reasons, workers = replica_groups(todo)
         else:  # jobs elsewhere lay out their own steps
             steps, reasons, workers = [], {}, 0
@@ -155,9 +151,12 @@ def _train(runs: list[PreparedRun], call: _Call, grid: bool) -> list[tuple[str, 
         print(line)
     if why := remember((run.folder, run.config) for run in runs):
         print(f"gnexp measure will ask for trust=true: {why}")
-    if call.launch is None:
-        return _execute(todo, [Task(step, call.command, call.started) for step in steps], workers)
-    return _launch(call.launch, todo)
+    if launch is None:
+        return _execute(todo, [Task(step, *call) for step in steps], workers)
+    if todo:
+        launch(todo)
+    left = {run.name: seed_progress(run).todo for run in todo}
+    return [(name, f"seeds {seeds}: no result came back") for name, seeds in left.items() if seeds]
 
 
 @ranks_end()
@@ -174,14 +173,6 @@ def train_job(configs: list[TrainConfig], command: str) -> None:
         silent = contextlib.suppress(_DiskFailed)
         with silent, open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
             _execute(todo, [Task(step, command, now()) for step in steps], workers)
-
-
-def _launch(launch: Launch, todo: dict[PreparedRun, list[int]]) -> list[tuple[str, str]]:
-    """Let a launcher train what is to do, and return (run, reason) for what it left undone."""
-    if todo:
-        launch(todo)
-    left = {run.name: seed_progress(run).todo for run in todo}
-    return [(name, f"seeds {seeds}: no result came back") for name, seeds in left.items() if seeds]
 
 
 def _execute(
