@@ -31,11 +31,9 @@ class CorruptFile(ValueError):
 def write_whole(path: Path, data: bytes | str) -> None:
     """Replace `path` by `data` (text as UTF-8) in one rename; on an error nothing changes.
 
-    The temporary file lies in the same folder, because a rename is atomic only within one file
-    system, and is synced first, so that a power cut cannot leave a renamed but empty file.
+    The temporary file is synced first, so that a power cut cannot leave a renamed but empty file.
     Raises LockLost if another process has taken over a claim under which this one writes.
     """
-    path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
@@ -106,9 +104,7 @@ def _is_too_deep(value: Any) -> bool:
     for _ in range(DEEPEST):
         inner = (v.values() if isinstance(v, dict) else v for v in level)
         level = [w for v in inner for w in v if isinstance(w, (dict, list))]
-        if not level:
-            return False
-    return True
+    return bool(level)
 
 
 def read_yaml(path: Path, read: Read = bytes_of) -> dict[str, Any]:
@@ -158,34 +154,21 @@ def table_text(columns: Columns, key: Sequence[str], rows: Iterable[Row]) -> str
     return buffer.getvalue()
 
 
-def read_table(path: Path, columns: Columns, read: Read = bytes_of) -> list[Row]:
-    """Return the rows of a CSV that table_text made, typed; [] when there is no such file."""
-    rows, bad = read_whole_rows(path, columns, read)
-    if bad:
-        raise corrupt_file(path, bad[0])
-    return rows
-
-
 def read_whole_rows(
     path: Path, columns: Columns, read: Read = bytes_of
 ) -> tuple[list[Row], list[str]]:
-    """Return the rows that are whole, and what is wrong with each of the other lines."""
+    """Return the rows of a CSV that are whole, and what is wrong with each of the other lines."""
     data = read(path)
     if data is None:
         return [], []
     # Line ends may be those that git gives to text files.
     lines = data.replace(b"\r\n", b"\n").decode("utf-8", "replace").split("\n")
-    if not lines[-1]:  # behind the last line's end
-        del lines[-1]
-        cut = None
-    else:
-        cut = len(lines)
-    rows, bad = [], []
-    header, *body = lines or [""]
+    cut = len(lines) if lines[-1] else None
+    header, *body = lines if cut else lines[:-1] or [""]
     if header != ",".join(columns):
-        bad.append("its header is not " + ",".join(columns))
         # Without its header a table may be of another version: nothing in it can be trusted.
-        return [], [*bad, *body]
+        return [], ["its header is not " + ",".join(columns)]
+    rows, bad = [], []
     for number, line in enumerate(body, start=2):
         try:
             (values,) = csv.reader([line], strict=True)

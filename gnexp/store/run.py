@@ -20,7 +20,6 @@ from gnexp.store.files import (
     is_file,
     json_text,
     read_json,
-    read_table,
     read_whole_rows,
     read_yaml,
     table_text,
@@ -75,8 +74,7 @@ class Run:
 
     def __init__(self, folder: Path | str):
         self.folder = Path(folder)
-        self._writing = 0
-        self._open: digests.Writer | None = None
+        self._within = False
 
     @classmethod
     def create(cls, folder: Path | str) -> "Run":
@@ -133,30 +131,28 @@ class Run:
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        """Wait until no other process changes a file of the run, and keep it so.
+        """Wait until no other process changes a file of the run, and keep it so; may be nested.
 
         Seeds of one run may train in several processes: what is read here is still true when it
-        is written back. May be nested.
+        is written back.
         """
-        self._writing += 1
+        if self._within:
+            yield
+            return
+        self._within = True
         try:
-            if self._writing > 1:
-                yield
-                return
             with exclusive(self.folder):
                 yield
-                if self._open:
-                    self._open.close()
+                if "_files" in vars(self):
+                    self._files.close()
         finally:
-            self._writing -= 1
-            if not self._writing:
-                self._open = None
+            self._within = False
+            vars(self).pop("_files", None)
 
-    @property
+    @functools.cached_property
     def _files(self) -> digests.Writer:
         """The writer of the run's files, within `writing`."""
-        self._open = self._open or digests.Writer(self.folder)
-        return self._open
+        return digests.Writer(self.folder)
 
     @_writes
     def write_config(self, config: Mapping[str, Any]) -> None:
@@ -241,7 +237,10 @@ class Run:
 
     def rows(self, name: str) -> list[Row]:
         """Return the rows of a table, sorted by its key."""
-        return read_table(self.folder / name, TABLES[name].columns, read_checked)
+        rows, bad = read_whole_rows(self.folder / name, TABLES[name].columns, read_checked)
+        if bad:
+            raise corrupt_file(self.folder / name, bad[0])
+        return rows
 
     def whole_rows(self, name: str) -> tuple[list[Row], str]:
         """Return a table's whole rows, and a sentence if some are not, "" else.
@@ -253,7 +252,7 @@ class Run:
             rows, bad = read_whole_rows(path, TABLES[name].columns, read_checked)
         except CorruptFile as error:
             return [], str(error)
-        return rows, f"{path} is corrupt ({bad[0]})" if bad else ""
+        return rows, str(corrupt_file(path, bad[0])) if bad else ""
 
     @_writes
     def write_result(self, result: Mapping[str, Any]) -> None:
