@@ -106,15 +106,14 @@ def test_a_source_distribution_holds_what_testing_it_needs_and_no_results(sdist)
     assert not [name for name in names if name.startswith(("results", ".venv"))]
 
 
-def test_an_installed_wheel_uses_its_own_code_and_configs(programs, workdir):
+def test_an_installed_wheel_trains_and_reports_in_an_empty_directory_with_its_own_configs(
+    programs, workdir
+):
     code = "import gnexp, gnexp.cli.hydra_app as h; "
     code += "print(gnexp.__file__, h.config_folder(), sep='\\n')"
     package, configs = map(Path, run(programs / "python", "-c", code, cwd=workdir).splitlines())
     assert package.is_relative_to(programs.parent)
     assert configs == package.parent / "config" / "yaml"
-
-
-def test_an_installed_wheel_trains_and_reports_in_an_empty_directory(programs, workdir):
     run(programs / "python", "-m", "gnexp", "train", *TINY, cwd=workdir)
     (trained,) = (workdir / "results" / "main").iterdir()
     assert (trained / "result.json").is_file()
@@ -145,9 +144,7 @@ def complete(programs: Path, cwd: Path, line: str) -> list[str]:
         ("gnexp train norm=", {"norm=bn", "norm=gn", "norm=ln", "norm=in"}),
         ("gnexp train -m batch=1,2 norm=b", {"norm=bn"}),
         ("gnexp train norm=gn gro", {"groups="}),
-        ("gnexp train experiment=sm", {"experiment=smoke"}),
         ("gnexp report ", {"study="}),
-        ("gnexp export st", {"study="}),
         ("gnexp re", {"report"}),
         ("gnexp ", {"train", "report", "measure", "status", "verify", "export"}),
     ],

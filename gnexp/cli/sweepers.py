@@ -124,9 +124,9 @@ def _only_run(name: str, config: TrainConfig) -> TrainConfig:
             f"{what} maximizes what a training returns, which must not be test accuracy: hold"
             " images out of the training set, such as data.validation=0.2"
         )
-    if is_tuned(config) or len(expand(config)) > 1:
+    only, *others = expand(config)  # with the keys of together= set
+    if others or is_tuned(only):
         raise UsageError(f"{what} chooses one rate per job: sweep it, such as lr=0.1,0.2")
-    (only,) = expand(config)  # with the keys of together= set
     return dataclasses.replace(only, out=os.path.expanduser(only.out))
 
 

@@ -2,7 +2,6 @@
 
 import errno
 import io
-import json
 import os
 import tarfile
 from pathlib import Path
@@ -15,6 +14,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from gnexp.cli.argv import quoted
+from gnexp.cli.hydra_app import compose
 from gnexp.config.unknown import unknown
 from gnexp.store.run import Run
 
@@ -136,21 +136,14 @@ def test_a_mistake_is_refused_in_one_sentence_and_nothing_is_written(
 
 
 def test_every_bad_job_of_a_grid_is_named_at_once(gnexp, workdir):
-    answer = gnexp("train", "-m", "groups=3,4,5,7", "batch=0,2")
-    refused(answer, workdir, ["batch=0"])
     answer = gnexp("train", "-m", "groups=3,4,5,7", "batch=2,4")
     refused(answer, workdir, ["groups=3", "groups=5", "groups=7"])
     assert len(answer.err.strip().splitlines()) == 3, "one sentence per mistake, not per job"
-
-
-def test_all_that_cannot_be_composed_in_a_grid_is_named_at_once(gnexp, workdir):
     typed = ("norm=bn,xx", "batch=2,abc", "groups=0,8", "lr=0.1,fast")
     words = ["norm=xx is unknown", "batch=abc must be", "groups=0 must be", "lr=fast must be"]
     answer = gnexp("train", "-m", *typed)
     refused(answer, workdir, words)
     assert len(answer.err.splitlines()) == 4, answer.err
-    preset = gnexp("train", "experiment=smoke", "batch=2,abc", "-m", "norm=gm,gn")
-    assert len(preset.err.splitlines()) == 2, preset.err
 
 
 @pytest.mark.parametrize("text", ["plain", "a\\", "a\\'b", "${x}", 'say "x", [1]', "a b=c"])
@@ -202,7 +195,7 @@ def test_a_study_that_is_not_there_is_named_with_those_that_are(command, gnexp, 
     assert "study=mina does not exist in results; there is: mine" in answer.err
 
 
-@pytest.mark.parametrize("command", ["report", "measure", "status", "verify", "export"])
+@pytest.mark.parametrize("command", ["report", "verify"])
 def test_a_zip_that_is_not_there_or_has_the_name_of_no_study_is_named(command, gnexp, workdir):
     refused(gnexp(command, "study=mail/main.zip"), workdir, ["mail", "does not exist"])
     refused(gnexp(command, "study=mail/.a.zip"), workdir, ["study=mail/.a.zip", "rename it"])
@@ -246,21 +239,16 @@ def test_weights_that_are_integers_are_no_state_dict(gnexp, workdir, tmp_path):
 
 
 def test_measuring_where_nothing_is_trained_is_refused(gnexp, workdir):
-    assert gnexp("train", "norm=gn", "batch=10", *TINY, "study=young").code == 0
-    folder = next(Path("results/young").glob("gn-*"))
-    status = {"seeds": {"0": {"status": "failed", "why": "power cut"}}}
-    for written in ("result.json", "digests.json"):
-        (folder / written).unlink()
-    (folder / "status.json").write_text(json.dumps(status))
+    run = Run.create(workdir / "results/young/gn-b2")
+    run.write_config({"norm": {"name": "gn"}, "batch": 2, "seeds": [0]})
+    run.set_status(0, "failed", "power cut")
     answer = gnexp("measure", "study=young", "what=[shift]")
     assert answer.code == 2
     assert "study=young has no finished training to measure" in answer.err
-    many = gnexp("measure", "study=young", "workers=100")
-    assert many.code == 2
 
 
 def test_a_study_of_somebody_else_is_refused_in_a_sentence(gnexp, workdir, monkeypatch):
-    assert gnexp("train", "norm=gn", "batch=10", *TINY, "study=theirs").code == 0
+    (workdir / "results/theirs").mkdir(parents=True)
     listed = os.listdir
 
     def locked(path="."):
@@ -312,27 +300,15 @@ def test_images_whose_names_are_no_text_are_trained_on_and_can_be_named(gnexp, w
     assert "cannot be read as an image" in answer.err
 
 
-def test_a_key_that_some_cells_of_a_grid_use_is_no_mistake(gnexp, workdir):
-    typed = ("-m", "norm=bn,gn", "groups=4", "batch=10", "study=mixed", *TINY)
-    assert gnexp("train", *typed).code == 0
+def test_a_key_that_some_cells_of_a_grid_use_is_no_mistake(workdir):
+    assert len(compose("train", ["-m", "norm=bn,gn", "groups=4"])[0]) == 2
 
 
-def test_a_results_folder_that_is_a_file_is_named(gnexp, workdir, tmp_path):
+def test_a_results_folder_that_is_a_file_or_cannot_be_made_is_named(gnexp, workdir, tmp_path):
     (tmp_path / "file").write_text("")
     refused(gnexp("train", f"out={tmp_path}/file"), workdir, ["out=", "file", "cannot be written"])
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_results_folder_that_cannot_be_written_is_named(gnexp, workdir, tmp_path):
-    (tmp_path / "locked").mkdir(mode=0o500)
-    refused(gnexp("train", f"out={tmp_path}/locked"), workdir, ["out=", "cannot be written"])
-
-
-def test_a_read_only_results_folder_is_named_for_root_too(gnexp, workdir):
-    # /proc refuses new folders whoever asks.
-    if not os.path.isdir("/proc"):
-        pytest.skip("there is no /proc here")
-    refused(gnexp("train", "out=/proc/gnexp"), workdir, ["out=/proc/gnexp"])
+    if os.path.isdir("/proc"):  # which refuses new folders whoever asks, root too
+        refused(gnexp("train", "out=/proc/gnexp"), workdir, ["out=/proc/gnexp"])
 
 
 def test_an_archive_of_a_stranger_writes_nothing_outside_its_folder(gnexp, workdir, tmp_path):

@@ -4,7 +4,6 @@ import pytest
 from run_files import table
 
 from gnexp.analysis.check_result import ROW_COLUMNS
-from gnexp.checks.registry import CLAIMS, MODULES
 
 VERDICTS = ("holds", "fails", "undecided", "not measured")
 
@@ -93,6 +92,10 @@ def test_one_norm_is_printed_in_full_and_written_as_csv_and_markdown(check, work
     assert f"check: {folder.relative_to(workdir) / 'check.md'}" in answer.out
     for row in rows:
         assert row["measured"].replace("|", "\\|").replace("_", "\\_")[:20] in page
+    names = [p.name for p in folder.iterdir() if p.name != "provenance.json"]
+    before = {name: (folder / name).read_bytes() for name in names}
+    check("claims=[core,spectrum]")
+    assert {name: (folder / name).read_bytes() for name in names} == before
 
 
 def test_several_norms_make_one_table_of_verdicts_with_a_column_each(check, workdir):
@@ -117,16 +120,6 @@ def test_options_that_are_not_the_default_tell_two_columns_apart(check, workdir)
     rows = table(workdir / "results/check/check.csv")
     norms = list(dict.fromkeys(row["norm"] for row in rows))
     assert norms == ["GN(4)", "GN(4)[eps=0.001]", "GN(8)", "GN(8)[eps=0.001]"]
-
-
-def test_the_same_check_writes_the_same_bytes(check, workdir):
-    files = []
-    for _ in range(2):
-        check("claims=[core,spectrum]")
-        folder = workdir / "results" / "check"
-        names = sorted(p.name for p in folder.iterdir() if p.name != "provenance.json")
-        files.append({name: (folder / name).read_bytes() for name in names})
-    assert files[0] == files[1]
 
 
 @pytest.mark.parametrize(
@@ -181,11 +174,8 @@ def test_a_norm_of_ones_own_that_takes_groups_is_held_to_the_groups_it_was_told(
         (["groups=7"], "channels=64: groups=7 does not divide 64 channels; valid: 1, 2, 4"),
         (["claims=[cores]"], "claims=[cores] is unknown; did you mean core?"),
         (["draws=2"], "draws=2 must be a whole number of at least 4, such as draws=64"),
-        (["channels=0"], "channels=0 must be a whole number of at least 1"),
-        (["seed=-1"], "seed=-1 must be a whole number of at least 0"),
         (["reference=gm"], "reference=gm is unknown; did you mean gn?"),
         (["norm._target_=bad.Missing"], "has no Missing"),
-        (["epochs=3"], "epochs is not a key of gnexp check"),
         (["name=../x"], "name='../x' must be 1 to 100 letters"),
         (["-m", "draws=8,16"], "draws= takes one value per check: its norms share one table"),
         (["data=npz"], "data.root"),
@@ -213,10 +203,3 @@ def test_a_folder_that_refuses_files_is_named_and_the_result_still_printed(
     assert answer.code == 1
     assert "1. Core mechanism" in answer.out
     assert "out=results: results/check cannot be written (No space left on device)" in answer.err
-
-
-def test_every_claim_of_the_table_can_be_measured():
-    from importlib import import_module
-
-    for key in CLAIMS:
-        assert callable(import_module(f"gnexp.checks.claims.{MODULES.get(key, key)}").measure)

@@ -3,6 +3,7 @@
 import dataclasses
 
 import pytest
+import yaml
 
 from gnexp.config.identity import as_dict, identity, restore, run_name
 from gnexp.config.keys import with_value
@@ -52,63 +53,39 @@ def test_ten_names_are_what_they_were_when_they_were_first_given():
     assert len(GOLDEN) == 10
 
 
-@pytest.mark.parametrize(
-    "keys",
-    [
-        {"device": "cuda"},
-        {"execution": "eager"},
-        {"seeds": 5},
-        {"seeds": [7]},
-        {"study": "other"},
-        {"out": "elsewhere"},
-        {"workers": 3},
-        {"groups": 8},
-        {"update_batch": 32},
-        {"reference_batch": 16},
-        {"gradients_at": [1, 2]},
-        {"covariance": True},
-        {"data": DataConfig(root="elsewhere", title="mine", preview=True)},
-    ],
+CHANGES_NO_NUMBER = (
+    "device=cuda execution=eager seeds=5 seeds=[7] study=other out=elsewhere workers=3 groups=8"
+    " update_batch=32 reference_batch=16 gradients_at=[1,2] covariance=true data.root=elsewhere"
+    " data.title=mine data.preview=true"
 )
-def test_what_cannot_change_the_numbers_does_not_change_the_name(keys):
-    assert name(**keys) == name()
-
-
-@pytest.mark.parametrize(
-    "keys",
-    [
-        {"norm": dict(BN)},
-        {"norm": {"name": "gn", "eps": 1e-3}},
-        {"model": ModelConfig("tiny", 16)},
-        {"groups": 4},
-        {"channels_per_group": 4},
-        {"groups_fallback": "gcd"},
-        {"batch": 16},
-        {"update_batch": 64},
-        {"epochs": 5},
-        {"lr": 0.2},
-        {"lr_rule": "sqrt"},
-        {"momentum": 0.8},
-        {"weight_decay": 1e-4},
-        {"warmup": 0.1},
-        {"schedule": "constant"},
-        {"zero_gamma": True},
-        {"precision": "bf16"},
-        {"gradients": 64},
-        {"gradients_augment": True},
-        {"data": DataConfig(augment="crop")},
-        {"data": DataConfig(mean=[0.5, 0.5, 0.5])},
-        {"checksum": "other images"},
-        {"code": "of my norm"},
-    ],
+CHANGES_NUMBERS = (
+    "norm.eps=0.001 model.width=16 groups=4 channels_per_group=4 groups_fallback=gcd batch=16"
+    " update_batch=64 epochs=5 lr=0.2 lr_rule=sqrt momentum=0.8 weight_decay=0.0001 warmup=0.1"
+    " schedule=constant zero_gamma=true precision=bf16 gradients=64 gradients_augment=true"
+    " data.augment=crop data.mean=[0.5,0.5,0.5]"
 )
-def test_what_can_change_the_numbers_changes_the_name(keys):
-    assert name(**keys) != name()
 
 
-@pytest.mark.parametrize("keys", [{"groups": 4}, {"channels_per_group": 2}])
-def test_groups_are_nothing_to_a_norm_that_has_none(keys):
-    assert name(norm=dict(BN), **keys) == name(norm=dict(BN))
+def name_with(word):
+    key, _, value = word.partition("=")
+    config, value = TrainConfig(norm=dict(GN), model=TINY), yaml.safe_load(value)
+    if key.startswith("norm."):
+        config.norm[key.removeprefix("norm.")] = value
+    else:
+        config = with_value(config, key, value)
+    return run_name(resolve(config), "images")
+
+
+def test_a_key_changes_the_name_exactly_when_it_can_change_the_numbers():
+    assert {name_with(word) for word in CHANGES_NO_NUMBER.split()} == {name()}
+    others = [name_with(word) for word in CHANGES_NUMBERS.split()]
+    others += [name(norm=dict(BN)), name(checksum="other images"), name(code="of my norm")]
+    assert len({name(), *others}) == 1 + len(others)
+
+
+def test_groups_are_nothing_to_a_norm_that_has_none():
+    for keys in ({"groups": 4}, {"channels_per_group": 2}):
+        assert name(norm=dict(BN), **keys) == name(norm=dict(BN))
 
 
 def test_the_readable_part_says_norm_groups_batches_and_model():
@@ -170,21 +147,14 @@ def test_what_is_hashed_gives_the_config_back(keys):
     assert resolve(again) == config
 
 
-def test_an_option_that_a_norm_gets_later_renames_nothing():
-    assert name(norm={"name": "bn"}) == name(norm=dict(BN))
-    assert name(norm={"name": "bn", "momentum": 0.2}) != name(norm=dict(BN))
-
-
 def test_values_that_mean_the_same_give_one_name():
+    assert name(norm={"name": "bn"}) == name(norm=dict(BN)), "a later option renames nothing"
+    assert name(norm={**BN, "momentum_rule": "batches"}) == name(norm=dict(BN))
+    assert name(norm={**BN, "momentum_rule": "examples"}) != name(norm=dict(BN))
+    assert name(norm={"name": "bn", "momentum": 0.2}) != name(norm=dict(BN))
     brn = {"name": "brn", "rmax": 2}
     assert name(norm=brn) == name(norm={**brn, "rmax": 2.0})
     assert name(lr=1) == name(lr=1.0)
     own = {"name": "custom", "_target_": "pkg.MyNorm"}
     assert name(norm={**own, "power": [3.0]}) == name(norm={**own, "power": [3]})
     assert name(norm={**own, "power": True}) != name(norm={**own, "power": 1})
-
-
-def test_the_momentum_rule_is_part_of_a_name_only_where_it_is_not_what_it_was():
-    plain = name(norm=dict(BN))
-    assert name(norm={**BN, "momentum_rule": "batches"}) == plain
-    assert name(norm={**BN, "momentum_rule": "examples"}) != plain
