@@ -162,7 +162,7 @@ class Stop(BaseException):
 )
 def test_a_run_stopped_within_an_epoch_goes_on_from_there(gnexp, monkeypatch, norm, instants):
     words = [w for w in QUICK if not w.startswith(("data.train_limit", "batch"))]
-    words += ["data.train_limit=320", "batch=16", f"norm={norm}", "seeds=2", "stack=2"]
+    words += ["data.train_limit=640", "batch=32", f"norm={norm}", "seeds=2", "stack=2"]
     words += ["checkpoint_minutes=0"]
     assert gnexp("train", *words, "study=whole").code == 0
     (whole,) = runs("results/whole")
