@@ -58,10 +58,7 @@ def quoted(text: str) -> str:
 
 
 def _readable(argument: str) -> str:
-    """Return an argument with quotes where Hydra's grammar needs them: data.root=~/images.
-
-    A glob over norms or models leaves out what needs more than a name.
-    """
+    """Quote what Hydra's grammar needs quoted; let a glob leave out what needs more than a name."""
     key, _, value = argument.partition("=")
     if argument.startswith("-") or not value:
         return argument
@@ -74,10 +71,7 @@ def _readable(argument: str) -> str:
 
 
 def _with_custom_choices(arguments: list[str]) -> list[str]:
-    """Choose a group's custom entry when its _target_ is typed, and let its own keys be typed.
-
-    Those are any norm.KEY, and any model.options.KEY, of a library's model too.
-    """
+    """Choose a group's custom entry when its _target_ is typed, and let its own keys be typed."""
     typed = dict(a.lstrip("+").split("=", 1) for a in arguments if "=" in a)
     own = [group for group in ("norm", "model") if f"{group}._target_" in typed]
     for group in own:

@@ -146,10 +146,7 @@ def _refuse_other_engines(hydra: DictConfig) -> None:
 
 @contextlib.contextmanager
 def composer(command: str, flags: argparse.Namespace) -> Iterator[None]:
-    """Let `hydra.compose` find gnexp's configs, and those of the folders that the flags name.
-
-    A Hydra application around this call finds its own state afterwards.
-    """
+    """Let Hydra find configs of gnexp and the flags; an application around finds its own again."""
     store_configs()
     if flags.config_dir:
         folder = os.path.abspath(flags.config_dir)

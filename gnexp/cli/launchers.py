@@ -59,11 +59,7 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def chosen(ours: Sequence[str]) -> str:
-    """Return the launcher that is typed, "basic" for Hydra's own.
-
-    Raises UsageError for options without a launcher, several launchers, and one whose package is
-    missing.
-    """
+    """Return the launcher that is typed, "basic" for Hydra's own; raises UsageError."""
     typed = [a for a in ours if a.lstrip("+").startswith("hydra/launcher=")]
     if not ours:
         return "basic"

@@ -11,10 +11,9 @@ LAYOUT = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
 
 
 class Progress:
-    """Shows the events of running tasks; `sizes` maps a run to (images to train, batch).
+    """Shows events of tasks; `sizes` maps a run to (images to train, batch).
 
-    On a terminal one bar over all images, weighted by their cost; elsewhere a line per epoch of a
-    single run, or per finished run of a grid.
+    A bar over all images by their cost, or in a log a line per epoch, of a grid per finished run.
     """
 
     def __init__(self, sizes: dict[str, tuple[int, int]], terminal: bool | None = None) -> None:

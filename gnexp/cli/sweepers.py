@@ -29,10 +29,7 @@ RESULTS = "optimization_results.yaml"
 
 
 def chosen(arguments: Sequence[str]) -> str | None:
-    """Return the sweeper that is typed, None for Hydra's own.
-
-    Raises UsageError for one that is unknown, or whose package is missing.
-    """
+    """Return the sweeper that is typed, None for Hydra's own; raises UsageError."""
     typed = [a for a in arguments if a.lstrip("+").startswith("hydra/sweeper=")]
     name = typed[-1].partition("=")[2].strip("'\"") if typed else "basic"
     if name == "basic":

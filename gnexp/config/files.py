@@ -12,10 +12,7 @@ from gnexp.config.schema import CUSTOM, UsageError
 
 
 def config_folder() -> Path:
-    """Return the folder of YAML files: `configs` of a checkout, or `gnexp/config/yaml` of a wheel.
-
-    Raises UsageError where neither can be read.
-    """
+    """Return the YAML folder of a checkout or a wheel; raises UsageError where none can be read."""
     package = Path(__file__).resolve().parents[1]
     for folder in (package.parent / "configs", package / "config" / "yaml"):
         if os.access(folder / "norm", os.R_OK | os.X_OK) and os.access(folder, os.R_OK):

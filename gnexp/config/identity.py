@@ -79,10 +79,7 @@ def norm_label(norm: dict[str, Any]) -> str:
 
 
 def restore(stored: dict[str, Any]) -> TrainConfig:
-    """Return the config that a run folder holds; a key that is not there has its default.
-
-    Raises ValueError for keys that are none of gnexp's.
-    """
+    """Return the config that a run folder holds; raises ValueError for a key of another gnexp."""
     try:
         groups = {
             field.name: field.type(**stored[field.name])

@@ -54,10 +54,7 @@ def group(schema: type, **policy: Any) -> Any:
 
 
 def keys(schema: type) -> dict[str, Key]:
-    """Return every key of a config class by its name as typed, such as "data.augment".
-
-    Raises KeyError for a field without a policy.
-    """
+    """Return every key as typed ("data.augment"); raises KeyError for a field without a policy."""
     return dict(_keys(schema(), "", {}))
 
 

@@ -90,10 +90,7 @@ def trial(config: TrainConfig, rate: float) -> TrainConfig:
 
 
 def _without_unbudgeted_reads(config: TrainConfig) -> TrainConfig:
-    """Return a private config without what would look at the training images beside the updates.
-
-    That is their mean and std, which are constants unless typed, and the measured gradients.
-    """
+    """Return a private config that reads no training image beside the updates."""
     mean = [PRIVATE_MEAN] * 3 if config.data.mean is None else config.data.mean
     std = [PRIVATE_STD] * 3 if config.data.std is None else config.data.std
     data = dataclasses.replace(config.data, mean=mean, std=std)

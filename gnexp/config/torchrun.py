@@ -14,10 +14,7 @@ VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 @dataclass(frozen=True)
 class TorchrunEnv:
-    """This process among those that train together, of which only rank 0 writes.
-
-    local_rank: among those of this machine, of which there are local_world.
-    """
+    """This process among those that train together; local: among those of this machine."""
 
     rank: int
     world: int

@@ -283,10 +283,7 @@ def check_problems(config: CheckConfig) -> list[str]:
 
 
 def study_problems(config: ReportConfig | MeasureConfig | StatusConfig) -> list[str]:
-    """Return what is wrong with the keys of a command on stored studies: one, or two to compare.
-
-    In place of a name may stand the path of a zip, whose own name is then the study's.
-    """
+    """Return what is wrong with the keys of a command on studies; a study may be a zip's path."""
     found, names = broken_rules(config), [str(name) for name in listed(config.study)]
     if (isinstance(config.study, list) and len({*names}) != 2) or len(names) > 2:
         shown = ",".join(map(str, names))

@@ -33,10 +33,7 @@ def pack(files: Mapping[str, bytes]) -> bytes:
 
 
 def contents(path: Path) -> dict[str, bytes]:
-    """Return {name below the study's folder: bytes} of a zip.
-
-    Raises ValueError for a zip that is refused, with the reason.
-    """
+    """Return {name below the study's folder: bytes} of a zip; ValueError says why it is refused."""
     return _read(path, *version(path))[1]
 
 

@@ -32,10 +32,7 @@ def digest_of(name: str, data: bytes) -> str:
 
 
 def stored_digests(folder: Path) -> Digests:
-    """Return the digests that any file of this folder may have, {} where none are stored.
-
-    Raises CorruptFile when digests.json itself was changed.
-    """
+    """Return the digests that files may have; raises CorruptFile if digests.json was changed."""
     path = folder / FILE
     try:
         version = archive.version(archive.zip_of(path) or path) if files.is_file(path) else ()
@@ -93,10 +90,7 @@ def read_checked(path: Path) -> bytes | None:
 
 
 def repair(folder: Path) -> str:
-    """Move a corrupt digests.json aside; return a sentence about it, "" if it is whole.
-
-    A digest that it still holds of a file as the file is, is kept; other files have none then.
-    """
+    """Move a corrupt digests.json aside, keep what is true in it; return a sentence, "" if whole."""
     try:
         stored_digests(folder)
         return ""
@@ -128,10 +122,7 @@ def set_aside_name(folder: Path, name: str) -> str:
 
 
 class Writer:
-    """Changes files of one folder and their digests, while no other process writes there.
-
-    Raises CorruptFile when digests.json itself was changed.
-    """
+    """Changes files and their digests; raises CorruptFile if digests.json was changed."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

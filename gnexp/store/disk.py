@@ -13,10 +13,7 @@ _OF_A_WRITER = ("PytorchStreamWriter failed", "file write failed", "requested an
 
 
 def disk_failure(error: BaseException, folder: Path) -> str:
-    """Return a sentence if `folder` could not be written to, or lost a file; "" for other errors.
-
-    The exceptions behind this one count too.
-    """
+    """Return a sentence if the error, or one behind it, is of the disk of `folder`, else ""."""
     for each in _chain(error):
         of_files = isinstance(each, OSError)
         if of_files and (each.errno in _OF_A_DISK or _lies_in(each.filename, folder)):

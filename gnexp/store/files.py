@@ -72,10 +72,7 @@ def is_file(path: Path) -> bool:
 
 
 def names_in(folder: Path) -> list[str]:
-    """Return the names in a folder, or in a study's zip, sorted; [] where there is no such folder.
-
-    Raises ValueError for a zip that is refused.
-    """
+    """Return the sorted names in a folder or zip, [] for neither; raises ValueError for a bad zip."""
     if folder.is_dir():
         return sorted(child.name for child in folder.iterdir())
     if folder.is_file() and folder.suffix == archive.SUFFIX:
@@ -183,10 +180,7 @@ def read_whole_rows(
 
 
 def typed_row(row: Mapping[str, Any], columns: Columns, name: str) -> Row:
-    """Return `row` in the columns' own order and types (None is nan in a float column).
-
-    Raises ValueError when the row's keys are not exactly the columns.
-    """
+    """Return `row` in the columns' order and types; ValueError if its keys are not the columns."""
     if set(row) != set(columns):
         wrong = ", ".join(sorted(set(row) ^ set(columns)))
         raise ValueError(f"a row of {name} lacks or does not know: {wrong}")
@@ -197,10 +191,7 @@ def typed_row(row: Mapping[str, Any], columns: Columns, name: str) -> Row:
 
 
 def to_json_types(value: Any, finite: bool = False) -> Any:
-    """Return `value` in Python's own types, so that numpy scalars and tuples serialize alike.
-
-    finite: turn nan and infinities into None.
-    """
+    """Return `value` in Python's own types; finite: turn nan and infinities into None."""
     if isinstance(value, Mapping):
         return {str(k): to_json_types(v, finite) for k, v in value.items()}
     if isinstance(value, (list, tuple)):

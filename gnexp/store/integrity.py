@@ -38,10 +38,7 @@ def _is_whole(path: Path) -> bool:
 def changed_files(
     folder: Path, names: Iterable[str] | None = None, read: Collection[str] = ()
 ) -> dict[str, str]:
-    """Return a sentence by file of these (default: all) that was changed, or is gone.
-
-    read: files that were read and compared already.
-    """
+    """Return {file: sentence} of those changed or gone, of `names` or all; read: compared already."""
     try:
         stored = digests.stored_digests(folder)
     except CorruptFile as error:

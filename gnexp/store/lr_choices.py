@@ -71,10 +71,7 @@ def _candidates(
 
 
 def record_choices(study: Path, choices: Mapping[str, LRChoice]) -> list[str]:
-    """Write down what was chosen, by cell, beside what is written of other cells.
-
-    Return a sentence for each file that was corrupt.
-    """
+    """Add choices, by cell, to the record; return a sentence for each file that was corrupt."""
     with exclusive(study):
         parts = [sentence] if (sentence := repair(study)) else []
         writer = Writer(study)

@@ -92,10 +92,7 @@ class Run:
 
     @contextlib.contextmanager
     def lock(self, seed: int | None = None) -> Iterator[Lock | None]:
-        """Yield the claim to train this seed of the run, None where another process has it.
-
-        seed None: the claim to measure the run as it is stored.
-        """
+        """Yield the claim to train a seed (None: to measure), None if another process has it."""
         held = Lock(self.lock_file(seed))
         if not held.take():
             yield None
@@ -111,10 +108,7 @@ class Run:
         return self.folder / (".lock" if seed is None else f".lock-{int(seed)}")
 
     def settle(self) -> None:
-        """Tidy up after killed processes: claims, half-written files, statuses behind results.
-
-        And tracebacks of failures that are over.
-        """
+        """Tidy up after killed processes: claims, half-written files, statuses, tracebacks."""
         stored = digests.stored_digests(self.folder).values()
         if any(self.folder.glob(".*.tmp")) or any(len(accepted) > 1 for accepted in stored):
             with self.writing():  # which removes the temporary files
@@ -156,10 +150,7 @@ class Run:
 
     @_writes
     def write_config(self, config: Mapping[str, Any]) -> None:
-        """Write the resolved config, keys in the order given.
-
-        Its `seeds` are joined with those of the calls before.
-        """
+        """Write the resolved config; its `seeds` are joined with those of the calls before."""
         import yaml
 
         if isinstance(config.get("seeds"), list):
@@ -243,10 +234,7 @@ class Run:
         return rows
 
     def whole_rows(self, name: str) -> tuple[list[Row], str]:
-        """Return a table's whole rows, and a sentence if some are not, "" else.
-
-        There are none in a table that was changed since it was written.
-        """
+        """Return a table's whole rows, none if it was changed, and a sentence on others."""
         path = self.folder / name
         try:
             rows, bad = read_whole_rows(path, TABLES[name].columns, read_checked)
@@ -256,10 +244,7 @@ class Run:
 
     @_writes
     def write_result(self, result: Mapping[str, Any]) -> None:
-        """Write result.json whole; result["seeds"] maps each finished seed to its numbers.
-
-        A number that is not finite is stored as null, which every JSON reader understands.
-        """
+        """Write result.json: numbers of finished seeds under "seeds", null if not finite."""
         self._write_json("result.json", {**result, "seeds": result.get("seeds", {})})
 
     @_writes

@@ -43,10 +43,7 @@ class Record:
 
     @cached_property
     def corrupt_files(self) -> list[str]:
-        """One sentence for each file of the run that is not whole, not as it was written, or gone.
-
-        Large files are left out: no table is made of them.
-        """
+        """One sentence for each file but large ones that is not whole, as written, or there."""
         tables = [sentence for _, sentence in self._tables.values() if sentence]
         names = [*SMALL, *(f"traceback-{seed}.txt" for seed in self.statuses)]
         read = (*TABLES, "result.json", "status.json", "provenance.json")
@@ -112,10 +109,7 @@ def study_path(out: Path | str, name: str) -> Path:
 
 
 def folder_of(path: Path) -> Path:
-    """Return the folder in which what is made of a study lies: the study's, if that is a folder.
-
-    That of a zip is the folder beside or around the zip that has the same name.
-    """
+    """Return the folder for what is made of a study; of a zip the one beside or around it."""
     if path.suffix != SUFFIX:
         return path
     return path.parent if path.absolute().parent.name == path.stem else path.with_suffix("")
@@ -167,10 +161,7 @@ def load_study(folder: Path | str) -> Study:
 
 
 def runs_of(folder: Path) -> list[Run]:
-    """Return the runs in a study's folder or zip, sorted by name, also those that are unreadable.
-
-    Raises ValueError for a zip that is refused.
-    """
+    """Return a study's runs, by name, unreadable ones too; raises ValueError for a bad zip."""
     runs = [Run(folder / name) for name in names_in(folder) if name not in NOT_STUDIES]
     return [run for run in runs if not run.folder.is_file() and run.exists()]
 

@@ -22,10 +22,7 @@ def state_file() -> Path:
 
 
 def trust(runs: Mapping[Path, Any]) -> None:
-    """Add runs to the file: their folders, and what names their code, in plain values.
-
-    Raises OSError or RuntimeError when the file cannot be written.
-    """
+    """Add runs, as {folder: what names their code}; OSError or RuntimeError if not writable."""
     new = {_line(folder, code) for folder, code in runs.items()} - _lines()
     if not new:
         return

@@ -25,10 +25,7 @@ FILES = ("timings.csv", "bench.csv", "ratios.csv", "bench.md", "bench.png", "ben
 
 
 def bench(config: BenchConfig, command: str) -> int:
-    """Time every norm and batch size in both ways, write tables and figure; the exit code.
-
-    Raises UsageError with one sentence per problem, before anything is written.
-    """
+    """Time every norm and batch size in both ways, write tables and figure; the exit code."""
     runs, undefined = plan(config)
     for line in passed_over_lines([data.images_of(config.data).summary]):
         print(line)
@@ -68,10 +65,7 @@ def _time_cell(machine: Machine, run: TrainConfig, repeats: int, timings: list[R
 
 
 def plan(config: BenchConfig) -> tuple[list[TrainConfig], list[str]]:
-    """Return the run of every cell, resolved, and why norms are undefined in the other cells.
-
-    Raises UsageError listing all that is wrong.
-    """
+    """Return the resolved run of every cell, and why norms are undefined in the other cells."""
     found = _problems(config)
     runs, undefined = [], []
     for norm, batch in itertools.product(config.norms, config.batches) if not found else ():

@@ -29,10 +29,7 @@ ERRORS = "errors.txt"
 
 
 def check(configs: list[CheckConfig], command: str) -> int:
-    """Measure every claim on every norm, write tables and figures; the exit code.
-
-    Raises UsageError with one sentence per problem, before anything is written.
-    """
+    """Measure every claim on every norm, write tables and figures; the exit code."""
     claims = plan(configs)
     for line in passed_over_lines(data.images_of(each.data).summary for each in configs):
         print(line)

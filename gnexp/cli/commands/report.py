@@ -80,10 +80,7 @@ def require_folder(path: Path, what: str) -> None:
 def make_report(
     out: Path, study: str, reference_batch: int, options: ReportOptions | None = None
 ) -> str:
-    """Read a study, build its report and return what to print: accuracies, answer, where it lies.
-
-    Raises UsageError for a study that is not there, a corrupt file, or a folder that refuses files.
-    """
+    """Read a study, build its report; return what to print: accuracies, answer, where it lies."""
     return _report(stored_study(str(out), study), reference_batch, options or ReportOptions())
 
 

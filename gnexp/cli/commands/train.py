@@ -122,10 +122,7 @@ def _rounds(configs: list[TrainConfig]) -> Iterator[list[PreparedRun]]:
 def _train(
     runs: list[PreparedRun], call: tuple[str, str], launch: Launch | None, grid: bool
 ) -> list[tuple[str, str]]:
-    """Train what is missing of these runs, telling of it; return (run, reason) for what failed.
-
-    call: the command line, and when it started.
-    """
+    """Train what is missing, and tell of it; return (run, reason) of failures; call: what, when."""
     try:
         todo = missing(runs)
         for run in [run for run in todo if run.undefined]:
@@ -161,10 +158,7 @@ def _train(
 
 @ranks_end()
 def train_job(configs: list[TrainConfig], command: str) -> None:
-    """Train what is missing of these runs, in this process and without a word: one job of many.
-
-    What became of it is in the run folders.
-    """
+    """Train what is missing of these runs, in this process and without a word: one job of many."""
     forget()  # a launcher's process may have done a job of an earlier call
     configs = [dataclasses.replace(c, force=False, retry=None) for c in configs]
     for runs in _rounds(configs):
