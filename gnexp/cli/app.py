@@ -63,7 +63,7 @@ def _one_of_several(argv: list[str], place: "TorchrunEnv") -> int:
 
 
 def _end_with_the_parent() -> None:
-    """End this rank with the process that started it; Ctrl-C is for rank 0, which ends the others."""
+    """End this rank with what started it; Ctrl-C is for rank 0, which ends the others."""
     from gnexp.config.torchrun import PARENT
     from gnexp.runner.process_pool import end_unless, end_with
 

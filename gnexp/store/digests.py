@@ -90,7 +90,7 @@ def read_checked(path: Path) -> bytes | None:
 
 
 def repair(folder: Path) -> str:
-    """Move a corrupt digests.json aside, keep what is true in it; return a sentence, "" if whole."""
+    """Set a corrupt digests.json aside, keep what is true in it; return a sentence, "" if whole."""
     try:
         stored_digests(folder)
         return ""

@@ -72,7 +72,7 @@ def is_file(path: Path) -> bool:
 
 
 def names_in(folder: Path) -> list[str]:
-    """Return the sorted names in a folder or zip, [] for neither; raises ValueError for a bad zip."""
+    """Return the sorted names in a folder or zip, [] for neither; ValueError for a bad zip."""
     if folder.is_dir():
         return sorted(child.name for child in folder.iterdir())
     if folder.is_file() and folder.suffix == archive.SUFFIX:

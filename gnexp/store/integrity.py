@@ -38,7 +38,7 @@ def _is_whole(path: Path) -> bool:
 def changed_files(
     folder: Path, names: Iterable[str] | None = None, read: Collection[str] = ()
 ) -> dict[str, str]:
-    """Return {file: sentence} of those changed or gone, of `names` or all; read: compared already."""
+    """Return {file: sentence} of changed or lost ones, of `names` or all; read: known as whole."""
     try:
         stored = digests.stored_digests(folder)
     except CorruptFile as error:

@@ -83,7 +83,10 @@ def record_choices(study: Path, choices: Mapping[str, LRChoice]) -> list[str]:
             writer.rename(CHOICES, aside)
             parts.append(f"{error}: kept as {aside}; it is written anew")
             known = {}
-        cells = {**known, **{cell: _entry(choice) for cell, choice in choices.items()}}
+        cells = dict(known)
+        for cell, choice in choices.items():
+            trials = {f"{rate!r}": choice.trials[rate] for rate in sorted(choice.trials)}
+            cells[cell] = {**dataclasses.asdict(choice), "trials": trials}
         if cells != known:
             writer.write(CHOICES, json_text({"cells": dict(sorted(cells.items()))}))
         writer.close()
@@ -99,19 +102,12 @@ def recorded_choices(study: Path) -> list[LRChoice]:
     ]
 
 
-def _entry(choice: LRChoice) -> dict[str, object]:
-    trials = {f"{rate!r}": choice.trials[rate] for rate in sorted(choice.trials)}
-    return {**dataclasses.asdict(choice), "trials": trials}
-
-
 def pooled_sd(cells: Sequence[Sequence[float]]) -> tuple[float, int]:
     """Return the standard deviation common to all cells, and its degrees of freedom.
 
     sqrt(sum (n_i - 1) sd_i^2 / sum (n_i - 1)); cells of one value add nothing.
     """
-    arrays = [np.asarray(cell, dtype=np.float64) for cell in cells]
-    dof = sum(max(x.size - 1, 0) for x in arrays)
-    if not dof:
-        return math.nan, 0
-    squares = sum(float(((x - x.mean()) ** 2).sum()) for x in arrays if x.size > 1)
-    return math.sqrt(squares / dof), dof
+    arrays = [np.asarray(cell, dtype=np.float64) for cell in cells if len(cell)]
+    dof = sum(x.size - 1 for x in arrays)
+    squares = sum(float(((x - x.mean()) ** 2).sum()) for x in arrays)
+    return (math.sqrt(squares / dof) if dof else math.nan), dof

@@ -42,7 +42,11 @@ def bench(config: BenchConfig, command: str) -> int:
     for index, run in enumerate(runs):
         where = f"[{index + 1}/{len(runs)}] {run.norm['name']}, batch {run.batch}"
         try:
-            _time_cell(machine, run, config.repeats, timings)
+            flop = flop_per_example(run)
+            for repeat in range(1, config.repeats + 1):
+                more = {"repeat": repeat, "flop_per_example": flop}
+                for way in (machine.plain, machine.gnexp):
+                    timings += [{**row, **more} for row in way(run)]
         except RuntimeError as error:  # no memory for it, or a process that died
             failed = True
             print(f"{where}: failed: {error}", flush=True)
@@ -54,14 +58,6 @@ def bench(config: BenchConfig, command: str) -> int:
         print("\n".join(closing_lines(ratios)))
     print(f"bench: {folder / 'bench.md'}")
     return 1 if failed else 0
-
-
-def _time_cell(machine: Machine, run: TrainConfig, repeats: int, timings: list[Row]) -> None:
-    """Add the timings of one norm and batch size: plain, gnexp, plain, gnexp ..."""
-    flop = flop_per_example(run)
-    for repeat in range(1, repeats + 1):
-        for way in (machine.plain, machine.gnexp):
-            timings += [{**row, "repeat": repeat, "flop_per_example": flop} for row in way(run)]
 
 
 def plan(config: BenchConfig) -> tuple[list[TrainConfig], list[str]]:

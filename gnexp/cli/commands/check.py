@@ -2,7 +2,6 @@
 
 import sys
 import time
-from pathlib import Path
 
 import torch
 from tqdm import tqdm
@@ -42,7 +41,9 @@ def check(configs: list[CheckConfig], command: str) -> int:
     try:
         write_json(folder / "provenance.json", made)
         write_check(folder, result, made)
-        _write_traces(folder, result.traces)
+        (folder / ERRORS).unlink(missing_ok=True)
+        if result.traces:
+            (folder / ERRORS).write_text("\n".join(result.traces))
     except OSError as error:
         print(terminal_text(result))
         reason = error.strerror or error
@@ -116,10 +117,3 @@ def _measured(
             found[label_of(task.config), task.claim.key] = answer
             bar.update()
     return joined(found, labels, claims)
-
-
-def _write_traces(folder: Path, traces: list[str]) -> None:
-    path = folder / ERRORS
-    path.unlink(missing_ok=True)
-    if traces:
-        path.write_text("\n".join(traces))

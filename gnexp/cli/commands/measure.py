@@ -74,7 +74,7 @@ def _finished_study(config: MeasureConfig) -> Study:
 
 
 def _trusted(config: MeasureConfig, study: Study) -> set[str]:
-    """Print and return, not imported, the code that a stranger's runs call; UsageError if none may."""
+    """Print and return the code, not imported, that a stranger's runs call, if it may be called."""
     found: set[str] = set()
     for record in (each for each in study.runs if each.result):
         with contextlib.suppress(AttributeError, KeyError, TypeError):  # told when it is measured
