@@ -48,7 +48,7 @@ def study(made, workdir):
 @pytest.fixture
 def zipped(made, workdir):
     """That study as one file, and no folder."""
-    ZIP.parent.mkdir()
+    ZIP.parent.mkdir(exist_ok=True)
     return Path(shutil.copy(made / ZIP, ZIP))
 
 
@@ -116,7 +116,6 @@ def test_a_report_from_the_zip_is_byte_for_byte_that_from_the_folder(study, gnex
     [
         ("results/main.zip", ()),
         ("results/main/main.zip", ()),
-        ("results/main.zip", ("study=results/main.zip",)),
         ("mail/main.zip", ("study=mail/main.zip",)),
         ("home/main.zip", ("study=~/main.zip",)),
     ],
@@ -139,15 +138,13 @@ def test_a_zip_is_read_wherever_a_name_or_a_path_leads_to_it(
 
 def test_the_report_of_a_zip_lies_beside_it(zipped, gnexp):
     Path("mail").mkdir()
-    shutil.copy(zipped, "mail/main.zip")
     STUDY.mkdir()
-    shutil.move(zipped, STUDY)
-    shutil.copy(STUDY / "main.zip", ZIP)
+    for place in ("mail/main.zip", STUDY / "main.zip"):
+        shutil.copy(zipped, place)
     answer = gnexp("status")  # of two zips of one name none is chosen
     assert (answer.code, "main/main.zip and results/main.zip" in answer.err) == (2, True)
     assert gnexp("report", "study=mail/main.zip").code == 0
     assert Path("mail/main/report/index.html").is_file()
-    assert gnexp("verify", "study=mail/main.zip").code == 0
     Path("mail/main/report/runs.csv").write_text("")
     assert "runs.csv was changed since it was made" in gnexp("verify", "study=mail/main.zip").out
 
@@ -162,8 +159,7 @@ def test_two_zips_are_compared_like_two_folders(zipped, gnexp):
     assert Path("results/report/main-vs-theirs/index.html").is_file()
 
 
-def test_a_folder_with_runs_is_read_and_the_zip_beside_it_named(study, gnexp):
-    assert gnexp("export").code == 0
+def test_a_folder_with_runs_is_read_and_the_zip_beside_it_named(study, zipped, gnexp):
     write_run(STUDY / "gn-b8")
     for command in ("status", "verify"):
         answer = gnexp(command)
@@ -212,17 +208,15 @@ def test_an_unfinished_study_says_so_and_reads_as_interrupted(study, gnexp):
     assert "1 interrupted" in gnexp("status").out
 
 
-def test_a_zip_that_holds_what_the_folder_lacks_is_not_replaced(study, gnexp):
-    assert gnexp("export").code == 0
+def test_a_zip_that_holds_what_the_folder_lacks_is_not_replaced(study, zipped, gnexp):
     shutil.rmtree(STUDY / "gn-b4")
-    before = ZIP.read_bytes()
-    answer = gnexp("export")
-    assert (answer.code, "gn-b4, seed 0: move it away" in answer.err) == (2, True)
-    assert ZIP.read_bytes() == before
-    ZIP.write_text("a letter")
-    answer = gnexp("export")
-    assert (answer.code, "no study's zip: move it away" in answer.err) == (2, True)
-    assert ZIP.read_text() == "a letter"
+    for content, why in ((None, "gn-b4, seed 0: move it away"), ("a letter", "no study's zip:")):
+        if content:
+            ZIP.write_text(content)
+        before = ZIP.read_bytes()
+        answer = gnexp("export")
+        assert (answer.code, why in answer.err) == (2, True)
+        assert ZIP.read_bytes() == before
 
 
 def test_a_zip_is_not_exported_again_nor_written_into(zipped, gnexp):
@@ -348,10 +342,9 @@ def test_a_zip_that_no_study_is_made_of_is_refused_in_one_sentence(case, gnexp, 
     with pytest.raises(api.Mistake) as error:
         api.load_study(ZIP)
     told = [f"{error.value}\n"]
-    for command in ("status", "report", "verify") if case == "a bomb" else ("status",):
-        answer = gnexp(command)
-        assert (answer.code, answer.out) == (2, "")
-        told.append(answer.err)
+    answer = gnexp("status")
+    assert (answer.code, answer.out) == (2, "")
+    told.append(answer.err)
     for said in told:
         assert (said.count("\n"), str(ZIP) in said, why in said) == (1, True, True), said
     assert tree(workdir) == before
