@@ -3,7 +3,6 @@
 import dataclasses
 import statistics
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from gnexp.store.locks import LockOwner, lock_owner
@@ -61,43 +60,25 @@ def time_left_s(study: Study, states: dict[str, list[SeedState]]) -> float | Non
     process does all of it. Runs that have not begun are taken to cost what others did per image,
     small batches being dearer, see `image_cost`.
     """
-    speeds = {record.name: _seconds_per_cost(record) for record in study.runs}
-    known = [speed for speed in speeds.values() if speed is not None]
-    if not known:
+    begun = {r.name: rows for r in study.runs if (rows := r.rows("metrics.csv"))}
+    if not begun:
         return None
-    usual, total = statistics.median(known), 0.0
-    images = _images_per_epoch(study.runs)
+    images = {name: rows[0]["examples_seen"] / rows[0]["epoch"] for name, rows in begun.items()}
+    usual, total = max(images.values()), 0.0
+    speeds: dict[str, float] = {}  # seconds per unit of `image_cost`
+    costs = {}  # of an epoch
+    for name, config in ((record.name, record.config) for record in study.runs):
+        batch = config.get("update_batch") or config.get("batch") or 1
+        costs[name] = images.get(name, usual) * image_cost(batch)
+        if name in begun:
+            speeds[name] = statistics.median(row["time_s"] for row in begun[name]) / costs[name]
     for record in study.runs:
         epochs = int(record.config.get("epochs") or 0)
-        speed = speeds[record.name]
         left = sum(max(0, epochs - s.epoch) for s in states[record.name] if s.to_do)
-        per_epoch = images.get(record.name, max(images.values())) * _cost(record)
-        total += left * per_epoch * (usual if speed is None else speed)
+        speed = speeds.get(record.name) or statistics.median(speeds.values())
+        total += left * costs[record.name] * speed
     at_work = {s.lock_owner for by_run in states.values() for s in by_run if s.lock_owner}
     return total / max(1, len(at_work))
-
-
-def _cost(record: Record) -> float:
-    return image_cost(record.config.get("update_batch") or record.config.get("batch") or 1)
-
-
-def _seconds_per_cost(record: Record) -> float | None:
-    """Return what a unit of `image_cost` took in this run, None before its first epoch."""
-    rows = record.rows("metrics.csv")
-    if not rows:
-        return None
-    images = [row["examples_seen"] / row["epoch"] for row in rows]
-    return statistics.median(
-        row["time_s"] / (count * _cost(record)) for row, count in zip(rows, images)
-    )
-
-
-def _images_per_epoch(records: Iterable[Record]) -> dict[str, float]:
-    return {
-        record.name: rows[0]["examples_seen"] / rows[0]["epoch"]
-        for record in records
-        if (rows := record.rows("metrics.csv"))
-    }
 
 
 def duration(seconds: float) -> str:
