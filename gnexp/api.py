@@ -119,7 +119,6 @@ def _quiet(output: io.StringIO) -> Iterator[None]:
 
 
 def _trained(configs: list[TrainConfig]) -> "pd.DataFrame":
-    """Return the rows of the seeds that these configs ask for."""
     from gnexp.analysis.cells import run_rows
     from gnexp.config.resolve import seed_list
     from gnexp.runner.lr_search import run_folder, wanted
@@ -264,7 +263,6 @@ def _norm_under_test(module: Any, config: CheckConfig, options: dict[str, Any]) 
 
 
 def _frame(rows: list[dict[str, Any]]) -> "pd.DataFrame":
-    """Return rows as a table: whole numbers that may be absent, floats, and text."""
     import pandas as pd
 
     table = pd.DataFrame(rows)

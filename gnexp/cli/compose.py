@@ -99,7 +99,6 @@ def _split(hydra: DictConfig, typed: list[Override]) -> list[list[str]]:
 
 
 def _words(override: Override) -> list[str]:
-    """Return an override for each value of an axis; itself if it is none."""
     line = override.input_line
     if not override.is_sweep_override():
         return [line]
@@ -114,7 +113,6 @@ def _words(override: Override) -> list[str]:
 
 
 def _job(command: str, name: str, number: int, words: list[str]) -> Any:
-    """Return the config of one job of a grid, or in a sentence why there is none."""
     try:
         config = compose(name, words, return_hydra_config=True)
         with flag_override(config, "struct", False):
@@ -125,7 +123,6 @@ def _job(command: str, name: str, number: int, words: list[str]) -> Any:
 
 
 def _handed_over(config: DictConfig) -> Any:
-    """Return a composed config as the command takes it."""
     _refuse_other_engines(config.hydra)
     HydraConfig.instance().set_config(config)  # values may refer to it, as ${hydra:job.num}
     with flag_override(config, ["struct", "readonly"], [False, False]):
@@ -164,7 +161,6 @@ def composer(command: str, flags: argparse.Namespace) -> Iterator[None]:
 
 
 def _typed_keys(arguments: list[str], jobs: list[Any]) -> dict[str, str]:
-    """Return the keys that are typed with their text, those within together= too."""
     typed = dict(a.lstrip("+").split("=", 1) for a in arguments if re.match(r"[^-][^=]*=", a))
     for job in jobs if "together" in typed else ():
         if isinstance(job.together, dict):

@@ -131,7 +131,6 @@ def start_lines(runs: list[PreparedRun]) -> list[str]:
 
 
 def _spent_text(seeds: list[dict[str, Any]]) -> str:
-    """Return the privacy spent by the trainings as text, "" if they are not private."""
     spent = [numbers for numbers in seeds if "epsilon_spent" in numbers]
     if not spent:
         return ""

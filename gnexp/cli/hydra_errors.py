@@ -67,7 +67,6 @@ def unknown_key(key: str, command: str, arguments: Sequence[str] = ()) -> str:
 
 
 def _unknown_option(key: str, command: str, arguments: Sequence[str]) -> str:
-    """Return the sentence for a `norm.KEY` that the norm which is chosen lacks."""
     defaults = OmegaConf.load(config_folder() / f"{command}.yaml").defaults
     usual = next(each.norm for each in defaults if "norm" in each)
     name = next((a.partition("=")[2] for a in arguments if a.startswith("norm=")), usual)

@@ -124,7 +124,6 @@ def train(
 
 
 def _option_sentence(name: str, error: Exception) -> str:
-    """Turn Hydra's error about a launcher or one of its options into a sentence."""
     text = str(error)
     if "Could not find 'hydra/launcher/" in text:
         return unknown(f"hydra/launcher={name} is unknown", name, sorted(NEEDS))
@@ -222,7 +221,6 @@ def _launch(
 
 
 def _tell_of_ended(left: "list[PreparedRun]", progress: "Progress") -> None:
-    """Take each run that has ended in its folder off the list, and print a line for it."""
     from gnexp.cli.console import closing_line
     from gnexp.runner.prepared_run import seed_progress
 

@@ -109,7 +109,6 @@ def _plain(value: Any) -> Any:
 
 
 def _word(key: str, value: Any) -> str:
-    """Return one value in Hydra's grammar."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, numbers.Real):

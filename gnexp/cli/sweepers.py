@@ -114,7 +114,6 @@ def _upwards(arguments: list[str]) -> list[str]:
 
 
 def _only_run(name: str, config: TrainConfig) -> TrainConfig:
-    """Return the one run of a job; raises UsageError for a job that no sweeper can score."""
     what = f"hydra/sweeper={name}"
     if config.data.validation is None:
         raise UsageError(

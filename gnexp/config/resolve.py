@@ -115,6 +115,5 @@ def check_run(config: CheckConfig) -> TrainConfig:
 
 
 def _keys_of_train(config: Any) -> dict[str, Any]:
-    """Return the keys of another command that are keys of a training too."""
     names = {field.name for field in dataclasses.fields(TrainConfig)}
     return {name: value for name, value in vars(config).items() if name in names}

@@ -1,7 +1,6 @@
 """The keys that are typed and that no config of the call uses: one sentence for each."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from gnexp.config.resolve import seed_list
@@ -20,57 +19,46 @@ from gnexp.config.torchrun import cores
 WITH_GROUPS = ", ".join(TAKES_GROUPS)
 
 
-@dataclass(frozen=True)
-class Use:
-    """Keys that are without a use in some configs of a command.
-
-    keys: their names, or sections of names. used: whether a config uses them, in a grid or not.
-    why: follows "KEY=VALUE is not used: "; the first config of the call is `c` in it.
-    """
-
-    command: str
-    keys: tuple[str, ...]
-    used: Callable[[Any, bool], Any]
-    why: str
-
-
+# A command, keys of it (names, or sections of names), whether a config uses them, in a grid or not,
+# and what follows "KEY=VALUE is not used: ", in which the first config of the call is `c`.
+Use = tuple[str, tuple[str, ...], Callable[[Any, bool], Any], str]
 GROUP_KEYS = ("groups", "channels_per_group", "groups_fallback")
 NO_GROUPS = f"norm={{c.norm[name]}} has no groups; those that have are {WITH_GROUPS}"
 # The first row that names a key, or its section, is the one that counts.
-USES = [
-    Use(
+USES: list[Use] = [
+    (
         "train",
         ("report", "reference_batch"),
         lambda c, grid: grid or is_tuned(c),
         "one run ends without a report; type it after gnexp report",
     ),
-    Use("train", ("epochs",), lambda c, _: c.updates is None, "updates={c.updates} says how long"),
-    Use(
+    ("train", ("epochs",), lambda c, _: c.updates is None, "updates={c.updates} says how long"),
+    (
         "train",
         ("gradients_augment",),
         lambda c, _: c.gradients != 0 and not is_private(c),
         "no gradient is measured; leave gradients=0 out",
     ),
-    Use(
+    (
         "train",
         GROUP_KEYS,
         lambda c, _: c.norm.get("name") in TAKES_GROUPS,
         f"{NO_GROUPS}; a norm of your own takes norm.KEY=VALUE",
     ),
-    Use(
+    (
         "check",
         GROUP_KEYS,
         lambda c, _: c.norm.get("name") in (*TAKES_GROUPS, CUSTOM),
         f"{NO_GROUPS}, and a norm of your own may",
     ),
-    Use(
+    (
         "bench",
         ("groups",),
         lambda c, _: broken_rules(c) or {*c.norms} & {*TAKES_GROUPS},
         f"no norm of norms={{c.norms}} has groups; those that have are {WITH_GROUPS}",
     ),
     *(
-        Use(
+        (
             command,
             ("data.root",),
             lambda c, _: c.data.name != "shapes10",
@@ -78,28 +66,28 @@ USES = [
         )
         for command in ("train", "bench", "check")
     ),
-    Use(
+    (
         "train",
         ("convert",),
         lambda c, _: is_external(c.model),
         "norm= is of all norm layers of model={c.model.name}; model=torchvision, model=timm and"
         " model._target_= may keep some",
     ),
-    Use("train", ("tuning",), lambda c, _: is_tuned(c), "no rate is chosen; type lr=tuned too"),
-    Use(  # shifts of the batch are measured on as many images
+    ("train", ("tuning",), lambda c, _: is_tuned(c), "no rate is chosen; type lr=tuned too"),
+    (  # shifts of the batch are measured on as many images
         "train",
         ("shift.images",),
         lambda c, _: listed(c.measure),
         "no shift is measured; type measure=[shift] too",
     ),
-    Use(
+    (
         "train",
         ("shift",),
         lambda c, _: "shift" in listed(c.measure),
         "no shift is measured; type measure=[shift] too",
     ),
     *(
-        Use(
+        (
             "measure",
             keys,
             lambda c, _, by=by: {*by} & {*map(str, listed(c.what))},
@@ -124,17 +112,16 @@ def unused_problems(
     """
     found = []
     for key, value in typed.items():
-        rows = (use for use in USES if use.command == command and _is_of(key, use.keys))
-        use = next(rows, None) if value.lower() not in ("null", "none") else None
-        if use and not any(use.used(config, grid) for config in configs):
-            found.append(f"{key}={value} is not used: {use.why.format(c=configs[0])}")
+        typed_as = {key, key.partition(".")[0]}
+        rows = ((used, why) for of, keys, used, why in USES if of == command and typed_as & {*keys})
+        used, why = next(rows, (None, ""))
+        if not used or value.lower() in ("null", "none"):
+            continue
+        if not any(used(config, grid) for config in configs):
+            found.append(f"{key}={value} is not used: {why.format(c=configs[0])}")
     if command == "train" and "workers" in typed:
         found += idle_problems(configs[0].workers, sum(map(_training_count, configs)), "trainings")
     return found
-
-
-def _is_of(key: str, keys: tuple[str, ...]) -> bool:
-    return key in keys or key.partition(".")[0] in keys
 
 
 def idle_problems(workers: int | None, tasks: int, what: str) -> list[str]:

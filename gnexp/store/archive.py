@@ -59,7 +59,6 @@ def bytes_within(path: Path) -> bytes | None:
 
 @functools.lru_cache(maxsize=2)  # as many as are compared
 def _read(path: Path, *version: int) -> tuple[str, dict[str, bytes]]:
-    """Return the name of the one folder in a zip, and its files."""
     if version[-1] > MOST_BYTES:
         raise ValueError(f"{path} is not read: it is larger than {MOST_BYTES} bytes")
     return unpack(path, path.read_bytes())
@@ -91,7 +90,6 @@ def unpack(path: Path, data: bytes) -> tuple[str, dict[str, bytes]]:
 
 
 def _why_refused(found: list, zip_bytes: int, tops: set[str]) -> str:
-    """Return why a zip is not read, "" where nothing is against it."""
     import zipfile
 
     for info in found:

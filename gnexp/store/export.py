@@ -44,7 +44,6 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _is_kept(name: str) -> bool:
-    """Return whether the zip holds a file: sources of tables, and their corrupt versions."""
     if re.search(WEIGHTS, name) or name == digests.FILE:
         return False
     return name.partition(".corrupt")[0] in FILES | STUDY_FILES or bool(

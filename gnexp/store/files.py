@@ -128,7 +128,6 @@ def read_yaml(path: Path, read: Read = bytes_of) -> dict[str, Any]:
 
 
 def _refused(events: Iterable[Any]) -> str:
-    """Return why YAML is not read, "" if nothing is against it."""
     depth = 0
     for event in events:
         if getattr(event, "anchor", None) is not None:

@@ -101,7 +101,6 @@ def _problems(config: BenchConfig) -> list[str]:
 
 
 def _about(config: BenchConfig, machine: Machine, run: TrainConfig, command: str) -> dict[str, Any]:
-    """Return the page's facts on hardware, software and training; see `page`."""
     made = provenance(machine.device, command, now())
     images = data.images_of(config.data)
     cuda = machine.device.type == "cuda"

@@ -97,7 +97,6 @@ def _norm_problems(config: CheckConfig) -> list[str]:
 def _measured(
     tasks: list[ClaimTask], configs: list[CheckConfig], claims: list[Claim]
 ) -> CheckResult:
-    """Measure everything on several processes and return it in the order of norms and claims."""
     first = configs[0]
     workers = min(data.worker_count(first.workers, "cpu"), len(tasks))
     labels = list(dict.fromkeys(label_of(config) for config in configs))

@@ -37,7 +37,6 @@ def export(config: ExportConfig) -> int:
 
 
 def _require_no_loss(path: Path, study: Study) -> None:
-    """Raise UsageError where the zip that would be replaced holds results that the folder lacks."""
     if not path.exists():
         return
     try:
@@ -57,7 +56,6 @@ def _finished(study: Study) -> set[tuple[str, str]]:
 
 
 def _unfinished(study: Study) -> list[str]:
-    """Return a line on the seeds that are not at their end, [] where all are."""
     states = Counter(seed.state for record in study.runs for seed in seed_states(record))
     open_states = Counter({state: n for state, n in states.items() if state not in FINAL})
     return [f"unfinished, stored as they are now: seeds {counts_text(open_states)}"] * bool(
@@ -66,7 +64,6 @@ def _unfinished(study: Study) -> list[str]:
 
 
 def _left_out(study: Study, made: Export) -> list[str]:
-    """Return the lines on what stays in the folder."""
     lines = []
     if made.weights:
         size = sum((study.folder / name).stat().st_size for name in made.weights)

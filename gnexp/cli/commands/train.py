@@ -237,7 +237,6 @@ def size(run: PreparedRun, seeds: list[int]) -> tuple[int, int]:
 
 
 def _conclude(runs: list[PreparedRun], failed: dict[str, str], grid: bool) -> int:
-    """List what diverged, did not fit or failed; return the exit code."""
     found = {run: seed_progress(run) for run in runs if run.folder.is_dir()}
     for status in ("diverged", "infeasible"):
         for run, now_is in found.items():
