@@ -8,7 +8,7 @@ import gzip
 import math
 import os
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -71,9 +71,7 @@ def _load_cifar(name: str, root: Path, download: bool) -> Dataset:
         train, test = (source(parent, train=part) for part in (True, False))
     except RuntimeError as error:
         raise _corrupt(root, f"a batch of {name}", "its md5 sum differs") from error
-    parts = (to_rgb(train.data, name), np.asarray(train.targets, np.int64))
-    parts += (to_rgb(test.data, name), np.asarray(test.targets, np.int64))
-    return Dataset(*parts, classes=tuple(train.classes))
+    return _dataset(name, train.classes, (train.data, train.targets), (test.data, test.targets))
 
 
 def _load_svhn(name: str, root: Path, download: bool) -> Dataset:
@@ -92,8 +90,8 @@ def _load_svhn(name: str, root: Path, download: bool) -> Dataset:
             part = SVHN(str(root), split)
         except (RuntimeError, OSError, ValueError) as error:
             raise _corrupt(root, file, error) from error
-        parts += [to_rgb(part.data, file), part.labels.astype(np.int64)]
-    return Dataset(*parts, classes=tuple("0123456789"))
+        parts.append((part.data, part.labels))
+    return _dataset(name, "0123456789", *parts)
 
 
 def _load_fashion_mnist(name: str, root: Path, download: bool) -> Dataset:
@@ -109,9 +107,15 @@ def _load_fashion_mnist(name: str, root: Path, download: bool) -> Dataset:
     for x, y, file in ((x_train, y_train, _IDX_FILES[0]), (x_test, y_test, _IDX_FILES[2])):
         if len(x) != len(y) or y.max(initial=0) >= len(_FASHION_CLASSES):
             raise _corrupt(root, file, "its labels do not fit")
-    parts = (to_rgb(x_train, _IDX_FILES[0]), y_train.astype(np.int64))
-    parts += (to_rgb(x_test, _IDX_FILES[2]), y_test.astype(np.int64))
-    return Dataset(*parts, classes=_FASHION_CLASSES)
+    return _dataset(name, _FASHION_CLASSES, (x_train, y_train), (x_test, y_test))
+
+
+def _dataset(
+    name: str, classes: Sequence[str], *parts: tuple[np.ndarray, Sequence[int]]
+) -> Dataset:
+    """Return the data set of the images and labels of "train" and "test"."""
+    pairs = [(to_rgb(x, name), np.asarray(y, np.int64)) for x, y in parts]
+    return Dataset(*pairs[0], *pairs[1], classes=tuple(classes))
 
 
 def _idx_file(folder: Path, name: str) -> Path | None:

@@ -92,21 +92,16 @@ class BatchRenorm2d(RunningNorm):
         total_examples: int | None = None,
     ) -> None:
         super().__init__(num_channels, eps=eps, momentum=momentum)
-        if not rmax >= 1:
-            raise ValueError(
-                f"rmax={rmax} must be at least 1, which is batch norm; the default is 3"
-            )
-        if not dmax >= 0:
-            raise ValueError(f"dmax={dmax} must be 0 or more; the default is 5")
-        if not 0 <= warmup < 1:
-            raise ValueError(
-                f"warmup={warmup} must be a part of training from 0 to below 1, as 0.03"
-            )
-        for key, end in (("rmax_at", rmax_at), ("dmax_at", dmax_at)):
-            if not end > warmup:
-                raise ValueError(
-                    f"warmup={warmup} must be less than {key}={end}, where it is to end"
-                )
+        whole = 0 <= warmup < 1
+        for key, value, valid, rule in (
+            ("rmax", rmax, rmax >= 1, "at least 1, which is batch norm; the default is 3"),
+            ("dmax", dmax, dmax >= 0, "0 or more; the default is 5"),
+            ("warmup", warmup, whole, "a part of training from 0 to below 1, as 0.03"),
+            ("warmup", warmup, warmup < rmax_at, f"less than rmax_at={rmax_at}, where it ends"),
+            ("warmup", warmup, warmup < dmax_at, f"less than dmax_at={dmax_at}, where it ends"),
+        ):
+            if not valid:
+                raise ValueError(f"{key}={value} must be {rule}")
         if total_examples is not None and total_examples < 1:
             raise ValueError(f"total_examples={total_examples} must be at least 1, or None")
         self.rmax, self.dmax, self.total_examples = rmax, dmax, total_examples

@@ -166,16 +166,7 @@ def own_factory(path: str, options: dict[str, Any]) -> Callable[[int], nn.Module
 
     It raises ValueError, with the reason, for what cannot be built or is no nn.Module.
     """
-    return factory_of(import_target(path), lambda: norm_text(path), options)
-
-
-def factory_of(
-    target: Callable[..., Any], label: Callable[[], str], options: dict[str, Any]
-) -> Callable[[int], nn.Module]:
-    """Return the callable that builds target(channels, **options); see `own_factory`.
-
-    label: returns its name in sentences.
-    """
+    target = import_target(path)
 
     def build(channels: int) -> nn.Module:
         try:
@@ -183,14 +174,16 @@ def factory_of(
         except (Exception, SystemExit) as error:  # whatever the user's code does
             typed = "".join(f", {k}={v}" for k, v in options.items())
             raise ValueError(
-                f"{label()} raised {type(error).__name__} when called with ({channels}{typed}):"
-                f" {error}"
+                f"{norm_text(path)} raised {type(error).__name__} when called with"
+                f" ({channels}{typed}): {error}"
             ) from error
         if not isinstance(layer, nn.Module):
             kind = type(layer).__name__
-            raise ValueError(f"{label()} must return an nn.Module, not {kind}")
+            raise ValueError(f"{norm_text(path)} must return an nn.Module, not {kind}")
         if lazy := [name for name, tensor in layer.named_parameters() if is_lazy(tensor)]:
-            raise ValueError(f"{label()} returns a lazy layer ({lazy[0]}): build it with channels")
+            raise ValueError(
+                f"{norm_text(path)} returns a lazy layer ({lazy[0]}): build it with channels"
+            )
         return layer
 
     return build

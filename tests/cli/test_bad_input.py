@@ -2,6 +2,7 @@
 
 import errno
 import io
+import json
 import os
 import tarfile
 from pathlib import Path
@@ -279,7 +280,9 @@ def test_images_whose_names_are_no_text_are_trained_on_and_can_be_named(gnexp, w
     words = ("data=imagefolder", "data.root=odd", "batch=2", "epochs=1", "gradients=0")
     answer = gnexp("train", "norm=gn", "model=resnet8", "model.width=8", *words)
     assert answer.code == 0, answer.err
-    assert "passed over 1 file (1 .\\udcff)" in answer.out
+    assert answer.out.count("passed over 1 file (1 .\\udcff)\n") == 1
+    (result,) = Path("results/main").glob("*/result.json")
+    assert json.loads(result.read_text())["data"]["passed_over"] == "1 file (1 .\\udcff)"
     Path(os.fsdecode(folder + b"\xff\xfe.png")).write_bytes(b"broken")
     answer = gnexp("train", "norm=gn", "model=resnet8", "model.width=8", *words)
     assert answer.code == 2

@@ -56,35 +56,23 @@ def test_the_distance_from_the_image_grows_with_severity_where_the_parameters_sa
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
 def test_an_image_is_corrupted_alike_alone_in_any_part_and_in_any_chunk(name, x_N3SS, monkeypatch):
+    before, state = x_N3SS.clone(), torch.get_rng_state()
     whole = corrupt(x_N3SS, name, 4, 7)
-    assert whole.dtype == torch.uint8
-    assert whole.shape == x_N3SS.shape
-    assert whole.device == x_N3SS.device
+    assert torch.equal(x_N3SS, before)
+    assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(corrupt(x_N3SS, name, 4, 7), whole)
     assert torch.equal(corrupt(x_N3SS[11:12], name, 4, 7, first=11), whole[11:12])
     monkeypatch.setattr(table, "_VALUES_AT_ONCE", 3 * 3072)
     assert torch.equal(corrupt(x_N3SS[2:], name, 4, 7, first=2), whole[2:])
 
 
-@pytest.mark.parametrize(
-    "name", [n for n in CORRUPTIONS if CORRUPTIONS[n].kind in ("noise", "weather")]
-)
+@pytest.mark.parametrize("name", ["gaussian_noise", "shot_noise", "impulse_noise", "snow", "frost"])
 def test_seed_severity_and_index_each_change_the_draws(name):
-    if name == "brightness":
-        return  # it draws nothing
     x = flat(90, 2)
     one = corrupt(x, name, 2, 0)
     assert not torch.equal(one, corrupt(x, name, 2, 1))
     assert not torch.equal(one, corrupt(x, name, 3, 0))
     assert not torch.equal(one[0], one[1])
-
-
-def test_corrupting_changes_neither_the_images_nor_the_global_random_state(x_N3SS):
-    before, state = x_N3SS.clone(), torch.get_rng_state()
-    for name in CORRUPTIONS:
-        corrupt(x_N3SS[:2], name, 5, 0)
-    assert torch.equal(x_N3SS, before)
-    assert torch.equal(torch.get_rng_state(), state)
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
@@ -326,10 +314,8 @@ def test_an_elastic_transform_is_what_scipy_makes_of_the_same_draws(severity, x_
     ("name", "severity", "sentence"),
     [
         ("foggy", 1, "corruptions=foggy is unknown; did you mean fog? Valid: gaussian_noise, "),
-        ("Brightness", 1, "corruptions=Brightness is unknown; did you mean brightness?"),
         (EXTRA[0], 1, "corruptions=speckle_noise comes only from the files of CIFAR-10-C"),
         ("fog", 6, "severity=6 must be a whole number from 1 to 5"),
-        ("fog", 2.0, "severity=2.0 must be a whole number from 1 to 5"),
         ("fog", True, "severity=True must be a whole number from 1 to 5"),
     ],
 )
@@ -338,11 +324,3 @@ def test_a_wrong_name_or_severity_is_refused_in_one_sentence(name, severity, sen
         corrupt(flat(0, 1), name, severity, 0)
     assert str(caught.value).startswith(sentence)
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("shape", [(1, 1, 32, 32), (1, 3, 7, 7), (1, 3, 32, 31), (3, 32, 32)])
-def test_images_of_another_shape_are_refused(shape):
-    with pytest.raises(ValueError, match="S >= 8"):
-        corrupt(torch.zeros(shape, dtype=torch.uint8), "fog", 1, 0)
-    with pytest.raises(ValueError, match="uint8"):
-        corrupt(torch.zeros(1, 3, 32, 32), "fog", 1, 0)

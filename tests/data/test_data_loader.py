@@ -8,7 +8,6 @@ from gnexp.data.device_images import (
     AUGMENTATIONS,
     DeviceDataset,
     augmentation,
-    channel_statistics,
     crop_flip,
     draw_batches,
     epoch_augmentation,
@@ -105,13 +104,6 @@ def test_normalized_training_images_have_mean_0_and_deviation_1(images):
     torch.testing.assert_close(deviation, torch.ones(3).double(), rtol=0, atol=1e-6)
 
 
-def test_channel_statistics_equal_those_of_the_pixels(images):
-    mean, std = channel_statistics(images.x_train)
-    pixels = images.x_train.astype(np.float64) / 255
-    np.testing.assert_allclose(mean, pixels.mean((0, 2, 3)), rtol=1e-12)  # float64
-    np.testing.assert_allclose(std, pixels.std((0, 2, 3)), rtol=1e-12)
-
-
 def test_given_statistics_are_used_as_given(images):
     device_images = DeviceDataset(images, mean=[0.1, 0.2, 0.3], std=[0.5, 1, 2])
     torch.testing.assert_close(device_images.mean.flatten(), torch.tensor([0.1, 0.2, 0.3]))
@@ -132,13 +124,6 @@ def test_given_statistics_are_used_as_given(images):
 def test_statistics_that_cannot_normalize_are_refused_by_name(images, statistics, words):
     with pytest.raises(ValueError, match=words):
         DeviceDataset(images, **statistics)
-
-
-def test_a_colour_that_never_varies_is_refused_instead_of_dividing_by_zero():
-    x = np.zeros((4, 3, 8, 8), np.uint8)
-    y = np.array([0, 1, 0, 1])
-    with pytest.raises(ValueError, match=r"data\.std"):
-        DeviceDataset(Dataset(x, y, x, y, ("a", "b"), "black", ""))
 
 
 def test_drawn_batches_are_normalized_training_images_with_their_labels(images):

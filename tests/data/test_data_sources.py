@@ -48,8 +48,7 @@ def fashion():
     return dict(zip(IDX_NAMES, map(idx_bytes, (x[:30], y[:30], x[30:], y[30:])))), x, y
 
 
-@pytest.mark.parametrize("below", ["", "FashionMNIST/raw"])
-@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize(("below", "zipped"), [("", True), ("FashionMNIST/raw", False)])
 def test_fashion_mnist_files_are_read_where_they_lie_zipped_or_not(
     tmp_path, fashion, below, zipped
 ):
@@ -124,12 +123,7 @@ def cifar(monkeypatch, tmp_path):
 def test_cifar10_is_read_from_every_form_that_people_have(tmp_path, cifar, offline, form):
     files, packed, x, y = cifar
     root = tmp_path / "data"
-    folder = {
-        "batches folder": root,
-        "its parent": root / "cifar-10-batches-py",
-        "renamed folder": root,
-        "archive": root,
-    }[form]
+    folder = root / "cifar-10-batches-py" if form == "its parent" else root
     if form == "batches folder":
         root = folder = tmp_path / "cifar-10-batches-py"
     folder.mkdir(parents=True)

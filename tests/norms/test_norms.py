@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from no_trace import no_trace
 from reference_checks import draw
 from torch import nn
 
@@ -35,16 +36,13 @@ def test_an_example_sees_its_batch_exactly_when_the_norm_pools_over_n(name, x_NC
 @pytest.mark.parametrize("name", NORMS)
 def test_a_trial_finds_the_axes_that_the_table_names(name):
     layer = build_norm(name, num_channels=16)
-    before = [tensor.clone() for tensor in layer.state_dict().values()]
-    random_state = torch.get_rng_state()
-    found = pooled_axes(layer, 16, 3)
+    with no_trace(layer):
+        found = pooled_axes(layer, 16, 3)
     if name == "brn":  # divides by running statistics, which pixels change only where r is clipped
         assert "n" in found
         assert {*found} <= {*"nhw"}
     else:  # the last step of Online Norm scales an example by its mean square over channels too
         assert found == ("nchw" if name == "online" else NORMS[name].pools)
-    assert all(map(torch.equal, before, layer.state_dict().values()))
-    assert torch.equal(torch.get_rng_state(), random_state)
 
 
 class Gated(nn.Module):
@@ -56,13 +54,6 @@ class Gated(nn.Module):
 
     def forward(self, x):
         return self.gain * (x - x.mean(dim=0, keepdim=True)) + 0.1 * torch.rand_like(x)
-
-
-class Causal(nn.Module):
-    """An example is centred by the mean of those before it in the batch."""
-
-    def forward(self, x):
-        return x - x.cumsum(dim=0) / torch.arange(1, len(x) + 1).view(-1, 1, 1, 1)
 
 
 class Remembering(nn.Module):
@@ -82,13 +73,10 @@ class Remembering(nn.Module):
     ("layer", "axes"),
     [
         (Gated(), "n"),
-        (Causal(), "n"),
         (Remembering(), "n"),
         (nn.Dropout(0.5), ""),
-        (nn.PReLU(), ""),
         (nn.Softmax(dim=3), "w"),
         (nn.GroupNorm(16, 16), "hw"),
-        (nn.LayerNorm((8,)), "w"),
     ],
 )
 def test_a_trial_finds_what_any_layer_mixes(layer, axes):
@@ -119,23 +107,16 @@ def test_every_norm_starts_with_the_parameters_that_the_table_states_and_nothing
         ),
         ("none", {"eps": 1e-5}, "eps is not an option of norm=none"),
         ("bn", {"eps": 0.0}, "eps=0.0 must be positive"),
-        ("gn", {"eps": float("nan")}, "eps=nan must be positive"),
         ("bn", {"momentum": 0}, "momentum=0 must lie in"),
-        ("evonorm_b0", {"momentum": 2}, "momentum=2 must lie in (0, 1]; the default is 0.1"),
-        ("frn", {"eps": -1e-5}, "eps=-1e-05 must be positive"),
         ("evonorm_s0", {"num_groups": 7}, "num_groups=7 does not divide 16 channels; valid: 1, 2"),
-        ("dyt", {"alpha": 0.0}, "alpha=0.0 must be positive; the default is 0.5"),
         ("dyt", {"alpha": float("inf")}, "alpha=inf must be positive; the default is 0.5"),
         ("online", {"alpha_f": 1.0}, "alpha_f=1.0 must lie in [0, 1); the default is 0.999"),
-        ("online", {"alpha_b": -0.1}, "alpha_b=-0.1 must lie in [0, 1); the default is 0.99"),
         ("brn", {"rmax": 0.5}, "rmax=0.5 must be at least 1"),
         ("brn", {"dmax": -1}, "dmax=-1 must be 0 or more"),
         ("brn", {"warmup": 1.0}, "warmup=1.0 must be a part of training"),
         ("brn", {"warmup": 0.2}, "warmup=0.2 must be less than dmax_at=0.16"),
         ("brn", {"total_examples": 0}, "total_examples=0 must be at least 1"),
-        ("gbn", {"momentum": 0}, "momentum=0 must lie in (0, 1]"),
         ("gbn", {"ghost_batch": 0}, "ghost_batch=0 must be a whole number of examples from 1 up"),
-        ("gbn", {"ghost_batch": 2.5}, "ghost_batch=2.5 must be a whole number"),
         ("gn", {"num_groups": 7}, "num_groups=7 does not divide 16 channels; valid: 1, 2, 4, 8"),
     ],
 )
@@ -149,13 +130,11 @@ def test_a_wrong_name_or_option_is_refused_with_a_sentence(name, options, senten
     ("arguments", "groups"),
     [
         ({}, 8),
-        ({"groups": 4}, 4),
         ({"groups": 48}, 48),
         ({"channels_per_group": 16}, 3),
         ({"groups": 32, "fallback": "gcd"}, 16),
         ({"groups": 7, "fallback": "gcd"}, 1),
         ({"channels_per_group": 32, "fallback": "gcd"}, 3),
-        ({"groups": 6, "fallback": "gcd"}, 6),
     ],
 )
 def test_the_group_policy_for_48_channels(arguments, groups):
@@ -166,7 +145,6 @@ def test_the_group_policy_for_48_channels(arguments, groups):
     ("arguments", "sentence"),
     [
         ({"groups": 7}, "groups=7 does not divide 16 channels; valid: 1, 2, 4, 8, 16"),
-        ({"groups": 32}, "groups=32 does not divide 16 channels; valid: 1, 2, 4, 8, 16"),
         ({"groups": 0}, "groups=0 must be at least 1"),
         ({"groups": -8, "fallback": "gcd"}, "groups=-8 must be at least 1"),
         (
@@ -228,22 +206,15 @@ def test_norms_with_unknown_axes_are_left_out():
 
 @pytest.mark.parametrize("broken", [False, True])
 @pytest.mark.parametrize("name", ["bn", "gn", "online"])
-def test_probing_leaves_weights_buffers_flags_hooks_and_random_state_as_they_were(name, broken):
+def test_probing_leaves_no_trace_in_a_model(name, broken):
     net = nn.Sequential(small_net(name), nn.Dropout()).double().train()
     net[0][3].eval()  # a frozen layer
-    state = {key: value.clone() for key, value in net.state_dict().items()}
-    flags = [module.training for module in net.modules()]
-    random_state = torch.get_rng_state()
-    if broken:  # the forward pass fails half-way
-        with pytest.raises(RuntimeError):
-            values_per_statistic(net, (5, 8, 8), batch=2)
-    else:
-        values_per_statistic(net, (3, 8, 8), batch=2)
-    assert all(torch.equal(value, state[key]) for key, value in net.state_dict().items())
-    assert [module.training for module in net.modules()] == flags
-    assert not any(module._forward_pre_hooks for module in net.modules())
-    assert torch.equal(torch.get_rng_state(), random_state)
-    assert all(p.grad is None for p in net.parameters())
+    with no_trace(net):
+        if broken:  # the forward pass fails half-way
+            with pytest.raises(RuntimeError):
+                values_per_statistic(net, (5, 8, 8), batch=2)
+        else:
+            values_per_statistic(net, (3, 8, 8), batch=2)
 
 
 @pytest.mark.parametrize("name", NORMS)

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from gnexp.config.unknown import unknown
-from gnexp.data.arrays import LEAST_SIDE
 from gnexp.data.corruptions import blur, digital, pointwise, weather
 from gnexp.data.corruptions.draws import Draws
 
@@ -93,12 +92,10 @@ def corrupt(x_N3SS: Tensor, name: str, severity: int, seed: int, *, first: int =
     An image's corruption depends on (seed, name, severity, index) alone, where x_N3SS[i] has the
     index first + i: a part of a set, with `first` saying where it begins, gives that part of the
     whole. The same bytes on every call, and for every split into parts.
-    Raises ValueError for an unknown name or severity, or images that are not uint8 (N, 3, S, S)
-    with S >= 8.
+    x_N3SS: uint8, S >= 8. Raises ValueError for an unknown name or severity.
     """
     require_corruption(name)
     require_severity(severity)
-    _check_images(x_N3SS)
     size = max(1, _VALUES_AT_ONCE // x_N3SS[:1].numel()) if len(x_N3SS) else 1
     parts = [
         _corrupt_chunk(x_N3SS[i : i + size], name, severity, seed, first + i)
@@ -126,16 +123,6 @@ def require_severity(severity: int) -> None:
     """Raise ValueError if `severity` is not a whole number from 1 to 5."""
     if not isinstance(severity, int) or isinstance(severity, bool) or severity not in SEVERITIES:
         raise ValueError(f"severity={severity} must be a whole number from 1 to 5")
-
-
-def _check_images(x_N3SS: Tensor) -> None:
-    shape = tuple(x_N3SS.shape)
-    if x_N3SS.dtype != torch.uint8:
-        raise ValueError(f"images have dtype {x_N3SS.dtype}: they must be uint8, 0 to 255")
-    if len(shape) != 4 or shape[1] != 3 or shape[2] != shape[3] or shape[2] < LEAST_SIDE:
-        raise ValueError(
-            f"images have shape {shape}: they must be (N, 3, S, S) with S >= {LEAST_SIDE}"
-        )
 
 
 def _corrupt_chunk(x_N3SS: Tensor, name: str, severity: int, seed: int, first: int) -> Tensor:
