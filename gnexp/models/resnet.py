@@ -52,7 +52,6 @@ def _resnet(
     norm: NormFactory,
     num_classes: int,
     width: int,
-    in_channels: int,
     blocks_per_stage: Sequence[int],
     block: Block,
     shortcut: Callable[[Place, int], nn.Module],
@@ -61,7 +60,7 @@ def _resnet(
     for key, value in (("width", width), ("num_classes", num_classes)):
         if value < 1:
             raise ValueError(f"{key}={value} must be at least 1")
-    net = OrderedDict(conv1=conv(in_channels, width, 3))
+    net = OrderedDict(conv1=conv(3, width, 3))
     if block.activated:
         net["norm1"], net["relu"] = norm_relu(_named(norm, "norm1"), width)
     else:  # each block's branch starts with a ReLU
@@ -86,22 +85,18 @@ def cifar_resnet(
     norm: NormFactory,
     num_classes: int = 10,
     width: int = 16,
-    in_channels: int = 3,
     block: Block = BasicBlock,
 ) -> nn.Sequential:
-    """Return the CIFAR ResNet of `depth` = 6n+2: (N, in_channels, H, W) -> logits (N, classes).
+    """Return the CIFAR ResNet of `depth` = 6n+2: (N, 3, H, W) -> logits (N, classes).
 
     Three stages of n blocks with width, 2 width, 4 width channels and parameter-free shortcuts.
     `block`: BasicBlock; PreActivationBlock, with a norm and a ReLU before pooling; or PlainBlock,
     the plain network of the same layers. Any H, W >= 8. Weights come from torch's global
-    generator; see `initialize`. Raises ValueError for another depth.
+    generator; see `initialize`.
     Source: He et al. 2015, arXiv:1512.03385.
     """
-    n = (depth - 2) // 6
-    if n < 1 or depth != 6 * n + 2:
-        nearest = 6 * max(1, round((depth - 2) / 6)) + 2
-        raise ValueError(f"depth={depth} must be 6n+2 with n >= 1; nearest: {nearest}")
-    return _resnet(norm, num_classes, width, in_channels, [n] * 3, block, padded_shortcut)
+    blocks = [(depth - 2) // 6] * 3
+    return _resnet(norm, num_classes, width, blocks, block, padded_shortcut)
 
 
 _IMAGENET_STAGES: dict[int, tuple[list[int], Block]] = {
@@ -118,13 +113,10 @@ def imagenet_resnet_cifar_stem(
 
     The stem is one 3x3 convolution of stride 1, without max-pooling, so 32x32 images reach the
     last stage as 4x4 maps. Any H, W >= 8. Weights come from torch's global generator; see
-    `initialize`. Raises ValueError for another depth. Stages: He et al. 2015, arXiv:1512.03385.
+    `initialize`. Stages: He et al. 2015, arXiv:1512.03385.
     """
-    if depth not in _IMAGENET_STAGES:
-        valid = ", ".join(map(str, _IMAGENET_STAGES))
-        raise ValueError(f"depth={depth} is not a known ImageNet ResNet; valid: {valid}")
     blocks, block = _IMAGENET_STAGES[depth]
-    return _resnet(norm, num_classes, width, 3, blocks, block, projection_shortcut)
+    return _resnet(norm, num_classes, width, blocks, block, projection_shortcut)
 
 
 # Called as build(norm, num_classes=..., width=...); each holds its own width.

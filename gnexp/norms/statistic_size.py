@@ -44,17 +44,12 @@ def values_per_statistic(
     model: nn.Module,
     input_shape: tuple[int, ...],
     batch: int,
-    pools_of: Callable[[nn.Module], str | None] = stock_pools,
-    *,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
 ) -> list[StatisticSize]:
     """Return, in order of execution, how many values share one statistic in each norm layer.
 
     input_shape: one example without the batch axis, (C, H, W). batch: the N to count for.
-    pools_of: a module's pooled axes, letters of "nchw"; modules for which it gives None (not a
-    norm, or a norm with unknown axes) or "" (no statistic) are left out. Where c is pooled, a
-    layer's `num_groups` divides it. device, dtype: of the input; default: the first parameter's.
+    Modules whose pooled axes are not known (see `stock_pools`), or that have none, are left out.
+    Where c is pooled, a layer's `num_groups` divides it.
 
     A size of 1 means that training cannot work: BN raises, GN outputs beta whatever it is given.
     Weights, buffers, training flags and random state are left as they were.
@@ -62,7 +57,7 @@ def values_per_statistic(
     first = next(model.parameters(), torch.empty(0))
     # Two examples, whatever `batch` is: PyTorch refuses one value per channel even in evaluation
     # for some norms, and the sizes asked about are exactly such. N is scaled back below.
-    x_NCHW = torch.zeros(2, *input_shape, device=device or first.device, dtype=dtype or first.dtype)
+    x_NCHW = torch.zeros(2, *input_shape, device=first.device, dtype=first.dtype)
     sizes: list[StatisticSize] = []
 
     def recorder(layer: str, pools: str) -> Callable[..., None]:
@@ -80,7 +75,7 @@ def values_per_statistic(
         handles = [
             module.register_forward_pre_hook(recorder(name, pools))
             for name, module in model.named_modules()
-            if (pools := pools_of(module))
+            if (pools := stock_pools(module))
         ]
         try:
             model(x_NCHW)

@@ -118,15 +118,15 @@ def normalizes(module: nn.Module, shape: tuple[int, ...]) -> bool:
         return False
     x, moved = _normal(shape), _moved(module, TENSORS)
     try:
-        y, louder = (_same_shape(moved, s * x) for s in (1.0, 2.0))
+        y, louder = (_output(moved, s * x) for s in (1.0, 2.0))
         if _near(louder, y, ALIKE):
             one = x.clone()
             one.view(-1)[0] += 3.0
-            elsewhere = (_same_shape(moved, one) - y).flatten()[1:].abs()
+            elsewhere = (_output(moved, one) - y).flatten()[1:].abs()
             return bool(elsewhere.max() > 1e-6 * y.square().mean().sqrt())
         if not any(b.is_floating_point() for b in module.buffers()):
             return False
-        quiet, loud = (_same_shape(moved, x, False, PASSES * [s * x]) for s in (1.0, 4.0))
+        quiet, loud = (_output(moved, x, False, PASSES * [s * x]) for s in (1.0, 4.0))
         return not _near(loud, quiet, ALIKE)
     except Exception:  # whatever a layer does with what it was not built for
         return False
@@ -140,7 +140,7 @@ def known_rule(module: nn.Module, shape: tuple[int, ...]) -> Rule | None:
     """
     x, moved = _normal(shape), _moved(module, TENSORS)
     try:
-        outputs = [_same_shape(moved, x, training) for training in (True, False)]
+        outputs = [_output(moved, x, training) for training in (True, False)]
     except Exception:  # as above
         return None
     for rule, formulas in _formulas(moved, x):
@@ -205,21 +205,17 @@ def _moved(module: nn.Module, drawn: Sequence[str] = ()) -> nn.Module:
 def _output(
     module: nn.Module, x: Tensor, training: bool = True, before: Sequence[Tensor] = ()
 ) -> Tensor:
-    """Return what a copy gives, after training passes of other batches; its draws are alike."""
+    """Return what a copy gives, after training passes of other batches; its draws are alike.
+
+    Raises ValueError when that has not the shape of the input.
+    """
     trial = copied(module).train()
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         for other in before:
             torch.default_generator.manual_seed(0)
             trial(other.clone())
         torch.default_generator.manual_seed(0)
-        return trial.train(training)(x.clone())
-
-
-def _same_shape(
-    module: nn.Module, x: Tensor, training: bool = True, before: Sequence[Tensor] = ()
-) -> Tensor:
-    """Return `_output`, which must have the shape of the input."""
-    y = _output(module, x, training, before)
+        y = trial.train(training)(x.clone())
     if y.shape != x.shape:
         raise ValueError("the shape changes")
     return y.float()

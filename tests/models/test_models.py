@@ -16,7 +16,6 @@ from gnexp.models.blocks import PaddedShortcut, PlainBlock, ResidualBlock
 from gnexp.models.resnet import (
     build_model,
     cifar_resnet,
-    imagenet_resnet_cifar_stem,
     initialize,
     zero_last_gamma,
 )
@@ -272,8 +271,6 @@ def test_initial_weights_have_the_stated_spread_and_precision_does_not_change_th
         ),
         (partial(build_model, "tiny", BATCH_NORM, 10, 0), "width=0 must be at least 1"),
         (partial(build_model, "tiny", BATCH_NORM, 0), "num_classes=0 must be at least 1"),
-        (partial(cifar_resnet, 21, BATCH_NORM), "depth=21 must be 6n+2 with n >= 1; nearest: 20"),
-        (partial(imagenet_resnet_cifar_stem, 20, BATCH_NORM), "valid: 18, 34, 50"),
     ],
 )
 def test_a_wrong_name_width_or_depth_is_refused_with_a_sentence(build, sentence):

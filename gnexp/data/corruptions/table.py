@@ -27,62 +27,51 @@ _VALUES_AT_ONCE = 1 << 20  # so that a chunk's planes stay near the processor
 
 class Corruption(NamedTuple):
     """`change(x, draws, *parameters)` on float64 (N, 3, S, S) in [0, 1], and the parameters of
-    severity 1 to 5. `kind` is one of KINDS."""
+    severity 1 to 5."""
 
-    kind: str
     change: Callable[..., Tensor]
     parameters: tuple[tuple[float, ...], ...]
 
 
-# By kind: the function, which names the corruption, and its parameters at severity 1 to 5.
-_BY_KIND: dict[str, dict[Callable[..., Tensor], tuple]] = {
-    "noise": {
-        pointwise.gaussian_noise: (0.04, 0.06, 0.08, 0.09, 0.10),
-        pointwise.shot_noise: (500, 250, 100, 75, 50),
-        pointwise.impulse_noise: (0.01, 0.02, 0.03, 0.05, 0.07),
-    },
-    "blur": {
-        blur.defocus_blur: ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1, 0.2), (1.5, 0.1)),
-        blur.glass_blur: ((0.05, 1, 1), (0.25, 1, 1), (0.4, 1, 1), (0.25, 1, 2), (0.4, 1, 2)),
-        blur.motion_blur: ((6, 1), (6, 1.5), (6, 2), (8, 2), (9, 2.5)),
-        blur.zoom_blur: (1.06, 1.11, 1.16, 1.21, 1.26),
-    },
-    "weather": {
-        weather.snow: (
-            (0.1, 0.2, 1, 0.6, 8, 3, 0.95),
-            (0.1, 0.2, 1, 0.5, 10, 4, 0.9),
-            (0.15, 0.3, 1.75, 0.55, 10, 4, 0.9),
-            (0.25, 0.3, 2.25, 0.6, 12, 6, 0.85),
-            (0.3, 0.3, 1.25, 0.65, 14, 12, 0.8),
-        ),
-        weather.frost: ((1, 0.2), (1, 0.3), (0.9, 0.4), (0.85, 0.4), (0.75, 0.45)),
-        weather.fog: ((0.2, 3), (0.5, 3), (0.75, 2.5), (1, 2), (1.5, 1.75)),
-        pointwise.brightness: (0.05, 0.1, 0.15, 0.2, 0.3),
-    },
-    "digital": {
-        pointwise.contrast: (0.75, 0.5, 0.4, 0.3, 0.15),
-        digital.elastic_transform: (
-            *((0, 0, 0.08), (0.05, 0.2, 0.07), (0.08, 0.06, 0.06)),
-            *((0.1, 0.04, 0.05), (0.1, 0.03, 0.03)),
-        ),
-        digital.pixelate: (0.95, 0.9, 0.85, 0.75, 0.65),
-        digital.jpeg_compression: (80, 65, 58, 50, 40),
-    },
-    "pure": {
-        pointwise.pure_contrast: (0.75, 0.5, 0.4, 0.3, 0.15),
-        pointwise.pure_brightness: (0.05, 0.1, 0.15, 0.2, 0.3),
-        pointwise.colour_cast: (0.1, 0.2, 0.3, 0.4, 0.5),
-    },
+# The function, which names the corruption, and its parameters at severity 1 to 5.
+_PUBLISHED: dict[Callable[..., Tensor], tuple] = {
+    pointwise.gaussian_noise: (0.04, 0.06, 0.08, 0.09, 0.10),
+    pointwise.shot_noise: (500, 250, 100, 75, 50),
+    pointwise.impulse_noise: (0.01, 0.02, 0.03, 0.05, 0.07),
+    blur.defocus_blur: ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1, 0.2), (1.5, 0.1)),
+    blur.glass_blur: ((0.05, 1, 1), (0.25, 1, 1), (0.4, 1, 1), (0.25, 1, 2), (0.4, 1, 2)),
+    blur.motion_blur: ((6, 1), (6, 1.5), (6, 2), (8, 2), (9, 2.5)),
+    blur.zoom_blur: (1.06, 1.11, 1.16, 1.21, 1.26),
+    weather.snow: (
+        (0.1, 0.2, 1, 0.6, 8, 3, 0.95),
+        (0.1, 0.2, 1, 0.5, 10, 4, 0.9),
+        (0.15, 0.3, 1.75, 0.55, 10, 4, 0.9),
+        (0.25, 0.3, 2.25, 0.6, 12, 6, 0.85),
+        (0.3, 0.3, 1.25, 0.65, 14, 12, 0.8),
+    ),
+    weather.frost: ((1, 0.2), (1, 0.3), (0.9, 0.4), (0.85, 0.4), (0.75, 0.45)),
+    weather.fog: ((0.2, 3), (0.5, 3), (0.75, 2.5), (1, 2), (1.5, 1.75)),
+    pointwise.brightness: (0.05, 0.1, 0.15, 0.2, 0.3),
+    pointwise.contrast: (0.75, 0.5, 0.4, 0.3, 0.15),
+    digital.elastic_transform: (
+        *((0, 0, 0.08), (0.05, 0.2, 0.07), (0.08, 0.06, 0.06)),
+        *((0.1, 0.04, 0.05), (0.1, 0.03, 0.03)),
+    ),
+    digital.pixelate: (0.95, 0.9, 0.85, 0.75, 0.65),
+    digital.jpeg_compression: (80, 65, 58, 50, 40),
 }
-KINDS = tuple(_BY_KIND)
+_PURE: dict[Callable[..., Tensor], tuple] = {
+    pointwise.pure_contrast: (0.75, 0.5, 0.4, 0.3, 0.15),
+    pointwise.pure_brightness: (0.05, 0.1, 0.15, 0.2, 0.3),
+    pointwise.colour_cast: (0.1, 0.2, 0.3, 0.4, 0.5),
+}
 CORRUPTIONS = {
     change.__name__: Corruption(
-        kind, change, tuple(p if isinstance(p, tuple) else (p,) for p in parameters)
+        change, tuple(p if isinstance(p, tuple) else (p,) for p in parameters)
     )
-    for kind, entries in _BY_KIND.items()
-    for change, parameters in entries.items()
+    for change, parameters in (_PUBLISHED | _PURE).items()
 }
-PUBLISHED = tuple(name for name, entry in CORRUPTIONS.items() if entry.kind != "pure")
+PUBLISHED = tuple(change.__name__ for change in _PUBLISHED)
 EXTRA = ("speckle_noise", "gaussian_blur", "spatter", "saturate")  # in the released files only
 
 
