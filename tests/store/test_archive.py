@@ -90,7 +90,7 @@ def test_the_zip_holds_every_file_of_the_runs_but_weights_and_logits(study, gnex
     assert "unfinished" not in answer.out
 
 
-def test_the_same_study_gives_the_same_bytes_at_any_time(study, gnexp, made):
+def test_the_same_study_gives_the_same_bytes_at_any_time(study, zipped, gnexp, made):
     for path in study.rglob("*.json"):
         os.utime(path, (10**9, 10**9))
     assert gnexp("export").code == 0
