@@ -17,19 +17,21 @@ FOLDERS = ("hydra.run.dir", "hydra.sweep.dir")  # that Hydra would write to; a s
 NOT_IN_GLOBS = {"norm": "custom", "model": "[custom,torchvision,timm]"}
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:
+        raise UsageError(message)
+
+
 def flags_of(arguments: list[str]) -> argparse.Namespace | None:
     """Return Hydra's flags about composing, and the overrides; None for a question to Hydra."""
-    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False)
+    parser = _Parser(add_help=False)
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("-m", "--multirun", action="store_true")
     parser.add_argument("-r", "--run", action="store_true")
     for flag in ("-cd=--config-dir", "-cn=--config-name", "-cp=--config-path", "-c=--cfg"):
         parser.add_argument(*flag.split("="))
     parser.add_argument("--experimental-rerun")
-    try:
-        flags, others = parser.parse_known_args(arguments)
-    except argparse.ArgumentError as error:
-        raise UsageError(str(error)) from error
+    flags, others = parser.parse_known_args(arguments)
     if flags.experimental_rerun:
         raise UsageError(
             "--experimental-rerun is not supported: the same command again goes on where it ended"

@@ -75,6 +75,8 @@ MISTAKES = [
     ("covariance=true gradients_augment=true", "covariance=true needs gradients_augment=false"),
     ("norm=custom", "norm._target_ must be given, as norm._target_=my_pkg.MyNorm"),
     ("--experimental-rerun x.pickle", "--experimental-rerun is not supported: the same command"),
+    ("--config-dir", "argument -cd/--config-dir: expected one argument"),
+    ("--config x", "ambiguous option: --config could match --config-dir, --config-name"),
     ("--config-dir nowhere", "--config-dir nowhere is not a folder"),
     ("--cfg job --multirun", "Only one of"),
     ("--multi-run batch=2", "--multi-run; see gnexp train --help"),
