@@ -72,7 +72,11 @@ class Cell:
         known of no complete seed.
         """
         complete = self.of("complete")
-        known = {row["seed"]: row[column] for row in complete if _is_known(row.get(column))}
+        known = {
+            row["seed"]: row[column]
+            for row in complete
+            if row.get(column) is not None and math.isfinite(row[column])
+        }
         if chance is None or (complete and not known):
             return known
         return known | {row["seed"]: chance for row in self.of("diverged")}
@@ -384,7 +388,3 @@ def row_order(row: Mapping[str, Any]) -> tuple[Any, ...]:
     ordered = ["groups", "channels_per_group", *(c for c in row if c not in apart)]
     ordered += ["update_batch", "batch", "seed", "run"]
     return (norm_rank(row["norm"]), *(number(row.get(column)) for column in ordered))
-
-
-def _is_known(value: float | None) -> bool:
-    return value is not None and math.isfinite(value)

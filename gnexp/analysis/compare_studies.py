@@ -166,7 +166,10 @@ def accuracy_rows(pairs: Sequence[MatchedCells], known: Mapping[int, Sample]) ->
 def _side(name: str, cell: Cell) -> Row:
     interval, over = cell.accuracy
     numbers = {"n": interval.n, "mean": interval.mean, "lo": interval.lo, "hi": interval.hi}
-    numbers |= {"n_diverged": cell.diverged, "interval": over}
+    return _of_side(name, {**numbers, "n_diverged": cell.diverged, "interval": over})
+
+
+def _of_side(name: str, numbers: Row) -> Row:
     return {f"{name}_{key}": value for key, value in numbers.items()}
 
 
@@ -183,20 +186,15 @@ def cost_rows(
     cells = [(pair.first, other.first, pair.second, other.second) for pair, other in cases]
     weights = (-1.0, 1.0, 1.0, -1.0)
     differences = [contrast(zip(weights, [known[id(c)] for c in four])) for four in cells]
-    return [
-        {
-            **{**pair.key, "label": norm_label(pair.key), "reference_batch": reference_batch},
-            **_cost("first", between(a, of_a, known)),
-            **_cost("second", between(b, of_b, known)),
-            **tested,
-        }
-        for (pair, _), (a, of_a, b, of_b), tested in zip(cases, cells, _tested(differences))
-    ]
-
-
-def _cost(name: str, cost: Difference) -> Row:
-    numbers = {"n": min(cost.n_a, cost.n_b), "cost": cost.difference, "lo": cost.lo, "hi": cost.hi}
-    return {f"{name}_{key}": value for key, value in numbers.items()}
+    rows = []
+    for (pair, _), (a, of_a, b, of_b), tested in zip(cases, cells, _tested(differences)):
+        row = {**pair.key, "label": norm_label(pair.key), "reference_batch": reference_batch}
+        for name, pair_of_cells in (("first", (a, of_a)), ("second", (b, of_b))):
+            d = between(*pair_of_cells, known)
+            numbers = {"n": min(d.n_a, d.n_b), "cost": d.difference, "lo": d.lo, "hi": d.hi}
+            row |= _of_side(name, numbers)
+        rows.append(row | tested)
+    return rows
 
 
 def _is_reference(candidate: MatchedCells, pair: MatchedCells, reference_batch: int) -> bool:

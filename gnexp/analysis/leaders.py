@@ -65,15 +65,14 @@ class BatchVerdict:
 
     @cached_property
     def _states(self) -> dict[tuple[int, int], str]:
-        return {pair: self._of(one) for pair, one in self.over.items()}
-
-    def _of(self, one: NormComparison) -> str:
-        d, verdict = one.difference.difference, one.difference.verdict
-        if verdict == UNDECIDED:
-            return APART if abs(d) >= LARGE else TIED
-        if abs(d) <= self.margin:
-            return CLOSE
-        return BEATEN if verdict == AHEAD else ABOVE
+        found = {}
+        for pair, one in self.over.items():
+            size, ahead = abs(one.difference.difference), one.difference.verdict == AHEAD
+            if one.difference.verdict == UNDECIDED:
+                found[pair] = APART if size >= LARGE else TIED
+            else:
+                found[pair] = CLOSE if size <= self.margin else BEATEN if ahead else ABOVE
+        return found
 
     def among(self, i: int, *states: str) -> list[int]:
         """Return the lines in these states beside i, the highest mean first."""

@@ -53,11 +53,6 @@ class TunedCell:
         return bool({self.rate, self.best} & {min(self.trials), max(self.trials)})
 
     @property
-    def trial_budget(self) -> tuple[int, int]:
-        """The epochs of each trial, and the images of an epoch."""
-        return tuple(self.trial_columns.values())
-
-    @property
     def trial_columns(self) -> Row:
         """The budget of a trial as columns."""
         return _budget("trial", next(iter(self.trials.values())))

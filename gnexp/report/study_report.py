@@ -7,7 +7,7 @@ from pathlib import Path
 from gnexp.analysis.eval_split import for_split
 from gnexp.analysis.study_analysis import StudyAnalysis
 from gnexp.analysis.tables.build import LR_TABLES, WHY_TABLES, build_tables
-from gnexp.analysis.tables.table import Table, write_table_files
+from gnexp.analysis.tables.table import write_table_files
 from gnexp.report.figures import accuracy, batch_vs_update_batch, lr_search, shift
 from gnexp.report.figures.style import captions_of, write_figures
 from gnexp.report.fingerprint import FORMATS, files_of, fingerprint, formats_kept, is_fresh, stamp
@@ -50,7 +50,13 @@ def build_report(analysis: StudyAnalysis, formats: Sequence[str] = FORMATS) -> d
 def _build(analysis: StudyAnalysis, folder: Path, formats: Sequence[str]) -> list[Path]:
     """Write all files of the report and return their paths."""
     tables = build_tables(analysis)
-    written = [path for table in tables.values() for path in _write_table(table, folder)]
+    written = []
+    for table in tables.values():
+        if table.rows or table.name not in OPTIONAL:
+            written += write_table_files(table, folder)
+        else:  # of an earlier report
+            for suffix in ("csv", "md", "tex"):
+                (folder / f"{table.name}.{suffix}").unlink(missing_ok=True)
     drawn, left_out = _to_draw(analysis)
     makers = {name: make for module in FIGURES for name, make in module.makers(drawn).items()}
     captions = {
@@ -87,12 +93,3 @@ def _to_draw(analysis: StudyAnalysis) -> tuple[StudyAnalysis, str]:
     of = f"the {len(shown)} {phrases.setting(main, found)}"
     left_out = f" Of {len(analysis.series)} series {of} are drawn; the tables have all."
     return analysis.of_series(shown), left_out
-
-
-def _write_table(table: Table, folder: Path) -> list[Path]:
-    """Write a table's files; of one of OPTIONAL without rows, remove those of an earlier report."""
-    if table.rows or table.name not in OPTIONAL:
-        return write_table_files(table, folder)
-    for suffix in ("csv", "md", "tex"):
-        (folder / f"{table.name}.{suffix}").unlink(missing_ok=True)
-    return []

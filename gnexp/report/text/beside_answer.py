@@ -99,13 +99,19 @@ def training(groups: Sequence[Sequence[Series]], tuned: bool) -> list[list[str]]
 
 
 def _sentence(budget: dict[str, Any], cells: Sequence[Cell]) -> list[str]:
-    reached = _train_accuracies(cells)
+    known = [[*cell.numbers("train_acc").values()] for cell in cells]
+    reached = [sum(values) / len(values) for values in known if values]
     return write("training_length.j2", **budget, train_accuracies=reached) if budget else []
 
 
 def _budget(cells: Sequence[Cell], tuned: bool) -> dict[str, Any]:
     """Return passes, images and learning rates; nothing where no seed is complete."""
-    passes = sorted(one for cell in cells for one in _passes(cell))
+    passes = sorted(
+        seen / images
+        for cell in cells
+        for seen in cell.numbers("examples_seen").values()
+        if (images := _images(cell)) and seen
+    )
     if not passes:
         return {}
     was_tuned = {bool(cell.key.get("tuned", tuned)) for cell in cells}
@@ -120,18 +126,6 @@ def _budget(cells: Sequence[Cell], tuned: bool) -> dict[str, Any]:
 
 def _images(cell: Cell) -> int:
     return int(cell.record.result.get("data", {}).get("train") or 0)
-
-
-def _passes(cell: Cell) -> list[float]:
-    seen = [row["examples_seen"] for row in cell.of("complete") if row.get("examples_seen")]
-    return [n / _images(cell) for n in seen] if _images(cell) else []
-
-
-def _train_accuracies(cells: Sequence[Cell]) -> list[float]:
-    """Return the mean over the complete seeds of each cell where it is known."""
-    found = [[row.get("train_acc") for row in cell.of("complete")] for cell in cells]
-    known = [[value for value in values if value is not None] for values in found]
-    return [sum(values) / len(values) for values in known if values]
 
 
 def update_rule(lines: Sequence[Series]) -> list[str]:

@@ -111,8 +111,8 @@ def _lost(here: Mapping[str, Cell]) -> list[tuple[str, str]]:
     """Return (series, how many of its seeds diverged or are not above chance) where any are."""
     found = []
     for label, cell in here.items():
-        lost = {"diverged": len(cell.of("diverged")), "at chance": seeds_at_chance(cell)}
-        every = len(cell.of("diverged")) + len(cell.accuracies)
+        lost = {"diverged": cell.diverged, "at chance": seeds_at_chance(cell)}
+        every = cell.diverged + len(cell.accuracies)
         if any(lost.values()):
             texts = [f"{n} of {every} {what}" for what, n in lost.items() if n]
             found.append((label, ", ".join(texts)))
@@ -130,7 +130,7 @@ def trial_sentences(analysis: StudyAnalysis) -> list[str]:
         cells=len(tuned),
         trainings=sum(len(cell.scored) for each in tuned for cell in each.trials.values()),
         part_budget=len(in_part),
-        budgets=sorted({each.trial_budget for each in in_part}),
+        budgets=sorted({tuple(each.trial_columns.values()) for each in in_part}),
         by_rule=sum(each.choice.rule != BEST for each in tuned),
         at_edge=sum(each.at_edge for each in tuned),
         waiting=sum(chosen_cell(analysis.test_cells, each) is None for each in tuned),
