@@ -116,6 +116,7 @@ def test_every_norm_starts_with_the_parameters_that_the_table_states_and_nothing
         ("brn", {"warmup": 1.0}, "warmup=1.0 must be a part of training"),
         ("brn", {"warmup": 0.2}, "warmup=0.2 must be less than dmax_at=0.16"),
         ("brn", {"total_examples": 0}, "total_examples=0 must be at least 1"),
+        ("gbn", {"ghost_batch": 2.5}, "ghost_batch=2.5 must be a whole number"),
         ("gbn", {"ghost_batch": 0}, "ghost_batch=0 must be a whole number of examples from 1 up"),
         ("gn", {"num_groups": 7}, "num_groups=7 does not divide 16 channels; valid: 1, 2, 4, 8"),
     ],

@@ -161,6 +161,8 @@ def test_the_error_about_an_unknown_norm_lists_plug_ins_and_the_nearest_may_be_o
     assert answer.code == 2
     assert "norm=rooot is unknown; did you mean root? Valid: bn, " in answer.err
     assert answer.err.endswith("; plug-ins: root; plug-ins that cannot be used: flat, gn\n")
+    with pytest.raises(ValueError, match="norm=rooot is unknown; did you mean root"):
+        api.build_norm("rooot", 4)
 
 
 def test_a_broken_plug_in_harms_no_norm_but_itself(gnexp, install):
