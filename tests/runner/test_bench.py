@@ -310,13 +310,9 @@ SOME = ("batches=[4]", *SMALL)
 MISTAKES = {
     "unknown norm": (["norms=[bn,gm]"], ["norms=[bn,gm]", "gm", "did you mean gn"]),
     "one norm": (["norms=gn"], ["norms=gn must be a list of names", "norms=[bn,gn]"]),
-    "no norms": (["norms=[]"], ["norms=[]", "a list of names"]),
     "the key of train": (["norm=gn"], ["norm", "norms"]),
-    "half a batch": (["batches=[1,1.5]"], ["batches=[1, 1.5]", "whole numbers from 1 up"]),
     "a batch twice": (["batches=[2,4,2]"], ["batches=[2, 4, 2]", "each once"]),
     "a batch above the data": (["batches=[1,64]", *SMALL], ["batches=[1, 64]", "at most 40"]),
-    "seeds by name": (["seeds=[1,2]"], ["seeds"]),
-    "no repeats": (["repeats=0"], ["repeats=0", "at least 1"]),
     "no time": (["seconds=0"], ["seconds=0", "positive"]),
     "tf32 on a CPU": (["precision=tf32", "device=cpu", *SOME], ["precision=tf32", "CUDA"]),
     "a device there is not": (["device=cuda:99"], ["device=cuda:99", "device=cpu"]),

@@ -76,16 +76,6 @@ def test_a_file_of_arrays_that_is_written_again_is_read_again(gnexp, workdir):
     assert len({result["data"]["checksum"] for result in results()}) == 2
 
 
-def test_images_held_out_of_training_are_those_of_the_folder_as_it_is(gnexp, zoo):
-    words = (*FOLDER, "data.validation=0.5")
-    assert gnexp("train", *words).code == 0
-    for name in ("ant", "bee"):
-        for i in range(2):
-            save(zoo / "train" / name / f"new{i}.png", seed=i)
-    assert gnexp("train", *words).code == 0
-    assert [result["data"]["test"] for result in results()] == [4, 6]
-
-
 def test_a_model_whose_file_is_edited_trains_as_it_is_now(gnexp, workdir):
     words = [word for word in DRAWN if not word.startswith("model")]
     words.append("model._target_=edited_nets.Net")

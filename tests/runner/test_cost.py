@@ -47,8 +47,6 @@ def test_a_memory_in_which_not_even_one_image_fits_says_so(gnexp):
         (["cost.norms=gn"], "cost.norms=gn must be a list of names"),
         (["cost.groups=7"], "groups=7 does not divide"),
         (["cost.size=4"], "cost.size=4 must be a whole number of at least 8 pixels"),
-        (["cost.memory_gb=0"], "cost.memory_gb=0.0 must be a positive number"),
-        (["cost.batches=[0]"], "cost.batches=[0] must be a list of whole numbers from 1 up"),
     ],
 )
 def test_a_mistake_in_the_keys_of_the_cost_gets_one_sentence(words, sentence, gnexp, workdir):

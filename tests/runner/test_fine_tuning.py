@@ -1,6 +1,5 @@
 """`init_from=`: training that starts from stored weights, under the same norm or another."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -12,13 +11,12 @@ from gnexp.analysis.cells import cells, series
 from gnexp.analysis.compared_keys import start_name, varying
 from gnexp.cli import app
 from gnexp.cli.launchers import from_anywhere
-from gnexp.config.identity import restore
 from gnexp.config.schema import DataConfig, ModelConfig, TrainConfig
 from gnexp.models.load_weights import transfer
 from gnexp.models.resnet import build_model
 from gnexp.norms.registry import build_norm
 from gnexp.runner.build import data as build
-from gnexp.runner.build import initial_model
+from gnexp.runner.build import initial_model, initial_weights
 from gnexp.store.run import Run
 from gnexp.store.study import load_study
 from gnexp.training.evaluate import evaluate
@@ -350,33 +348,9 @@ def test_two_sources_are_told_apart_in_a_report_by_their_names(gnexp, source):
     assert start_name(config) == "RUN (012345)"
 
 
-def test_a_rate_is_tuned_from_the_same_weights(gnexp, source):
-    words = [w for w in TUNE if not w.startswith(("lr=", "epochs="))]
-    words += ["epochs=1", "lr=tuned", "tuning.lr=[0.01,0.05]", "tuning.extend=0"]
-    words += ["tuning.validation=10"]
-    answer = gnexp("train", *words, f"init_from={source}", "tuning.untuned=null")
-    assert answer.code == 0, answer.err
-    found = [json.loads(p.read_text()) for p in Path("results/tuned").glob("*/result.json")]
-    trials = [r for r in found if r["config"]["data"]["validation"] is not None]
-    assert len(trials) == 2
-    for result in trials:
-        starts = {s: n["initial_weights"]["seed"] for s, n in result["seeds"].items()}
-        assert starts == {"1000": 0, "1001": 1}
-
-
-def test_what_is_measured_at_the_start_is_measured_at_the_loaded_weights(gnexp, source):
-    words = [w for w in TUNE if not w.startswith(("gradients", "epochs"))]
-    assert gnexp("train", *words, "epochs=1", "gradients=8", f"init_from={source}").code == 0
-    config = restore(Run(only_run()).result()["config"])
-    weights = stored(source)
-    norm = sum(float(v.double().square().sum()) for n, v in weights.items() if "conv" in n) ** 0.5
-    (row,) = [
-        r
-        for r in Run(only_run()).rows("gradients.csv")
-        if (r["epoch"], r["parameters"]) == (0, "conv")
-    ]
-    assert config.init_checksum
-    assert row["weight_norm"] == pytest.approx(norm, rel=1e-5)
+def test_trials_of_a_rate_start_from_the_seeds_that_there_are_in_turn(source):
+    weights = initial_weights.read_source(str(source))
+    assert [weights.seed(seed) for seed in (1000, 1001, 1002)] == [0, 1, 0]
 
 
 def test_private_training_does_not_start_from_what_was_trained_on_its_images(gnexp, source):

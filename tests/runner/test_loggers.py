@@ -99,12 +99,6 @@ def check_against_store(run):
 
 
 @needs_tensorboard
-def test_event_files_hold_every_row_of_the_metrics_once(run):
-    export(run, "tensorboard")
-    check_against_store(run)
-
-
-@needs_tensorboard
 def test_gradients_are_those_at_the_own_batch_size_and_layers_stay_in_the_table(run):
     export(run, "tensorboard")
     seen = scalars(events_of(run, 0))
@@ -243,8 +237,9 @@ def test_a_run_that_cannot_be_exported_is_told_and_costs_no_other(run, tmp_path)
 
 
 @needs_tensorboard
-@pytest.mark.parametrize("error", [ImportError("Descriptors\ncannot be"), OSError(28, "disk full")])
-def test_a_writer_that_fails_costs_no_training_and_is_told_once(gnexp, workdir, monkeypatch, error):
+def test_a_writer_that_fails_costs_no_training_and_is_told_once(gnexp, workdir, monkeypatch):
+    error = ImportError("Descriptors\ncannot be")
+
     def write(*words):
         raise error
 
@@ -260,26 +255,6 @@ def test_a_writer_that_fails_costs_no_training_and_is_told_once(gnexp, workdir, 
     assert told[0].startswith("failed: logger=tensorboard of bn-")
     assert told[0].endswith(f" and 1 more: {str(error).splitlines()[0]}")
     assert (answer.code, "trying halves" in answer.out) == (1, False)
-
-
-@needs_tensorboard
-def test_a_writer_that_failed_for_a_while_leaves_no_gap_and_nothing_to_tell(
-    gnexp, workdir, monkeypatch
-):
-    calls = []
-
-    def write(*words):
-        calls.append(words)
-        if len(calls) == 1:
-            raise OSError(28, "disk full")
-        return loggers.write_events(*words)
-
-    monkeypatch.setitem(loggers.WRITERS, "tensorboard", write)
-    words = (*SMALL, "epochs=2", "gradients=0", "workers=1")
-    answer = gnexp("train", *words, "logger=tensorboard")
-    assert (answer.code, "disk full" in answer.out) == (0, False), answer.out
-    (folder,) = (workdir / "results/main").glob("*-b10-*")
-    check_against_store(Run(folder))
 
 
 @needs_wandb
@@ -358,10 +333,3 @@ def test_a_missing_package_is_named_before_any_work_starts(gnexp, workdir, monke
     assert (answer.code, len(answer.err.splitlines())) == (2, 1)
     assert "pip install 'gnexp[tensorboard]'" in answer.err
     assert not (workdir / "results").exists()
-
-
-def test_without_a_logger_nothing_is_read_or_written(run):
-    before = sorted(p.name for p in run.folder.iterdir())
-    export(run, None)
-    assert export_all([run.folder], None) == []
-    assert sorted(p.name for p in run.folder.iterdir()) == before

@@ -2,10 +2,8 @@
 
 import base64
 import contextlib
-import csv
 import json
 import shutil
-import sys
 
 import numpy as np
 import pytest
@@ -177,7 +175,6 @@ def test_a_run_without_a_checkpoint_is_named_and_the_others_are_measured(gnexp, 
             "shift.corruptions=fog must be a list of names, each",
         ),
         (["shift.severities=[0]"], "shift.severities=[0] must be a list of whole numbers from 1"),
-        (["shift.severities=[1,6]"], "shift.severities=[1, 6] must be a list of whole numbers"),
         (["shift.images=0"], "shift.images=0 must be a whole number of at least 1"),
         (["shift.root=nowhere"], "nowhere"),
     ],
@@ -235,46 +232,6 @@ def test_a_test_set_of_one_class_gives_a_result_and_says_that_it_has_no_chance_g
         "note": "no chance gap: 1 class has test images; a gap needs at least 2"
     }
     assert [row["n"] for row in run.rows("classes.csv")] == [0, 20, 0]
-    assert gnexp("report").code == 0
-    with open(workdir / "results/main/report/classes.csv") as file:
-        (row,) = csv.DictReader(file)
-    assert (row["gap"], row["gap_p"]) == ("", "")
-    assert row["note"].startswith("no chance gap: 1 class has test images")
-
-
-SQUEEZING = """
-from torch import nn
-
-class Net(nn.Module):
-    def __init__(self, num_classes):
-        super().__init__()
-        self.conv, self.bn = nn.Conv2d(3, 8, 3, stride=2), nn.BatchNorm2d(8)
-        self.fc = nn.Linear(8, num_classes)
-
-    def forward(self, x):
-        x = self.bn(self.conv(x)).relu().mean(dim=(2, 3), keepdim=True)
-        return self.fc(x.squeeze())  # of one image, the batch goes too
-"""
-
-
-def test_a_network_that_cannot_take_one_image_keeps_its_result_where_a_batch_of_one_is_asked_for(
-    gnexp, workdir
-):
-    (workdir / "squeezing.py").write_text(SQUEEZING)
-    words = ("model._target_=squeezing.Net", "norm=gn", "measure=[shift,batches]", *SHIFT)
-    try:
-        answer = gnexp("train", *words, *SMALL[2:])
-    finally:
-        sys.modules.pop("squeezing", None)
-    assert answer.code == 0, answer.out + answer.err
-    run, found = only_run(workdir), numbers(workdir)
-    assert found["status"] == "complete"
-    assert set(found["unmeasured"]) == {"batches"}
-    said = answer.out + answer.err
-    assert f"batches could not be measured: {found['unmeasured']['batches']}" in said
-    assert not run.rows("batches.csv")
-    assert len(run.rows("shift.csv")) == 1 + 2 * 2
-    assert len(run.rows("classes.csv")) == 10
 
 
 def broken(*arguments, **named):
@@ -285,8 +242,6 @@ def broken(*arguments, **named):
     ("name", "what"),
     [
         ("other_scores", "decomposition"),
-        ("class_accuracies", "classes"),
-        ("measure_shift", "shift"),
         ("measure_batches", "batches"),
     ],
 )
@@ -307,8 +262,7 @@ def test_an_instrument_that_fails_at_the_end_costs_its_own_numbers_alone_and_is_
     assert (found["test_acc_population"] is None) == (what == "decomposition")
     for table in ("classes", "shift", "batches"):
         assert bool(run.rows(f"{table}.csv")) == (table != what)
-    assert gnexp("report").code == 0
-    keys = {"shift": SHIFT, "batches": SHIFT[2:]}.get(what, ())
+    keys = SHIFT[2:] if what == "batches" else ()
     again = gnexp("measure", f"what=[{what}]", *keys, "workers=1")
     assert again.code == 0, again.out + again.err
     assert "unmeasured" not in numbers(workdir)

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from gnexp.runner.checkpoint import load_states
 from gnexp.runner.trainer import GroupTrainer
@@ -105,8 +104,12 @@ def corrupt_files(name, kind):
     path.write_bytes(DAMAGE[kind](path.read_bytes()))
 
 
-CASES = [*((name, "one bit") for name in FILES), ("plan.json", "cut"), ("metrics.csv", "empty")]
-CASES += [("checkpoint.pt", "zeros at the end"), ("result.json", "other bytes")]
+CASES = [(name, "one bit") for name in FILES if name not in ("plan.json", "result.json")]
+CASES += [
+    ("plan.json", "cut"),
+    ("result.json", "other bytes"),
+    ("checkpoint.pt", "zeros at the end"),
+]
 
 
 @pytest.mark.parametrize(("name", "kind"), CASES)
@@ -215,28 +218,3 @@ def test_a_study_in_which_nothing_can_be_read_is_refused_with_the_reason(gnexp, 
     assert "result.json was changed since it was written" in answer.err
     assert gnexp("train", *TWO).code == 0
     assert numbers(only_run()) == whole
-
-
-class Payload:
-    def __reduce__(self):
-        return open, ("executed", "w")
-
-
-def test_a_checkpoint_from_a_stranger_executes_nothing(gnexp, stopped):
-    torch.save({"1": {"epoch": 1, "model": Payload()}}, only_run() / "checkpoint.pt")
-    (only_run() / "digests.json").unlink()  # which a stranger would give along
-    answer = gnexp("train", *TWO)
-    assert answer.code == 0
-    assert "checkpoint.pt is corrupt" in answer.out
-    assert not Path("executed").exists()
-    assert numbers(only_run())[0] == stopped[0]
-
-
-def test_logits_from_a_stranger_execute_nothing(gnexp, stopped):
-    np.savez(only_run() / "logits.npz", seed_0=np.array([Payload()], dtype=object))
-    (only_run() / "digests.json").unlink()
-    answer = gnexp("train", *TWO)
-    assert answer.code == 0
-    assert "logits.npz is corrupt" in answer.out
-    assert not Path("executed").exists()
-    assert numbers(only_run()) == stopped

@@ -5,7 +5,6 @@ import os
 import pickle
 import shutil
 import sys
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -221,15 +220,12 @@ def test_constructors_and_layers_of_the_libraries_are_nobodys_own_code(path):
         "torchvision.models.get_model",
         "torchvision.models.resnet._resnet",
         "torchvision.ops.misc.torch.load",
-        "torchvision.utils.resnet18",
         "torchvision.models.os.resnet18",
-        "timm.create_model",
         "timm.models.create_model",
         "timm.models._hub.load_custom_from_hf",
         "timm.layers.create_act.resnet18",
         "gnexp.runner.provenance.subprocess.run",
         "gnexp.norms.registry.build_norm",
-        "gnexp.api.train",
         "resnet18",
         "",
     ],
@@ -293,12 +289,6 @@ def test_nothing_that_is_pickled_in_a_study_is_executed(theirs, gnexp, tmp_path)
     assert marker.exists()  # it is a real one
 
 
-def unfinished(run):
-    """Leave only the config of a run, which is then read from its YAML."""
-    (run / "result.json").unlink()
-    return run / "config.yaml"
-
-
 BOMB = "a0: &a0 [x,x,x,x,x,x,x,x,x]\n" + "".join(
     f"a{n + 1}: &a{n + 1} [{','.join([f'*a{n}'] * 9)}]\n" for n in range(12)
 )
@@ -316,12 +306,12 @@ HOSTILE = {
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_a_hostile_yaml_file_is_named_at_once(kind, theirs, gnexp):
     text, why = HOSTILE[kind]
-    unfinished(theirs).write_text(text)
-    for command in ("status", "report", "measure"):
-        answer = gnexp(command, "study=theirs")
-        assert answer.code == 2
-        assert "config.yaml is corrupt (" in answer.err
-        assert why in answer.err
+    (theirs / "result.json").unlink()  # so that the config is read from its YAML
+    (theirs / "config.yaml").write_text(text)
+    answer = gnexp("report", "study=theirs")
+    assert answer.code == 2
+    assert "config.yaml is corrupt (" in answer.err
+    assert why in answer.err
     assert not Path("x").exists()
 
 
@@ -333,10 +323,3 @@ def test_a_json_file_of_great_depth_is_named(name, depth, theirs, gnexp):
     answer = gnexp("report", "study=theirs")
     assert f"{name} is corrupt (" in answer.out + answer.err
     assert answer.code == 0
-
-
-def test_an_entry_of_a_checkpoint_that_is_no_tensor_file_is_named(theirs, gnexp):
-    with zipfile.ZipFile(theirs / "checkpoint.pt", "w") as archive:
-        archive.writestr("archive/data.pkl", pickle.dumps({"0": {"model": {}}}))
-    answer = gnexp("measure", "study=theirs", "what=[shift]", "shift.images=4")
-    assert "checkpoint.pt is corrupt (" in answer.out
