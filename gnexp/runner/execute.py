@@ -139,7 +139,6 @@ def _stopped(replica: Replica, why: str, disk: bool) -> Outcome:
 
 
 def _outcome(replica: Replica) -> Outcome:
-    """Return what became of a training that has a result."""
     run = replica.run.stored
     numbers = run.result()["seeds"][str(replica.seed)]
     why = run.statuses().get(replica.seed, {}).get("why", "")
@@ -147,7 +146,6 @@ def _outcome(replica: Replica) -> Outcome:
 
 
 def _record_failure(replica: Replica, error: Exception) -> Outcome:
-    """Write down that a training failed, as far as its folder can still be written."""
     run, why = replica.run.stored, _reason(error)
     # Of a file or a connection, not of the model: worth another try without being asked.
     again = {"again": True} if isinstance(error, OSError) else {}

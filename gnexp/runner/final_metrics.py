@@ -70,7 +70,6 @@ def _calibration_error(trained: Trained) -> float:
 
 
 def _other_scores(trained: Trained) -> dict[str, float | None]:
-    """Return accuracies and losses under other statistics, None where one is not defined."""
     config = trained.config
     how = {"augment": config.data.augment, "seed": trained.seed, "plain": trained.scores}
     scores = other_scores(trained.model, trained.images, config.batch, config.precision, **how)

@@ -87,7 +87,6 @@ def _wanted(config: TrainConfig) -> list[TrainConfig]:
 
 
 def _check_limit(config: TrainConfig) -> None:
-    """Raise ValueError when a trial would have more images than the run."""
     limit = config.tuning.train_limit
     if limit is not None and limit > (images := len(images_of(config.data).x_train)):
         raise ValueError(
@@ -168,7 +167,6 @@ def extended(rates: list[float], edge: float) -> list[float]:
 
 
 def _search_state(config: TrainConfig, rates: list[float]) -> LRSearchState:
-    """Return how far the trials of a tuned config at these rates are, from their run folders."""
     trials = {rate: trial(config, rate) for rate in rates}
     ended = {rate: _ended_seeds(each) for rate, each in trials.items()}
     chance = 1 / len(images_of(config.data).classes)
@@ -180,7 +178,6 @@ def _search_state(config: TrainConfig, rates: list[float]) -> LRSearchState:
 
 
 def _ended_seeds(config: TrainConfig) -> list[dict[str, Any]]:
-    """Return the numbers of a typed config's seeds that have ended."""
     try:
         found = Run(run_folder(config)).result().get("seeds", {})
     except CorruptFile:  # which is repaired before training

@@ -183,7 +183,6 @@ def _measure_point(stored: StoredRun, task: MeasureTask, seed: int, epoch: int) 
 
 
 def _measure_last(stored: StoredRun, task: MeasureTask, seed: int, emit: Emit) -> None:
-    """Run the instruments that are missing at the last weights of one seed."""
     run, config, images = stored.run, stored.config, stored.images
     instruments = [name for name in task.what if name in INSTRUMENTS]
     what = [name for name in instruments if not _is_measured(stored, seed, name, task.shift)]

@@ -56,7 +56,6 @@ def plan(configs: list[TrainConfig], numbers: Sequence[int] | None = None) -> li
 
 @contextlib.contextmanager
 def _collecting(found: list[str]) -> Iterator[None]:
-    """Add what is raised while checking to what is wrong."""
     try:
         yield
     except (ValueError, UsageError) as error:
@@ -64,7 +63,6 @@ def _collecting(found: list[str]) -> Iterator[None]:
 
 
 def _joined(run: PreparedRun, other: PreparedRun) -> PreparedRun:
-    """Return the run of two jobs that differ only in their seeds."""
     seeds = list(dict.fromkeys([*run.config.seeds, *other.config.seeds]))
     config = dataclasses.replace(run.config, seeds=seeds)
     return dataclasses.replace(run, config=config, jobs=(*run.jobs, *other.jobs))

@@ -165,7 +165,6 @@ def _statistic_problems(config: TrainConfig, model: nn.Module, data: DataSummary
 
 
 def _pass_raises(model: nn.Module, shape: tuple[int, ...], count: int, training: bool) -> str:
-    """Return what a pass of that many images of noise raises, "" if nothing."""
     draw = torch.Generator().manual_seed(0)
     x_NCHW = torch.randn(count, *shape, generator=draw)
     try:

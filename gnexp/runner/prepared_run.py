@@ -35,12 +35,10 @@ class PreparedRun:
 
     @property
     def folder(self) -> Path:
-        """The run's folder."""
         return Path(self.config.out) / self.config.study / self.name
 
     @property
     def stored(self) -> Run:
-        """The files of the run."""
         return Run(self.folder)
 
 
@@ -58,7 +56,6 @@ class SeedProgress:
 
     @property
     def failed(self) -> dict[int, str]:
-        """The reasons of the seeds that failed."""
         return {seed: self.why[seed] for seed, status in self.ended.items() if status == "failed"}
 
 

@@ -145,7 +145,6 @@ def end_unless(wanted: Callable[[], bool]) -> None:
 
 
 def _serve(_: None, connection: Connection, work: Work) -> None:
-    """Answer tasks until the pipe is closed."""
     import torch
 
     # Two default OpenMP threads beside another busy process are many times slower than one.

@@ -60,7 +60,6 @@ def _ranks_of(count: int) -> Ranks:
 
 
 def _end_ranks() -> None:
-    """End the other ranks, where there are any."""
     global _ranks
     if _ranks:
         ended, _ranks = _ranks, None

@@ -110,7 +110,6 @@ def _table(run: Run, name: str, messages: list[str]) -> bool:
 
 
 def _refill(run: Run, states: dict[int, State], messages: list[str]) -> None:
-    """Put what checkpoints hold back into the tables; name the finished seeds that lack rows."""
     for state in states.values():
         refill(run, state["rows"])
     rows = run.rows("metrics.csv")

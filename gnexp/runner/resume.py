@@ -126,7 +126,6 @@ def _known_spec(run: PreparedRun, seeds: list[int]) -> dict[str, ReplicaGroupSpe
 
 
 def _write_plan(todo: dict[PreparedRun, list[int]], steps: list[ReplicaGroup]) -> None:
-    """Write the plan of every run's folder before the first training starts."""
     entries = {
         replica.key: {**step.spec.entry(), "device": replica.run.device.type}
         for step in steps

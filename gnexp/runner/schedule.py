@@ -34,12 +34,10 @@ class Replica:
 
     @property
     def config(self) -> TrainConfig:
-        """The run's config."""
         return self.run.config
 
     @property
     def key(self) -> tuple[str, int]:
-        """The run's name and the seed."""
         return self.run.name, self.seed
 
     @property
@@ -83,7 +81,6 @@ class ReplicaGroup:
 
     @property
     def size(self) -> int:
-        """The number of places."""
         return len(self.spec.members)
 
     @property
@@ -170,14 +167,12 @@ def _halved(steps: list[ReplicaGroup], share: float, threads: int) -> list[Repli
 
 
 def _slices(replicas: list[Replica], most: int, threads: int) -> list[ReplicaGroup]:
-    """Return steps of nearly equal size, none larger than `most`."""
     count = ceil(len(replicas) / most)
     edges = [round(i * len(replicas) / count) for i in range(count + 1)]
     return [group_of(replicas[a:b], threads) for a, b in itertools.pairwise(edges)]
 
 
 def _kind(run: PreparedRun) -> str:
-    """Return the part of a config that must agree within a replica group."""
     in_a_graph = run.device.type == "cuda" and run.config.devices == 1
     shared = _SHARED_IN_A_GRAPH if in_a_graph else _SHARED_IN_A_STACK
     return json.dumps([value_of(run.config, name) for name in shared], sort_keys=True)

@@ -62,7 +62,6 @@ def _lies_here(package: str) -> bool:
 
 
 def _is_layer(path: str) -> bool:
-    """Return whether an import path is that of a layer's class in a library, where it is made."""
     module, _, name = path.rpartition(".")
     package = _LAYERS.get(path.partition(".")[0], "none")
     if not f"{module}.".startswith(f"{package}."):
@@ -120,7 +119,6 @@ class StoredRun:
 
     @property
     def seeds(self) -> list[int]:
-        """The seeds that completed."""
         return [seed for seed, v in sorted(self.numbers.items()) if v["status"] == "complete"]
 
     @cached_property

@@ -204,12 +204,10 @@ class GroupTrainer:
         return ResumePoint(self.updates, state["time_s"], state["random_states"])
 
     def _pausing(self, epoch: int, now: Callable[[], ResumePoint]) -> None:
-        """Store a long epoch's state every so many minutes."""
         if time.monotonic() - self.stored_at >= 60 * self.config.checkpoint_minutes:
             self._checkpoint(epoch - 1, now())
 
     def _store_epoch(self, trained: dict[int, Replica], results: Sequence[Epoch]) -> None:
-        """Store what an epoch gave these replicas, and the end of those that diverged in it."""
         epoch = results[0].epoch
         for place, replica in trained.items():
             self.rows[place]["metrics"].append(_row(results[place], replica.seed))
@@ -233,7 +231,6 @@ class GroupTrainer:
             self._checkpoint(epoch)
 
     def _checkpoint(self, epoch: int, pause: ResumePoint | None = None) -> None:
-        """Store the weights of all that go on; their momentum too, as long as it is needed."""
         more: dict[str, Any] = {"epoch": epoch, **self.spec.entry()}
         if pause:
             more |= dataclasses.asdict(pause)

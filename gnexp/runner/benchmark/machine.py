@@ -71,7 +71,6 @@ class Machine:
         return [row]
 
     def _row(self, way: str, run: TrainConfig, rows: Sequence[Row]) -> Row:
-        """Return the columns of a timing; processes that worked at once are added up."""
         lists = {name: [row[name] for row in rows] for name in _SUMS}
         return {
             **rows[0],

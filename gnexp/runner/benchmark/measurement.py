@@ -208,7 +208,6 @@ def resident_bytes() -> int | None:
 
 
 def _sum_of(field: str, pids: Iterable[int]) -> int | None:
-    """Return the sum of a size over processes; what they share counts in each."""
     total = 0
     for path in (Path(f"/proc/{pid}/status") for pid in pids):
         if not path.is_file():

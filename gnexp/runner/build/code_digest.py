@@ -32,7 +32,6 @@ def checksum_of(digests: dict[str, str]) -> str | None:
 
 
 def _source_digest(path: str, key: str) -> str | None:
-    """Return a digest of the file that defines a target and of the user's files it imports."""
     target = import_target(path, key)
     try:
         home = inspect.getmodule(inspect.unwrap(target))

@@ -140,7 +140,6 @@ def problems(
 
 
 def _why_no_gradients(model: nn.Module, x_NCHW: Tensor, y_N: Tensor) -> str:
-    """Return why the gradient of each example cannot be taken, "" if it can."""
     from gnexp.training.dp_sgd import why_no_private_gradient
 
     if layer := find_mixing_layer(model, x_NCHW):

@@ -90,7 +90,6 @@ def is_there(path: str) -> bool:
 
 
 def _located(path: str) -> tuple[Path, int | None]:
-    """Return the file, and the one seed that is named."""
     place, seed = Path(path).expanduser(), None
     found = re.fullmatch(r"seed-(\d+)", place.name)
     if found and not place.exists():
@@ -156,7 +155,6 @@ def _of_run(path: Path, states: dict[int, Any], seed: int | None) -> Source:
 
 
 def _state_dict(path: Path, loaded: Any) -> Weights:
-    """Return the tensors by name, out of what they may be wrapped in."""
     for key in WRAPPERS:
         if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
             loaded = loaded[key]

@@ -167,7 +167,6 @@ def network_start(config: TrainConfig) -> dict[str, Any]:
 
 
 def _new_external(model: ModelConfig, num_classes: int, shape: tuple[int, ...]) -> nn.Module:
-    """Return a library's or the user's model as its constructor builds it for (C, H, W)."""
     if own := model._target_ is not None:
         construct = import_target(model._target_, "model._target_")
     else:
@@ -191,7 +190,6 @@ def _external_norms(config: TrainConfig, data: DataSummary) -> Found:
 
 @functools.lru_cache(maxsize=8)
 def _examined(asked: str, code: str | None, shape: tuple[int, ...], num_classes: int) -> Found:
-    """Examine a model that is built from the code of a digest."""
     typed, chosen = json.loads(asked)
     model, convert = ModelConfig(**typed), ConvertConfig(**chosen)
     with torch.random.fork_rng(devices=[]):
@@ -204,7 +202,6 @@ def _examined(asked: str, code: str | None, shape: tuple[int, ...], num_classes:
 def _external_model(
     config: TrainConfig, data: DataSummary, weight_standardization: bool
 ) -> tuple[nn.Module, list[str]]:
-    """Return an external model with the config's norm, and one line per replaced layer."""
     found = _external_norms(config, data)
     model = _new_external(config.model, len(data.classes), data.shape)
     try:

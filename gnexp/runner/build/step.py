@@ -94,7 +94,6 @@ def training_step(
 def _captured(
     configs: list[TrainConfig], models: list[nn.Module], images: DeviceDataset, low_memory: bool
 ) -> tuple[Step | None, str]:
-    """Return the step as a CUDA graph, or None and why there is none."""
     if any(outside_state(configs[0], models[0], images)):
         return None, "no CUDA graph (the model keeps state in attributes), so execution is eager"
     try:
@@ -152,7 +151,6 @@ def _stacked_step(
 
 
 def _takes_chunks(config: TrainConfig, model: nn.Module, images: DeviceDataset) -> bool:
-    """Return whether the batches of an update may share a forward pass."""
     stock = config.norm["name"] != CUSTOM and not is_external(config.model)
     if stock or config.update_batch == config.batch:
         return True
