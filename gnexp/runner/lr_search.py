@@ -77,21 +77,17 @@ def _of_trials(sentence: str, configs: Iterable[TrainConfig]) -> str:
 def _wanted(config: TrainConfig) -> list[TrainConfig]:
     if not is_tuned(config):
         return [config]
-    _check_limit(config)
+    limit, images = config.tuning.train_limit, len(images_of(config.data).x_train)
+    if limit is not None and limit > images:
+        raise ValueError(
+            f"tuning.train_limit={limit} must be at most {images}, the training images of the run"
+        )
     now = lr_search_result(config)
     trials = [trial(config, rate) for rate in sorted(now.rates)]
     if now.chosen is None:
         return trials
     final = dict.fromkeys(r for r in (now.chosen, config.tuning.untuned) if r is not None)
     return trials + [dataclasses.replace(config, lr=float(rate)) for rate in final]
-
-
-def _check_limit(config: TrainConfig) -> None:
-    limit = config.tuning.train_limit
-    if limit is not None and limit > (images := len(images_of(config.data).x_train)):
-        raise ValueError(
-            f"tuning.train_limit={limit} must be at most {images}, the training images of the run"
-        )
 
 
 def record(configs: Iterable[TrainConfig]) -> None:

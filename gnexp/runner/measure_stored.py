@@ -7,29 +7,38 @@ their batch sizes alone.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from gnexp.config.identity import identity, restore
+from torch import nn
+
+from gnexp.config.identity import identity, restore, run_name
 from gnexp.config.schema import ShiftConfig, is_private
 from gnexp.data.device_images import normalize
 from gnexp.measure.per_example import find_mixing_layer, per_example_covariance
+from gnexp.norms.module_state import put_state
 from gnexp.norms.statistic_size import values_per_statistic
-from gnexp.runner.build.data import worker_count
-from gnexp.runner.final_metrics import (
+from gnexp.runner.build.code_digest import code_checksum
+from gnexp.runner.build.data import device_images, pick_device, worker_count
+from gnexp.runner.build.initial_model import load_initial_model
+from gnexp.runner.build.model import seeded_model
+from gnexp.runner.checkpoint import State, load_states
+from gnexp.runner.instruments import (
     INSTRUMENTS,
     Trained,
     class_head,
     corruption_names,
+    gradients_at,
     measure,
 )
-from gnexp.runner.measure_gradients import gradients_at
 from gnexp.runner.process_pool import Emit, WorkerDied, run_tasks
-from gnexp.runner.stored_runs import StoredRun
+from gnexp.runner.strange_code import strange_code, strangers_sentence
 from gnexp.store.disk import disk_failure
 from gnexp.store.files import CorruptFile
 from gnexp.store.lr_choices import LRChoice, recorded_choices
 from gnexp.store.run import Run
+from gnexp.training.attributes import put_attributes
 from gnexp.training.evaluate import evaluate
 from gnexp.training.malloc import keep_malloc_arena
 from gnexp.training.precision import matrix_precision
@@ -60,6 +69,52 @@ class MeasureTask:
         return self.draws or max(LEAST_DRAWS, IMAGES_PER_POINT // batch)
 
 
+class StoredRun:
+    """A finished run with what it was trained on.
+
+    Raises ValueError when that is gone or is no longer the same, and before any code is called that
+    is neither `trusted`, as `named_code` names it, nor this user's.
+    """
+
+    def __init__(self, run: Run, device: str, trusted: Iterable[str] = ()) -> None:
+        result = run.result()
+        if "config" not in result:
+            raise ValueError("it is not finished: no seed of it has a result")
+        self.run, self.config = run, restore(result["config"])
+        if strange := set(strange_code(run.folder, self.config)) - {*trusted}:
+            raise ValueError(strangers_sentence(strange))
+        self.numbers: dict[int, dict[str, Any]] = {int(s): v for s, v in result["seeds"].items()}
+        self.device = pick_device(device)
+        self.images = device_images(self.config.data, self.device)
+        checksums = self.images.summary.checksum, code_checksum(self.config)
+        if run_name(self.config, *checksums) != run.name:
+            raise ValueError(
+                "its images, or the code of its norm, are no longer those it was trained with"
+            )
+
+    @property
+    def seeds(self) -> list[int]:
+        return [seed for seed, v in sorted(self.numbers.items()) if v["status"] == "complete"]
+
+    @cached_property
+    def _states(self) -> dict[int, State]:
+        return load_states(self.run)
+
+    def model(self, seed: int, trained: bool = True) -> nn.Module:
+        """Return the model of a seed, as it ended or as it was initialized, on the device.
+
+        Raises ValueError when its weights are gone.
+        """
+        if not trained:
+            return load_initial_model(self.config, self.images, seed)[0]
+        model = seeded_model(self.config, self.images.summary, seed)
+        if seed not in self._states:
+            raise ValueError(f"there is no checkpoint of seed {seed}, so its weights are gone")
+        put_state(model, self._states[seed]["model"])
+        put_attributes(model, self._states[seed].get("attributes", {}))
+        return model.to(self.device)
+
+
 def measure_stored(
     folders: Iterable[Path], what: Iterable[str], device: str, workers: int | None, **how: Any
 ) -> list[tuple[str, str]]:
@@ -78,14 +133,11 @@ def measure_stored(
     wanted = {folder: shared * (folder in largest) + last for folder in folders}
     tasks = [MeasureTask(folder, names, device, **how) for folder, names in wanted.items() if names]
     count, failed = min(len(tasks), worker_count(workers, device)), []
-    for index, answer in run_tasks(tasks, _measure, _print_event, count):
+    tell = lambda event: print(event["text"], flush=True)  # noqa: E731
+    for index, answer in run_tasks(tasks, _measure, tell, count):
         if why := answer.why if isinstance(answer, WorkerDied) else answer:
             failed.append((tasks[index].folder.name, why))
     return failed
-
-
-def _print_event(event: dict[str, Any]) -> None:
-    print(event["text"], flush=True)
 
 
 def _measure(task: MeasureTask, emit: Emit) -> str | None:

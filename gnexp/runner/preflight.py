@@ -32,7 +32,7 @@ from gnexp.runner.build.model import (
     seeded_and_converted,
     try_own_norm,
 )
-from gnexp.runner.final_metrics import corruption_names
+from gnexp.runner.instruments import corruption_names
 from gnexp.runner.prepared_run import PreparedRun
 
 WATCHED = 8  # images by which private training finds out whether a model mixes them

@@ -97,32 +97,18 @@ def _known_specs(todo: dict[PreparedRun, list[int]]) -> dict[str, ReplicaGroupSp
 
     A call that was killed while it wrote the plan has written it for some members only.
     """
-    names = {Replica(run, seed).name for run, seeds in todo.items() for seed in seeds}
     found: dict[str, ReplicaGroupSpec] = {}
-    for run, seeds in todo.items():
-        found |= _known_spec(run, seeds)
-    others = {
-        name: spec
-        for spec in dict.fromkeys(found.values())
-        for name in spec.members
-        if name in names
-    }
+    others: dict[str, ReplicaGroupSpec] = {}
+    for run in filter(lambda run: run.folder.is_dir(), todo):
+        states, planned = load_states(run.stored), run.stored.plan()
+        for seed in todo[run]:
+            name, entry = Replica(run, seed).name, states.get(seed)
+            if entry is None and planned.get(seed, {}).get("device") == run.device.type:
+                entry = planned[seed]
+            if entry and name in (known := ReplicaGroupSpec.read(entry)).members:
+                found[name] = known
+                others |= dict.fromkeys(known.members, known)
     return others | found
-
-
-def _known_spec(run: PreparedRun, seeds: list[int]) -> dict[str, ReplicaGroupSpec]:
-    """Return the replica groups in which an earlier call began or planned these trainings."""
-    if not run.folder.is_dir():
-        return {}
-    states, planned, found = load_states(run.stored), run.stored.plan(), {}
-    for seed in seeds:
-        replica = Replica(run, seed)
-        entry = states.get(seed)
-        if entry is None and planned.get(seed, {}).get("device") == run.device.type:
-            entry = planned[seed]
-        if entry and replica.name in (known := ReplicaGroupSpec.read(entry)).members:
-            found[replica.name] = known
-    return found
 
 
 def _write_plan(todo: dict[PreparedRun, list[int]], steps: list[ReplicaGroup]) -> None:

@@ -21,17 +21,17 @@ from gnexp.runner.build.initial_model import load_initial_model
 from gnexp.runner.build.model import seeded_model
 from gnexp.runner.build.step import outside_state, training_step
 from gnexp.runner.checkpoint import State, load_states, save_states
-from gnexp.runner.final_metrics import (
+from gnexp.runner.instruments import (
     ALWAYS,
     OTHER_SCORES,
     Trained,
     class_head,
     keeping_the_result,
     measure,
+    own_gradients,
     right_images,
 )
 from gnexp.runner.loggers import follow
-from gnexp.runner.measure_gradients import own_gradients
 from gnexp.runner.prepared_run import PreparedRun
 from gnexp.runner.provenance import version
 from gnexp.runner.schedule import Replica, ReplicaGroup
@@ -157,6 +157,10 @@ class GroupTrainer:
                 put_attributes(self.models[place], stored)
         if self.writes:
             self._fill_tables(resumes)
+        resumed = None
+        if self.updates:
+            state = self.states[self.replicas[0].name]
+            resumed = ResumePoint(self.updates, state["time_s"], state["random_states"])
         epochs = train_epochs(
             self.step,
             self.images,
@@ -165,7 +169,7 @@ class GroupTrainer:
             [replica.config.lr for replica in self.filled],
             self.epoch + 1,
             self._ticker(),
-            self._resumed(),
+            resumed,
             self._pausing if self.writes else None,
         )
         last: list[Epoch | None] = [None] * len(self.filled)
@@ -196,12 +200,6 @@ class GroupTrainer:
                     f" {self.updates + 1} on: privacy.noise=secret stores none of what it drew"
                 )
                 self._announce(self.note, replica)
-
-    def _resumed(self) -> ResumePoint | None:
-        if not self.updates:
-            return None
-        state = self.states[self.replicas[0].name]
-        return ResumePoint(self.updates, state["time_s"], state["random_states"])
 
     def _pausing(self, epoch: int, now: Callable[[], ResumePoint]) -> None:
         if time.monotonic() - self.stored_at >= 60 * self.config.checkpoint_minutes:

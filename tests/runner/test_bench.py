@@ -17,7 +17,7 @@ from gnexp.config.resolve import bench_run, resolve
 from gnexp.config.schema import BenchConfig, DataConfig, ModelConfig
 from gnexp.data.device_images import DeviceDataset, crop_flip, normalize
 from gnexp.report.benchmark import aggregate, figure
-from gnexp.runner.benchmark import machine, measurement
+from gnexp.runner.benchmark import measurement
 from gnexp.runner.benchmark.loops import (
     PilImages,
     gnexp_loop,
@@ -60,8 +60,8 @@ def results(tmp_path_factory):
     here = tmp_path_factory.mktemp("bench")
     threads = torch.get_num_threads()
     with contextlib.chdir(here), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(machine, "measure_together", lambda work, tasks: [work(*tasks, Peers())])
-        patch.setattr(machine, "cores", lambda: 1)  # its loaders take seconds to start
+        patch.setattr(measurement, "measure_together", lambda work, tasks: [work(*tasks, Peers())])
+        patch.setattr(measurement, "cores", lambda: 1)  # its loaders take seconds to start
         patch.setitem(measurement.PRODUCT_SIZE, "cpu", 512)
         assert app.main(["bench", *SMALL, *QUICK, "norms=[gn]", "batches=[1,4]", "name=b-1"]) == 0
     torch.set_num_threads(threads)
@@ -142,8 +142,8 @@ def test_both_ways_train_the_same_network_on_as_many_images(results):
 
 
 def test_the_plain_loop_is_timed_on_one_thread_and_on_one_per_core(monkeypatch):
-    monkeypatch.setattr(machine, "cores", lambda: 4)
-    here = machine.Machine(torch.device("cpu"), 1.0)
+    monkeypatch.setattr(measurement, "cores", lambda: 4)
+    here = measurement.Machine(torch.device("cpu"), 1.0)
     assert (here.plain_threads, here.gnexp_threads, here.processes) == ((1, 4), 1, 4)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from image_folders import image_folder
 
-from gnexp.runner.benchmark import machine, measurement
+from gnexp.runner.benchmark import measurement
 from gnexp.runner.benchmark.timer import Peers
 
 # ResNet-18's four stages halve 8x8 maps to 1x1: one value per channel and image.
@@ -145,7 +145,7 @@ def test_a_rate_that_no_trial_could_give_is_said_to_be_so(gnexp, tiny):
 def test_a_bench_times_the_cells_that_are_defined(gnexp, tiny, monkeypatch):
     # Its measurements share this process: starting one for each would take most of a minute.
     alone = lambda work, tasks: [work(*tasks, Peers())]  # noqa: E731
-    monkeypatch.setattr(machine, "measure_together", alone)
+    monkeypatch.setattr(measurement, "measure_together", alone)
     monkeypatch.setitem(measurement.PRODUCT_SIZE, "cpu", 256)
     words = ("norms=[in,ln]", "batches=[2]", "model=resnet18", "model.width=8", "workers=1")
     short = ("seconds=0.01", "repeats=1", "seeds=1", "data=imagefolder", "data.root=tiny")

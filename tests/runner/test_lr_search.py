@@ -21,7 +21,16 @@ from gnexp.training.loop import TrainSettings
 
 QUICK = ("model=resnet8", "model.width=8", "data.train_limit=100", "data.test_limit=40")
 QUICK += ("epochs=1", "gradients=0", "workers=1")
-TUNED = (*QUICK, "norm=gn", "groups=4", "batch=10", "lr=tuned", "tuning.extend=0", "seeds=2")
+TUNED = (
+    *QUICK,
+    "norm=gn",
+    "groups=4",
+    "batch=10",
+    "lr=tuned",
+    "tuning.extend=0",
+    "seeds=2",
+    "report.format=[png]",
+)
 
 
 def table(path):
@@ -148,7 +157,7 @@ def test_the_report_shows_the_chosen_rate_as_the_norms_accuracy_and_the_trials_a
 
 
 def test_results_at_other_rates_stay_in_the_report_until_the_chosen_rate_has_one(gnexp):
-    words = [word for word in TUNED if not word.startswith(("lr=", "tuning.", "seeds="))]
+    words = [word for word in TUNED if not word.startswith(("lr=", "tuning.", "seeds=", "report."))]
     assert gnexp("train", *words, "lr=0.2", "seeds=2").code == 0
     for rate in ("0.05", "0.4"):  # what an optimizing sweeper leaves, or a call that was stopped
         assert gnexp("train", *words, f"lr={rate}", "data.validation=0.2", "seeds=[7,8]").code == 0

@@ -14,9 +14,9 @@ from gnexp.cli import app
 from gnexp.config.identity import restore
 from gnexp.config.schema import DataConfig
 from gnexp.data.device_images import DeviceDataset
-from gnexp.runner import final_metrics, trainer
+from gnexp.runner import instruments, trainer
 from gnexp.runner.build import data
-from gnexp.runner.final_metrics import right_images
+from gnexp.runner.instruments import right_images
 from gnexp.store.run import Run
 from gnexp.store.study import load_study
 from gnexp.training.evaluate import Scores
@@ -250,7 +250,7 @@ def test_an_instrument_that_fails_at_the_end_costs_its_own_numbers_alone_and_is_
 ):
     words = ("norm=gn", "measure=[shift,batches]", *SHIFT, *SMALL)
     with monkeypatch.context() as patch:
-        patch.setattr(final_metrics, name, broken)
+        patch.setattr(instruments, name, broken)
         answer = gnexp("train", *words)
     assert answer.code == 0, answer.out + answer.err
     assert f"{what} could not be measured: RuntimeError: the instrument is broken" in (

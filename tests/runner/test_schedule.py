@@ -112,28 +112,29 @@ class Stop(BaseException):
     """What no `except Exception` catches, as a kill would not."""
 
 
-@pytest.mark.parametrize("at", [2, 3])
 def test_runs_that_share_a_step_and_stop_at_different_epochs_end_as_if_they_had_not(
-    gnexp, monkeypatch, at
+    gnexp, monkeypatch
 ):
     # Two rates, so two run folders; the process ends between their checkpoints or after both.
     words = (*QUICK, "epochs=3", "lr=[0.1,0.3]", "seeds=2", "norm=bn")
     assert gnexp("train", *words, "study=whole").code == 0
-    stored, calls = Run.write_checkpoint, []
+    stored = Run.write_checkpoint
+    for at in (2, 3):
+        study, calls = f"stopped-{at}", []
 
-    def stop(self, data):
-        stored(self, data)
-        calls.append(self.name)
-        if len(calls) == at:
-            raise Stop
+        def stop(self, data, at=at, calls=calls):
+            stored(self, data)
+            calls.append(self.name)
+            if len(calls) == at:
+                raise Stop
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Run, "write_checkpoint", stop)
-        with pytest.raises(Stop):
-            gnexp("train", *words, "study=stopped")
-    assert gnexp("train", *words, "study=stopped").code == 0
-    for whole, stopped in zip(runs("whole"), runs("stopped"), strict=True):
-        assert rows(whole) == rows(stopped)
+        with monkeypatch.context() as patch:
+            patch.setattr(Run, "write_checkpoint", stop)
+            with pytest.raises(Stop):
+                gnexp("train", *words, f"study={study}")
+        assert gnexp("train", *words, f"study={study}").code == 0
+        for whole, stopped in zip(runs("whole"), runs(study), strict=True):
+            assert rows(whole) == rows(stopped)
 
 
 def test_a_rate_gets_its_own_numbers_in_a_step_of_several(gnexp):

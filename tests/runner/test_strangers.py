@@ -15,7 +15,7 @@ from gnexp.cli import app
 from gnexp.config.identity import restore, run_name
 from gnexp.config.schema import ModelConfig, TrainConfig
 from gnexp.runner.build import code_digest, data
-from gnexp.runner.stored_runs import named_code
+from gnexp.runner.strange_code import named_code
 
 SMALL = ("data.train_limit=24", "data.test_limit=20", "epochs=1", "gradients=0", "batch=8")
 SMALL += ("workers=1", "device=cpu")
@@ -92,7 +92,7 @@ def attack(kind, theirs, marker):
         "os.system": ("os.system", {"command": touch}),
         "a module's own import": ("torchvision.os.system", {"command": touch}),
         "a function of gnexp": (
-            "gnexp.runner.stored_runs.find_spec",
+            "gnexp.runner.strange_code.find_spec",
             {"name": "results.theirs.payload"},
         ),
     }[kind]

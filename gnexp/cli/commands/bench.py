@@ -15,8 +15,7 @@ from gnexp.report.benchmark.aggregate import GNEXP, Row, bench_rows, ratio_rows
 from gnexp.report.benchmark.figure import draw_bench
 from gnexp.report.benchmark.tables import cell_line, closing_lines, write_tables
 from gnexp.runner import preflight
-from gnexp.runner.benchmark.machine import Machine
-from gnexp.runner.benchmark.measurement import PRODUCT_SIZE, flop_per_example
+from gnexp.runner.benchmark.measurement import PRODUCT_SIZE, Machine, flop_per_example
 from gnexp.runner.build import data
 from gnexp.runner.plan import output_folder
 from gnexp.runner.provenance import now, provenance

@@ -14,12 +14,12 @@ from gnexp.config.unused import idle_problems
 from gnexp.report.benchmark.memory import memory_table
 from gnexp.runner.benchmark.memory import MOST, batch_column, memory_row, problems_of
 from gnexp.runner.build import data
-from gnexp.runner.final_metrics import INSTRUMENTS
+from gnexp.runner.instruments import INSTRUMENTS
 from gnexp.runner.measure_stored import SHARED, measure_stored
 from gnexp.runner.plan import output_folder
 from gnexp.runner.preflight import corruption_problems
 from gnexp.runner.repair import repair_run
-from gnexp.runner.stored_runs import strange_code, strangers_sentence
+from gnexp.runner.strange_code import strange_code, strangers_sentence
 from gnexp.store.files import write_whole
 from gnexp.store.run import Run
 from gnexp.store.study import Study

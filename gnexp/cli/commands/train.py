@@ -34,7 +34,7 @@ from gnexp.runner.provenance import now
 from gnexp.runner.ranks import ranks_end
 from gnexp.runner.resume import missing, replica_groups
 from gnexp.runner.schedule import ReplicaGroup
-from gnexp.runner.stored_runs import named_code, remember
+from gnexp.runner.strange_code import named_code, remember
 from gnexp.store.disk import disk_failure
 from gnexp.store.locks import LockLost
 from gnexp.store.run import Run

@@ -55,20 +55,6 @@ def plain_transform(
     )
 
 
-def plain_loader(images: Dataset, batch: int, seed: int, device: torch.device) -> DataLoader:
-    """Return the shuffling loader with two workers; it ends them when it is deleted."""
-    return DataLoader(
-        images,
-        batch_size=batch,
-        shuffle=True,
-        drop_last=True,
-        num_workers=LOADER_WORKERS,
-        persistent_workers=True,
-        pin_memory=device.type == "cuda",
-        generator=torch.Generator().manual_seed(seed),
-    )
-
-
 def plain_optimizer(
     model: nn.Module, lr: float, momentum: float, weight_decay: float
 ) -> torch.optim.Optimizer:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from threading import BrokenBarrierError
+from threading import Barrier, BrokenBarrierError
 from typing import Any
 
 from gnexp.runner.process_pool import EndsWithThis, ignore_sigint
@@ -27,29 +27,17 @@ class Peers:
     """The processes that are timed at the same moment; by default there is none beside this one."""
 
     def __init__(self, barrier: Any = None, timed: Any = None) -> None:
-        self._barrier, self._timed = barrier, timed
-
-    def wait(self) -> None:
-        """Return when all are warm."""
-        if self._barrier:
-            self._barrier.wait()
+        self.barrier = barrier or Barrier(1)
+        self._timed = timed or multiprocessing.Value("i", 0)
 
     def ended(self) -> None:
         """Count that this process has been timed."""
-        if self._timed:
-            with self._timed.get_lock():
-                self._timed.value += 1
+        with self._timed.get_lock():
+            self._timed.value += 1
 
     def busy(self) -> bool:
         """Return whether another one is still being timed."""
-        if not self._barrier or self._barrier.broken:
-            return False
-        return self._timed.value < self._barrier.parties
-
-    def abort(self) -> None:
-        """End the waiting of the others, for one that will never come."""
-        if self._barrier:
-            self._barrier.abort()
+        return not self.barrier.broken and self._timed.value < self.barrier.parties
 
 
 @dataclass(frozen=True)
@@ -73,7 +61,7 @@ def time_updates(
     _train(train, lambda updates: True)  # the start of loaders is no warm-up
     _train(train, _lasting(WARM_UP_PART * seconds, LEAST_WARM_UP))
     synchronize()
-    peers.wait()
+    peers.barrier.wait()  # until all are warm
     start = time.perf_counter()
     images = _train(train, _lasting(seconds, LEAST_UPDATES))
     synchronize()
@@ -143,5 +131,5 @@ def _measure(work: Callable[[Any, Peers], Any], task: Any) -> Any:
     try:
         return work(task, _peers)
     except BaseException:
-        _peers.abort()
+        _peers.barrier.abort()  # which the others wait at
         raise

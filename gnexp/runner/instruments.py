@@ -6,7 +6,7 @@ first two are cheap and belong to every run; the others are asked for.
 """
 
 import base64
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,11 +17,14 @@ from torch import nn
 from gnexp.config.schema import ShiftConfig, TrainConfig
 from gnexp.data.corruptions.cifar_c import load_cifar_c
 from gnexp.data.corruptions.table import CORRUPTIONS, PUBLISHED
-from gnexp.data.device_images import DeviceDataset
+from gnexp.data.device_images import DeviceDataset, draw_batches
+from gnexp.data.seeding import derived_seed, own_stream
 from gnexp.measure.batch_shift import measure_batches
 from gnexp.measure.bn_statistics import STATISTICS, other_scores
 from gnexp.measure.class_accuracy import calibration_error, chance_gap, class_accuracies
 from gnexp.measure.corruption_shift import measure_shift
+from gnexp.measure.gradient_noise import choose_draws, measure_gradients
+from gnexp.runner.build.data import train_settings
 from gnexp.store.files import CorruptFile
 from gnexp.store.run import Run
 from gnexp.training.evaluate import Scores
@@ -49,11 +52,12 @@ def measure(what: str, trained: Trained, shift: ShiftConfig) -> dict[str, Any]:
     model, images, precision = trained.model, trained.images, trained.config.precision
     numbers = {}
     with matrix_precision(precision):
+        if what in ALWAYS:
+            numbers["ece"] = calibration_error(trained.scores.logits_NK, images.y_test)
         if what == "decomposition":
-            return {"ece": _calibration_error(trained), **_other_scores(trained)}
+            return numbers | _other_scores(trained)
         if what == "classes":
             rows = class_accuracies(trained.scores.logits_NK, images.y_test, images.classes)
-            numbers = {"ece": _calibration_error(trained)}
         elif what == "shift":
             names = corruption_names(shift)
             released = load_cifar_c(shift.root, names) if shift.root else None
@@ -63,10 +67,6 @@ def measure(what: str, trained: Trained, shift: ShiftConfig) -> dict[str, Any]:
             rows = measure_batches(model, images, limit=shift.images, precision=precision)
     trained.run.add_rows(f"{what}.csv", [{"seed": trained.seed, **row} for row in rows])
     return numbers
-
-
-def _calibration_error(trained: Trained) -> float:
-    return calibration_error(trained.scores.logits_NK, trained.images.y_test)
 
 
 def _other_scores(trained: Trained) -> dict[str, float | None]:
@@ -129,3 +129,41 @@ def class_head(run: Run, images: DeviceDataset) -> dict[str, Any]:
         return {"classes": chance_gap(hits_SN, labels)}
     except ValueError as error:  # a test set of one class
         return {"classes": {"note": f"no chance gap: {error}"}}
+
+
+def own_gradients(
+    config: TrainConfig, model: nn.Module, images: DeviceDataset, seed: int, epoch: int
+) -> list[dict[str, Any]]:
+    """Return the rows of one seed's model at its own batch size; none where draws are zero."""
+    draws = config.gradients
+    if draws is None:
+        used = train_settings(config).examples_per_epoch(len(images.x_train))
+        draws = choose_draws(config.epochs * used // config.batch)
+    batches = [config.batch] if draws else []
+    return gradients_at(config, model, images, batches, lambda _: draws, seed, epoch)
+
+
+def gradients_at(
+    config: TrainConfig,
+    model: nn.Module,
+    images: DeviceDataset,
+    batches: Iterable[int],
+    draws_of: Callable[[int], int],
+    seed: int,
+    epoch: int,
+) -> list[dict[str, Any]]:
+    """Return rows of gradients.csv: the gradient noise at the model's weights per batch size.
+
+    The precision is that of training, except that bf16 runs are measured in float32: rounding
+    would count as noise.
+    """
+    augment, rows = config.data.augment if config.gradients_augment else "none", []
+    for batch in batches:
+        k, purpose = draws_of(batch), f"gradients-{epoch}-{batch}"
+        drawn = draw_batches(images, batch, k, seed, purpose, augment)
+        # Models that draw in a forward pass have a stream of this point's own, so that it repeats.
+        stream = own_stream(images.x_train.device, derived_seed(seed, f"{purpose} forward"))
+        with matrix_precision(config.precision), stream:
+            measured = measure_gradients(model, drawn, k, batch)
+        rows += [{"seed": seed, "epoch": epoch, "at_batch": batch, **row} for row in measured]
+    return rows

@@ -1,31 +1,18 @@
-"""Stored runs, opened to be measured: their images, and their models at their last weights.
-
-A study may be a stranger's. Code that it names is called if this user trained it here, or says so.
-"""
+"""A study may be a stranger's: its code is called if this user trained it here, or says so."""
 
 import dataclasses
 import importlib
 import sys
 from collections.abc import Iterable
-from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from gnexp.config.identity import restore, run_name
 from gnexp.config.schema import CUSTOM, LIBRARIES, TrainConfig
 from gnexp.models.external import is_constructor
-from gnexp.norms.module_state import put_state
-from gnexp.runner.build.code_digest import code_checksum
-from gnexp.runner.build.data import device_images, pick_device
-from gnexp.runner.build.initial_model import load_initial_model
-from gnexp.runner.build.model import seeded_model
-from gnexp.runner.checkpoint import State, load_states
 from gnexp.store import trusted_runs
-from gnexp.store.run import Run
-from gnexp.training.attributes import put_attributes
 
 # Where the layers of each library are that a norm may be.
 _LAYERS = {"gnexp": "gnexp.norms", "torchvision": "torchvision.ops", "timm": "timm.layers"}
@@ -92,52 +79,6 @@ def remember(runs: Iterable[tuple[Path, TrainConfig]]) -> str:
 
 def _code(config: TrainConfig) -> list[Any]:
     return [config.norm, dataclasses.asdict(config.model)]
-
-
-class StoredRun:
-    """A finished run with what it was trained on.
-
-    Raises ValueError when that is gone or is no longer the same, and before any code is called that
-    is neither `trusted`, as `named_code` names it, nor this user's.
-    """
-
-    def __init__(self, run: Run, device: str, trusted: Iterable[str] = ()) -> None:
-        result = run.result()
-        if "config" not in result:
-            raise ValueError("it is not finished: no seed of it has a result")
-        self.run, self.config = run, restore(result["config"])
-        if strange := set(strange_code(run.folder, self.config)) - {*trusted}:
-            raise ValueError(strangers_sentence(strange))
-        self.numbers: dict[int, dict[str, Any]] = {int(s): v for s, v in result["seeds"].items()}
-        self.device = pick_device(device)
-        self.images = device_images(self.config.data, self.device)
-        checksums = self.images.summary.checksum, code_checksum(self.config)
-        if run_name(self.config, *checksums) != run.name:
-            raise ValueError(
-                "its images, or the code of its norm, are no longer those it was trained with"
-            )
-
-    @property
-    def seeds(self) -> list[int]:
-        return [seed for seed, v in sorted(self.numbers.items()) if v["status"] == "complete"]
-
-    @cached_property
-    def _states(self) -> dict[int, State]:
-        return load_states(self.run)
-
-    def model(self, seed: int, trained: bool = True) -> nn.Module:
-        """Return the model of a seed, as it ended or as it was initialized, on the device.
-
-        Raises ValueError when its weights are gone.
-        """
-        if not trained:
-            return load_initial_model(self.config, self.images, seed)[0]
-        model = seeded_model(self.config, self.images.summary, seed)
-        if seed not in self._states:
-            raise ValueError(f"there is no checkpoint of seed {seed}, so its weights are gone")
-        put_state(model, self._states[seed]["model"])
-        put_attributes(model, self._states[seed].get("attributes", {}))
-        return model.to(self.device)
 
 
 def strangers_sentence(code: Iterable[str]) -> str:
