@@ -10,7 +10,7 @@ from gnexp.checks.subject import Subject
 from gnexp.config.files import norm_defaults
 from gnexp.config.identity import norm_label
 from gnexp.config.resolve import check_run, resolve
-from gnexp.config.schema import CUSTOM, TAKES_GROUPS, CheckConfig, TrainConfig
+from gnexp.config.schema import CUSTOM, TAKES_GROUPS, CheckConfig
 from gnexp.data.device_images import normalize
 from gnexp.norms import user_code
 from gnexp.norms.registry import NORMS, build_norm, group_count
@@ -34,7 +34,8 @@ def subject_from_config(config: CheckConfig) -> Subject:
         regroup=_regroup(config),
         reference=config.reference or (None if own else config.norm["name"]),
         options=_options(config),
-        start=_start(run),
+        # Less what the claims vary.
+        start={k: v for k, v in model.network_start(run).items() if k != "zero_gamma"},
         channels=config.channels,
         draws=config.draws,
         seed=config.seed,
@@ -64,12 +65,6 @@ def _options(config: CheckConfig) -> dict[str, object]:
     if "num_groups" in options:
         options["num_groups"] = _groups(config)(config.channels)
     return options
-
-
-def _start(run: TrainConfig) -> dict[str, object]:
-    asked = model.network_start(run)
-    del asked["zero_gamma"]  # which the claims vary
-    return asked
 
 
 def _stated(config: CheckConfig) -> str | None:

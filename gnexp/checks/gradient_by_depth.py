@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from gnexp.analysis.statistics import t_interval
 from gnexp.checks.finding import Found, Point, Statement
-from gnexp.checks.subject import NormError, Subject
+from gnexp.checks.subject import Subject, named
 from gnexp.checks.verdicts import FAILS, HOLDS, UNDECIDED, conditional, inside
 from gnexp.models.resnet import stages_of
 
@@ -40,10 +40,8 @@ def block_gradients(net: nn.Sequential, x_NCHW: Tensor, y_N: Tensor) -> list[flo
     for stage in stages_of(net):
         for block in stage:
             block.register_forward_hook(lambda _, __, output: outputs.append(output))
-    try:
+    with named("a network"):
         gradients = torch.autograd.grad(F.cross_entropy(net(x_NCHW), y_N), outputs)
-    except Exception as error:
-        raise NormError(f"a network raised {type(error).__name__}: {error}") from error
     return [gradient.double().norm().item() for gradient in gradients]
 
 

@@ -11,6 +11,7 @@ from gnexp.checks.registry import Claim, measure_claim
 from gnexp.checks.subject import NormError, Subject
 from gnexp.checks.verdicts import NOT_MEASURED
 from gnexp.config.schema import CheckConfig
+from gnexp.norms.trials import first_line
 from gnexp.runner.process_pool import Emit
 
 
@@ -68,12 +69,8 @@ def outcome_of(claim: Claim, label: str, subject: Callable[[], Subject]) -> Outc
     except NormError as error:
         cause = error.__cause__
         trace = "".join(traceback.format_exception(cause)) if cause else ""
-        return Outcome([], [], _one_line(error), trace)
+        return Outcome([], [], first_line(error), trace)
     except Exception as error:  # raised by the norm's backward pass, say
-        why = f"{label} raised {type(error).__name__}: {_one_line(error)}"
+        why = f"{label} raised {type(error).__name__}: {first_line(error)}"
         return Outcome([], [], why, traceback.format_exc())
     return Outcome([asdict(f) for f in findings], [asdict(p) for p in points])
-
-
-def _one_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0].strip() or type(error).__name__

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gnexp.checks.subject import NormError, Subject
+from gnexp.checks.subject import NormError, Subject, named
 from gnexp.models.blocks import ResidualBlock
 from gnexp.models.resnet import stages_of, zero_last_gamma
 
@@ -41,17 +41,13 @@ def growth(blocks: list[BlockSignal]) -> float:
 def trace(net: nn.Sequential, x_NCHW: Tensor) -> list[BlockSignal]:
     """Return what each block of a residual network of the table does, in train mode."""
     seen, stages = [], {stage: index for index, stage in enumerate(stages_of(net))}
-    try:
-        with torch.no_grad():
-            for child in net:
-                for block in child if child in stages else ():
-                    y_NCHW, signal = _through(block, x_NCHW, stages[child])
-                    seen.append(signal)
-                    x_NCHW = y_NCHW
-                if child not in stages:
-                    x_NCHW = child(x_NCHW)
-    except Exception as error:
-        raise NormError(f"a network raised {type(error).__name__}: {error}") from error
+    with named("a network"), torch.no_grad():
+        for child in net:
+            for block in child if child in stages else ():
+                x_NCHW, signal = _through(block, x_NCHW, stages[child])
+                seen.append(signal)
+            if child not in stages:
+                x_NCHW = child(x_NCHW)
     return seen
 
 

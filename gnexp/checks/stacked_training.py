@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gnexp.checks.subject import NormError
+from gnexp.checks.subject import named
 from gnexp.training.stack import draws_random_numbers, why_not_stackable
 from gnexp.training.stacked_step import StackedStep
 
@@ -29,19 +29,16 @@ def train(
     NormError where training raises.
     """
     shape, trained, losses = tuple(x_NCHW.shape[1:]), [], []
-    try:
-        with torch.random.fork_rng(devices=[]):
-            alike = not draws_random_numbers(nets[0], shape) and not why_not_stackable(nets, shape)
-            places = range(len(nets))
-            for part in [places] if alike else [[place] for place in places]:
-                step, rows = StackedStep([nets[r] for r in part], batch, MOMENTUM, WEIGHT_DECAY), []
-                for each in zip(*map(updates, part)):
-                    x = torch.cat([x_NCHW[index] for index, _ in each], dim=1).contiguous()
-                    y_NR = torch.stack([y_N[index] for index, _ in each], dim=1)
-                    step.update(x, y_NR, [rate for _, rate in each])
-                    rows.append([loss / batch for loss, _ in step.take_sums()])
-                trained += [step.model(place) for place in range(len(part))]
-                losses.append(np.array(rows).T)
-    except Exception as error:
-        raise NormError(f"training raised {type(error).__name__}: {error}") from error
+    with named("training"), torch.random.fork_rng(devices=[]):
+        alike = not draws_random_numbers(nets[0], shape) and not why_not_stackable(nets, shape)
+        places = range(len(nets))
+        for part in [places] if alike else [[place] for place in places]:
+            step, rows = StackedStep([nets[r] for r in part], batch, MOMENTUM, WEIGHT_DECAY), []
+            for each in zip(*map(updates, part)):
+                x = torch.cat([x_NCHW[index] for index, _ in each], dim=1).contiguous()
+                y_NR = torch.stack([y_N[index] for index, _ in each], dim=1)
+                step.update(x, y_NR, [rate for _, rate in each])
+                rows.append([loss / batch for loss, _ in step.take_sums()])
+            trained += [step.model(place) for place in range(len(part))]
+            losses.append(np.array(rows).T)
     return trained, np.concatenate(losses)

@@ -4,7 +4,8 @@ Shapes: N examples, C channels, H and W pixels.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 
@@ -29,6 +30,15 @@ WIDTHS = (16, 32, 64)  # of a network or a small layer: the first that the norm'
 
 class NormError(Exception):
     """A norm did what no layer may do; the text is a sentence that names it."""
+
+
+@contextmanager
+def named(what: str) -> Iterator[None]:
+    """Turn whatever is raised within the block into a NormError that names its place."""
+    try:
+        yield
+    except Exception as error:
+        raise NormError(f"{what} raised {type(error).__name__}: {error}") from error
 
 
 @dataclass(frozen=True)

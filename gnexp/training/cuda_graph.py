@@ -24,9 +24,9 @@ class GraphStep:
     """Trains the replicas of several stacks; nothing in an update waits for the host.
 
     branches: StackedSteps on one CUDA device, of one replica or more, each a branch of the graph;
-    their models may differ. The replicas are those of the first branch, then
-    those of the second, and so on. The graph is captured with the first block of images and
-    replayed once per update. On a CPU, where nothing can be captured, the same update runs eagerly.
+    their models may differ. Replicas are numbered branch after branch. The graph is captured with
+    the first block of images and replayed once per update. On a CPU, where nothing can be captured,
+    the same update runs eagerly.
     """
 
     def __init__(self, branches: Sequence[StackedStep]) -> None:
@@ -49,7 +49,10 @@ class GraphStep:
         count = x_RUNCHW.shape[1]
         rates_RU = torch.tensor(rates_UR, dtype=torch.float64).t()
         if self._replay is None:
-            self._hold(x_RUNCHW, y_RUN, rates_RU)
+            # What the graph reads: a block of images, their labels, rates, and a counter.
+            self._x, self._y = x_RUNCHW.clone(), y_RUN.clone()
+            self._rates = rates_RU.to(self.device)
+            self._at = torch.zeros(1, device=self.device, dtype=torch.int64)
             self._replay = self._capture()
         self._x[:, :count].copy_(x_RUNCHW)
         self._y[:, :count].copy_(y_RUN)
@@ -58,12 +61,6 @@ class GraphStep:
         for _ in range(count):
             self._replay()
             tick(y_RUN.shape[0] * y_RUN.shape[2])
-
-    def _hold(self, x_RUNCHW: Tensor, y_RUN: Tensor, rates_RU: Tensor) -> None:
-        """Allocate what the graph reads: a block of images, their labels, rates, and a counter."""
-        self._x, self._y = x_RUNCHW.clone(), y_RUN.clone()
-        self._rates = rates_RU.to(self.device)
-        self._at = torch.zeros(1, device=self.device, dtype=torch.int64)
 
     def _update(self, streams: Sequence[torch.cuda.Stream] | None) -> None:
         """Update every branch with the images that the counter points at, and advance it."""

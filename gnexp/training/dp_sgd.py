@@ -1,7 +1,7 @@
 """DP-SGD: updates from clipped per-example gradients and noise, by Opacus.
 
 Neighbouring data sets differ in one image, added to or removed from those that are trained on: see
-`training.budget`. An update is
+`dp_budget`. An update is
 (sum of g_i * min(1, clip / |g_i|) + noise) / expected batch over the images i that Poisson sampling
 drew, with noise of standard deviation noise_multiplier * clip in every parameter; momentum and
 weight decay come after it. Source: Abadi et al. 2016, arXiv:1607.00133.

@@ -221,11 +221,6 @@ class Stack(nn.Module):
     def forward(self, x_NRCHW: Tensor) -> Tensor:
         return self.net(x_NRCHW.flatten(1, 2)).unflatten(1, (self.replicas, -1))
 
-    def drop_gradients(self) -> None:
-        """Forget the gradients of the last backward passes."""
-        for parameter in self.held:
-            parameter.grad = None
-
     @property
     def mapped(self) -> bool:
         """Return True when torch.func runs a part of the model."""

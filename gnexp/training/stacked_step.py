@@ -4,7 +4,6 @@ Shapes: R replicas, U updates, N images of one update, B of one batch, C channel
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import accumulate, groupby
 
 import torch
@@ -69,7 +68,8 @@ class StackedStep:
         # From zero velocity the first update is what PyTorch's is without one.
         self._momenta = [torch.zeros_like(p) if momentum else None for p in self.stack.held]
         self._spans = [
-            self._span(first, end) for first, end in _spans_of_equal(lrs or [0.0] * self.replicas)
+            (first, end, *self._trained(first, end), self._held_rates())
+            for first, end in _spans_of_equal(lrs or [0.0] * self.replicas)
         ]
         self.loss_sum_R = torch.zeros(self.replicas, device=self.device, dtype=torch.float64)
         self.hits_R = torch.zeros(self.replicas, device=self.device, dtype=torch.int64)
@@ -102,7 +102,8 @@ class StackedStep:
         x_NCHW: (N, R * C, H, W); example n belongs to batch n % (N / batch), as `update_blocks`
         orders them. rates_R: numbers, or on CUDA a tensor.
         """
-        self.stack.drop_gradients()
+        for parameter in self.stack.held:
+            parameter.grad = None
         for x, y, batches in self._passes(x_NCHW, y_NR):
             self.stack.set_chunks(batches)
             with autocast(self.device, self.precision):
@@ -132,15 +133,15 @@ class StackedStep:
             part = slice(first, first + together)
             yield x[:, part].flatten(0, 1), y[:, part].flatten(0, 1), together
 
-    def _span(self, first: int, end: int) -> "_Span":
-        on_cuda = self.device.type == "cuda"  # there a number would be baked into a captured update
-        rates = {
-            factor: torch.zeros((), device=self.device) if on_cuda else None
-            for factor in dict.fromkeys(self._factors)
-        }
+    def _trained(self, first: int, end: int) -> tuple[list[Tensor], list[Tensor | None]]:
+        """Return weights and velocities, None each without momentum, of these replicas."""
         weights = [parameter.detach() for parameter in self.stack.held]
-        parts = (self._parts(tensors, first, end) for tensors in (weights, self._momenta))
-        return _Span(first, end, *parts, rates)
+        return self._parts(weights, first, end), self._parts(self._momenta, first, end)
+
+    def _held_rates(self) -> dict[float, Tensor | None]:
+        """Return by rate factor a tensor on CUDA, where a captured update would keep a number."""
+        held = self.device if self.device.type == "cuda" else None
+        return {f: held and torch.zeros((), device=held) for f in dict.fromkeys(self._factors)}
 
     def _parts(self, tensors: list[Tensor | None], first: int, end: int) -> list[Tensor | None]:
         """Return `Stack.parts`, of all replicas the tensors themselves, which cost no views."""
@@ -149,23 +150,23 @@ class StackedStep:
 
     @torch.no_grad()
     def _descend(self, rates_R: Sequence[float] | Tensor) -> None:
-        for span in self._spans:
-            rates = rates_R[span.first : span.end]
+        for first, end, weights, velocities, held in self._spans:
+            rates = rates_R[first:end]
             if not isinstance(rates, Tensor) and len(set(rates)) > 1:
                 raise ValueError(f"rates {rates} differ where lrs said they are equal")
-            gradients = self._parts(self.stack.gradients(), span.first, span.end)
+            gradients = self._parts(self.stack.gradients(), first, end)
             # Every norm's gamma and beta are decayed like all other weights: like for like. The
             # function, since torch.optim.SGD costs 0.1 ms more per update, and a second of imports.
-            for factor, rate in span.rates.items():
+            for factor, rate in held.items():
                 used = [
                     i
                     for i, gradient in enumerate(gradients)
                     if gradient is not None and self._factors[i] == factor
                 ]
                 sgd(
-                    [span.parameters[i] for i in used],
+                    [weights[i] for i in used],
                     [gradients[i] for i in used],
-                    [span.velocities[i] for i in used],
+                    [velocities[i] for i in used],
                     fused=True,
                     weight_decay=self.weight_decay,
                     momentum=self.momentum,
@@ -214,23 +215,9 @@ class StackedStep:
     def tensors(self) -> list[Tensor]:
         """Return every tensor that an update changes."""
         velocities = [velocity for velocity in self._momenta if velocity is not None]
-        rates = [r for span in self._spans for r in span.rates.values() if r is not None]
+        rates = [rate for *_, held in self._spans for rate in held.values() if rate is not None]
         own = [tensor.detach() for tensor in self.stack.state_dict().values()]
         return [*own, *velocities, *rates, self.loss_sum_R, self.hits_R]
-
-
-@dataclass(frozen=True)
-class _Span:
-    """Replicas `first` to `end` - 1, which have one rate, and what SGD changes of them.
-
-    velocities: None each without momentum. rates: by factor, a tensor where updates are captured.
-    """
-
-    first: int
-    end: int
-    parameters: list[Tensor]
-    velocities: list[Tensor | None]
-    rates: dict[float, Tensor | None]
 
 
 def _times(rate: float | Tensor, factor: float, held: Tensor | None) -> float | Tensor:

@@ -15,10 +15,6 @@ ALIKE = "holds only when the channels of all groups are alike in distribution"
 G = (1, 2, 4, 8, 16, 32, 64)
 
 
-def measured(norm):
-    return checked("spectrum", norm)
-
-
 @pytest.mark.parametrize(
     ("norm", "on_it", "is_ln", "is_in", "to_ln", "to_in"),
     [
@@ -33,7 +29,7 @@ def measured(norm):
     ],
 )
 def test_a_norm_is_where_it_belongs_on_the_spectrum(norm, on_it, is_ln, is_in, to_ln, to_in):
-    assert measured(norm).verdicts() == [on_it, is_ln, is_ln, is_in, is_in, to_ln, to_in]
+    assert checked("spectrum", norm).verdicts() == [on_it, is_ln, is_ln, is_in, is_in, to_ln, to_in]
 
 
 def test_more_groups_than_it_has_are_not_believed():
@@ -48,7 +44,7 @@ def test_more_groups_than_it_has_are_not_believed():
 
 def test_a_norm_that_cannot_have_the_groups_it_is_asked_for_is_named():
     with pytest.raises(NormError, match="WrongGroups"):  # half of one group is none
-        measured(WrongGroups)
+        checked("spectrum", WrongGroups)
 
 
 def test_groups_counted_the_wrong_way_round_move_the_wrong_way():
@@ -70,7 +66,7 @@ class Detaches(Own):
 
 def test_the_right_output_with_the_wrong_gradient_is_not_enough():
     for end in ("one_group", "c_groups"):
-        verdicts = measured(Detaches).verdicts(f"{end}_forward", f"{end}_backward")
+        verdicts = checked("spectrum", Detaches).verdicts(f"{end}_forward", f"{end}_backward")
         assert verdicts == [HOLDS, FAILS]
 
 
@@ -90,7 +86,7 @@ def test_the_distances_are_those_of_the_closed_form(panel):
     gn = subject("gn")
     alike = panel == "distance"
     x_NCHW = gn.features("spectrum", 4) if alike else spectrum._unlike_channels(gn)
-    points = [p for p in measured("gn").points if p.panel == panel]
+    points = [p for p in checked("spectrum", "gn").points if p.panel == panel]
     found = {(p.series, p.x): p.y for p in points}
     expected = {}
     for groups in G:
@@ -101,8 +97,8 @@ def test_the_distances_are_those_of_the_closed_form(panel):
 
 @pytest.mark.parametrize(("norm", "groups"), [("ln", 1), ("in", 64)])
 def test_a_fixed_norm_is_one_point_of_gn_s_curve(norm, groups):
-    curve = {(p.panel, p.series, p.x): p.y for p in measured("gn").points}
-    points = measured(norm).points
+    curve = {(p.panel, p.series, p.x): p.y for p in checked("spectrum", "gn").points}
+    points = checked("spectrum", norm).points
     assert {p.x for p in points} == {groups}
     assert len(points) == 4
     for p in points:

@@ -18,7 +18,7 @@ from gnexp.checks.finding import Finding, Found, Point, Statement, table, vacuou
 from gnexp.checks.gradient_by_depth import by_depth
 from gnexp.checks.power_law import slope
 from gnexp.checks.statistic_sets import with_equal_sets
-from gnexp.checks.subject import NormError, Subject
+from gnexp.checks.subject import Subject, named
 from gnexp.checks.verdicts import FAILS, HOLDS, conditional
 
 EXACT = 1e-9  # relative, float64
@@ -84,19 +84,12 @@ def measure(subject: Subject) -> Found:
     yield from by_depth(subject, "plain", "plain networks (no shortcuts)")
 
 
-def _gradients(y: Tensor, inputs: list[Tensor], dy: Tensor) -> tuple[Tensor, ...]:
-    """Return dL/dinput for dL/dy; raises NormError where the layer lets no gradient through."""
-    try:
-        return torch.autograd.grad(y, inputs, dy)
-    except Exception as error:
-        raise NormError(f"the backward pass raised {type(error).__name__}: {error}") from error
-
-
 def _backward_scale(subject: Subject, x_NCHW: Tensor, dy_NCHW: Tensor) -> float:
     """Return |dx| / |dy| of the examples to which dy is given, of a fresh layer."""
     x_NCHW = x_NCHW.detach().requires_grad_()
     y_NCHW = subject.apply(subject.layer(), x_NCHW)
-    (dx_NCHW,) = _gradients(y_NCHW, [x_NCHW], dy_NCHW)
+    with named("the backward pass"):
+        (dx_NCHW,) = torch.autograd.grad(y_NCHW, x_NCHW, dy_NCHW)
     given = dy_NCHW.flatten(1).any(dim=1)
     return (dx_NCHW[given].norm() / dy_NCHW[given].norm()).item()
 
@@ -171,7 +164,8 @@ def _weights(subject: Subject) -> Found:
     def gradients(a_C: Tensor) -> tuple[Tensor, ...]:
         x, w = x_NCHW.clone().requires_grad_(), (a_C.view(-1, 1, 1, 1) * w_DCHW).requires_grad_()
         y_NCHW = subject.apply(subject.layer(), F.conv2d(x, w, padding=1))
-        return _gradients(y_NCHW, [w, x], dy_NCHW)
+        with named("the backward pass"):
+            return torch.autograd.grad(y_NCHW, [w, x], dy_NCHW)
 
     dw_DCHW, dx_NCHW = gradients(torch.ones(channels, dtype=torch.float64))
 
