@@ -120,6 +120,13 @@ def test_a_model_may_be_undefined_for_one_image_under_every_norm(gnexp, tiny):
     assert "a forward pass of one image raised" in answer.out
 
 
+def test_a_library_model_too_has_infeasible_cells_beside_others(gnexp, tiny):
+    words = ("model=torchvision", "model.name=resnet18", *SMALL)
+    answer = gnexp("train", "-m", "norm=in,ln", "batch=2", *words)
+    assert answer.code == 0, answer.err + answer.out
+    assert statuses() == {("in", 2): "infeasible", ("ln", 2): "complete"}
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
