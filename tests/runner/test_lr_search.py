@@ -210,6 +210,17 @@ def test_trials_have_their_part_of_the_budget_and_the_chosen_rate_is_trained_at_
     assert "to train" not in gnexp("train", *typed).out
 
 
+def test_trials_at_a_part_of_the_budget_serve_runs_of_every_budget(gnexp):
+    common = [word for word in TUNED if word != "epochs=1"]
+    common += ["tuning.lr=[0.05,0.4]", "tuning.untuned=null"]
+    assert gnexp("train", "-m", *common, "epochs=2,3", "tuning.epochs=1").code == 0
+    assert runs(trial=True) == [(0.05, [1000, 1001]), (0.4, [1000, 1001])]
+    assert sorted(row["epochs"] for row in table(REPORT / "accuracy.csv")) == ["2", "3"]
+    chosen = table(REPORT / "chosen_rates.csv")
+    assert sorted(row["run_epochs"] for row in chosen) == ["2", "3"]
+    assert [row["n_test"] for row in chosen] == ["2", "2"]
+
+
 def test_one_se_is_written_down_with_the_choice_and_told_in_the_report(gnexp):
     """Of rates at which next to nothing is learned the best is hardly better than the smallest."""
     words = ("tuning.rule=one_se", "tuning.lr=[1e-9,2e-9]", "tuning.untuned=null")
