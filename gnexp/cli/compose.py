@@ -6,6 +6,7 @@ import itertools
 import os
 import re
 import sys
+import traceback
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +16,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, flag_override
@@ -182,9 +184,30 @@ def _look_at_norms(command: str, norms: list[dict[str, Any]]) -> None:
 
 def store_configs() -> None:
     """Give Hydra what is in no YAML file: the types of keys, and the norms that plug-ins name."""
+    _scan_plugins()
     store = ConfigStore.instance()
     for name, schema in COMMANDS.items():
         store.store(f"{name}_schema", schema)
     store.repo.pop("norm", None)  # what another call in this process found installed
     for name, plugin in plugins.usable(norm_names()).items():
         store.store(name, plugin.node, group="norm", provider=plugin.package)
+
+
+def _scan_plugins() -> None:
+    """Let Hydra import its own plug-ins; one that raises is named, and passed over."""
+    while True:
+        try:
+            Plugins.instance()
+            return
+        except (Exception, SystemExit) as error:
+            frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+            scans = [f for f in frames if f.f_code is Plugins._scan_all_plugins.__code__]
+            if not scans:
+                raise
+            name = scans[-1].f_locals["modname"]
+            sys.modules[name] = None  # as of a module that is not there
+            print(
+                f"gnexp: {name}, a plug-in of Hydra, is passed over: importing it raised"
+                f" {type(error).__name__}: {error}",
+                file=sys.stderr,
+            )

@@ -96,7 +96,9 @@ def _on_submitit(wait_for: WaitFor) -> Iterator[list[Any]]:
     submit = AutoExecutor.map_array
 
     def map_array(self: Any, *words: Any) -> list[SimpleNamespace]:
-        jobs = submit(self, *words)
+        # What holds a local job would end in a traceback of its own at Ctrl-C.
+        with _mute_children() if self.cluster == "local" else contextlib.nullcontext():
+            jobs = submit(self, *words)
         started.extend(jobs)
         return [SimpleNamespace(results=lambda job=job: [_result(job)]) for job in jobs]
 
@@ -116,6 +118,19 @@ def _on_submitit(wait_for: WaitFor) -> Iterator[list[Any]]:
         raise
     finally:
         AutoExecutor.map_array = submit
+
+
+@contextlib.contextmanager
+def _mute_children() -> Iterator[None]:
+    """Let processes that are started meanwhile write nothing to this one's standard error."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def no_start(name: str, error: Exception) -> str:

@@ -250,6 +250,7 @@ def test_ctrl_c_ends_the_jobs_and_the_same_command_goes_on(workdir):
         else:
             pytest.fail("a job went on")
         said = (workdir / "out.txt").read_text()
+        assert "Traceback" not in said
         assert "the same command goes on" in said
     finally:
         with contextlib.suppress(ProcessLookupError):

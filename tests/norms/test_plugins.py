@@ -207,7 +207,7 @@ def fresh(folder, *words):
 
 
 def test_a_fresh_training_goes_on_beside_packages_that_are_broken(install, workdir, tmp_path):
-    """PyTorch looks up what is installed for itself."""
+    """PyTorch and Hydra look up what is installed, each for itself."""
     folder = tmp_path / "site"
     files = {
         "bytes-1.dist-info/entry_points.txt": bytes(range(128, 256)),
@@ -216,6 +216,7 @@ def test_a_fresh_training_goes_on_beside_packages_that_are_broken(install, workd
         "gone-1.dist-info/entry_points.txt": b"[torch.backends]\nx = not_there:start\n",
         "raising-1.dist-info/entry_points.txt": b"[torch.backends]\ny = raises:start\n",
         "raises.py": b"raise ArithmeticError('no device')\n",
+        "hydra_plugins/broken/__init__.py": b"raise ArithmeticError('no plug-in')\n",
     }
     for name, content in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -226,8 +227,22 @@ def test_a_fresh_training_goes_on_beside_packages_that_are_broken(install, workd
     assert told == {"bytes-1", "latin-1", "nameless-1"}
     lines = done.stderr.splitlines()
     assert all(line.startswith("gnexp: ") for line in lines)
-    assert len(lines) == 3
+    (line,) = [line for line in lines if "a plug-in of Hydra" in line]
+    assert "hydra_plugins.broken" in line
+    assert "ArithmeticError: no plug-in" in line
+    assert len(lines) == 4
     assert stored_norms()
+
+
+@pytest.mark.parametrize("code", ["x = (", "raise SystemExit(3)"])
+def test_a_plug_in_of_hydra_that_is_broken_keeps_no_command_from_its_work(code, workdir, tmp_path):
+    (tmp_path / "hydra_plugins" / "broken").mkdir(parents=True)
+    (tmp_path / "hydra_plugins" / "broken" / "__init__.py").write_text(code)
+    done = fresh(tmp_path, "status", "study=none")
+    assert done.returncode == 2
+    assert "study=none does not exist" in done.stderr.splitlines()[-1]
+    assert "hydra_plugins.broken" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_looking_up_plug_ins_imports_none(install):
