@@ -27,6 +27,7 @@ _SUFFIXES = {
     *(".ppm", ".pgm", ".pbm", ".tif", ".tiff"),
 }
 _CACHE_FORMAT = 2  # raise it when the same files would give other contents
+_ORIENTATION = 0x0112  # of EXIF; 1 is upright
 LONGEST = 100  # times its shorter side, to which an image is resized: the rest is cropped away
 
 
@@ -37,14 +38,14 @@ def load_imagefolder(
 
     size: pixels to resize to (shorter side, bilinear, then a central crop); None requires equal
     square images. Only the images within the limits are decoded, or read from the cache.
-    EXIF rotations are not applied. Hidden files are passed over; so are other files that are no
-    images by their suffix, and sub-folders, whose files `passed_over` counts.
+    Hidden files are passed over; other files that are no images by their suffix, sub-folders, and
+    EXIF rotations, which are not applied, are passed over and counted in `passed_over`.
     Raises ValueError naming the folder or file that is missing, unreadable, or does not fit.
     """
     try:
         classes = _classes(root)
         files = {part: _files(root, part, classes) for part in ("train", "test")}
-        passed_over = _passed_over(root, {*files["train"], *files["test"]})
+        others = _others(root, files)
     except OSError as error:  # a folder that may not be read, a link to itself
         where = error.filename or root
         raise ValueError(
@@ -58,12 +59,15 @@ def load_imagefolder(
         files[part], labels[part] = [files[part][i] for i in kept], y_N[kept]
     paths, count = files["train"] + files["test"], len(files["train"])
     cache = cache_folder() / "imagefolder" / f"{_cache_key(root, paths, size)}.npz"
-    x_N3SS = _read_cache(cache)
+    x_N3SS, turned = _read_cache(cache)
     if x_N3SS is None:
-        x_N3SS = to_rgb(_decode(paths, size), f"data.root={root}")
-        _write_cache(cache, x_N3SS)
+        x_NSS3, turned = _decode(paths, size)
+        x_N3SS = to_rgb(x_NSS3, f"data.root={root}")
+        _write_cache(cache, x_N3SS, turned)
+    if turned:
+        others.append(f"the EXIF rotation of {_counted(turned, 'image')}, not applied")
     parts = x_N3SS[:count], labels["train"], x_N3SS[count:], labels["test"]
-    return Dataset(*parts, tuple(classes), passed_over=passed_over)
+    return Dataset(*parts, tuple(classes), passed_over="; ".join(others))
 
 
 def _classes(root: Path) -> list[str]:
@@ -110,19 +114,36 @@ def _files(root: Path, part: str, classes: Sequence[str]) -> list[Path]:
     return files
 
 
-def _passed_over(root: Path, taken: set[Path]) -> str:
-    """Return in words how many files lie below train/ and test/ that are not taken, by suffix."""
+def _others(root: Path, files: dict[str, list[Path]]) -> list[str]:
+    """Return what lies where images do and is none, counted, in words."""
+    taken = {path for part in files.values() for path in part}
     kinds: Counter[str] = Counter()
-    for part in ("train", "test"):
-        for folder, below, names in os.walk(root / part):
-            below[:] = [name for name in below if not name.startswith(".")]
-            paths = (Path(folder, name) for name in names if not name.startswith("."))
-            others = (path.suffix.lower() for path in paths if path not in taken)
-            kinds.update(ascii(suffix)[1:-1] or "without a suffix" for suffix in others)
-    if not kinds:
-        return ""
-    each = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
-    return f"{kinds.total()} file{'s' * (kinds.total() != 1)} ({each})"
+    folders = within = 0
+    for path in (Path(e) for folder in {p.parent for p in taken} for e in _visible(folder)):
+        if path.is_dir():
+            folders += 1
+            if not path.is_symlink():  # it may lead anywhere, or back here
+                within += sum(len(found) for _, _, found in os.walk(path))
+        elif path not in taken:
+            kinds[_kind(path)] += 1
+    beside = (Path(entry) for part in files for entry in _visible(root / part))
+    kinds.update(_kind(path) for path in beside if not path.is_dir())  # folders are the classes
+    lines = []
+    if kinds:
+        each = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+        lines.append(f"{_counted(kinds.total(), 'file')} ({each})")
+    if folders:
+        of_classes = _counted(folders, "sub-folder")
+        lines.append(f"{of_classes} of classes with {_counted(within, 'file')}")
+    return lines
+
+
+def _kind(path: Path) -> str:
+    return ascii(path.suffix.lower())[1:-1] or "without a suffix"
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' * (count != 1)}"
 
 
 def _visible(folder: Path) -> list[os.DirEntry[str]]:
@@ -130,30 +151,31 @@ def _visible(folder: Path) -> list[os.DirEntry[str]]:
         return sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
 
 
-def _decode(paths: list[Path], size: int | None) -> np.ndarray:
-    """Return (N, S, S, 3) uint8."""
-    first = _decode_one(paths[0], size)
-    x_NSS3 = np.empty((len(paths), *first.shape), np.uint8)
+def _decode(paths: list[Path], size: int | None) -> tuple[np.ndarray, int]:
+    """Return (N, S, S, 3) uint8, and how many of the images EXIF would turn or mirror."""
+    x_NSS3, turned = np.empty(0, np.uint8), 0
     for i, path in enumerate(paths):
-        image = _decode_one(path, size) if i else first
-        if image.shape != first.shape:
+        image, is_turned = _decode_one(path, size)
+        if i == 0:
+            x_NSS3 = np.empty((len(paths), *image.shape), np.uint8)
+        if image.shape != x_NSS3.shape[1:]:
             raise ValueError(
-                f"{path} is {_pixels(image)} and {paths[0]} is {_pixels(first)}: "
+                f"{path} is {_pixels(image)} and {paths[0]} is {_pixels(x_NSS3[0])}: "
                 "give one size to resize to, such as data.size=32"
             )
-        x_NSS3[i] = image
-    return x_NSS3
+        x_NSS3[i], turned = image, turned + is_turned
+    return x_NSS3, turned
 
 
-def _decode_one(path: Path, size: int | None) -> np.ndarray:
+def _decode_one(path: Path, size: int | None) -> tuple[np.ndarray, bool]:
     try:
         with Image.open(path) as file:
             mode = file.mode
-            deep = mode == "F" or mode.startswith("I")
-            image = file if deep else file.convert("RGB")
+            image = None if mode == "F" or mode.startswith("I") else file.convert("RGB")
+            turned = image is not None and _is_turned(file)
     except (OSError, SyntaxError, ValueError, zlib.error, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} cannot be read as an image: delete or replace it") from error
-    if deep:  # Pillow would clip 16 bits to 255 instead of scaling them
+    if image is None:  # Pillow would clip 16 bits to 255 instead of scaling them
         raise ValueError(f"{path} has more than 8 bits per channel (mode {mode}): convert it")
     if size is not None:
         if max(image.size) > LONGEST * min(image.size):
@@ -168,7 +190,16 @@ def _decode_one(path: Path, size: int | None) -> np.ndarray:
             f"{path} is {_pixels(pixels)}: images must be square and at least "
             f"{LEAST_SIDE}x{LEAST_SIDE}, or be resized with a key such as data.size=32"
         )
-    return pixels
+    return pixels, turned
+
+
+def _is_turned(image: Image.Image) -> bool:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return image.getexif().get(_ORIENTATION, 1) in range(2, 9)
+    except Exception:  # whatever a broken EXIF block raises: the pixels are whole
+        return False
 
 
 def _pixels(image: np.ndarray) -> str:
@@ -190,29 +221,29 @@ def _cache_key(root: Path, paths: list[Path], size: int | None) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def _read_cache(path: Path) -> np.ndarray | None:
-    """Return the decoded images, None without any or with a false checksum."""
+def _read_cache(path: Path) -> tuple[np.ndarray | None, int]:
+    """Return the decoded images, None without any or with a false checksum, and how many turn."""
     if not path.exists():
-        return None
+        return None, 0
     try:
         with np.load(path, allow_pickle=False) as file:
-            x_N3SS, checksum = file["x"], str(file["checksum"])
+            x_N3SS, checksum, turned = file["x"], str(file["checksum"]), int(file["turned"])
         if digest(x_N3SS) == checksum:
-            return x_N3SS
+            return x_N3SS, turned
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         pass
     warnings.warn(f"{path} is corrupt: decoding the images again", stacklevel=2)
-    return None
+    return None, 0
 
 
-def _write_cache(path: Path, x_N3SS: np.ndarray) -> None:
+def _write_cache(path: Path, x_N3SS: np.ndarray, turned: int) -> None:
     """Write whole and rename: a reader in another process sees all of the file or none of it."""
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
         with os.fdopen(descriptor, "wb") as file:
-            np.savez(file, x=x_N3SS, checksum=np.array(digest(x_N3SS)))
+            np.savez(file, x=x_N3SS, checksum=np.array(digest(x_N3SS)), turned=np.array(turned))
         os.replace(temporary, path)
     except OSError as error:
         if temporary is not None:

@@ -9,6 +9,7 @@ import torch
 from norms_under_test import Own, Peeks, Tracks, check, checked, subject
 from torch import nn
 
+from gnexp.checks.claims import train_vs_eval
 from gnexp.checks.verdicts import FAILS, HOLDS, UNDECIDED, VACUOUS, conditional
 
 OUTPUTS = [f"{done}_output" for done in ("one_mate", "all_mates", "batch_size")]
@@ -259,3 +260,23 @@ def test_memory_is_found_where_no_buffer_shows_it_and_a_buffer_that_nothing_read
     assert hidden.verdicts("no_running_state", "no_memory") == [HOLDS, FAILS]
     assert unread.verdicts("no_running_state", "no_memory") == [FAILS, HOLDS]
     assert unread["no_running_state"].measured == "1 of 1: calls"
+
+
+@pytest.mark.parametrize("n", [1, 4, 64])
+def test_batch_norm_s_gap_is_that_of_a_simulation(n):
+    """Running averages in NumPy, with draws of its own from the same population."""
+    random = np.random.default_rng(0)
+    population = subject("bn").features("train test", train_vs_eval.POOL).numpy()
+    mean, variance, gaps = np.zeros(64), np.ones(64), []
+    for i in range(130):
+        x = population[random.permutation(len(population))[:n]]
+        m, v = x.mean(axis=(0, 2, 3)), x.var(axis=(0, 2, 3))
+        if i >= 100:
+            # (x - mean) / sd of the running statistics, seen from the standardized batch
+            a, b = np.sqrt((v + 1e-5) / (variance + 1e-5)), (m - mean) / np.sqrt(variance + 1e-5)
+            gaps.append(np.sqrt(((a - 1) ** 2 + b**2).mean()))
+        values = n * 16
+        mean, variance = 0.9 * mean + 0.1 * m, 0.9 * variance + 0.1 * v * values / (values - 1)
+    point = next(p for p in modes("bn").points if (p.series, p.x) == ("same data", n))
+    assert point.y == pytest.approx(np.mean(gaps), rel=0.1)
+    assert point.lo < point.y < point.hi

@@ -1,5 +1,7 @@
 """Claim 6 of the check: hyperplane, sphere, and what is lost."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from norms_under_test import (
@@ -10,6 +12,7 @@ from norms_under_test import (
     Own,
     WrongGroups,
     checked,
+    subject,
 )
 from torch import Tensor, nn
 
@@ -131,3 +134,17 @@ def test_on_one_pixel_outputs_are_signs_where_a_statistic_has_two_values(norm, v
     assert finding.verdict == verdict
     assert finding.measured.startswith(stated)
     assert row(norm, "few_values_2").verdict == (VACUOUS if norm == "none" else HOLDS)
+
+
+def test_the_spread_of_outputs_is_that_of_numpy_s_standardized_values():
+    found = {}
+    for channels in (16, 32, 64):
+        for n in (1, 2, 8):
+            of = replace(subject("gn"), channels=channels)
+            x = 1e3 * of.features("geometry few", n, 1, 1).numpy().reshape(n * 8, -1)
+            y = x - x.mean(1, keepdims=True)
+            y = np.abs(y / y.std(1, keepdims=True))  # eps is 1e-5, variances 1e5 and more
+            found[channels, n] = y.std() / np.sqrt((y**2).mean())
+    assert max(found[16, n] for n in (1, 2, 8)) < 1e-6  # 1 and -1
+    least = min(spread for (channels, _), spread in found.items() if channels > 16)
+    assert row("gn", "few_values_1").measured.endswith(f"else {least:.2g} or more")

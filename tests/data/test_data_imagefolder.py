@@ -84,7 +84,9 @@ def test_what_is_no_image_is_passed_over_and_counted(root):
     for _ in range(2):  # decoded, and from the cache
         after = load_images("imagefolder", root)
         assert after.checksum == before.checksum
-        assert after.passed_over == ("7 files (2 .jfif, 3 .png, 2 without a suffix)")
+        assert after.passed_over == (
+            "5 files (2 .jfif, 1 .png, 2 without a suffix); 2 sub-folders of classes with 2 files"
+        )
 
 
 @pytest.mark.parametrize("name", [b"sea\ncow", b"caf\xe9"])
@@ -247,3 +249,26 @@ def test_limits_that_cannot_be_met_are_refused_before_anything_is_decoded(root, 
     with pytest.raises(ValueError, match=rf"data\.{key}={value} "):
         load_images("imagefolder", root, **values)
     assert not decoded
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_rotations_of_exif_are_counted_and_change_no_pixel(root, suffix):
+    upright, turned = Image.Exif(), Image.Exif()
+    upright[0x0112], turned[0x0112] = 1, 6
+    for number, exif in enumerate((upright, turned, turned)):
+        image = Image.fromarray(picture(70 + number))
+        image.save(root / "train" / "ant" / f"{number}{suffix}", exif=exif)
+    first = load_images("imagefolder", root)
+    again = load_images("imagefolder", root)
+    assert first.passed_over == again.passed_over == "the EXIF rotation of 2 images, not applied"
+    for number in range(3):
+        image = Image.fromarray(picture(70 + number))
+        image.save(root / "train" / "ant" / f"{number}{suffix}")
+    plain = load_images("imagefolder", root)
+    assert (plain.checksum, plain.passed_over) == (first.checksum, "")
+
+
+def test_a_broken_exif_block_keeps_no_image_from_being_read(root):
+    image = Image.fromarray(picture(80))
+    image.save(root / "train" / "ant" / "0.jpg", exif=b"Exif\x00\x00MM\x00*\xff\xff\xff\xff")
+    assert load_images("imagefolder", root).passed_over == ""

@@ -478,3 +478,25 @@ def test_bf16_scores_are_near_those_of_float32(images):
     for name, scores in other_scores(model, images, 2, "bf16").items():
         assert scores.loss == pytest.approx(exact[name].loss, rel=0.1)  # bfloat16
         assert scores.loss != exact[name].loss
+
+
+def test_in_a_linear_network_they_are_the_mean_and_covariance_of_the_inputs_propagated(images):
+    model = scatter(
+        nn.Sequential(
+            nn.Conv2d(3, 5, 1), nn.BatchNorm2d(5), nn.Conv2d(5, 4, 1), nn.BatchNorm2d(4),
+            nn.Conv2d(4, 3, 1), nn.BatchNorm2d(3),
+        )
+    ).double()  # fmt: skip
+    x = train_images(images)
+    pixels = x.numpy().transpose(1, 0, 2, 3).reshape(3, -1)
+    mean, covariance = pixels.mean(axis=1), np.cov(pixels, bias=True)
+    with precise_statistics(model, x.split(7)) as found:
+        found = {name: [s.numpy() for s in pair] for name, pair in found.items()}
+    for conv, norm, name in ((0, 1, "1"), (2, 3, "3"), (4, 5, "5")):
+        weight, bias = (p.detach().numpy().squeeze() for p in model[conv].parameters())
+        mean, covariance = weight @ mean + bias, weight @ covariance @ weight.T
+        np.testing.assert_allclose(found[name][0], mean, rtol=1e-10)  # float64
+        np.testing.assert_allclose(found[name][1], np.diag(covariance), rtol=1e-10)  # float64
+        gamma, beta = (p.detach().numpy() for p in model[norm].parameters())
+        scale = gamma / np.sqrt(np.diag(covariance) + model[norm].eps)
+        mean, covariance = beta, scale[:, None] * covariance * scale

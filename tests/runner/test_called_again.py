@@ -116,3 +116,13 @@ def test_modules_of_a_package_are_followed_and_installed_ones_are_not(workdir):
 
     names = [path.name for path in user_code.source_files(followed)]
     assert names == ["__init__.py", "nets.py", "parts.py", "sizes.py"]
+
+
+def test_images_held_out_of_training_are_those_of_the_folder_as_it_is(gnexp, zoo):
+    words = (*FOLDER, "data.validation=0.5")
+    assert gnexp("train", *words).code == 0
+    for name in ("ant", "bee"):
+        for i in range(2):
+            save(zoo / "train" / name / f"new{i}.png", seed=i)
+    assert gnexp("train", *words).code == 0
+    assert [result["data"]["test"] for result in results()] == [4, 6]

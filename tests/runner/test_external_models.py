@@ -3,6 +3,7 @@
 import builtins
 import copy
 import csv
+import dataclasses
 import json
 import re
 import sys
@@ -15,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from gnexp.config.resolve import resolve
-from gnexp.config.schema import DataConfig, ModelConfig, TrainConfig
+from gnexp.config.schema import ConvertConfig, DataConfig, ModelConfig, TrainConfig
 from gnexp.runner.build import data as build
 from gnexp.runner.build import model as networks
 from gnexp.runner.build import step as build_step
@@ -328,3 +329,18 @@ def test_the_batches_of_an_update_follow_each_other_where_a_model_draws(own):
     images = build.device_images(plan.data, torch.device("cpu"))
     step, _ = build_step.training_step([plan], [seeded(plan, 0)], images)
     assert not step.one_pass
+
+
+def test_a_model_of_timm_trains(gnexp):
+    pytest.importorskip("timm")
+    words = ("model=timm", "model.name=resnet10t", "norm=ln", "epochs=1", *DATA)
+    answer = gnexp("train", *words, "model.options={zero_init_last:true}")
+    assert answer.code == 0, answer.err
+    assert runs()[0].name.startswith("ln-b8-timm-resnet10t-")
+
+
+def test_a_left_layer_that_mixes_examples_is_seen_to(own):
+    plan = dataclasses.replace(
+        config("own_models.Subclassed", "in"), convert=ConvertConfig(leave=["bn1"])
+    )
+    assert networks.pools(plan, IMAGES) == "nhw"

@@ -11,6 +11,7 @@ from gnexp.analysis.cells import cells, series
 from gnexp.analysis.compared_keys import start_name, varying
 from gnexp.cli import app
 from gnexp.cli.launchers import from_anywhere
+from gnexp.config.identity import restore
 from gnexp.config.schema import DataConfig, ModelConfig, TrainConfig
 from gnexp.models.load_weights import transfer
 from gnexp.models.resnet import build_model
@@ -380,3 +381,18 @@ def test_what_contradicts_a_start_from_stored_weights_is_refused(gnexp, words, s
     answer = gnexp("train", *words)
     assert answer.code == 2
     assert said in answer.err
+
+
+def test_what_is_measured_at_the_start_is_measured_at_the_loaded_weights(gnexp, source):
+    words = [w for w in TUNE if not w.startswith(("gradients", "epochs"))]
+    assert gnexp("train", *words, "epochs=1", "gradients=8", f"init_from={source}").code == 0
+    config = restore(Run(only_run()).result()["config"])
+    weights = stored(source)
+    norm = sum(float(v.double().square().sum()) for n, v in weights.items() if "conv" in n) ** 0.5
+    (row,) = [
+        r
+        for r in Run(only_run()).rows("gradients.csv")
+        if (r["epoch"], r["parameters"]) == (0, "conv")
+    ]
+    assert config.init_checksum
+    assert row["weight_norm"] == pytest.approx(norm, rel=1e-5)

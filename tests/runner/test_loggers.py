@@ -333,3 +333,23 @@ def test_a_missing_package_is_named_before_any_work_starts(gnexp, workdir, monke
     assert (answer.code, len(answer.err.splitlines())) == (2, 1)
     assert "pip install 'gnexp[tensorboard]'" in answer.err
     assert not (workdir / "results").exists()
+
+
+@needs_tensorboard
+def test_a_writer_that_failed_for_a_while_leaves_no_gap_and_nothing_to_tell(
+    gnexp, workdir, monkeypatch
+):
+    calls = []
+
+    def write(*words):
+        calls.append(words)
+        if len(calls) == 1:
+            raise OSError(28, "disk full")
+        return loggers.write_events(*words)
+
+    monkeypatch.setitem(loggers.WRITERS, "tensorboard", write)
+    words = (*SMALL, "epochs=2", "gradients=0", "workers=1")
+    answer = gnexp("train", *words, "logger=tensorboard")
+    assert (answer.code, "disk full" in answer.out) == (0, False), answer.out
+    (folder,) = (workdir / "results/main").glob("*-b10-*")
+    check_against_store(Run(folder))

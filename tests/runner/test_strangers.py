@@ -5,6 +5,7 @@ import os
 import pickle
 import shutil
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -323,3 +324,10 @@ def test_a_json_file_of_great_depth_is_named(name, depth, theirs, gnexp):
     answer = gnexp("report", "study=theirs")
     assert f"{name} is corrupt (" in answer.out + answer.err
     assert answer.code == 0
+
+
+def test_an_entry_of_a_checkpoint_that_is_no_tensor_file_is_named(theirs, gnexp):
+    with zipfile.ZipFile(theirs / "checkpoint.pt", "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps({"0": {"model": {}}}))
+    answer = gnexp("measure", "study=theirs", "what=[shift]", "shift.images=4")
+    assert "checkpoint.pt is corrupt (" in answer.out

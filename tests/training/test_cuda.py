@@ -10,10 +10,13 @@ from replicas import distance, started
 from torch import nn
 from torch.nn import functional as F
 
+from gnexp.data.device_images import DeviceDataset
 from gnexp.data.seeding import generator
+from gnexp.data.sources import load_images
 from gnexp.models.resnet import build_model, initialize
 from gnexp.norms.registry import NORMS
 from gnexp.training.cuda_graph import GraphStep, fastest
+from gnexp.training.loop import TrainSettings, train_epochs
 from gnexp.training.precision import matrix_precision
 from gnexp.training.stacked_step import StackedStep
 
@@ -233,3 +236,22 @@ def test_replicas_in_a_graph_use_the_memory_of_as_many_alone(norm):
 
     peak(1)  # workspaces of the libraries are taken once
     assert peak(4) <= 1.2 * 4 * peak(1)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
+def test_training_on_a_gpu_learns_what_it_learns_on_the_cpu(precision):
+    images = load_images("shapes10", train_limit=1280, test_limit=500)
+    train_settings = TrainSettings(batch=16, update_batch=16, epochs=3, precision=precision)
+    final = {}
+    for device in ("cpu", "cuda"):
+        if device == "cpu" and precision == "tf32":
+            continue
+        step = step_of([net("gn").to(device)], 16, precision=precision)
+        step = GraphStep([step]) if device == "cuda" else step
+        *_, (last,) = train_epochs(
+            step, DeviceDataset(images, device), train_settings, (0,), (0.2,)
+        )
+        final[device] = last
+    assert final["cuda"].train_loss < 2.25, "better than guessing, ln 10 = 2.30"
+    if "cpu" in final:
+        assert abs(final["cuda"].train_loss - final["cpu"].train_loss) < 0.15

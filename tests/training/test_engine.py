@@ -391,3 +391,15 @@ def test_replicas_that_share_a_step_use_the_memory_of_as_many_alone(norm):
     models = [net(norm, r, dtype=torch.float32) for r in range(4)]
     one = saved_bytes(stacked(models[:1], 8), x[:1], y[:1])
     assert saved_bytes(stacked(models, 8), x, y) <= 1.2 * 4 * one
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_accumulation_changes_the_update_exactly_when_the_norm_pools_over_n(norm):
+    x, y = data(1, 2, 8)
+    weights = []
+    for batch in (2, 8):
+        step = stacked([net(norm, 0)], batch)
+        step.run(x, y, [[0.01]] * 2)
+        weights.append(torch.cat([p.detach().flatten() for p in step.model(0).parameters()]))
+    same = torch.allclose(*weights, rtol=0, atol=FLOAT64)
+    assert same == ("n" not in NORMS[norm].pools)
