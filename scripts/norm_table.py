@@ -1,11 +1,11 @@
-"""Write the README's list of norms anew from the table of norms: python scripts/norm_table.py"""
+"""Write the list in gnexp/norms/README.md from the table of norms: python scripts/norm_table.py"""
 
 import inspect
 from pathlib import Path
 
 from gnexp.norms.registry import NORMS, Norm
 
-README = Path(__file__).resolve().parent.parent / "README.md"
+README = Path(__file__).resolve().parent.parent / "gnexp" / "norms" / "README.md"
 BEGIN = "<!-- norms: written by scripts/norm_table.py -->\n"
 END = "<!-- end of norms -->\n"
 AXES = {"n": "batch", "c": "channels", "h": "pixels", "w": "pixels"}

@@ -30,7 +30,7 @@ from gnexp.cli.overrides import TAKES_A_LIST, overrides
 from gnexp.config.schema import TrainConfig
 from gnexp.norms.registry import NORMS
 
-README = (Path(__file__).resolve().parent.parent / "README.md").read_text()
+README = (Path(api.__file__).parent / "README.md").read_text()
 TINY = {"model": {"name": "resnet8", "width": 8}, "data.train_limit": 40, "data.test_limit": 20}
 TINY |= {"epochs": 1, "batch": 10, "gradients": 0, "device": "cpu"}
 WORDS = ["model=resnet8", "model.width=8", "data.train_limit=40", "data.test_limit=20"]

@@ -72,7 +72,7 @@ def programs(wheel, tmp_path_factory) -> Path:
 def test_a_wheel_holds_the_package_its_configs_its_page_and_its_license_and_nothing_else(wheel):
     expected = {
         path.relative_to(CHECKOUT).as_posix()
-        for kind in ("py", "j2", "css", "js", "txt", "toml")
+        for kind in ("py", "j2", "css", "js", "md", "txt", "toml")
         for path in CHECKOUT.glob(f"gnexp/**/*.{kind}")
     }
     assert {"gnexp/report/page/page.html.j2", "gnexp/report/text/answer.j2"} <= expected
@@ -81,7 +81,7 @@ def test_a_wheel_holds_the_package_its_configs_its_page_and_its_license_and_noth
         for path in CHECKOUT.glob("configs/**/*.yaml")
     }
     assert "gnexp/config/yaml/norm/gn.yaml" in expected
-    expected |= {"gnexp/py.typed", "gnexp/README.md", "gnexp/cli/help.txt"}
+    expected |= {"gnexp/py.typed", "gnexp/cli/help.txt"}
     names = set(contents(wheel))
     described = {name for name in names if ".dist-info/" in name}
     assert names - described == expected

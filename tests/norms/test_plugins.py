@@ -5,6 +5,7 @@ import importlib.util
 import itertools
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +24,7 @@ from gnexp.norms.plugins import plugins, unknown_norm, unreadable
 from gnexp.norms.trials import try_norm
 from gnexp.runner.build.data import images_of
 
-README = (Path(__file__).resolve().parents[2] / "README.md").read_text()
+ROOT = Path(__file__).resolve().parents[2]
 TINY = ("model=resnet8", "model.width=8", "data.train_limit=40", "data.test_limit=20")
 TINY += ("epochs=1", "batch=10", "gradients=0", "workers=1")
 COUNT = itertools.count()
@@ -495,8 +496,8 @@ def test_a_module_that_exits_when_it_is_imported_is_refused(gnexp, workdir):
 
 
 def test_the_page_on_a_norm_of_ones_own_is_true(gnexp, workdir, install):
-    page = README.split("\n## Your own norm: from an nn.Module to a check, a sweep and a report")
-    page = page[1].split("\n## ")[0]
+    page = (ROOT / "README.md").read_text().split("\n## Your norm\n")[1].split("\n## ")[0]
+    page += (ROOT / "gnexp" / "norms" / "README.md").read_text()
     source = re.search(r"```python\n(# my_norm.py.*?)```", page, re.DOTALL)[1]
     group, name, value = re.search(
         r'```toml\n\[project.entry-points."([\w.]+)"\]\n(\w+) = "(.+?)"\n```', page
@@ -508,7 +509,7 @@ def test_the_page_on_a_norm_of_ones_own_is_true(gnexp, workdir, install):
     less = {"check": ("claims=[core]", "workers=1"), "train": TINY, "report": ()}
     try:
         for line in commands:
-            _, command, *words = line.split()
+            _, command, *words = shlex.split(line, comments=True)
             words = [w for w in words if not (command == "train" and w.startswith("batch="))]
             answer = gnexp(command, *words, *less[command])
             assert answer.code == 0, (line, answer.err)
