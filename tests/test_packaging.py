@@ -78,7 +78,7 @@ def test_a_wheel_holds_the_package_its_configs_its_page_and_its_license_and_noth
     assert {"gnexp/report/page/page.html.j2", "gnexp/report/text/answer.j2"} <= expected
     expected |= {
         f"gnexp/config/yaml/{path.relative_to(CHECKOUT / 'configs').as_posix()}"
-        for path in CHECKOUT.glob("configs/**/*.yaml")
+        for path in CHECKOUT.glob("configs/**/*.*")
     }
     assert "gnexp/config/yaml/norm/gn.yaml" in expected
     expected |= {"gnexp/py.typed", "gnexp/cli/help.txt"}
