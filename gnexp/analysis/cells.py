@@ -351,7 +351,7 @@ def telling_apart(all_cells: Iterable[Cell]) -> set[str]:
     for cell in all_cells:
         base = key_text([cell.key[column] for column in BASE])
         for key, value in cell.key.items():
-            seen.setdefault((key, base), set()).add(key_text(value))
+            seen.setdefault((key, base), set()).add(repr(value))
     return {key for (key, _), values in seen.items() if len(values) > 1}
 
 

@@ -51,7 +51,7 @@ def varying(runs: Sequence[Record]) -> list[str]:
         for key, value in _compared(record).items():
             if not (key in _OF_A_BUDGET and judged and is_trial(record)):
                 within = (key, _within(key, record.config))
-                values.setdefault(within, []).append(key_text(value))
+                values.setdefault(within, []).append(repr(value))
     own = Counter(norm_name(record.config) for record in runs if _is_own(record.config))
     return sorted(
         {
