@@ -88,6 +88,7 @@ def _factory(norm: object, counts: dict[str, Any], options: dict[str, object]) -
         why = "takes its groups from num_groups"
     if not why:
         return lambda channels: build(channels, num_groups=group_count(channels, **counts))
-    for key, value in counts.items():
+    if counts:
+        key, value = next(iter(counts.items()))
         raise ValueError(f"{key}={value}: norm={norm} {why}")
     return build
